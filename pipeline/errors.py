@@ -1,0 +1,49 @@
+"""Exceptions that a user may meet; each message is one sentence that says what to do next.
+
+```
+VoxelgateError
+├── InputError         an image, label map or folder cannot be used (exit code 1)
+│   └── ManifestError  a manifest or the cases it names are wrong; carries all problems at once (exit code 1)
+├── BundleError        a bundle is incomplete, altered or does not fit its weights (exit code 1)
+├── OutputError        a result cannot be written, or would overwrite something (exit code 1)
+└── UsageError         an option or config value is wrong (exit code 2)
+```
+"""
+
+from collections.abc import Sequence
+
+
+class VoxelgateError(Exception):
+    """Base of all errors that are the user's to mend; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(VoxelgateError):
+    """An image, label map or folder cannot be used."""
+
+
+class ManifestError(InputError):
+    """A manifest or the cases it names are wrong.
+
+    Args:
+        problems: one sentence for each problem, each naming its file; at least one.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class BundleError(VoxelgateError):
+    """A bundle is incomplete, altered or does not fit its weights."""
+
+
+class OutputError(VoxelgateError):
+    """A result cannot be written, or would overwrite something that was there."""
+
+
+class UsageError(VoxelgateError):
+    """An option or config value is wrong."""
+
+    exit_code = 2
