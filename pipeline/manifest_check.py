@@ -1,0 +1,158 @@
+"""Compare a manifest with the files it names, and list every defect at once, one line each."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InputError, ManifestError
+from pipeline.geometry import Grid
+from pipeline.labels import LabelTable
+from pipeline.manifest import Case, Manifest, reading_problem
+from pipeline.volumes import read_volume
+
+Volume = tuple[npt.NDArray[Any], Grid]
+"""Voxels in the file's dtype, and where they lie."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases done and the number of all cases."""
+
+MOST_READERS = 4
+"""Threads that read; each holds one image and its label, and more do not decompress faster."""
+
+MOST_VALUES_SHOWN = 5
+"""Undeclared label values that a line names."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Defects of one case, and the hash of its decoded image if that could be read."""
+
+    case: Case
+    problems: tuple[str, ...]
+    content: bytes | None
+
+
+def check(manifest: Manifest, *, progress: Progress | None = None) -> None:
+    """Read every file of a manifest and refuse the data set if any is wrong.
+
+    Looked for are: missing and unreadable files, checksums that differ, an image and a label on different grids (corner
+    by corner in mm), label values that are not whole numbers or not declared, voxels of an image that are not finite,
+    and one image under two names.
+
+    Args:
+        manifest: what to check.
+        progress: told how many cases are done.
+
+    Raises:
+        ManifestError: one line for each defect, each naming its file, in the order of the manifest.
+    """
+    problems = defects(manifest, progress=progress)
+    if problems:
+        raise ManifestError(problems)
+
+
+def defects(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
+    """Return what `check` refuses, one line for each defect; empty if the data set is sound."""
+    cases = manifest.all_cases
+    with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(_checked, case, manifest) for case in cases]
+        for done, _ in enumerate(as_completed(futures), start=1):
+            if progress is not None:
+                progress(done, len(cases))
+    checked = [future.result() for future in futures]
+    return [problem for one in checked for problem in one.problems] + list(_twins(checked, manifest))
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read ({error.strerror}); check its permissions.") from error
+
+
+def _checked(case: Case, manifest: Manifest) -> _Checked:
+    name = manifest.relative(case.image)
+    image, problems = _read(case.image, case.image_sha256, name)
+    if image is not None:
+        problems += _image_problems(image[0], name)
+    if case.label is not None:
+        problems += _label_problems(case, case.label, image, manifest)
+    return _Checked(case, tuple(problems), None if image is None else _content_hash(image[0]))
+
+
+def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, list[str]]:
+    if not path.is_file():
+        return None, [f"{name}: there is no such file; restore it or take its case out of the manifest."]
+    problems = []
+    try:
+        if sha256 is not None and checksum(path) != sha256:
+            problems.append(
+                f"{name}: SHA-256 differs from the manifest's; restore the file or write the manifest anew."
+            )
+        return read_volume(path), problems
+    except InputError as error:
+        return None, [*problems, f"{name}: {reading_problem(error, path)}"]
+
+
+def _label_problems(case: Case, path: Path, image: Volume | None, manifest: Manifest) -> list[str]:
+    name = manifest.relative(path)
+    label, problems = _read(path, case.label_sha256, name)
+    if label is None:
+        return problems
+    difference = None if image is None else image[1].difference(label[1])
+    if difference is not None:
+        image_name = manifest.relative(case.image)
+        problems.append(f"{name}: on another grid than {image_name}: {difference}; use the label drawn on this image.")
+    return problems + _value_problems(label[0], manifest.labels, name)
+
+
+def _image_problems(voxels: npt.NDArray[Any], name: str) -> list[str]:
+    count = voxels.size - int(np.isfinite(voxels).sum())
+    return [f"{name}: {count} voxels are NaN or infinite; write the image anew without them."] if count else []
+
+
+def _value_problems(voxels: npt.NDArray[Any], table: LabelTable, name: str) -> list[str]:
+    broken = voxels[voxels != np.rint(voxels)] if voxels.dtype.kind == "f" else voxels[:0]
+    if broken.size:
+        return [
+            f"{name}: {broken.size} voxels are no whole number, such as {broken[0]:g}; a label map holds only those."
+        ]
+    highest = len(table.names) - 1
+    if voxels.min() >= 0 and voxels.max() <= highest:
+        return []
+    found = np.unique(voxels[(voxels < 0) | (voxels > highest)])
+    shown = ", ".join(f"{value:g}" for value in found[:MOST_VALUES_SHOWN])
+    more = f" and {found.size - MOST_VALUES_SHOWN} more" if found.size > MOST_VALUES_SHOWN else ""
+    return [f"{name}: values {shown}{more} are not declared; the manifest declares 0 to {highest}."]
+
+
+def _content_hash(voxels: npt.NDArray[Any]) -> bytes:
+    """Hash shape and values slice by slice as float32, so that neither the file's dtype nor its packing counts."""
+    digest = hashlib.sha256(str(voxels.shape).encode())
+    for k in range(voxels.shape[-1]):
+        digest.update(np.ascontiguousarray(voxels[..., k], dtype=np.float32).tobytes())
+    return digest.digest()
+
+
+def _twins(checked: Sequence[_Checked], manifest: Manifest) -> Iterator[str]:
+    first: dict[bytes, str] = {}
+    for one in checked:
+        if one.content is None:
+            continue
+        name = manifest.relative(one.case.image)
+        original = first.setdefault(one.content, name)
+        if original != name:
+            yield f"{name}: holds the same voxels as {original}; keep one of them."
