@@ -1,0 +1,87 @@
+"""In which number format a network runs, on which device."""
+
+import time
+from enum import StrEnum
+from typing import Any, cast
+
+import torch
+from monai.inferers import SimpleInferer
+from torch import nn
+
+PROBE_CHANNELS = 32
+PROBE_SIDE = 32
+PROBE_REPEATS = 5
+BFLOAT16_MUST_GAIN = 1.15
+"""On a CPU bfloat16 is taken only where its convolution is faster by this factor: some processors emulate it."""
+
+AMPERE = 8
+"""Major compute capability from which NVIDIA GPUs have bfloat16 units."""
+
+
+class Precision(StrEnum):
+    """Number format of the convolutions; weights and losses are always float32."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def choose_precision(device: torch.device, asked: str = "auto") -> Precision:
+    """Return the format to train in: bfloat16 where the hardware has it, float16 on older GPUs, else float32.
+
+    A CPU is asked by timing one convolution in both formats, since instruction flags do not tell whether it gains.
+    """
+    precision = Precision(asked)
+    if precision is not Precision.AUTO:
+        return precision
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.get_device_capability(device)[0] >= AMPERE
+        return Precision.BFLOAT16 if has_bfloat16 else Precision.FLOAT16
+    if device.type != "cpu":
+        return Precision.FLOAT32
+    gain = _convolution_s(torch.float32) / _convolution_s(torch.bfloat16)
+    return Precision.BFLOAT16 if gain >= BFLOAT16_MUST_GAIN else Precision.FLOAT32
+
+
+def needs_scaler(precision: Precision) -> bool:
+    """Return whether gradients would vanish in this format without a loss scaler (MONAI's `amp`)."""
+    return precision is Precision.FLOAT16
+
+
+class MixedPrecisionInferer(SimpleInferer):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
+    """Run a network under autocast on any device, and return float32.
+
+    MONAI's own `amp` knows CUDA only (`torch.autocast("cuda")` in monai/engines/trainer.py).
+
+    Args:
+        precision: `float32`, `bfloat16` or `float16`.
+    """
+
+    def __init__(self, precision: str = "bfloat16") -> None:
+        super().__init__()
+        self.precision = Precision(precision)
+        if self.precision is Precision.AUTO:
+            raise ValueError("MixedPrecisionInferer takes a decided precision; call choose_precision for 'auto'")
+
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return the network's output, a tensor or a list of them, as float32."""
+        is_reduced = self.precision is not Precision.FLOAT32
+        dtype = getattr(torch, self.precision.value) if is_reduced else None
+        with torch.autocast(inputs.device.type, dtype=dtype, enabled=is_reduced):
+            output = network(inputs, *args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            return output.float()
+        return [cast("torch.Tensor", level).float() for level in output]
+
+
+def _convolution_s(dtype: torch.dtype) -> float:
+    layer = nn.Conv3d(PROBE_CHANNELS, PROBE_CHANNELS, 3, padding=1).to(dtype, memory_format=torch.channels_last_3d)
+    image = torch.ones(1, PROBE_CHANNELS, *(PROBE_SIDE,) * 3, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    fastest_s = float("inf")
+    with torch.no_grad():
+        for _ in range(PROBE_REPEATS + 1):
+            start = time.perf_counter()
+            layer(image)
+            fastest_s = min(fastest_s, time.perf_counter() - start)
+    return fastest_s

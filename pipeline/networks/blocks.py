@@ -1,0 +1,148 @@
+"""Layers that the networks share, for two and three spatial dimensions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import StrEnum
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+LEAKY_SLOPE = 0.01
+"""Negative slope of every activation; the initialisation is matched to it."""
+
+MAX_GROUPS = 8
+"""Groups of a group norm, or the largest divisor of the channels below that."""
+
+
+class Norm(StrEnum):
+    """Normalisation after a convolution.
+
+    With `batch` the result at one place does not depend on what else lies in the window, and the norm folds into the
+    convolution; with `instance` and `group` it depends on the whole window.
+    """
+
+    BATCH = "batch"
+    INSTANCE = "instance"
+    GROUP = "group"
+    NONE = "none"
+
+
+class Upsampling(StrEnum):
+    """How a decoder level doubles its size: learnt, or linear interpolation followed by a convolution."""
+
+    TRANSPOSED = "transposed"
+    LINEAR = "linear"
+
+
+def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """Return the convolution class for 2 or 3 spatial dimensions."""
+    return nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+
+
+def norm_layer(norm: Norm, channels: int, spatial_dims: int) -> nn.Module:
+    """Return the normalisation layer of `channels` channels; an identity for `none`."""
+    if norm is Norm.BATCH:
+        return nn.BatchNorm2d(channels) if spatial_dims == 2 else nn.BatchNorm3d(channels)
+    if norm is Norm.INSTANCE:
+        layer = nn.InstanceNorm2d if spatial_dims == 2 else nn.InstanceNorm3d
+        return layer(channels, affine=True)
+    if norm is Norm.GROUP:
+        groups = max(n for n in range(1, MAX_GROUPS + 1) if channels % n == 0)
+        return nn.GroupNorm(groups, channels)
+    return nn.Identity()
+
+
+class DoubleConv(nn.Sequential):
+    """Two times convolution 3, norm, activation; the first convolution may stride, dropout stands between the two."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: int,
+        norm: Norm,
+        stride: Sequence[int] | int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        conv_nd = conv(spatial_dims)
+        drop_nd = nn.Dropout2d if spatial_dims == 2 else nn.Dropout3d
+        step = cast("tuple[int, int, int]", stride if isinstance(stride, int) else tuple(stride))
+        bias = norm is Norm.NONE
+        super().__init__(
+            conv_nd(in_channels, out_channels, kernel_size=3, stride=step, padding=1, bias=bias),
+            norm_layer(norm, out_channels, spatial_dims),
+            nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+            drop_nd(dropout) if dropout > 0 else nn.Identity(),
+            conv_nd(out_channels, out_channels, kernel_size=3, padding=1, bias=bias),
+            norm_layer(norm, out_channels, spatial_dims),
+            nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+        )
+
+
+class Upsample(nn.Module):
+    """Enlarge by `stride` per axis: to `stride * n` voxels, which the caller crops to the skip connection."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, spatial_dims: int, stride: Sequence[int], mode: Upsampling
+    ) -> None:
+        super().__init__()
+        self.scale = tuple(float(s) for s in stride)
+        self.interpolation = "bilinear" if spatial_dims == 2 else "trilinear"
+        self.mode = mode
+        if mode is Upsampling.TRANSPOSED:
+            step = cast("tuple[int, int, int]", tuple(stride))
+            layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+            self.project: nn.Module = layer(in_channels, out_channels, kernel_size=step, stride=step)
+        else:
+            self.project = conv(spatial_dims)(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, deep: torch.Tensor) -> torch.Tensor:
+        """Return (B, out_channels, stride * i, stride * j[, stride * k])."""
+        if self.mode is Upsampling.LINEAR:
+            deep = F.interpolate(deep, scale_factor=self.scale, mode=self.interpolation, align_corners=False)
+        return cast("torch.Tensor", self.project(deep))
+
+
+def crop_to(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Cut `x` at the far end of each spatial axis to the size of `like`; nothing happens where the sizes are even."""
+    for axis in range(2, x.ndim):
+        x = x.narrow(axis, 0, like.shape[axis])
+    return x
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw convolution weights as Kaiming normal (He 2015, arXiv:1502.01852) for the leaky slope; biases are zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(layer.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """Run `module` without keeping its activations; the backward pass computes them again.
+
+    The second pass leaves the running statistics of batch norms alone: otherwise each batch would count twice.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_frozen(module)
+
+    run = cast("Callable[..., torch.Tensor]", checkpoint)
+    return run(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_frozen(module: nn.Module) -> Iterator[None]:
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)]
+    for layer in norms:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in norms:
+            layer.track_running_stats = True

@@ -1,0 +1,65 @@
+"""Texts that go with a bundle: its README, the licence of its data, its logging."""
+
+from pipeline.planning.plan import Plan
+
+LOGGING_CONF = """\
+[loggers]
+keys=root
+
+[handlers]
+keys=consoleHandler
+
+[formatters]
+keys=fullFormatter
+
+[logger_root]
+level=INFO
+handlers=consoleHandler
+
+[handler_consoleHandler]
+class=StreamHandler
+level=INFO
+formatter=fullFormatter
+args=(sys.stdout,)
+
+[formatter_fullFormatter]
+format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
+"""
+
+
+def readme(plan: Plan) -> str:
+    """Return `docs/README.md` before a training; results are appended to it by hand, with the commands that make them."""
+    labels = "\n".join(f"| {value} | {name} |" for value, name in plan.label_table.to_mapping().items())
+    return f"""\
+# {plan.name}
+
+{plan.description} For research; not a medical device.
+
+| value | label |
+|---|---|
+{labels}
+
+Input: one {plan.modality} volume. Output: a label map on the very grid of the input.
+
+## Commands
+
+In the folder of the bundle:
+
+```sh
+python -m monai.bundle run --config_file configs/train.json --manifest M.json --data_root DATA
+python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" --manifest M.json --data_root DATA
+python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN --output_dir OUT
+torchrun --nproc_per_node 2 -m monai.bundle run \\
+    --config_file "['configs/train.json','configs/multi_gpu_train.json']" --manifest M.json --data_root DATA
+```
+
+From anywhere, with checks before the work and progress while it runs: `voxelgate train`, `voxelgate evaluate` and
+`voxelgate segment`.
+"""
+
+
+def data_licence(plan: Plan) -> str:
+    """Return `docs/data_license.txt`."""
+    name = plan.data.get("name", "unnamed data set")
+    licence = plan.data.get("licence", "not stated; ask its owner")
+    return f"Training data: {name}\nLicence: {licence}\n{plan.data.get('reference', '')}".rstrip() + "\n"
