@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: demo test format clean
 
 demo: $(VENV)/.core
-	$(BIN)/voxelgate demo --out out
+	$(BIN)/voxelgate demo --out out --overwrite
 
 test: $(VENV)/.dev
 	$(BIN)/ruff format --check .

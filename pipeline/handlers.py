@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +31,11 @@ SEED_LIMIT = 2**32
 class Stateful(Protocol):
     """Whatever can hand out its state and take it back: networks, optimisers, schedules, handlers."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> object: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, readable with `torch.load(weights_only=True)`."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take back what `state_dict` returned."""
 
 
 def rank() -> int:
@@ -167,11 +171,11 @@ class StopOnBadLoss:
         Raises:
             InputError: the loss is infinite or not a number.
         """
-        loss = engine.state.output[0]["loss"] if isinstance(engine.state.output, list) else engine.state.output["loss"]
-        if not math.isfinite(float(loss)):
+        loss = _loss(engine)
+        if not math.isfinite(loss):
             cases = ", ".join(str(case) for case in engine.state.batch.get("case_id", ["unnamed cases"]))
             raise InputError(
-                f"the loss became {float(loss)} at step {engine.state.iteration} on {cases}; look at these images, or "
+                f"the loss became {loss} at step {engine.state.iteration} on {cases}; look at these images, or "
                 "lower the learning rate"
             )
 
@@ -305,7 +309,7 @@ class ResumeState:
         for name in sorted(self.identity.keys() | saved.keys()):
             if self.identity.get(name) != saved.get(name):
                 raise UsageError(
-                    f"{self.path} was made with {name}={saved.get(name)}, this run has {name}={self.identity.get(name)}: "
+                    f"{self.path} was made with {name}={saved.get(name)}, not {self.identity.get(name)}: "
                     "resume with the same settings, or train into another folder"
                 )
 
@@ -323,6 +327,8 @@ class ShowProgress:
         self.metrics = tuple(metrics)
         self._losses: list[float] = []
         self._bar: tqdm[Any] | None = None
+        self._started_s = 0.0
+        self._first_epoch = 1
 
     def attach(self, engine: Engine) -> None:
         """Listen to steps and epochs; put this handler behind the one that validates."""
@@ -335,14 +341,14 @@ class ShowProgress:
     def _open(self, engine: Engine) -> None:
         self._losses = []
         if self._bar is None:
+            self._started_s, self._first_epoch = time.monotonic(), engine.state.epoch
             total = engine.state.max_epochs * engine.state.epoch_length
             done = (engine.state.epoch - 1) * engine.state.epoch_length
             is_shown = sys.stderr.isatty() and rank() == 0
             self._bar = tqdm(total=total, initial=done, unit="step", desc="training", disable=not is_shown)
 
     def _step(self, engine: Engine) -> None:
-        output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
-        self._losses.append(float(output["loss"]))
+        self._losses.append(_loss(engine))
         if self._bar is not None:
             self._bar.update()
 
@@ -353,21 +359,9 @@ class ShowProgress:
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        left = self._seconds_left()
-        logger.info(
-            "epoch %d of %d: %s%s",
-            engine.state.epoch,
-            engine.state.max_epochs,
-            text,
-            f", {left / 60:.1f} minutes left" if left else "",
-        )
-
-    def _seconds_left(self) -> float:
-        if self._bar is None:
-            return 0.0
-        facts = self._bar.format_dict
-        done_now = facts["n"] - facts["initial"]
-        return (facts["total"] - facts["n"]) * facts["elapsed"] / done_now if done_now else 0.0
+        epoch, epochs = engine.state.epoch, engine.state.max_epochs
+        epoch_s = (time.monotonic() - self._started_s) / (epoch - self._first_epoch + 1)
+        logger.info("epoch %d of %d: %s, %.1f minutes left", epoch, epochs, text, (epochs - epoch) * epoch_s / 60)
 
     def _close(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
         if self._bar is not None:
@@ -377,3 +371,9 @@ class ShowProgress:
     def _close_and_raise(self, engine: Engine, error: BaseException) -> None:
         self._close(engine)
         raise error
+
+
+def _loss(engine: Engine) -> float:
+    """Return the loss of the last step; MONAI's output is a list once it was decollated."""
+    output = engine.state.output
+    return float((output[0] if isinstance(output, list) else output)["loss"].detach())

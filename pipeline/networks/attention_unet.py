@@ -116,7 +116,7 @@ class AttentionUNet(nn.Module):
         ValueError: arguments that fit no network.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is one choice of the literature, keyword-only
         self,
         *,
         in_channels: int,

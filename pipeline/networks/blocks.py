@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -70,7 +70,7 @@ class DoubleConv(nn.Sequential):
     ) -> None:
         conv_nd = conv(spatial_dims)
         drop_nd = nn.Dropout2d if spatial_dims == 2 else nn.Dropout3d
-        step = cast("tuple[int, int, int]", stride if isinstance(stride, int) else tuple(stride))
+        step: Any = stride if isinstance(stride, int) else tuple(stride)  # as many as spatial dimensions
         bias = norm is Norm.NONE
         super().__init__(
             conv_nd(in_channels, out_channels, kernel_size=3, stride=step, padding=1, bias=bias),
@@ -94,7 +94,7 @@ class Upsample(nn.Module):
         self.interpolation = "bilinear" if spatial_dims == 2 else "trilinear"
         self.mode = mode
         if mode is Upsampling.TRANSPOSED:
-            step = cast("tuple[int, int, int]", tuple(stride))
+            step: Any = tuple(stride)  # as many as spatial dimensions
             layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
             self.project: nn.Module = layer(in_channels, out_channels, kernel_size=step, stride=step)
         else:
@@ -110,7 +110,8 @@ class Upsample(nn.Module):
 def crop_to(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Cut `x` at the far end of each spatial axis to the size of `like`; nothing happens where the sizes are even."""
     for axis in range(2, x.ndim):
-        x = x.narrow(axis, 0, like.shape[axis])
+        if x.shape[axis] != like.shape[axis]:
+            x = x.narrow(axis, 0, like.shape[axis])
     return x
 
 

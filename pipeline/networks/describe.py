@@ -97,11 +97,11 @@ def _recorder(sizes: list[tuple[str, tuple[int, ...]]], name: str) -> Callable[.
     return record
 
 
-class _LiveMemory(TorchDispatchMode):
+class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
     """Follow the bytes of all tensor storages alive at one time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
         self.peak_bytes = 0
         self._live_bytes = 0
         self._seen: set[int] = set()
@@ -109,10 +109,10 @@ class _LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002  # the signature is PyTorch's
+        types: Sequence[type],  # the signature is PyTorch's
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  # whatever the operator returns
+    ) -> Any:  # whatever the operator returns
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):

@@ -28,7 +28,7 @@ format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
 
 
 def readme(plan: Plan) -> str:
-    """Return `docs/README.md` before a training; results are appended to it by hand, with the commands that make them."""
+    """Return the first part of `docs/README.md`; the results of a training follow it, with their commands."""
     labels = "\n".join(f"| {value} | {name} |" for value, name in plan.label_table.to_mapping().items())
     return f"""\
 # {plan.name}
@@ -47,7 +47,8 @@ In the folder of the bundle:
 
 ```sh
 python -m monai.bundle run --config_file configs/train.json --manifest M.json --data_root DATA
-python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" --manifest M.json --data_root DATA
+python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \\
+    --manifest M.json --data_root DATA
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN --output_dir OUT
 torchrun --nproc_per_node 2 -m monai.bundle run \\
     --config_file "['configs/train.json','configs/multi_gpu_train.json']" --manifest M.json --data_root DATA

@@ -293,6 +293,6 @@ def _strides(patch: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(strides)
 
 
-def _three(kind: type[_T], values: Any) -> tuple[_T, _T, _T]:  # noqa: ANN401  # list, tuple or array
+def _three(kind: type[_T], values: Any) -> tuple[_T, _T, _T]:  # list, tuple or array
     i, j, k = (kind(v) for v in values)
     return i, j, k

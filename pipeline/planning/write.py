@@ -66,7 +66,7 @@ def bundle_files(plan: Plan) -> dict[str, str]:
     configs = {
         "train": train_config(plan),
         "inference": inference_config(plan),
-        "evaluate": evaluate_config(),
+        "evaluate": evaluate_config(plan),
         "multi_gpu_train": multi_gpu_config(),
         "metadata": metadata(plan),
     }
@@ -138,8 +138,9 @@ def train_config(plan: Plan) -> Config:
         "imports": [
             *IMPORTS,
             "$from pipeline.manifest import datalist",
-            "$from pipeline.inference.precision import choose_precision",
-            "$from pipeline.inference.precision import needs_scaler",
+            "$from pipeline.inference.runtime import choose_precision",
+            "$from pipeline.inference.runtime import keep_large_buffers",
+            "$from pipeline.inference.runtime import needs_scaler",
             "$from pipeline.handlers import start_process_group",
         ],
         "bundle_root": ".",
@@ -187,7 +188,7 @@ def train_config(plan: Plan) -> Config:
         },
         "train": _train_section(plan),
         "validate": _validate_section(plan),
-        "initialize": ["$monai.utils.set_determinism(seed=@seed)"],
+        "initialize": ["$keep_large_buffers()", "$monai.utils.set_determinism(seed=@seed)"],
         "run": ["$@train#trainer.run()"],
     }
 
@@ -227,7 +228,7 @@ def _train_section(plan: Plan) -> Config:
             "num_workers": "@workers",
         },
         "inferer": {
-            "_target_": "pipeline.inference.precision.MixedPrecisionInferer",
+            "_target_": "pipeline.inference.runtime.MixedPrecisionInferer",
             "precision": "@precision_used",
         },
         "keep_best": {
@@ -255,7 +256,7 @@ def _train_section(plan: Plan) -> Config:
     }
 
 
-def _train_handlers() -> list[Config]:
+def _train_handlers() -> list[Config | str]:
     return [
         {
             "_target_": "pipeline.handlers.SeedEpochs",
@@ -277,7 +278,7 @@ def _train_handlers() -> list[Config]:
             "_target_": "TensorBoardStatsHandler",
             "log_dir": "$@output_dir + '/events'",
             "tag_name": "train_loss",
-            "output_transform": "$monai.handlers.from_engine(['loss'], first=True)",
+            "output_transform": "$lambda output: output['loss'].item()",
         },
         {"_target_": "pipeline.handlers.ShowProgress", "validator": "@validate#evaluator"},
         {
@@ -357,9 +358,10 @@ def _validate_section(plan: Plan) -> Config:
     }
 
 
-def evaluate_config() -> Config:
+def evaluate_config(plan: Plan) -> Config:
     """Return `evaluate.json`, laid over `train.json`: measure the weights on the validation cases of a fold."""
     return {
+        "validate#inferer": _inferer(plan),
         "validate#handlers": [
             {
                 "_target_": "CheckpointLoader",
@@ -367,12 +369,13 @@ def evaluate_config() -> Config:
                 "load_dict": {"model": "$@averaged.module"},
                 "map_location": "@device",
             },
-            {
-                "_target_": "pipeline.evaluation.ScoreCases",
-                "path": "$@output_dir + '/scores.csv'",
-                "labels": "@labels",
-            },
+            "@score_cases",
         ],
+        "score_cases": {
+            "_target_": "pipeline.evaluation.ScoreCases",
+            "path": "$@output_dir + '/scores.csv'",
+            "names": plan.label_table.to_mapping(),
+        },
         "run": ["$@validate#evaluator.run()"],
     }
 
@@ -386,7 +389,7 @@ def multi_gpu_config() -> Config:
             "module": "@network",
             "device_ids": "$None if @device.type == 'cpu' else [@device]",
         },
-        "initialize": ["$@device", "$monai.utils.set_determinism(seed=@seed)"],
+        "initialize": ["$keep_large_buffers()", "$@device", "$monai.utils.set_determinism(seed=@seed)"],
         "run": ["$@train#trainer.run()", "$torch.distributed.destroy_process_group()"],
     }
 

@@ -1,5 +1,7 @@
-"""In which number format a network runs, on which device."""
+"""How a network runs on this machine: number format and memory allocator."""
 
+import ctypes
+import ctypes.util
 import time
 from enum import StrEnum
 from typing import Any, cast
@@ -16,6 +18,14 @@ BFLOAT16_MUST_GAIN = 1.15
 
 AMPERE = 8
 """Major compute capability from which NVIDIA GPUs have bfloat16 units."""
+
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+"""Parameter numbers of glibc's `mallopt` (malloc.h)."""
+
+KEPT_BYTES = 2**30
+"""Buffers up to this size come from the heap and stay there."""
 
 
 class Precision(StrEnum):
@@ -64,7 +74,7 @@ class MixedPrecisionInferer(SimpleInferer):  # type: ignore[misc]  # MONAI ships
         if self.precision is Precision.AUTO:
             raise ValueError("MixedPrecisionInferer takes a decided precision; call choose_precision for 'auto'")
 
-    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Return the network's output, a tensor or a list of them, as float32."""
         is_reduced = self.precision is not Precision.FLOAT32
         dtype = getattr(torch, self.precision.value) if is_reduced else None
@@ -76,7 +86,8 @@ class MixedPrecisionInferer(SimpleInferer):  # type: ignore[misc]  # MONAI ships
 
 
 def _convolution_s(dtype: torch.dtype) -> float:
-    layer = nn.Conv3d(PROBE_CHANNELS, PROBE_CHANNELS, 3, padding=1).to(dtype, memory_format=torch.channels_last_3d)
+    layer = nn.Conv3d(PROBE_CHANNELS, PROBE_CHANNELS, 3, padding=1, dtype=dtype)
+    layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # PyTorch's stubs know 4D only
     image = torch.ones(1, PROBE_CHANNELS, *(PROBE_SIDE,) * 3, dtype=dtype).to(memory_format=torch.channels_last_3d)
     fastest_s = float("inf")
     with torch.no_grad():
@@ -85,3 +96,16 @@ def _convolution_s(dtype: torch.dtype) -> float:
             layer(image)
             fastest_s = min(fastest_s, time.perf_counter() - start)
     return fastest_s
+
+
+def keep_large_buffers() -> None:
+    """Tell glibc to keep freed buffers instead of returning them to the system after every layer.
+
+    The page faults of taking them back make a CPU forward pass up to 1.8 times slower. Does nothing elsewhere.
+    """
+    library = ctypes.util.find_library("c")
+    if library is None or not hasattr(ctypes.CDLL(library), "mallopt"):
+        return
+    mallopt = ctypes.CDLL(library).mallopt
+    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

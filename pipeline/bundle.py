@@ -1,0 +1,264 @@
+"""Open, verify, seal and run MONAI bundles; the only door to `monai.bundle`."""
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import nn
+
+from pipeline.errors import BundleError, UsageError
+from pipeline.labels import LabelTable
+
+CHECKSUMS = "checksums.json"
+"""File in a bundle with the SHA-256 of every file that is executed or loaded."""
+
+SEALED = ("configs/*.json", "models/*.pt", "plan.json")
+WEIGHTS = "models/model.pt"
+INFERENCE_IDS = ("device", "network_def", "preprocessing", "inferer")
+"""What `inference.json` must define; MONAI Label reads the same ids."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, ready to segment.
+
+    Args:
+        root: its folder.
+        name: from its metadata.
+        version: from its metadata.
+        fingerprint: SHA-256 over the checksums of its files, hex.
+        labels: what the label values mean.
+        preprocessing: `{"image": path}` to `{"image": MetaTensor (C, i, j, k)}` on the network grid.
+        inferer: gives labels (1, 1, I, J, K) on the source grid.
+        network: in eval mode, on `device`, weights loaded.
+        device: where the network runs.
+    """
+
+    root: Path
+    name: str
+    version: str
+    fingerprint: str
+    labels: LabelTable
+    preprocessing: Callable[[dict[str, Any]], dict[str, Any]]
+    inferer: Callable[..., Any]
+    network: nn.Module
+    device: torch.device
+
+
+@functools.cache
+def open_bundle(root: Path, device: str | None = None) -> Bundle:
+    """Verify a bundle and load its network; cached, so that a process opens each bundle once.
+
+    Args:
+        root: the bundle's folder.
+        device: where to run instead of the device that its config chooses.
+
+    Raises:
+        BundleError: files are missing or altered, configs do not define what is needed, weights do not fit.
+    """
+    fingerprint = verify(root)
+    metadata = read_metadata(root)
+    parser = _parser(root, ["inference"], {} if device is None else {"device": f"$torch.device({device!r})"})
+    missing = [name for name in INFERENCE_IDS if name not in parser.get()]
+    if missing:
+        raise BundleError(f"{root.name}: inference.json does not define {', '.join(missing)}")
+    where = cast("torch.device", parser.get_parsed_content("device"))
+    network = cast("nn.Module", parser.get_parsed_content("network_def"))
+    _load_weights(network, root)
+    return Bundle(
+        root=root,
+        name=metadata["name"],
+        version=metadata["version"],
+        fingerprint=fingerprint,
+        labels=labels_of(root),
+        preprocessing=parser.get_parsed_content("preprocessing"),
+        inferer=parser.get_parsed_content("inferer"),
+        network=network.to(where, memory_format=torch.channels_last_3d).eval(),  # type: ignore[call-overload]  # stubs lack it
+        device=where,
+    )
+
+
+def is_bundle(path: Path) -> bool:
+    """Return whether a folder looks like a bundle."""
+    return (path / "configs" / "metadata.json").is_file()
+
+
+def read_metadata(root: Path) -> dict[str, Any]:
+    """Read `metadata.json`.
+
+    Raises:
+        BundleError: no bundle at `root`, or no valid metadata.
+    """
+    path = root / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{root} is no bundle: it has no configs/metadata.json; name the folder of a bundle"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: no readable JSON ({error}); restore the bundle") from error
+    if not isinstance(metadata, dict) or not {"name", "version", "network_data_format"} <= metadata.keys():
+        raise BundleError(f"{path}: expected name, version and network_data_format; restore the bundle")
+    return metadata
+
+
+def labels_of(root: Path) -> LabelTable:
+    """Return what the label values of a bundle's output mean.
+
+    Raises:
+        BundleError: the metadata do not say it.
+    """
+    try:
+        return LabelTable.from_mapping(read_metadata(root)["network_data_format"]["outputs"]["pred"]["channel_def"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{root.name}: metadata.json does not name the output labels ({error})") from error
+
+
+def seal(root: Path) -> str:
+    """Record the checksums of a bundle's configs and weights; return its fingerprint.
+
+    Do this after changing a bundle on purpose: from then on any other change is refused.
+
+    Raises:
+        BundleError: `root` is no bundle.
+    """
+    read_metadata(root)
+    document = json.dumps(_checksums(root), indent=2) + "\n"
+    partial = root / f".{CHECKSUMS}.partial"
+    partial.write_text(document, encoding="utf-8")
+    partial.replace(root / CHECKSUMS)
+    return _fingerprint(_checksums(root))
+
+
+def verify(root: Path) -> str:
+    """Compare a bundle's files with its recorded checksums; return its fingerprint.
+
+    Raises:
+        BundleError: not sealed, or files are missing, altered or new; each is named.
+    """
+    read_metadata(root)
+    path = root / CHECKSUMS
+    if not path.is_file():
+        raise BundleError(
+            f"{root.name}: {CHECKSUMS} is missing, so its configs cannot be trusted; train the bundle, or run "
+            "`voxelgate bundle seal` if you made it yourself"
+        )
+    try:
+        recorded = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise BundleError(f"{root.name}: {CHECKSUMS} is no JSON object; restore the bundle") from error
+    found = _checksums(root)
+    changed = sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
+    if changed:
+        raise BundleError(
+            f"{root.name}: {', '.join(changed)} changed since the bundle was sealed; restore the files, or run "
+            "`voxelgate bundle seal` if you changed them on purpose"
+        )
+    return _fingerprint(found)
+
+
+def run_workflow(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """Run a workflow of a bundle as `python -m monai.bundle run` does, but refuse overrides that change nothing.
+
+    Args:
+        root: the bundle's folder.
+        configs: names below `configs/`, later ones laid over earlier ones, e.g. `("train", "evaluate")`.
+        overrides: config ids and their values, e.g. `{"epochs": 5, "train#dataloader#num_workers": 2}`.
+
+    Returns:
+        The parser with everything that was built.
+
+    Raises:
+        BundleError: a config is missing or is no valid JSON.
+        UsageError: an override names nothing in the configs.
+    """
+    _parser(root, configs, overrides)
+    workflow = ConfigWorkflow(
+        config_file=[str(_config(root, name)) for name in configs],
+        meta_file=str(root / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(root),
+        **overrides,
+    )
+    workflow.initialize()
+    try:
+        workflow.run()
+    finally:
+        workflow.finalize()
+    return workflow.parser
+
+
+def refuse_unknown(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides of ids that the config does not have; MONAI would add them and change nothing.
+
+    Raises:
+        UsageError: names each unknown id and what may have been meant.
+    """
+    known = _ids(config.get())
+    for name in overrides:
+        if name.replace("::", "#") not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(config.get()))}."
+            raise UsageError(f"the bundle has no setting {name!r}; {hint}")
+
+
+def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(_config(root, name)) for name in configs])
+    except ValueError as error:
+        raise BundleError(
+            f"{root.name}: {' or '.join(configs)} is no valid JSON ({error}); restore the bundle"
+        ) from error
+    refuse_unknown(parser, overrides)
+    parser.update({"bundle_root": str(root), **overrides})
+    return parser
+
+
+def _config(root: Path, name: str) -> Path:
+    path = root / "configs" / f"{name}.json"
+    if not path.is_file():
+        raise BundleError(f"{root.name}: configs/{name}.json is missing; restore the bundle")
+    return path
+
+
+def _ids(config: Any, prefix: str = "") -> set[str]:  # whatever JSON holds
+    if isinstance(config, Mapping):
+        children: list[tuple[str, Any]] = [(str(key), value) for key, value in config.items()]
+    elif isinstance(config, list):
+        children = [(str(index), value) for index, value in enumerate(config)]
+    else:
+        return set()
+    found: set[str] = set()
+    for key, value in children:
+        found |= {prefix + key} | _ids(value, f"{prefix}{key}#")
+    return found
+
+
+def _load_weights(network: nn.Module, root: Path) -> None:
+    path = root / WEIGHTS
+    if not path.is_file():
+        raise BundleError(f"{root.name}: {WEIGHTS} is missing; train the bundle first (`voxelgate train`)")
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(f"{root.name}: {WEIGHTS} does not fit the network of inference.json ({reason})") from error
+
+
+def _checksums(root: Path) -> dict[str, str]:
+    paths = sorted(path for pattern in SEALED for path in root.glob(pattern))
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _fingerprint(checksums: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(sorted(checksums.items()))).encode()).hexdigest()

@@ -1,0 +1,314 @@
+"""The `voxelgate` command: arguments in, exit code out; the work is done elsewhere."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
+from pipeline.demo.run import run_demo
+from pipeline.errors import UsageError, VoxelgateError
+from pipeline.evaluation import LabelScores, evaluate_pairs, pair_files, summarise, write_csv
+from pipeline.inference.runtime import keep_large_buffers
+from pipeline.manifest import load
+from pipeline.manifest_build import build, write
+from pipeline.networks import describe
+from pipeline.planning import Plan, fingerprint, plan, write_bundle
+from pipeline.segment import CaseReport, CaseStatus, find_volumes, segment_all
+from pipeline.training import Job, evaluate_fold, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, check and run 3D medical image segmentation as MONAI bundles. For research; not a medical device.",
+)
+bundle_app = typer.Typer(no_args_is_help=True, help="Look after a bundle: verify, seal, describe.")
+app.add_typer(bundle_app, name="bundle")
+
+errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)]
+ManifestArgument = Annotated[Path, typer.Argument(help="Manifest (JSON).", show_default=False)]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder the manifest's paths start from.", show_default="its own folder")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for programs instead of text.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the bundle's config, as ID=VALUE; may be repeated.")
+]
+
+
+@app.command("manifest")
+def manifest_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/, or pairs of files.")],
+    out: Annotated[Path, typer.Option(help="Manifest to write.", show_default="FOLDER/manifest.json")] = Path(),
+    name: Annotated[str, typer.Option(help="Name of the data set.", show_default="the folder's")] = "",
+    modality: Annotated[str, typer.Option(help="CT or MRI.")] = "CT",
+    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "not stated",
+    labels: Annotated[
+        str, typer.Option(help="Names of label 1, 2, ..., separated by commas.", show_default=False)
+    ] = "",
+    folds: Annotated[int, typer.Option(min=2, help="Cross-validation folds.")] = 5,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a manifest from a folder of images and labels, and check every file."""
+    names = [name.strip() for name in labels.split(",")] if labels else []
+    table = {str(value): text for value, text in enumerate(("background", *names))} if names else None
+    with _progress("checking") as progress:
+        document = build(
+            folder,
+            name=name or folder.resolve().name,
+            modality=modality.upper(),
+            licence=licence,
+            folds=folds,
+            labels=table,
+            progress=progress,
+        )
+    path = folder / "manifest.json" if out == Path() else out
+    write(document, path, overwrite=overwrite)
+    console.print(f"{path}: {len(document['training'])} cases, labels {', '.join(document['labels'].values())}")
+
+
+@app.command("plan")
+def plan_command(
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
+    data_root: DataRoot = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the training, in epochs of 100 steps.")] = 40,
+) -> None:
+    """Make an untrained bundle whose numbers fit a data set."""
+    cases = load(manifest, data_root)
+    data = {"name": cases.name, "licence": cases.licence, "reference": cases.reference}
+    made = plan(fingerprint(cases), epochs=epochs, data=data)
+    write_bundle(made, out)
+    _print_plan(made)
+    console.print(f"{out}: bundle written; train it with `voxelgate train {out} {manifest} --out {out}_trained`")
+
+
+@app.command("train")
+def train_command(
+    bundle: BundleArgument,
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the trained bundle, made as a copy of BUNDLE.")],
+    data_root: DataRoot = None,
+    fold: Annotated[int, typer.Option(min=-1, help="Fold that validates; -1 trains on all cases.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, show_default="the bundle's", help="Length of the training.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Train a bundle; its best weights by validation Dice are kept."""
+    overrides = _overrides(settings) | ({"epochs": epochs} if epochs else {})
+    job = Job(bundle, manifest, out, data_root, fold, resume, overrides)
+    with _progress("checking cases") as progress:
+        trained = train(job, progress=progress)
+    if fold >= 0:
+        _print_scores(evaluate_fold(job), f"fold {fold}, not seen in training")
+    console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    prediction: Annotated[Path, typer.Argument(help="Label map, folder of label maps, or a trained bundle.")],
+    reference: Annotated[Path, typer.Argument(help="Reference label map or folder; for a bundle, a manifest.")],
+    fold: Annotated[int, typer.Option(min=-1, help="For a bundle: the fold to evaluate.")] = 0,
+    data_root: DataRoot = None,
+    labels_from: Annotated[Path | None, typer.Option(help="Bundle that names the labels.", show_default=False)] = None,
+    csv: Annotated[Path | None, typer.Option(help="Table to write, a row for each case and label.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 2,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes."""
+    if is_bundle(prediction):
+        verify(prediction)
+        scores = evaluate_fold(Job(prediction, reference, prediction, data_root, fold))
+    else:
+        table = None if labels_from is None else labels_of(labels_from)
+        pairs = pair_files(prediction, reference)
+        with _progress("measuring") as progress:
+            found = evaluate_pairs(pairs, table, workers=workers, progress=progress)
+            scores = [row for rows in found for row in rows]
+    if csv is not None:
+        write_csv(scores, csv, overwrite=overwrite)
+    _print_scores(scores, f"{len({row.case_id for row in scores})} cases")
+
+
+@app.command("segment")
+def segment_command(
+    bundle: BundleArgument,
+    inputs: Annotated[list[Path], typer.Argument(help="Volumes, or folders of volumes.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Segment volumes; each label map lies on the very grid of its image."""
+    volumes = find_volumes(inputs, out_dir=out)
+    opened = open_bundle(bundle, device)
+    reports = []
+    with _progress("segmenting", len(volumes)) as progress:
+        for report in segment_all(volumes, opened, out, overwrite=overwrite):
+            reports.append(report)
+            progress(len(reports), len(volumes))
+            if as_json:
+                sys.stdout.write(report.to_json() + "\n")
+            elif report.status is not CaseStatus.DONE:
+                errors.print(f"{report.case_id}: {report.status}: {' '.join(report.findings)}", markup=False)
+    if not as_json:
+        _print_reports(reports, out)
+    if any(report.status is not CaseStatus.DONE for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of cohort and training.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a synthetic CT cohort, train a small bundle on it, segment held-out volumes, and show them."""
+    result = run_demo(out, seed=seed, say=lambda text: console.print(text, markup=False), overwrite=overwrite)
+    _print_scores(list(result.scores), "held-out volumes")
+    console.print(f"Mean Dice {result.mean_dice:.3f}. Open {result.page} in a browser.\n\nWith your own data:")
+    for command in result.next_commands:
+        console.print(f"  {command.line}    # {command.purpose}", markup=False, soft_wrap=True)
+
+
+@bundle_app.command("verify")
+def bundle_verify(bundle: BundleArgument) -> None:
+    """Check that configs and weights are whole and fit each other."""
+    opened = open_bundle(bundle)
+    console.print(f"{opened.name} {opened.version}: whole, sha256 {opened.fingerprint}")
+
+
+@bundle_app.command("seal")
+def bundle_seal(bundle: BundleArgument) -> None:
+    """Record the checksums of a bundle that was changed on purpose."""
+    console.print(f"{bundle}: sealed, sha256 {seal(bundle)}")
+
+
+@bundle_app.command("describe")
+def bundle_describe(bundle: BundleArgument) -> None:
+    """Print the network's sizes, parameters, operations and memory for one window."""
+    opened = open_bundle(bundle)
+    console.print(str(describe(opened.network, (1, 1, *opened.inferer.roi_size))), markup=False)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
+
+
+def main() -> None:
+    """Run the command line; errors of the user's become one sentence and an exit code."""
+    is_debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    _set_up_logging(is_debug=is_debug)
+    keep_large_buffers()
+    try:
+        app(args=arguments)
+    except VoxelgateError as error:
+        _end(error, is_debug=is_debug)
+    except RuntimeError as error:
+        ours = _cause_of_ours(error)
+        if ours is None:
+            raise
+        _end(ours, is_debug=is_debug)
+
+
+def _end(error: VoxelgateError, *, is_debug: bool) -> None:
+    if is_debug:
+        raise error
+    errors.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    raise SystemExit(error.exit_code) from error
+
+
+def _cause_of_ours(error: BaseException | None) -> VoxelgateError | None:
+    """Find our error behind those that MONAI wraps around it (monai/transforms/transform.py, bundle/config_item.py)."""
+    while error is not None:
+        if isinstance(error, VoxelgateError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _set_up_logging(*, is_debug: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, format="%(message)s", force=True)
+    if not is_debug:
+        for name in ("ignite", "monai", "matplotlib", "PIL"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        name, separator, text = setting.partition("=")
+        if not separator:
+            raise UsageError(f"--set {setting}: expected ID=VALUE, for example --set learning_rate=0.001")
+        try:
+            overrides[name] = json.loads(text)
+        except ValueError:
+            overrides[name] = text
+    return overrides
+
+
+@contextmanager
+def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def show(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of, visible=done < of)
+
+        yield show
+
+
+def _print_plan(made: Plan) -> None:
+    is_window = made.intensity.low_hu is not None
+    table = Table("choice", "value", title=made.name)
+    table.add_row("spacing", " x ".join(f"{s:g}" for s in made.spacing_mm) + " mm")
+    table.add_row(
+        "intensity", f"HU {made.intensity.low_hu:g} to {made.intensity.high_hu:g}" if is_window else "z-score"
+    )
+    table.add_row("patch", " x ".join(map(str, made.patch_vox)))
+    table.add_row("channels", ", ".join(map(str, made.channels)))
+    table.add_row("training", f"{made.training.epochs} epochs of {made.training.steps_per_epoch} steps")
+    table.add_row("left/right flips", "yes" if made.augmentation.flip_sagittal else "no")
+    console.print(table)
+
+
+def _print_scores(scores: list[LabelScores], title: str) -> None:
+    table = Table("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed", title=title)
+    for row in summarise(scores):
+        values = {measure.value: statistic.mean for measure, statistic in row.statistics.items()}
+        table.add_row(
+            row.label,
+            f"{values['dice']:.3f}",
+            f"{values['iou']:.3f}",
+            *(f"{values[name]:.2f}" for name in ("hd95_mm", "assd_mm", "mssd_mm")),
+            f"{values['ravd_percent']:.3f}",
+            f"{values['volume_ml']:.2f}",
+            str(row.missed),
+        )
+    console.print(table)
+
+
+def _print_reports(reports: list[CaseReport], out: Path) -> None:
+    done = [report for report in reports if report.status is CaseStatus.DONE]
+    table = Table("case", *(f"{name} ml" for name in (done[0].volumes_ml if done else ())), "seconds")
+    for report in done:
+        volumes = (f"{value:.2f}" for value in report.volumes_ml.values())
+        table.add_row(report.case_id, *volumes, f"{sum(report.seconds.values()):.1f}")
+    if done:
+        console.print(table)
+    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}")

@@ -1,0 +1,141 @@
+"""The whole way on data made on the spot: cohort, manifest, plan, training, segmentation, page."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.bundle import open_bundle
+from pipeline.demo.cohort import LABELS, make_cohort
+from pipeline.demo.page import Command, DemoRun, HeldOutCase, write_page
+from pipeline.errors import OutputError
+from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, evaluate_pairs, pair_files, summarise
+from pipeline.manifest import ALL_FOLDS, load
+from pipeline.manifest_build import build, write
+from pipeline.planning import fingerprint, plan, write_bundle
+from pipeline.segment import CaseReport, find_volumes, segment_all
+from pipeline.training import Job, train
+
+TRAINING_CASES = 20
+HELD_OUT_CASES = 4
+EPOCHS = 8
+SPACING_MM = 4.0
+"""Coarse, so that the training ends within two minutes on two cores."""
+
+PARTS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "pictures", "index.html")
+"""What a demo leaves in its folder, and what the next one there may replace."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo did.
+
+    Args:
+        scores: of every structure in every held-out case.
+        page: the page to look at.
+        next_commands: the same for data of one's own.
+    """
+
+    scores: tuple[LabelScores, ...]
+    page: Path
+    next_commands: tuple[Command, ...]
+
+    @property
+    def mean_dice(self) -> float:
+        """Return the mean over cases, then over structures."""
+        mean = next(row for row in summarise(self.scores) if row.label == MEAN_OVER_LABELS)
+        return mean.statistics[Measure.DICE].mean
+
+
+def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: bool = False) -> DemoResult:
+    """Make a synthetic CT cohort, train a small bundle, segment cases it has not seen, and write `out/index.html`.
+
+    Args:
+        out: folder to make.
+        seed: of cohort and training; the same seed gives the same page on the same machine.
+        say: told in one sentence what begins.
+        overwrite: replace an earlier demo in `out`.
+
+    Raises:
+        OutputError: `out` holds something already.
+    """
+    _clear(out, overwrite=overwrite)
+    rng = np.random.default_rng(seed)
+    say(f"Making {TRAINING_CASES} synthetic CT volumes to train on and {HELD_OUT_CASES} to test with.")
+    make_cohort(out / "data", TRAINING_CASES, rng)
+    held_out = make_cohort(out / "held_out", HELD_OUT_CASES, rng)
+
+    say("Writing a manifest, and checking every file.")
+    manifest = out / "data" / "manifest.json"
+    write(
+        build(out / "data", name="synthetic_ct", modality="CT", licence="CC0-1.0", labels=LABELS.to_mapping()), manifest
+    )
+
+    say("Planning a bundle, and training it: one to two minutes on two cores.")
+    _write_small_bundle(manifest, out / "bundle", seed)
+    start_s = time.monotonic()
+    trained = train(Job(out / "bundle", manifest, out / "trained_bundle", fold=ALL_FOLDS))
+    training_s = time.monotonic() - start_s
+
+    say("Segmenting the volumes that the network has not seen.")
+    images = [case.image for case in held_out]
+    reports = list(segment_all(find_volumes(images), open_bundle(trained), out / "segmented"))
+    pairs = pair_files(out / "segmented", out / "held_out" / "labels")
+    scores = list(evaluate_pairs(pairs, LABELS))
+    commands = _next_commands()
+    run = DemoRun(
+        network="an attention U-Net",
+        device=f"{os.cpu_count()} processor cores",
+        seed=seed,
+        training_cases=TRAINING_CASES,
+        epochs=EPOCHS,
+        training_s=training_s,
+        segmentation_s=_mean_s(reports),
+    )
+    cases = [
+        HeldOutCase(case.case_id, case.image, case.label, out / "segmented" / f"{case.case_id}.nii.gz", tuple(rows))
+        for case, rows in zip(held_out, scores, strict=True)
+    ]
+    page = write_page(out, run, cases, LABELS, commands)
+    return DemoResult(tuple(row for rows in scores for row in rows), page, commands)
+
+
+def _clear(out: Path, *, overwrite: bool) -> None:
+    found = [out / part for part in PARTS if (out / part).exists()]
+    if found and not overwrite:
+        raise OutputError(f"{out} holds {found[0].name} already; name another folder (--out), or pass --overwrite")
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:
+    """Write what `voxelgate plan` would, at a coarser spacing and for a shorter training."""
+    cases = load(manifest)
+    facts = fingerprint(cases)
+    extents_mm = np.array(facts.shapes) * np.array(facts.spacings_mm)
+    coarse = replace(
+        facts,
+        spacings_mm=((SPACING_MM,) * 3,) * len(facts.shapes),
+        shapes=tuple((int(i), int(j), int(k)) for i, j, k in np.ceil(extents_mm / SPACING_MM)),
+    )
+    made = plan(coarse, epochs=EPOCHS, data={"name": "made by voxelgate demo", "licence": cases.licence})
+    write_bundle(replace(made, training=replace(made.training, seed=seed, validate_every=EPOCHS)), root)
+
+
+def _mean_s(reports: Sequence[CaseReport]) -> float:
+    return sum(sum(report.seconds.values()) for report in reports) / len(reports)
+
+
+def _next_commands() -> tuple[Command, ...]:
+    return (
+        Command("list your images and labels", "voxelgate manifest FOLDER --modality CT --labels liver,spleen"),
+        Command("make a bundle that fits them", "voxelgate plan FOLDER/manifest.json --out my_bundle"),
+        Command("train it", "voxelgate train my_bundle FOLDER/manifest.json --out my_trained_bundle"),
+    )

@@ -1,0 +1,109 @@
+"""Train a copy of a bundle on a manifest, check its weights on the cases it has not seen, and seal it."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.bundle import labels_of, run_workflow, seal
+from pipeline.errors import OutputError, UsageError
+from pipeline.evaluation import LabelScores
+from pipeline.manifest import ALL_FOLDS, Manifest, load
+from pipeline.manifest_check import check
+
+logger = logging.getLogger(__name__)
+
+TRAINING = "training"
+"""Folder in a trained bundle with state, TensorBoard events and scores; not needed to segment."""
+
+STATE = f"{TRAINING}/state.pt"
+SCORES = f"{TRAINING}/scores.csv"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to run.
+
+    Args:
+        bundle: the bundle whose configs are used.
+        manifest: the labelled cases.
+        out: folder of the trained bundle; made as a copy of `bundle`.
+        data_root: folder the manifest's paths start from; its own folder if None.
+        fold: the fold that validates; `ALL_FOLDS` trains on every case.
+        resume: take up a training in `out` that was interrupted.
+        overrides: further settings of the bundle's `train.json`, by id.
+    """
+
+    bundle: Path
+    manifest: Path
+    out: Path
+    data_root: Path | None = None
+    fold: int = 0
+    resume: bool = False
+    overrides: Mapping[str, Any] | None = None
+
+
+def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Run a training and return the folder of the trained bundle, sealed and ready to segment.
+
+    Everything is checked before work starts: manifest, files, labels, folds, settings. A training that is killed
+    leaves `out` with its last state, unsealed; run again with `resume`, it ends with the same weights.
+
+    Args:
+        job: what to train.
+        progress: told how many of how many cases are checked.
+
+    Raises:
+        ManifestError: the manifest or its files are wrong; lists all problems.
+        UsageError: labels, fold or settings do not fit the bundle.
+        OutputError: `out` exists, and `resume` was not asked for.
+    """
+    manifest = load(job.manifest, job.data_root)
+    _refuse_other_labels(labels_of(job.bundle).names, manifest)
+    if job.fold != ALL_FOLDS and job.fold not in manifest.folds:
+        raise UsageError(
+            f"{manifest.name} has the folds {manifest.folds}, not {job.fold}; choose one of them, or -1 for all"
+        )
+    check(manifest, progress=progress)
+    _prepare_folder(job)
+    start_s = time.monotonic()
+    run_workflow(job.out, ["train"], _settings(job) | {"resume": job.resume})
+    logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
+    seal(job.out)
+    return job.out
+
+
+def evaluate_fold(job: Job) -> list[LabelScores]:
+    """Run the bundle's evaluate workflow on the validation cases of `job.fold`; the scores also go to `SCORES`."""
+    parser = run_workflow(job.out, ["train", "evaluate"], _settings(replace(job, bundle=job.out)))
+    scores: list[LabelScores] = parser.get_parsed_content("score_cases").scores
+    return scores
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    return {
+        "manifest": str(job.manifest.resolve()),
+        "data_root": str((job.data_root or job.manifest.parent).resolve()),
+        "fold": job.fold,
+        **(job.overrides or {}),
+    }
+
+
+def _refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
+    if manifest.labels.names != names:
+        raise UsageError(
+            f"the bundle segments {', '.join(names)}, but the labels of {manifest.name} are "
+            f"{', '.join(manifest.labels.names)}; make a bundle for these labels (`voxelgate plan`)"
+        )
+
+
+def _prepare_folder(job: Job) -> None:
+    if job.out.exists():
+        if not job.resume:
+            raise OutputError(f"{job.out} exists already; name another folder, or take its training up with --resume")
+        return
+    shutil.copytree(job.bundle, job.out, ignore=shutil.ignore_patterns(TRAINING, "checksums.json", "*.pt"))
+    (job.out / "models").mkdir(exist_ok=True)
