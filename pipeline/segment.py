@@ -264,7 +264,7 @@ def _labels_on(grid: Grid, labels: MetaTensor, image: Path) -> npt.NDArray[Any]:
     if (difference := grid.difference(found)) is not None:
         raise BundleError(
             f"{image.name}: the bundle's result does not lie on the image's grid: {difference}; let the bundle load "
-            "with pipeline.volumes.VolumeReader and infer with RestoringSlidingWindowInferer."
+            "with pipeline.monai_io.VolumeReader and infer with RestoringSlidingWindowInferer."
         )
     array: npt.NDArray[Any] = labels.as_tensor()[0, 0].cpu().numpy()
     return array

@@ -9,7 +9,7 @@ import gzip
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -18,7 +18,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
-from monai.data import ImageReader
 from nibabel.spatialimages import HeaderDataError
 
 from pipeline.errors import InputError, OutputError
@@ -130,46 +129,6 @@ def read_volume(path: Path) -> tuple[Voxels, Grid]:
         )
     native = voxels.reshape(grid.shape, order="A")
     return native.astype(native.dtype.newbyteorder("="), copy=False), grid
-
-
-class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
-    """Let MONAI's `LoadImage` read what `read_volume` reads, and refuse what it refuses.
-
-    `LoadImage` tries other readers if `read` fails, but not if `get_data` does; hence `read` only passes the path on.
-
-    >>> from monai.transforms import LoadImaged
-    >>> load = LoadImaged(keys="image", reader="pipeline.volumes.VolumeReader")
-    """
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Return whether all names end like a readable volume."""
-        return all(is_volume(path) for path in _as_paths(filename))
-
-    def read(
-        self,
-        data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
-        **_: Any,
-    ) -> tuple[Path, ...]:
-        """Return the paths; `get_data` opens them."""
-        return _as_paths(data)
-
-    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
-        """Return voxels (i, j, k) and the metadata that MONAI needs: the affine in RAS+ mm and the shape.
-
-        Raises:
-            InputError: as for `read_volume`, and for more than one file.
-        """
-        if len(img) != 1:
-            raise InputError(f"{len(img)} files for one image, expected one; give each volume as a case of its own.")
-        voxels, grid = read_volume(img[0])
-        meta = {
-            "affine": grid.affine.copy(),
-            "original_affine": grid.affine.copy(),
-            "spatial_shape": np.array(grid.shape),
-            "space": "RAS",
-            "original_channel_dim": float("nan"),
-        }
-        return voxels, meta
 
 
 def write_label_map(path: Path, labels: Voxels, grid: Grid, *, like: Path | None) -> None:
@@ -299,10 +258,6 @@ def _itk_header(path: Path) -> _Header:
 def _itk_voxels(path: Path) -> Voxels:
     voxels: Voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T
     return voxels
-
-
-def _as_paths(names: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> tuple[Path, ...]:
-    return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)
 
 
 def _label_voxels(path: Path, labels: Voxels, grid: Grid) -> Voxels:

@@ -41,7 +41,7 @@ class Threshold(nn.Module):
 
 
 def preprocess(*more: Any) -> Compose:
-    loading = [LoadImaged("image", reader="pipeline.volumes.VolumeReader"), EnsureChannelFirstd("image")]
+    loading = [LoadImaged("image", reader="pipeline.monai_io.VolumeReader"), EnsureChannelFirstd("image")]
     return Compose([*loading, Orientationd("image", "RAS", labels=None), *more])
 
 

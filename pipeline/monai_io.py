@@ -1,0 +1,98 @@
+"""MONAI's `LoadImage` and `SaveImage` on top of `pipeline.volumes`: as strict, as exact, and as safe."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader, ImageWriter
+
+from pipeline.errors import InputError, OutputError, UsageError
+from pipeline.geometry import Grid
+from pipeline.volumes import Voxels, is_volume, read_volume, write_label_map
+
+
+class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
+    """Let MONAI's `LoadImage` read what `read_volume` reads, and refuse what it refuses.
+
+    `LoadImage` tries other readers if `read` fails, but not if `get_data` does; hence `read` only passes the path on.
+
+    >>> from monai.transforms import LoadImaged
+    >>> load = LoadImaged(keys="image", reader="pipeline.monai_io.VolumeReader")
+    """
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        """Return whether all names end like a readable volume."""
+        return all(is_volume(path) for path in _as_paths(filename))
+
+    def read(
+        self,
+        data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+        **_: Any,
+    ) -> tuple[Path, ...]:
+        """Return the paths; `get_data` opens them."""
+        return _as_paths(data)
+
+    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
+        """Return voxels (i, j, k) and the metadata that MONAI needs: the affine in RAS+ mm and the shape.
+
+        Raises:
+            InputError: as for `read_volume`, and for more than one file.
+        """
+        if len(img) != 1:
+            raise InputError(f"{len(img)} files for one image, expected one; give each volume as a case of its own.")
+        voxels, grid = read_volume(img[0])
+        meta = {
+            "affine": grid.affine.copy(),
+            "original_affine": grid.affine.copy(),
+            "spatial_shape": np.array(grid.shape),
+            "space": "RAS",
+            "original_channel_dim": float("nan"),
+        }
+        return voxels, meta
+
+
+class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
+    """Let MONAI's `SaveImage` write label maps as `write_label_map` does; an existing file is refused, not replaced.
+
+    Two cases of one file name in a run of `monai.bundle` thus end in an error instead of one overwritten result.
+
+    Args:
+        output_dtype: given by `SaveImage`; the type follows from the labels.
+    """
+
+    def __init__(self, output_dtype: object = np.uint8, **kwargs: Any) -> None:
+        super().__init__(output_dtype=output_dtype, **kwargs)
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
+        """Take the label map, (1, I, J, K) or (I, J, K)."""
+        labels = np.asarray(data_array)
+        self.data_obj = labels if channel_dim is None else np.squeeze(labels, axis=channel_dim)
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **options: Any) -> None:
+        """Take place and source of the label map.
+
+        Raises:
+            UsageError: resampling is asked for; the inferer has brought the labels back already.
+        """
+        if options.get("resample", False):
+            raise UsageError("LabelMapWriter writes labels on the grid they have; give SaveImage resample=False.")
+        self.metadata = dict(meta_dict or {})
+
+    def write(self, filename: str | os.PathLike[str], **_: Any) -> None:
+        """Write, re-read and compare.
+
+        Raises:
+            OutputError: the file exists.
+        """
+        path = Path(filename)
+        if path.exists():
+            raise OutputError(f"{path.name}: exists already; choose another output folder, or remove it.")
+        grid = Grid(self.data_obj.shape, np.asarray(self.metadata["affine"], dtype=np.float64))
+        source = self.metadata.get("filename_or_obj")
+        write_label_map(path, self.data_obj, grid, like=Path(str(source)) if source is not None else None)
+
+
+def _as_paths(names: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> tuple[Path, ...]:
+    return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)

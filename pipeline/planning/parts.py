@@ -1,0 +1,126 @@
+"""The parts of which every config of a bundle is made; numbers come from the plan, the structure stands here."""
+
+from math import radians
+from typing import Any
+
+from pipeline.planning.plan import Plan
+
+Config = dict[str, Any]
+
+IMPORTS = ["$import torch"]
+DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
+GAMMA_RANGE = (0.7, 1.5)
+"""Range of nnU-Net's gamma augmentation (batchgenerators `GammaTransform`)."""
+
+CONTRAST_FACTOR = 0.25
+SHIFT_OFFSET = 0.2
+ELASTIC_SIGMA_VOX = (6.0, 9.0)
+ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
+
+
+def read(keys: list[str]) -> list[Config]:
+    """Return the steps from file to channel-first volume."""
+    return [
+        {"_target_": "LoadImaged", "keys": keys, "reader": "pipeline.monai_io.VolumeReader"},
+        {"_target_": "EnsureChannelFirstd", "keys": keys},
+    ]
+
+
+def prepare(plan: Plan, keys: list[str]) -> list[Config]:
+    """Return the way to the network grid and its values; the only place it stands, for training and inference."""
+    return [
+        {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
+        {
+            "_target_": "pipeline.transforms.ResampleToSpacingd",
+            "keys": keys,
+            "spacing_mm": list(plan.spacing_mm),
+            "mode": ["nearest" if key == "label" else "bilinear" for key in keys],
+        },
+        _intensity(plan),
+    ]
+
+
+def _intensity(plan: Plan) -> Config:
+    if plan.intensity.low_hu is None:
+        return {"_target_": "pipeline.transforms.NormalizeImaged", "keys": "image"}
+    return {
+        "_target_": "pipeline.transforms.WindowHUd",
+        "keys": "image",
+        "low_hu": plan.intensity.low_hu,
+        "high_hu": plan.intensity.high_hu,
+    }
+
+
+def augmentation(plan: Plan) -> list[Config]:
+    """Return the random steps from volume to training patch; those with probability 0 are left out."""
+    change, both = plan.augmentation, ["image", "label"]
+    modes = ["bilinear", "nearest"]
+    steps: list[Config] = [
+        {
+            "_target_": "pipeline.transforms.RandBalancedPatchd",
+            "keys": both,
+            "label_key": "label",
+            "patch_vox": list(plan.patch_vox),
+            "foreground_probability": plan.training.foreground_probability,
+        },
+        {
+            "_target_": "pipeline.transforms.RandSideSafeFlipd",
+            "keys": both,
+            "label_key": "label",
+            "axes": ["sagittal"],
+            "side_pairs": [list(pair) for pair in plan.label_table.side_pairs],
+            "unpaired_sides": list(plan.label_table.unpaired_sides),
+            "prob": change.flip_sagittal,
+        },
+        {
+            "_target_": "RandAffined",
+            "keys": both,
+            "prob": change.affine,
+            "rotate_range": [round(radians(change.rotation_deg), 4)] * 3,
+            "scale_range": [change.scaling] * 3,
+            "mode": modes,
+            "padding_mode": "zeros",
+        },
+        {
+            "_target_": "Rand3DElasticd",
+            "keys": both,
+            "prob": change.elastic,
+            "sigma_range": list(ELASTIC_SIGMA_VOX),
+            "magnitude_range": list(ELASTIC_MAGNITUDE_VOX),
+            "mode": modes,
+            "padding_mode": "zeros",
+        },
+        {"_target_": "RandGaussianNoised", "keys": "image", "prob": change.noise, "std": change.noise_sd},
+        {"_target_": "RandAdjustContrastd", "keys": "image", "prob": change.gamma, "gamma": list(GAMMA_RANGE)},
+        {"_target_": "RandScaleIntensityd", "keys": "image", "prob": change.contrast, "factors": CONTRAST_FACTOR},
+        {"_target_": "RandShiftIntensityd", "keys": "image", "prob": change.contrast, "offsets": SHIFT_OFFSET},
+    ]
+    probabilities = (1.0, change.flip_sagittal, change.affine, change.elastic, change.noise, change.gamma)
+    drawn = (*probabilities, change.contrast, change.contrast)
+    kept = [step for step, prob in zip(steps, drawn, strict=True) if prob > 0]
+    return [*kept, {"_target_": "ToTensord", "keys": both, "track_meta": False}]
+
+
+def network(plan: Plan) -> Config:
+    """Return the `AttentionUNet` of a plan."""
+    return {
+        "_target_": "pipeline.networks.AttentionUNet",
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": len(plan.labels),
+        "channels": list(plan.channels),
+        "strides": [list(stride) for stride in plan.strides],
+        **plan.network,
+    }
+
+
+def inferer(plan: Plan) -> Config:
+    """Return the inferer that gives labels on the grid of the file."""
+    is_flipped = plan.flip_test and plan.is_mirrored
+    return {
+        "_target_": "pipeline.inference.sliding_window.RestoringSlidingWindowInferer",
+        "roi_size": list(plan.window_vox),
+        "overlap": plan.overlap,
+        "flip_axes": [0] if is_flipped else [],
+        "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if is_flipped else [],
+    }

@@ -1,0 +1,279 @@
+"""The configs that train and measure: `train.json` and what is laid over it."""
+
+from pipeline.planning.parts import DEVICE, IMPORTS, Config, augmentation, inferer, network, prepare, read
+from pipeline.planning.plan import Plan
+
+LOSSES = {
+    "dice_ce": {
+        "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False
+    },
+    "dice_bce": {
+        "_target_": "DiceCELoss", "sigmoid": True, "to_onehot_y": True, "include_background": True
+    },
+    "dice_focal": {
+        "_target_": "DiceFocalLoss", "softmax": True, "to_onehot_y": True, "include_background": True
+    },
+}  # fmt: skip
+
+
+def train_config(plan: Plan) -> Config:
+    """Return `train.json`; everything a user may want to change stands at its top level."""
+    pace = plan.training
+    return {
+        "imports": [
+            *IMPORTS,
+            "$from pipeline.manifest import datalist",
+            "$from pipeline.inference.runtime import choose_precision",
+            "$from pipeline.inference.runtime import keep_large_buffers",
+            "$from pipeline.inference.runtime import needs_scaler",
+            "$from pipeline.handlers import start_process_group",
+        ],
+        "bundle_root": ".",
+        "manifest": "manifest.json",
+        "data_root": None,
+        "fold": 0,
+        "output_dir": "$@bundle_root + '/training'",
+        "model_path": "$@bundle_root + '/models/model.pt'",
+        "resume": False,
+        "device": DEVICE,
+        "precision": "auto",
+        "precision_used": "$choose_precision(@device, @precision)",
+        "workers": 0,
+        "seed": pace.seed,
+        "epochs": pace.epochs,
+        "steps_per_epoch": pace.steps_per_epoch,
+        "batch_size": pace.batch_size,
+        "learning_rate": pace.learning_rate,
+        "warmup_steps": pace.warmup_steps,
+        "validate_every": pace.validate_every,
+        "patience": pace.patience,
+        "cache_rate": 1.0,
+        "network_def": network(plan),
+        "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
+        "train_network": "@network",
+        "averaged": {
+            "_target_": "torch.optim.swa_utils.AveragedModel",
+            "model": "@network",
+            "multi_avg_fn": f"$torch.optim.swa_utils.get_ema_multi_avg_fn({pace.average_decay})",
+            "use_buffers": True,
+        },
+        "loss": {"_target_": "DeepSupervisionLoss", "loss": LOSSES[pace.loss]},
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$@train_network.parameters()",
+            "lr": "@learning_rate",
+            "weight_decay": pace.weight_decay,
+        },
+        "lr_scheduler": {
+            "_target_": "monai.optimizers.WarmupCosineSchedule",
+            "optimizer": "@optimizer",
+            "warmup_steps": "@warmup_steps",
+            "t_total": "$@epochs * @steps_per_epoch",
+            "warmup_multiplier": 0.01,
+        },
+        "train": _train_section(plan),
+        "validate": _validate_section(plan),
+        "initialize": ["$keep_large_buffers()", "$monai.utils.set_determinism(seed=@seed)"],
+        "run": ["$@train#trainer.run()"],
+    }
+
+
+def evaluate_config(plan: Plan) -> Config:
+    """Return `evaluate.json`, laid over `train.json`: measure the weights on the validation cases of a fold."""
+    return {
+        "validate#inferer": inferer(plan),
+        "validate#handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "@model_path",
+                "load_dict": {"model": "$@averaged.module"},
+                "map_location": "@device",
+            },
+            "@score_cases",
+        ],
+        "score_cases": {
+            "_target_": "pipeline.evaluation.ScoreCases",
+            "path": "$@output_dir + '/scores.csv'",
+            "names": plan.label_table.to_mapping(),
+        },
+        "run": ["$@validate#evaluator.run()"],
+    }
+
+
+def multi_gpu_config() -> Config:
+    """Return `multi_gpu_train.json`, laid over `train.json` and started by torchrun; gloo where there is no GPU."""
+    return {
+        "device": "$start_process_group()",
+        "train_network": {
+            "_target_": "torch.nn.parallel.DistributedDataParallel",
+            "module": "@network",
+            "device_ids": "$None if @device.type == 'cpu' else [@device]",
+        },
+        "initialize": ["$keep_large_buffers()", "$@device", "$monai.utils.set_determinism(seed=@seed)"],
+        "run": ["$@train#trainer.run()", "$torch.distributed.destroy_process_group()"],
+    }
+
+
+def _train_section(plan: Plan) -> Config:
+    keys = ["image", "label"]
+    return {
+        "deterministic_transforms": [
+            *read(keys),
+            *prepare(plan, keys),
+            {"_target_": "pipeline.transforms.ForegroundIndicesd", "label_key": "label"},
+        ],
+        "random_transforms": augmentation(plan),
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": "$@train#deterministic_transforms + @train#random_transforms",
+        },
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$datalist(@manifest, data_root=@data_root, fold=@fold, part='training')",
+            "transform": "@train#preprocessing",
+            "cache_rate": "@cache_rate",
+            "num_workers": 2,
+            "progress": False,
+        },
+        "sampler": {
+            "_target_": "pipeline.handlers.ShardedRandomSampler",
+            "cases": "$len(@train#dataset)",
+            "samples": "$@steps_per_epoch * @batch_size",
+            "seed": "@seed",
+        },
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@train#dataset",
+            "batch_size": "@batch_size",
+            "sampler": "@train#sampler",
+            "num_workers": "@workers",
+        },
+        "inferer": {
+            "_target_": "pipeline.inference.runtime.MixedPrecisionInferer",
+            "precision": "@precision_used",
+        },
+        "keep_best": {
+            "_target_": "pipeline.handlers.KeepBest",
+            "path": "@model_path",
+            "network": "$@averaged.module",
+            "validator": "@validate#evaluator",
+            "patience": "@patience",
+        },
+        "handlers": _train_handlers(),
+        "trainer": {
+            "_target_": "SupervisedTrainer",
+            "max_epochs": "@epochs",
+            "epoch_length": "@steps_per_epoch",
+            "device": "@device",
+            "train_data_loader": "@train#dataloader",
+            "network": "@train_network",
+            "loss_function": "@loss",
+            "optimizer": "@optimizer",
+            "inferer": "@train#inferer",
+            "train_handlers": "@train#handlers",
+            "decollate": False,
+            "amp": "$needs_scaler(@precision_used)",
+        },
+    }
+
+
+def _train_handlers() -> list[Config | str]:
+    return [
+        {
+            "_target_": "pipeline.handlers.SeedEpochs",
+            "seed": "@seed",
+            "sampler": "@train#sampler",
+            "transform": "@train#preprocessing",
+        },
+        {"_target_": "pipeline.handlers.StopOnBadLoss"},
+        {"_target_": "LrScheduleHandler", "lr_scheduler": "@lr_scheduler", "print_lr": False, "epoch_level": False},
+        {"_target_": "pipeline.handlers.UpdateAverage", "averaged": "@averaged", "network": "@network"},
+        {
+            "_target_": "ValidationHandler",
+            "validator": "@validate#evaluator",
+            "epoch_level": True,
+            "interval": "@validate_every",
+        },
+        "@train#keep_best",
+        {
+            "_target_": "TensorBoardStatsHandler",
+            "log_dir": "$@output_dir + '/events'",
+            "tag_name": "train_loss",
+            "output_transform": "$lambda output: output['loss'].item()",
+        },
+        {"_target_": "pipeline.handlers.ShowProgress", "validator": "@validate#evaluator"},
+        {
+            "_target_": "pipeline.handlers.ResumeState",
+            "path": "$@output_dir + '/state.pt'",
+            "objects": {
+                "network": "@network",
+                "averaged": "@averaged",
+                "optimizer": "@optimizer",
+                "lr_scheduler": "@lr_scheduler",
+                "keep_best": "@train#keep_best",
+            },
+            "identity": {
+                "fold": "@fold",
+                "seed": "@seed",
+                "epochs": "@epochs",
+                "steps_per_epoch": "@steps_per_epoch",
+                "batch_size": "@batch_size",
+                "learning_rate": "@learning_rate",
+                "precision": "$str(@precision_used)",
+            },
+            "resume": "@resume",
+        },
+    ]
+
+
+def _validate_section(plan: Plan) -> Config:
+    return {
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": read(["image", "label"]) + prepare(plan, ["image"]),
+        },
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$datalist(@manifest, data_root=@data_root, fold=@fold, part='validation')",
+            "transform": "@validate#preprocessing",
+            "cache_rate": "@cache_rate",
+            "num_workers": 2,
+            "progress": False,
+        },
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@validate#dataset",
+            "batch_size": 1,
+            "num_workers": 0,
+        },
+        "inferer": inferer(plan) | {"flip_axes": []},
+        "postprocessing": {
+            "_target_": "AsDiscreted",
+            "keys": ["pred", "label"],
+            "to_onehot": len(plan.labels),
+        },
+        "key_metric": {
+            "val_mean_dice": {
+                "_target_": "MeanDice",
+                "include_background": False,
+                "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+            }
+        },
+        "handlers": [
+            {
+                "_target_": "TensorBoardStatsHandler",
+                "log_dir": "$@output_dir + '/events'",
+                "iteration_log": False,
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@validate#dataloader",
+            "network": "$@averaged.module",
+            "inferer": "@validate#inferer",
+            "postprocessing": "@validate#postprocessing",
+            "key_val_metric": "@validate#key_metric",
+            "val_handlers": "@validate#handlers",
+        },
+    }
