@@ -139,11 +139,13 @@ def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _statistics_frozen(module: nn.Module) -> Iterator[None]:
+    """Let batch norms update copies of their statistics; without any they would save fewer tensors, and that fails."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)]
-    for layer in norms:
-        layer.track_running_stats = False
+    kept = [(layer, name, buffer) for layer in norms for name, buffer in layer.named_buffers()]
+    for layer, name, buffer in kept:
+        setattr(layer, name, buffer.clone())
     try:
         yield
     finally:
-        for layer in norms:
-            layer.track_running_stats = True
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)

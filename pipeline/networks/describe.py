@@ -58,12 +58,15 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
         ValueError: the network cannot take an image of this shape.
     """
     model = copy.deepcopy(model).to("meta")
-    image = torch.empty(tuple(shape), device="meta")
     parameters = sum(p.numel() for p in model.parameters())
     sizes: list[tuple[str, tuple[int, ...]]] = []
     hooks = [block.register_forward_hook(_recorder(sizes, name)) for name, block in _blocks(model)]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
+    try:
+        image = torch.empty(tuple(shape), device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(image)
+    except RuntimeError as error:
+        raise ValueError(f"the network takes no image of shape {tuple(shape)}: {error}") from error
     for hook in hooks:
         hook.remove()
     with torch.no_grad(), _LiveMemory() as inference:

@@ -12,6 +12,9 @@ DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
 GAMMA_RANGE = (0.7, 1.5)
 """Range of nnU-Net's gamma augmentation (batchgenerators `GammaTransform`)."""
 
+AFFINE_MARGIN = 6
+"""A patch is cut larger by a sixth on each side, so that a rotation by 15 degrees and a scaling find voxels there."""
+
 CONTRAST_FACTOR = 0.25
 SHIFT_OFFSET = 0.2
 ELASTIC_SIGMA_VOX = (6.0, 9.0)
@@ -55,12 +58,14 @@ def augmentation(plan: Plan) -> list[Config]:
     """Return the random steps from volume to training patch; those with probability 0 are left out."""
     change, both = plan.augmentation, ["image", "label"]
     modes = ["bilinear", "nearest"]
+    margin_vox = [n // AFFINE_MARGIN for n in plan.patch_vox] if change.affine > 0 else [0, 0, 0]
     steps: list[Config] = [
         {
             "_target_": "pipeline.transforms.RandBalancedPatchd",
             "keys": both,
             "label_key": "label",
             "patch_vox": list(plan.patch_vox),
+            "margin_vox": margin_vox,
             "foreground_probability": plan.training.foreground_probability,
         },
         {
@@ -78,6 +83,7 @@ def augmentation(plan: Plan) -> list[Config]:
             "prob": change.affine,
             "rotate_range": [round(radians(change.rotation_deg), 4)] * 3,
             "scale_range": [change.scaling] * 3,
+            "spatial_size": list(plan.patch_vox),
             "mode": modes,
             "padding_mode": "zeros",
         },

@@ -93,6 +93,8 @@ class RandBalancedPatchd(Randomizable, MapTransform):  # type: ignore[misc]  # M
         patch_vox: voxels along each axis of the patch, or one number for all axes.
         foreground_probability: share of patches around foreground; nnU-Net makes sure of a third of them, which is
             little for small structures.
+        margin_vox: voxels added on every side of the patch, for a rotation that follows and cuts them off again
+            (`RandAffined` with `spatial_size`); where they lie outside the volume they are constant.
         pad_value: what surrounds a small image; a label is surrounded by 0.
         allow_missing_keys: skip keys that are absent instead of refusing.
 
@@ -101,13 +103,14 @@ class RandBalancedPatchd(Randomizable, MapTransform):  # type: ignore[misc]  # M
         InputError: at call, when the shapes differ, or the indices belong to another label map.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only numbers of one config entry
         self,
         keys: Hashable | Sequence[Hashable],
         label_key: Hashable,
         patch_vox: int | Sequence[int],
         *,
         foreground_probability: float = 0.67,
+        margin_vox: int | Sequence[int] = 0,
         pad_value: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -120,7 +123,11 @@ class RandBalancedPatchd(Randomizable, MapTransform):  # type: ignore[misc]  # M
         if not sizes or min(sizes) < 1:
             raise UsageError(f"patch_vox holds positive numbers of voxels, found {patch_vox}.")
         self.label_key = label_key
+        margins = (margin_vox,) if isinstance(margin_vox, int) else tuple(margin_vox)
+        if not margins or min(margins) < 0:
+            raise UsageError(f"margin_vox holds numbers of voxels, none below 0, found {margin_vox}.")
         self.patch_vox = patch_vox
+        self.margin_vox = margin_vox
         self.foreground_probability = foreground_probability
         self.pad_value = pad_value
 
@@ -132,17 +139,13 @@ class RandBalancedPatchd(Randomizable, MapTransform):  # type: ignore[misc]  # M
         if not volumes:
             return out
         shape = _common_shape(volumes)
-        patch_vox = self._patch_shape(shape)
+        patch_vox, margin_vox = _per_axis(self.patch_vox, shape), _per_axis(self.margin_vox, shape)
         start = self._draw_start(shape, patch_vox, volumes.get(self.label_key), indices)
+        first = tuple(s - m for s, m in zip(start, margin_vox, strict=True))
+        size = tuple(p + 2 * m for p, m in zip(patch_vox, margin_vox, strict=True))
         for key, volume in volumes.items():
-            out[key] = _cut(volume, start, patch_vox, 0.0 if key == self.label_key else self.pad_value)
+            out[key] = _cut(volume, first, size, 0.0 if key == self.label_key else self.pad_value)
         return out
-
-    def _patch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        patch_vox = (self.patch_vox,) * len(shape) if isinstance(self.patch_vox, int) else tuple(self.patch_vox)
-        if len(patch_vox) != len(shape):
-            raise InputError(f"a patch of {patch_vox} voxels cannot be cut out of a volume of the shape {shape}.")
-        return patch_vox
 
     def _draw_start(
         self,
@@ -160,6 +163,13 @@ class RandBalancedPatchd(Randomizable, MapTransform):  # type: ignore[misc]  # M
                 centre = _foreground_voxel(label, flat_index)
                 return _inside(np.subtract(centre, np.floor_divide(patch_vox, 2)), room)
         return _inside(self.R.randint(np.maximum(room, 0) + 1), room)
+
+
+def _per_axis(vox: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+    numbers = (vox,) * len(shape) if isinstance(vox, int) else tuple(vox)
+    if len(numbers) != len(shape):
+        raise InputError(f"a patch of {numbers} voxels cannot be cut out of a volume of the shape {shape}.")
+    return numbers
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

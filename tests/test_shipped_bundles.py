@@ -1,0 +1,70 @@
+"""The bundles in `bundles/`: generated from their plan, whole, and runnable by plain MONAI."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from pipeline.bundle import labels_of, open_bundle, read_metadata
+from pipeline.planning import Plan
+from pipeline.planning.write import bundle_files
+from tests.conftest import REPOSITORY
+
+BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
+INSTALLED_VERSIONS = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda root: root.name)
+def root(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
+def config(root: Path, name: str) -> dict[str, object]:
+    return dict(json.loads((root / "configs" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def without_versions(metadata: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in metadata.items() if key not in INSTALLED_VERSIONS}
+
+
+def test_every_config_is_what_its_plan_generates(root: Path) -> None:
+    generated = bundle_files(Plan.from_json(root / "plan.json"))
+    for name in ("train", "inference", "evaluate", "multi_gpu_train"):
+        assert config(root, name) == json.loads(generated[f"configs/{name}.json"]), name
+    assert without_versions(config(root, "metadata")) == without_versions(json.loads(generated["configs/metadata.json"]))
+    assert (root / "docs" / "README.md").read_text(encoding="utf-8").startswith(generated["docs/README.md"])
+    for name in ("docs/data_license.txt", "configs/logging.conf", "LICENSE", "plan.json"):
+        assert (root / name).read_text(encoding="utf-8") == generated[name], name
+
+
+def test_training_and_inference_prepare_images_in_the_same_way(root: Path) -> None:
+    parsers = {}
+    for name in ("inference", "train"):
+        parsers[name] = ConfigParser(config(root, name))
+    infer = parsers["inference"].get("preprocessing")["transforms"]
+    validate = parsers["train"].get("validate")["preprocessing"]["transforms"]
+    train = parsers["train"].get("train")["deterministic_transforms"]
+    assert infer[2:] == validate[2:]
+    for step, twin in zip(infer[2:], train[2:], strict=False):
+        for key, value in step.items():
+            if key not in {"keys", "mode"}:
+                assert twin[key] == value
+    assert parsers["inference"].get("network_def") == parsers["train"].get("network_def")
+
+
+def test_the_bundle_is_whole_and_its_weights_fit(root: Path) -> None:
+    opened = open_bundle(root, "cpu")
+    assert opened.labels == labels_of(root)
+    assert isinstance(opened.preprocessing, Compose)
+    assert (root / "models" / "model.pt").stat().st_size < 25e6
+
+
+def test_the_network_takes_and_gives_what_the_metadata_say(root: Path) -> None:
+    formats = read_metadata(root)["network_data_format"]
+    inputs, outputs = formats["inputs"]["image"], formats["outputs"]["pred"]
+    with torch.no_grad():
+        logits = open_bundle(root, "cpu").network(torch.zeros(1, inputs["num_channels"], *inputs["spatial_shape"]))
+    assert tuple(logits.shape) == (1, outputs["num_channels"], *outputs["spatial_shape"])
