@@ -4,6 +4,7 @@ import difflib
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +182,7 @@ def run_workflow(root: Path, configs: Sequence[str], overrides: Mapping[str, Any
         UsageError: an override names nothing in the configs.
     """
     _parser(root, configs, overrides)
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it would say that it sets up no logging
     workflow = ConfigWorkflow(
         config_file=[str(_config(root, name)) for name in configs],
         meta_file=str(root / "configs" / "metadata.json"),

@@ -104,12 +104,12 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder of the trained bundle, made as a copy of BUNDLE.")],
     data_root: DataRoot = None,
     fold: Annotated[int, typer.Option(min=-1, help="Fold that validates; -1 trains on all cases.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, show_default="the bundle's", help="Length of the training.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, show_default="the bundle's", help="Length of training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
     settings: Settings = None,
 ) -> None:
     """Train a bundle; its best weights by validation Dice are kept."""
-    overrides = _overrides(settings) | ({"epochs": epochs} if epochs else {})
+    overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
     job = Job(bundle, manifest, out, data_root, fold, resume, overrides)
     with _progress("checking cases") as progress:
         trained = train(job, progress=progress)
@@ -156,8 +156,8 @@ def segment_command(
     as_json: AsJson = False,
 ) -> None:
     """Segment volumes; each label map lies on the very grid of its image."""
-    volumes = find_volumes(inputs, out_dir=out)
     opened = open_bundle(bundle, device)
+    volumes = find_volumes(inputs, out_dir=out)
     reports = []
     with _progress("segmenting", len(volumes)) as progress:
         for report in segment_all(volumes, opened, out, overwrite=overwrite):

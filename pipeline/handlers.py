@@ -183,6 +183,8 @@ class StopOnBadLoss:
 class KeepBest:
     """Save the weights whenever the validation measure is the best so far; stop when it no longer improves.
 
+    A training that ends without any validation, or with none that gave a number, keeps its last weights.
+
     Args:
         path: where the plain state dict goes, written atomically.
         network: whose weights are kept.
@@ -213,6 +215,7 @@ class KeepBest:
     def attach(self, engine: Engine) -> None:
         """Listen to the end of each epoch; put this handler behind the one that validates."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._save_if_never_best)
         self.validator.add_event_handler(Events.COMPLETED, self._count)
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,9 +235,7 @@ class KeepBest:
         self.stale += 1
         if value > self.best:
             self.best, self.best_epoch, self.stale = value, engine.state.epoch, 0
-            if rank() == 0:
-                weights = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
-                save_atomically(weights, self.path)
+            self._save()
         if self.patience and self.stale >= self.patience:
             logger.info(
                 "no better validation in %d tries: training ends after epoch %d", self.stale, engine.state.epoch
@@ -243,6 +244,16 @@ class KeepBest:
 
     def _count(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
         self._seen_runs += 1
+
+    def _save_if_never_best(self, engine: Engine) -> None:
+        if self.best_epoch == 0:
+            logger.warning("no validation gave a measure: keeping the weights of epoch %d", engine.state.epoch)
+            self._save()
+
+    def _save(self) -> None:
+        if rank() == 0:
+            weights = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
+            save_atomically(weights, self.path)
 
 
 class ResumeState:

@@ -14,7 +14,7 @@ from pipeline.planning.write import bundle_files
 from tests.conftest import REPOSITORY
 
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
-INSTALLED_VERSIONS = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")
+INSTALLED = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda root: root.name)
@@ -27,14 +27,15 @@ def config(root: Path, name: str) -> dict[str, object]:
 
 
 def without_versions(metadata: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in metadata.items() if key not in INSTALLED_VERSIONS}
+    return {key: value for key, value in metadata.items() if key not in INSTALLED}
 
 
 def test_every_config_is_what_its_plan_generates(root: Path) -> None:
     generated = bundle_files(Plan.from_json(root / "plan.json"))
     for name in ("train", "inference", "evaluate", "multi_gpu_train"):
         assert config(root, name) == json.loads(generated[f"configs/{name}.json"]), name
-    assert without_versions(config(root, "metadata")) == without_versions(json.loads(generated["configs/metadata.json"]))
+    metadata = json.loads(generated["configs/metadata.json"])
+    assert without_versions(config(root, "metadata")) == without_versions(metadata)
     assert (root / "docs" / "README.md").read_text(encoding="utf-8").startswith(generated["docs/README.md"])
     for name in ("docs/data_license.txt", "configs/logging.conf", "LICENSE", "plan.json"):
         assert (root / name).read_text(encoding="utf-8") == generated[name], name

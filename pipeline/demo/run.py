@@ -24,7 +24,10 @@ TRAINING_CASES = 20
 HELD_OUT_CASES = 4
 EPOCHS = 8
 SPACING_MM = 4.0
-"""Coarse, so that the training ends within two minutes on two cores."""
+PATCH_VOX = (32, 32, 32)
+CHANNELS = (16, 32, 64)
+STRIDES = ((2, 2, 2), (2, 2, 2))
+"""Coarse and small, so that the training ends within two minutes on two cores."""
 
 PARTS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "pictures", "index.html")
 """What a demo leaves in its folder, and what the next one there may replace."""
@@ -126,7 +129,8 @@ def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:
         shapes=tuple((int(i), int(j), int(k)) for i, j, k in np.ceil(extents_mm / SPACING_MM)),
     )
     made = plan(coarse, epochs=EPOCHS, data={"name": "made by voxelgate demo", "licence": cases.licence})
-    write_bundle(replace(made, training=replace(made.training, seed=seed, validate_every=EPOCHS)), root)
+    small = replace(made, patch_vox=PATCH_VOX, channels=CHANNELS, strides=STRIDES, network={"deep_supervision": 1})
+    write_bundle(replace(small, training=replace(made.training, seed=seed, validate_every=EPOCHS)), root)
 
 
 def _mean_s(reports: Sequence[CaseReport]) -> float:

@@ -136,7 +136,6 @@ class AttentionUNet(nn.Module):
         attention: bool = True,
     ) -> None:
         super().__init__()
-        self.strides = _strides_per_axis(strides, len(channels), spatial_dims)
         if spatial_dims not in (2, 3) or len(channels) < 2 or not 0 <= deep_supervision <= len(channels) - 2:
             raise ValueError(
                 "an AttentionUNet has 2 or 3 spatial dimensions, at least 2 levels and deep supervision on at most "
@@ -144,6 +143,7 @@ class AttentionUNet(nn.Module):
             )
         if not 0 < gate_fraction <= 1:
             raise ValueError(f"gate_fraction lies above 0 and at most at 1, found {gate_fraction}")
+        self.strides = _strides_per_axis(strides, len(channels), spatial_dims)
         self.spatial_dims = spatial_dims
         self.checkpointing = checkpointing
         block = {"spatial_dims": spatial_dims, "norm": Norm(norm), "dropout": dropout}

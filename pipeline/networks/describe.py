@@ -65,7 +65,7 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
         image = torch.empty(tuple(shape), device="meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(image)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"the network takes no image of shape {tuple(shape)}: {error}") from error
     for hook in hooks:
         hook.remove()

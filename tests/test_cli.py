@@ -1,0 +1,142 @@
+"""The command line as a user meets it: exit codes, one sentence for each mistake, no traceback, nothing half-done."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from tests.conftest import REPOSITORY
+
+HIPPOCAMPUS_BUNDLE = REPOSITORY / "bundles" / "hippocampus_mri_segmentation"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command returned and printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run `voxelgate` with arguments in this process, in an empty folder."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["voxelgate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    yield command
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """Write a small MRI-like volume."""
+    path = tmp_path / "scan.nii.gz"
+    rng = np.random.default_rng(0)
+    affine = np.array([[-1.0, 0, 0, 20], [0, 0, 1.2, 3], [0, 1.1, 0, -5], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(rng.normal(100, 20, (33, 41, 35)).astype(np.float32), affine), path)
+    return path
+
+
+def assert_one_sentence(result: Result, exit_code: int, *facts: str) -> None:
+    assert result.returncode == exit_code, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    for fact in facts:
+        assert fact in result.stderr + result.stdout, result.stderr
+
+
+def test_a_scan_is_segmented_on_its_own_grid_and_reported_as_json(run: Run, scan: Path, tmp_path: Path) -> None:
+    result = run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["status"] == "done"
+    assert set(report["volumes_ml"]) == {"anterior", "posterior"}
+    written, image = nib.load(tmp_path / "results" / "scan.nii.gz"), nib.load(scan)
+    assert written.shape == image.shape
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(written.affine, image.affine)
+
+
+def test_results_are_not_replaced_unless_asked(run: Run, scan: Path) -> None:
+    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results").returncode == 0
+    assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results"), 1, "scan", "exists")
+    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--overwrite").returncode == 0
+
+
+def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(scan.read_bytes()[:2000])
+    result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path, "--out", "results")
+    assert_one_sentence(result, 1, "broken", "1 of 2 volumes")
+    assert [path.name for path in (tmp_path / "results").glob("*.nii.gz")] == ["scan.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "facts"),
+    [
+        (("segment", "no_such_bundle", "scan.nii.gz", "--out", "o"), 1, ("no_such_bundle", "bundle")),
+        (("segment", HIPPOCAMPUS_BUNDLE, "--out", "o"), 2, ("inputs",)),
+        (("segment", HIPPOCAMPUS_BUNDLE, "scan.nii.gz"), 2, ("--out",)),
+        (("evaluate", "missing", "missing_too"), 1, ("missing",)),
+        (("manifest", "missing"), 1, ("missing",)),
+        (("plan", "missing.json", "--out", "b"), 1, ("missing.json",)),
+        (("train", HIPPOCAMPUS_BUNDLE, "missing.json", "--out", "t"), 1, ("missing.json",)),
+        (("nonsense",), 2, ("nonsense",)),
+    ],
+)
+def test_a_wrong_argument_is_answered_by_one_sentence(
+    run: Run, tmp_path: Path, arguments: tuple[object, ...], exit_code: int, facts: tuple[str, ...]
+) -> None:
+    assert_one_sentence(run(*arguments), exit_code, *facts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_scan_is_named(run: Run) -> None:
+    assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, "missing.nii.gz", "--out", "o"), 1, "missing.nii.gz")
+
+
+def test_debug_shows_the_traceback_and_its_absence_hides_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "plan", "missing.json", "--out", "b"]
+    plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    debug = subprocess.run([*command, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" not in plain.stderr
+    assert plain.stderr.count("\n") == 1
+    assert plain.returncode == 1
+    assert "Traceback" in debug.stderr
+
+
+def test_the_real_defects_are_refused_with_one_line_each(run: Run, real_data: Path, tmp_path: Path) -> None:
+    result = run("manifest", real_data / "hippocampus_defects", "--modality", "MRI", "--out", tmp_path / "m.json")
+    assert_one_sentence(result, 1)
+    for path in (real_data / "hippocampus_defects").iterdir():
+        assert sum(path.name in line for line in result.stderr.splitlines()) == 1
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_chaos_gives_the_published_figures(run: Run, real_data: Path) -> None:
+    chaos = real_data / "chaos_ct"
+    result = run("evaluate", chaos / "sample_prediction", chaos / "labels")
+    assert result.returncode == 0, result.stderr
+    for figure in ("0.978", "0.665", "0.73", "14.00"):
+        assert figure in result.stdout
