@@ -3,8 +3,9 @@
 import json
 import logging
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from pipeline.manifest_build import build, write
 from pipeline.networks import describe
 from pipeline.planning import Plan, fingerprint, plan, write_bundle
 from pipeline.segment import CaseReport, CaseStatus, find_volumes, segment_all
-from pipeline.training import Job, evaluate_fold, train
+from pipeline.training import TRAINING, Job, evaluate_fold, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 bundle_app = typer.Typer(no_args_is_help=True, help="Look after a bundle: verify, seal, describe.")
 app.add_typer(bundle_app, name="bundle")
+
+SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
 
 errors = Console(stderr=True, highlight=False)
 console = Console(highlight=False)
@@ -114,7 +117,12 @@ def train_command(
     with _progress("checking cases") as progress:
         trained = train(job, progress=progress)
     if fold >= 0:
-        _print_scores(evaluate_fold(job), f"fold {fold}, not seen in training")
+        subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
+        _print_scores(
+            evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold),
+            f"fold {fold}, not seen in training",
+            subject_of,
+        )
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
@@ -124,6 +132,9 @@ def evaluate_command(
     reference: Annotated[Path, typer.Argument(help="Reference label map or folder; for a bundle, a manifest.")],
     fold: Annotated[int, typer.Option(min=-1, help="For a bundle: the fold to evaluate.")] = 0,
     data_root: DataRoot = None,
+    subjects: Annotated[
+        Path | None, typer.Option(help="Manifest that says whose each case is; means are then by subject.")
+    ] = None,
     labels_from: Annotated[Path | None, typer.Option(help="Bundle that names the labels.", show_default=False)] = None,
     csv: Annotated[Path | None, typer.Option(help="Table to write, a row for each case and label.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 2,
@@ -132,7 +143,9 @@ def evaluate_command(
     """Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes."""
     if is_bundle(prediction):
         verify(prediction)
-        scores = evaluate_fold(Job(prediction, reference, prediction, data_root, fold))
+        with tempfile.TemporaryDirectory() as scratch:
+            scores = evaluate_fold(prediction, reference, Path(scratch), data_root=data_root, fold=fold)
+        subjects = reference
     else:
         table = None if labels_from is None else labels_of(labels_from)
         pairs = pair_files(prediction, reference)
@@ -141,7 +154,8 @@ def evaluate_command(
             scores = [row for rows in found for row in rows]
     if csv is not None:
         write_csv(scores, csv, overwrite=overwrite)
-    _print_scores(scores, f"{len({row.case_id for row in scores})} cases")
+    subject_of = {} if subjects is None else {case.case_id: case.subject for case in load(subjects).all_cases}
+    _print_scores(scores, f"{len({row.case_id for row in scores})} cases", subject_of)
 
 
 @app.command("segment")
@@ -287,9 +301,12 @@ def _print_plan(made: Plan) -> None:
     console.print(table)
 
 
-def _print_scores(scores: list[LabelScores], title: str) -> None:
-    table = Table("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed", title=title)
-    for row in summarise(scores):
+def _print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str, str] | None = None) -> None:
+    summaries = summarise(scores, subject_of or None)
+    if subject_of:
+        title += f", means by subject of {len({subject_of[row.case_id] for row in scores})}"
+    table = Table(*SCORE_COLUMNS, title=title)
+    for row in summaries:
         values = {measure.value: statistic.mean for measure, statistic in row.statistics.items()}
         table.add_row(
             row.label,

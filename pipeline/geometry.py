@@ -11,8 +11,8 @@ Affine = npt.NDArray[np.float64]
 AGREEMENT_TOLERANCE_MM = 0.1
 """Largest distance between matching corners of two grids that count as one.
 
-Half of a tenth of the finest clinical voxel would be stricter, but float32 affines of NIfTI headers, and quaternions
-that lose the seventh digit, already move the corner of a 500 mm volume by up to 0.05 mm.
+Below any clinical voxel, and above what headers lose: the float32 quaternion of a NIfTI qform can move the corner of a
+500 mm volume by some hundredths of a millimetre.
 """
 
 DEGENERATE_VOLUME_MM3 = 1e-9

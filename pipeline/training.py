@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 """Folder in a trained bundle with state, TensorBoard events and scores; not needed to segment."""
-
-STATE = f"{TRAINING}/state.pt"
-SCORES = f"{TRAINING}/scores.csv"
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,20 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
     return job.out
 
 
-def evaluate_fold(job: Job) -> list[LabelScores]:
-    """Run the bundle's evaluate workflow on the validation cases of `job.fold`; the scores also go to `SCORES`."""
-    parser = run_workflow(job.out, ["train", "evaluate"], _settings(replace(job, bundle=job.out)))
+def evaluate_fold(
+    bundle: Path, manifest: Path, output_dir: Path, *, data_root: Path | None = None, fold: int = 0
+) -> list[LabelScores]:
+    """Run a bundle's evaluate workflow on the validation cases of a fold.
+
+    Args:
+        bundle: a trained bundle.
+        manifest: the labelled cases.
+        output_dir: gets `scores.csv`.
+        data_root: folder the manifest's paths start from; its own folder if None.
+        fold: whose validation cases are measured.
+    """
+    settings = _settings(Job(bundle, manifest, bundle, data_root, fold)) | {"output_dir": str(output_dir.resolve())}
+    parser = run_workflow(bundle, ["train", "evaluate"], settings)
     scores: list[LabelScores] = parser.get_parsed_content("score_cases").scores
     return scores
 

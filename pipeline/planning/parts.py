@@ -116,6 +116,7 @@ def network(plan: Plan) -> Config:
         "out_channels": len(plan.labels),
         "channels": list(plan.channels),
         "strides": [list(stride) for stride in plan.strides],
+        "attention": True,
         **plan.network,
     }
 
