@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import nn
 
-from pipeline.errors import BundleError, UsageError
+from pipeline.errors import BundleError, UsageError, VoxelgateError
 from pipeline.labels import LabelTable
 
 CHECKSUMS = "checksums.json"
@@ -62,11 +62,14 @@ def open_bundle(root: Path, device: str | None = None) -> Bundle:
         device: where to run instead of the device that its config chooses.
 
     Raises:
+        UsageError: no such device.
         BundleError: files are missing or altered, configs do not define what is needed, weights do not fit.
     """
     fingerprint = verify(root)
     metadata = read_metadata(root)
-    parser = _parser(root, ["inference"], {} if device is None else {"device": f"$torch.device({device!r})"})
+    parser = read_configs(
+        root, ["inference"], {} if device is None else {"device": f"$torch.device({_known(device)!r})"}
+    )
     missing = [name for name in INFERENCE_IDS if name not in parser.get()]
     if missing:
         raise BundleError(f"{root.name}: inference.json does not define {', '.join(missing)}")
@@ -84,6 +87,14 @@ def open_bundle(root: Path, device: str | None = None) -> Bundle:
         network=network.to(where, memory_format=torch.channels_last_3d).eval(),  # type: ignore[call-overload]  # stubs lack it
         device=where,
     )
+
+
+def _known(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} is not there; use cpu, or cuda where PyTorch finds a GPU") from error
+    return device
 
 
 def is_bundle(path: Path) -> bool:
@@ -166,6 +177,25 @@ def verify(root: Path) -> str:
     return _fingerprint(found)
 
 
+def read_configs(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """Read configs of a bundle, later ones laid over earlier ones, with overrides that are known to count.
+
+    Raises:
+        BundleError: a config is missing or is no valid JSON.
+        UsageError: an override names nothing in the configs, or has another type than the value there.
+    """
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(_config(root, name)) for name in configs])
+    except ValueError as error:
+        raise BundleError(
+            f"{root.name}: {' or '.join(configs)} is no valid JSON ({error}); restore the bundle"
+        ) from error
+    refuse_useless(parser, overrides)
+    parser.update({"bundle_root": str(root), **overrides})
+    return parser
+
+
 def run_workflow(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
     """Run a workflow of a bundle as `python -m monai.bundle run` does, but refuse overrides that change nothing.
 
@@ -178,10 +208,10 @@ def run_workflow(root: Path, configs: Sequence[str], overrides: Mapping[str, Any
         The parser with everything that was built.
 
     Raises:
-        BundleError: a config is missing or is no valid JSON.
-        UsageError: an override names nothing in the configs.
+        BundleError: a config is missing or is no valid JSON, or what it describes cannot be built or run.
+        UsageError: an override names nothing in the configs, or has another type than the value there.
     """
-    _parser(root, configs, overrides)
+    read_configs(root, configs, overrides)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it would say that it sets up no logging
     workflow = ConfigWorkflow(
         config_file=[str(_config(root, name)) for name in configs],
@@ -191,19 +221,21 @@ def run_workflow(root: Path, configs: Sequence[str], overrides: Mapping[str, Any
         bundle_root=str(root),
         **overrides,
     )
-    workflow.initialize()
     try:
+        workflow.initialize()
         workflow.run()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _as_ours(error, root) from error
     finally:
         workflow.finalize()
     return workflow.parser
 
 
-def refuse_unknown(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
-    """Refuse overrides of ids that the config does not have; MONAI would add them and change nothing.
+def refuse_useless(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides of ids that the config does not have, which MONAI would add and ignore, and of another type.
 
     Raises:
-        UsageError: names each unknown id and what may have been meant.
+        UsageError: names the id and what may have been meant.
     """
     known = _ids(config.get())
     for name in overrides:
@@ -211,19 +243,28 @@ def refuse_unknown(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(config.get()))}."
             raise UsageError(f"the bundle has no setting {name!r}; {hint}")
+        _refuse_other_type(name, config.get(name.replace("::", "#")), overrides[name])
 
 
-def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
-    parser = ConfigParser()
-    try:
-        parser.read_config([str(_config(root, name)) for name in configs])
-    except ValueError as error:
-        raise BundleError(
-            f"{root.name}: {' or '.join(configs)} is no valid JSON ({error}); restore the bundle"
-        ) from error
-    refuse_unknown(parser, overrides)
-    parser.update({"bundle_root": str(root), **overrides})
-    return parser
+def _refuse_other_type(name: str, present: object, asked: object) -> None:
+    """Refuse a text for a number and the like; expressions and empty values may become anything."""
+    is_free = present is None or any(isinstance(value, str) and value[:1] in ("$", "@") for value in (present, asked))
+    is_number = type(present) is float and type(asked) is int
+    if not is_free and not is_number and type(asked) is not type(present):
+        raise UsageError(
+            f"setting {name} is {present!r} in the bundle, and {asked!r} is of another type; give such a value"
+        )
+
+
+def _as_ours(error: BaseException, root: Path) -> VoxelgateError:
+    """Find our own error behind those that MONAI and ignite wrap around it, or word the innermost one."""
+    cause = error
+    while not isinstance(cause, VoxelgateError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, VoxelgateError):
+        return cause
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return BundleError(f"{root.name}: its workflow cannot run with these settings ({reason}); --debug shows where")
 
 
 def _config(root: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
 from pipeline.demo.run import run_demo
-from pipeline.errors import UsageError, VoxelgateError
+from pipeline.errors import OutputError, UsageError, VoxelgateError
 from pipeline.evaluation import LabelScores, evaluate_pairs, pair_files, summarise, write_csv
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.manifest import load
@@ -231,11 +231,8 @@ def main() -> None:
         app(args=arguments)
     except VoxelgateError as error:
         _end(error, is_debug=is_debug)
-    except RuntimeError as error:
-        ours = _cause_of_ours(error)
-        if ours is None:
-            raise
-        _end(ours, is_debug=is_debug)
+    except OSError as error:
+        _end(OutputError(f"{error.filename or 'a file'}: {error.strerror or error}"), is_debug=is_debug)
 
 
 def _end(error: VoxelgateError, *, is_debug: bool) -> None:
@@ -243,15 +240,6 @@ def _end(error: VoxelgateError, *, is_debug: bool) -> None:
         raise error
     errors.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
     raise SystemExit(error.exit_code) from error
-
-
-def _cause_of_ours(error: BaseException | None) -> VoxelgateError | None:
-    """Find our error behind those that MONAI wraps around it (monai/transforms/transform.py, bundle/config_item.py)."""
-    while error is not None:
-        if isinstance(error, VoxelgateError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _set_up_logging(*, is_debug: bool) -> None:
@@ -283,6 +271,8 @@ def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int, in
 
         def show(done: int, of: int) -> None:
             bar.update(task, completed=done, total=of, visible=done < of)
+            if done >= of:
+                bar.stop()  # what follows, such as a training, shows its own
 
         yield show
 

@@ -67,7 +67,10 @@ class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
         """Take the label map, (1, I, J, K) or (I, J, K)."""
-        labels = np.asarray(data_array)
+        given = np.asarray(data_array)
+        labels = given.astype(np.int32) if given.dtype.kind == "f" else given  # MONAI hands everything on as float
+        if not np.array_equal(labels, given):
+            raise OutputError("a label map holds whole numbers; give LabelMapWriter labels, not probabilities.")
         self.data_obj = labels if channel_dim is None else np.squeeze(labels, axis=channel_dim)
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, **options: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundle import labels_of, run_workflow, seal
+from pipeline.bundle import labels_of, read_configs, run_workflow, seal
 from pipeline.errors import OutputError, UsageError
 from pipeline.evaluation import LabelScores
 from pipeline.manifest import ALL_FOLDS, Manifest, load
@@ -64,10 +64,12 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
         raise UsageError(
             f"{manifest.name} has the folds {manifest.folds}, not {job.fold}; choose one of them, or -1 for all"
         )
+    settings = _settings(job) | {"resume": job.resume}
+    read_configs(job.bundle, ["train"], settings)
     check(manifest, progress=progress)
     _prepare_folder(job)
     start_s = time.monotonic()
-    run_workflow(job.out, ["train"], _settings(job) | {"resume": job.resume})
+    run_workflow(job.out, ["train"], settings)
     logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
     seal(job.out)
     return job.out

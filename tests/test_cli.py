@@ -116,6 +116,23 @@ def test_a_missing_scan_is_named(run: Run) -> None:
     assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, "missing.nii.gz", "--out", "o"), 1, "missing.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("setting", "facts"),
+    [("epoch=5", ("epoch", "did you mean", "epochs")), ("epochs=many", ("epochs", "many")), ("epochs", ("ID=VALUE",))],
+)
+def test_a_setting_that_would_be_ignored_or_is_wrong_is_refused_before_work_starts(
+    run: Run, hippocampus: Path, tmp_path: Path, setting: str, facts: tuple[str, ...]
+) -> None:
+    manifest = REPOSITORY / "data_manifests" / "hippocampus.json"
+    arguments = ("train", HIPPOCAMPUS_BUNDLE, manifest, "--data-root", hippocampus, "--out", "t", "--set", setting)
+    assert_one_sentence(run(*arguments), 2, *facts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_device_is_refused(run: Run, scan: Path) -> None:
+    assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "o", "--device", "gpu"), 2, "gpu", "cpu")
+
+
 def test_debug_shows_the_traceback_and_its_absence_hides_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "plan", "missing.json", "--out", "b"]
     plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -104,7 +104,7 @@ def kill_after_epoch(processes: ForkServerContext, job: Job, epoch: int, delay_s
     while saved_epoch(job) < epoch:
         assert time.monotonic() < deadline_s
         assert process.is_alive()
-        time.sleep(0.002)
+        time.sleep(0.01)
     time.sleep(delay_s)
     process.kill()
     process.join(PATIENCE_S)
@@ -125,7 +125,7 @@ def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_and_resumed_training_ends_with_the_weights_of_an_unbroken_one(
     processes: ForkServerContext, whole: Job, tmp_path: Path, seed: int
 ) -> None:
