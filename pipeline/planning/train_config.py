@@ -3,6 +3,9 @@
 from pipeline.planning.parts import DEVICE, IMPORTS, Config, augmentation, inferer, network, prepare, read
 from pipeline.planning.plan import Plan
 
+LAST_EPOCH = "$@epochs if @epochs % @validate_every else @epochs + 1"
+"""Interval that makes the last epoch validate too where it is not its turn; otherwise it never comes."""
+
 LOSSES = {
     "dice_ce": {
         "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False
@@ -193,6 +196,12 @@ def _train_handlers() -> list[Config | str]:
             "validator": "@validate#evaluator",
             "epoch_level": True,
             "interval": "@validate_every",
+        },
+        {
+            "_target_": "ValidationHandler",
+            "validator": "@validate#evaluator",
+            "epoch_level": True,
+            "interval": LAST_EPOCH,
         },
         "@train#keep_best",
         {
