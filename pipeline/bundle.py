@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,18 @@ CHECKSUMS = "checksums.json"
 
 SEALED = ("configs/*.json", "models/*.pt", "plan.json")
 WEIGHTS = "models/model.pt"
+UNREADABLE_WEIGHTS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    pickle.UnpicklingError,
+)
+"""What `torch.load` and `load_state_dict` raise on files that hold no weights, or other ones."""
+
 INFERENCE_IDS = ("device", "network_def", "preprocessing", "inferer")
 """What `inference.json` must define; MONAI Label reads the same ids."""
 
@@ -293,8 +306,8 @@ def _load_weights(network: nn.Module, root: Path) -> None:
         raise BundleError(f"{root.name}: {WEIGHTS} is missing; train the bundle first (`voxelgate train`)")
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE_WEIGHTS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BundleError(f"{root.name}: {WEIGHTS} does not fit the network of inference.json ({reason})") from error
 
 

@@ -17,8 +17,9 @@ from pipeline import manifest_build
 from pipeline.errors import UsageError
 from pipeline.manifest import load
 from pipeline.planning import Plan, Training, fingerprint, plan, write_bundle
-from pipeline.training import STATE, Job, train
+from pipeline.training import TRAINING, Job, train
 
+STATE = f"{TRAINING}/state.pt"
 FOLDS = 2
 EPOCHS = 3
 SETTINGS = {"precision": "float32"}

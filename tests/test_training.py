@@ -16,7 +16,7 @@ from pipeline.bundle import WEIGHTS, open_bundle, seal, verify
 from pipeline.errors import BundleError, OutputError, UsageError
 from pipeline.manifest import load
 from pipeline.networks import AttentionUNet
-from pipeline.training import SCORES, Job, evaluate_fold, train
+from pipeline.training import Job, evaluate_fold, train
 from tests.test_resume import EPOCHS, STATE, tiny_job
 
 TIME_LIMIT_S = 900
@@ -92,7 +92,7 @@ def test_the_scores_of_a_fold_are_those_of_its_validation_cases(trained: Path, j
         assert sorted(score.case_id for score in scores) == sorted(
             case.case_id for case in manifest.cases if case.fold == fold
         )
-        assert (tmp_path / str(fold) / Path(SCORES).name).is_file()
+        assert (tmp_path / str(fold) / "scores.csv").is_file()
     verify(trained)
 
 
