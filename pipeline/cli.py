@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,10 +37,13 @@ app = typer.Typer(
 bundle_app = typer.Typer(no_args_is_help=True, help="Look after a bundle: verify, seal, describe.")
 app.add_typer(bundle_app, name="bundle")
 
+PIPED_WIDTH = 120
+"""Columns of a table that goes to a file or another program."""
+
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
 
 errors = Console(stderr=True, highlight=False)
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)]
 ManifestArgument = Annotated[Path, typer.Argument(help="Manifest (JSON).", show_default=False)]
@@ -155,7 +159,8 @@ def evaluate_command(
     if csv is not None:
         write_csv(scores, csv, overwrite=overwrite)
     subject_of = {} if subjects is None else {case.case_id: case.subject for case in load(subjects).all_cases}
-    _print_scores(scores, f"{len({row.case_id for row in scores})} cases", subject_of)
+    cases = len({row.case_id for row in scores})
+    _print_scores(scores, f"{cases} case{'' if cases == 1 else 's'}", subject_of)
 
 
 @app.command("segment")
@@ -180,7 +185,9 @@ def segment_command(
             if as_json:
                 sys.stdout.write(report.to_json() + "\n")
             elif report.status is not CaseStatus.DONE:
-                errors.print(f"{report.case_id}: {report.status}: {' '.join(report.findings)}", markup=False)
+                errors.print(
+                    f"{report.case_id}: {report.status}: {' '.join(report.findings)}", markup=False, soft_wrap=True
+                )
     if not as_json:
         _print_reports(reports, out)
     if any(report.status is not CaseStatus.DONE for report in reports):
@@ -295,7 +302,8 @@ def _print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str
     summaries = summarise(scores, subject_of or None)
     if subject_of:
         title += f", means by subject of {len({subject_of[row.case_id] for row in scores})}"
-    table = Table(*SCORE_COLUMNS, title=title)
+    table = Table(*SCORE_COLUMNS, title=title, box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
     for row in summaries:
         values = {measure.value: statistic.mean for measure, statistic in row.statistics.items()}
         table.add_row(
@@ -312,7 +320,9 @@ def _print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str
 
 def _print_reports(reports: list[CaseReport], out: Path) -> None:
     done = [report for report in reports if report.status is CaseStatus.DONE]
-    table = Table("case", *(f"{name} ml" for name in (done[0].volumes_ml if done else ())), "seconds")
+    table = Table(
+        "case", *(f"{name} ml" for name in (done[0].volumes_ml if done else ())), "seconds", box=box.SIMPLE_HEAD
+    )
     for report in done:
         volumes = (f"{value:.2f}" for value in report.volumes_ml.values())
         table.add_row(report.case_id, *volumes, f"{sum(report.seconds.values()):.1f}")
