@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -115,5 +116,9 @@ def _prepare_folder(job: Job) -> None:
         if not job.resume:
             raise OutputError(f"{job.out} exists already; name another folder, or take its training up with --resume")
         return
-    shutil.copytree(job.bundle, job.out, ignore=shutil.ignore_patterns(TRAINING, "checksums.json", "*.pt"))
-    (job.out / "models").mkdir(exist_ok=True)
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}-") as partial:
+        copy = Path(partial) / job.out.name
+        shutil.copytree(job.bundle, copy, ignore=shutil.ignore_patterns(TRAINING, "checksums.json", "*.pt"))
+        (copy / "models").mkdir(exist_ok=True)
+        copy.rename(job.out)

@@ -3,6 +3,11 @@
 from pipeline.planning.parts import DEVICE, IMPORTS, Config, augmentation, inferer, network, prepare, read
 from pipeline.planning.plan import Plan
 
+PRECISION_OF_ALL = (
+    "$choose_precision(@device, 'float32' if (@device.type, @precision) == ('cpu', 'auto') else @precision)"
+)
+"""On CPUs each process would time its own convolution, and two might choose differently."""
+
 LAST_EPOCH = "$@epochs if @epochs % @validate_every else @epochs + 1"
 """Interval that makes the last epoch validate too where it is not its turn; otherwise it never comes."""
 
@@ -30,6 +35,7 @@ def train_config(plan: Plan) -> Config:
             "$from pipeline.inference.runtime import keep_large_buffers",
             "$from pipeline.inference.runtime import needs_scaler",
             "$from pipeline.handlers import start_process_group",
+            "$from pipeline.handlers import world_size",
         ],
         "bundle_root": ".",
         "manifest": "manifest.json",
@@ -107,6 +113,7 @@ def multi_gpu_config() -> Config:
     """Return `multi_gpu_train.json`, laid over `train.json` and started by torchrun; gloo where there is no GPU."""
     return {
         "device": "$start_process_group()",
+        "precision_used": PRECISION_OF_ALL,
         "train_network": {
             "_target_": "torch.nn.parallel.DistributedDataParallel",
             "module": "@network",
@@ -228,6 +235,11 @@ def _train_handlers() -> list[Config | str]:
                 "steps_per_epoch": "@steps_per_epoch",
                 "batch_size": "@batch_size",
                 "learning_rate": "@learning_rate",
+                "warmup_steps": "@warmup_steps",
+                "validate_every": "@validate_every",
+                "patience": "@patience",
+                "cases": "$len(@train#dataset)",
+                "processes": "$world_size()",
                 "precision": "$str(@precision_used)",
             },
             "resume": "@resume",
