@@ -67,7 +67,7 @@ def test_the_page_tells_the_numbers_and_what_was_missed(held_out: HeldOutCase, t
     text = write_page(tmp_path, RUN, [held_out], LABELS, COMMANDS).read_text(encoding="utf-8")
 
     words = re.sub(r"\s+", " ", text)
-    assert "An attention U-Net was trained for 40 epochs on 18 synthetic CT volumes, which took 3 min 51 s" in words
+    assert "An attention U-Net was trained for 40 steps on 18 synthetic CT volumes, which took 3 min 51 s" in words
     assert "missed<small>0.0 of" in words
     assert "1 missed or invented, counted as 0" in words
     assert "0.667" in words  # the mean over two perfect structures and a missed one

@@ -103,7 +103,7 @@ class DemoRun:
         device: as a reader would call it, such as "2 CPU cores".
         seed: with which everything can be repeated.
         training_cases: number of cases trained on.
-        epochs: passes over them.
+        steps: optimiser steps of the training.
         training_s: how long that took.
         segmentation_s: mean time for one held-out case.
     """
@@ -112,7 +112,7 @@ class DemoRun:
     device: str
     seed: int
     training_cases: int
-    epochs: int
+    steps: int
     training_s: float
     segmentation_s: float
 

@@ -16,7 +16,7 @@ from pipeline.errors import OutputError
 from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, evaluate_pairs, pair_files, summarise
 from pipeline.manifest import ALL_FOLDS, load
 from pipeline.manifest_build import build, write
-from pipeline.planning import fingerprint, plan, write_bundle
+from pipeline.planning import Training, fingerprint, plan, write_bundle
 from pipeline.segment import CaseReport, find_volumes, segment_all
 from pipeline.training import Job, train
 
@@ -95,7 +95,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
         device=f"{os.cpu_count()} processor cores",
         seed=seed,
         training_cases=TRAINING_CASES,
-        epochs=EPOCHS,
+        steps=EPOCHS * Training.steps_per_epoch,
         training_s=training_s,
         segmentation_s=_mean_s(reports),
     )
