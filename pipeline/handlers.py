@@ -6,6 +6,7 @@ Each goes into the `train_handlers` of any MONAI trainer and needs nothing else 
 import logging
 import math
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +59,24 @@ def start_process_group() -> torch.device:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device
+
+
+def start_from(network: nn.Module, weights: str | None) -> nn.Module:
+    """Load a plain state dict into `network` before a training, to go on from weights instead of random numbers.
+
+    Raises:
+        UsageError: no such file, or weights of another network.
+    """
+    if weights is None:
+        return network
+    try:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{weights} cannot start this network ({reason}); name the model.pt of an equal one"
+        ) from error
+    return network
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.handlers import (
     StopOnBadLoss,
     UpdateAverage,
     save_atomically,
+    start_from,
 )
 
 IDENTITY = {"fold": 0, "epochs": 3}
@@ -348,3 +349,14 @@ def test_progress_lets_an_error_through() -> None:
     ShowProgress().attach(engine)
     with pytest.raises(InputError, match="broken"):
         engine.run([0])
+
+
+def test_a_training_can_start_from_the_weights_of_an_equal_network_only(tmp_path: Path) -> None:
+    trained = torch.nn.Linear(2, 2)
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    started = start_from(torch.nn.Linear(2, 2), str(tmp_path / "model.pt"))
+    assert torch.equal(started.state_dict()["weight"], trained.weight)
+    with pytest.raises(UsageError, match=r"model\.pt cannot start this network"):
+        start_from(torch.nn.Linear(3, 2), str(tmp_path / "model.pt"))
+    with pytest.raises(UsageError, match=r"missing\.pt cannot start this network"):
+        start_from(torch.nn.Linear(2, 2), str(tmp_path / "missing.pt"))

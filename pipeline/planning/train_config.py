@@ -34,6 +34,7 @@ def train_config(plan: Plan) -> Config:
             "$from pipeline.inference.runtime import choose_precision",
             "$from pipeline.inference.runtime import keep_large_buffers",
             "$from pipeline.inference.runtime import needs_scaler",
+            "$from pipeline.handlers import start_from",
             "$from pipeline.handlers import start_process_group",
             "$from pipeline.handlers import world_size",
         ],
@@ -44,6 +45,7 @@ def train_config(plan: Plan) -> Config:
         "output_dir": "$@bundle_root + '/training'",
         "model_path": "$@bundle_root + '/models/model.pt'",
         "resume": False,
+        "init_weights": None,
         "device": DEVICE,
         "precision": "auto",
         "precision_used": "$choose_precision(@device, @precision)",
@@ -58,7 +60,7 @@ def train_config(plan: Plan) -> Config:
         "patience": pace.patience,
         "cache_rate": 1.0,
         "network_def": network(plan),
-        "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
+        "network": "$start_from(@network_def, @init_weights).to(@device, memory_format=torch.channels_last_3d)",
         "train_network": "@network",
         "averaged": {
             "_target_": "torch.optim.swa_utils.AveragedModel",
@@ -230,6 +232,7 @@ def _train_handlers() -> list[Config | str]:
             },
             "identity": {
                 "fold": "@fold",
+                "init_weights": "$str(@init_weights)",
                 "seed": "@seed",
                 "epochs": "@epochs",
                 "steps_per_epoch": "@steps_per_epoch",
