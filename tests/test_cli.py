@@ -129,6 +129,13 @@ def test_a_setting_that_would_be_ignored_or_is_wrong_is_refused_before_work_star
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_volume_too_small_for_the_network_is_refused_with_the_smallest_size(run: Run, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).random((5, 5, 5), dtype=np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "tiny.nii.gz")
+    result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path / "tiny.nii.gz", "--out", "o")
+    assert_one_sentence(result, 1, "tiny: refused", "9 along axis 0")
+
+
 def test_an_unknown_device_is_refused(run: Run, scan: Path) -> None:
     assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "o", "--device", "gpu"), 2, "gpu", "cpu")
 

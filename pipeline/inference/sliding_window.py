@@ -155,14 +155,17 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
     def _one_view(self, image: torch.Tensor, predict: Predictor) -> torch.Tensor:
         size = image.shape[2:]
         clipped = (-(-n // self.window_multiple) * self.window_multiple for n in size)
-        logits = sliding_window_inference(
-            image,
-            roi_size=tuple(min(pair) for pair in zip(self.roi_size, clipped, strict=True)),
-            sw_batch_size=self.sw_batch_size,
-            predictor=predict,
-            overlap=self.overlap,
-            mode=self.mode,
-        )
+        try:
+            logits = sliding_window_inference(
+                image,
+                roi_size=tuple(min(pair) for pair in zip(self.roi_size, clipped, strict=True)),
+                sw_batch_size=self.sw_batch_size,
+                predictor=predict,
+                overlap=self.overlap,
+                mode=self.mode,
+            )
+        except ValueError as error:
+            raise InputError(f"the network cannot take this volume: {error}.") from error
         return _softmax_in_place(logits)
 
     def _sides_swapped(self, classes: int) -> list[int]:
