@@ -3,6 +3,7 @@
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import pickle
@@ -13,8 +14,11 @@ from typing import Any, cast
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from torch import nn
 
+from pipeline.dicom.choose import SeriesRule
+from pipeline.dicom.plausibility import Expected
 from pipeline.errors import BundleError, UsageError, VoxelgateError
 from pipeline.labels import LabelTable
 
@@ -35,6 +39,9 @@ UNREADABLE_WEIGHTS = (
 )
 """What `torch.load` and `load_state_dict` raise on files that hold no weights, or other ones."""
 
+MODALITY_OF = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
+"""DICOM's names of the modalities that a bundle's metadata may state."""
+
 INFERENCE_IDS = ("device", "network_def", "preprocessing", "inferer")
 """What `inference.json` must define; MONAI Label reads the same ids."""
 
@@ -49,10 +56,13 @@ class Bundle:
         version: from its metadata.
         fingerprint: SHA-256 over the checksums of its files, hex.
         labels: what the label values mean.
-        preprocessing: `{"image": path}` to `{"image": MetaTensor (C, i, j, k)}` on the network grid.
+        preprocessing: `{"image": MetaTensor (1, I, J, K)}` on the source grid to `{"image": MetaTensor (C, i, j, k)}`
+            on the network grid; the steps of `inference.json` after those that read the file.
         inferer: gives labels (1, 1, I, J, K) on the source grid.
         network: in eval mode, on `device`, weights loaded.
         device: where the network runs.
+        series_rule: which series of a DICOM study it wants.
+        expected: what images it was trained on, if its metadata say so.
     """
 
     root: Path
@@ -64,6 +74,8 @@ class Bundle:
     inferer: Callable[..., Any]
     network: nn.Module
     device: torch.device
+    series_rule: SeriesRule
+    expected: Expected | None
 
 
 @functools.cache
@@ -95,11 +107,22 @@ def open_bundle(root: Path, device: str | None = None) -> Bundle:
         version=metadata["version"],
         fingerprint=fingerprint,
         labels=labels_of(root),
-        preprocessing=parser.get_parsed_content("preprocessing"),
+        preprocessing=_after_reading(parser.get_parsed_content("preprocessing"), root),
         inferer=parser.get_parsed_content("inferer"),
         network=network.to(where, memory_format=torch.channels_last_3d).eval(),  # type: ignore[call-overload]  # stubs lack it
         device=where,
+        series_rule=series_rule_of(root),
+        expected=_expected(root),
     )
+
+
+def _after_reading(steps: object, root: Path) -> Compose:
+    """Return the steps that follow those that read the file; the pipeline reads and checks it itself, once."""
+    transforms = list(steps.transforms) if isinstance(steps, Compose) else []
+    if not transforms or not isinstance(transforms[0], LoadImaged):
+        raise BundleError(f"{root.name}: preprocessing in inference.json must be a Compose that starts with LoadImaged")
+    rest = itertools.dropwhile(lambda step: isinstance(step, LoadImaged | EnsureChannelFirstd), transforms)
+    return Compose(list(rest))
 
 
 def _known(device: str) -> str:
@@ -135,14 +158,39 @@ def read_metadata(root: Path) -> dict[str, Any]:
     return metadata
 
 
+def series_rule_of(root: Path) -> SeriesRule:
+    """Return which series of a DICOM study a bundle wants: `series_rule` of its metadata, else its modality.
+
+    Raises:
+        BundleError: the rule is none.
+    """
+    metadata = read_metadata(root)
+    stated = str(metadata["network_data_format"].get("inputs", {}).get("image", {}).get("modality", "")).upper()
+    default = {"modality": MODALITY_OF[stated]} if stated in MODALITY_OF else {}
+    try:
+        return SeriesRule.from_mapping(metadata.get("series_rule", default))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BundleError(f"{root.name}: series_rule in metadata.json is none ({error})") from error
+
+
+def _expected(root: Path) -> Expected | None:
+    metadata = read_metadata(root)
+    try:
+        return Expected.from_mapping(metadata["trained_on"]) if "trained_on" in metadata else None
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise BundleError(f"{root.name}: trained_on in metadata.json cannot be used ({error})") from error
+
+
 def labels_of(root: Path) -> LabelTable:
     """Return what the label values of a bundle's output mean.
 
     Raises:
         BundleError: the metadata do not say it.
     """
+    metadata = read_metadata(root)
     try:
-        return LabelTable.from_mapping(read_metadata(root)["network_data_format"]["outputs"]["pred"]["channel_def"])
+        names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return LabelTable.from_mapping(names, metadata.get("label_codes"))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{root.name}: metadata.json does not name the output labels ({error})") from error
 

@@ -7,8 +7,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich import box
@@ -17,7 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
+from pipeline.cases import find_cases
 from pipeline.demo.run import run_demo
+from pipeline.dicom.findings import Allow
+from pipeline.dicom.inspect import Inspected, inspect
 from pipeline.errors import OutputError, UsageError, VoxelgateError
 from pipeline.evaluation import LabelScores, evaluate_pairs, pair_files, summarise, write_csv
 from pipeline.inference.runtime import keep_large_buffers
@@ -25,8 +29,11 @@ from pipeline.manifest import load
 from pipeline.manifest_build import build, write
 from pipeline.networks import describe
 from pipeline.planning import Plan, fingerprint, plan, write_bundle
-from pipeline.segment import CaseReport, CaseStatus, find_volumes, segment_all
+from pipeline.results import Output
+from pipeline.segment import CaseReport, CaseStatus, Options, segment_all
 from pipeline.training import TRAINING, Job, evaluate_fold, train
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +47,7 @@ app.add_typer(bundle_app, name="bundle")
 PIPED_WIDTH = 120
 """Columns of a table that goes to a file or another program."""
 
+SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
 
 errors = Console(stderr=True, highlight=False)
@@ -52,6 +60,9 @@ DataRoot = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for programs instead of text.")]
+Allowed = Annotated[
+    str, typer.Option(help="Faults of DICOM series to mend by resampling: gaps, tilt.", show_default="none")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the bundle's config, as ID=VALUE; may be repeated.")
 ]
@@ -163,31 +174,59 @@ def evaluate_command(
     _print_scores(scores, f"{cases} case{'' if cases == 1 else 's'}", subject_of)
 
 
+@app.command("inspect")
+def inspect_command(
+    inputs: Annotated[list[Path], typer.Argument(help="Folder, zip, DICOMDIR or DICOM file.", show_default=False)],
+    allow: Allowed = "",
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Do not decode the pixels of what can be used.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say of every DICOM series whether it can be used, and why not."""
+    with _progress("reading headers") as headers, _progress("reading pixels") as pixels:
+        found = inspect(
+            inputs, allow=_choices(Allow, allow, "--allow"), headers_only=headers_only, progress=(headers, pixels)
+        )
+    if as_json:
+        sys.stdout.write(json.dumps([one.summary() for one in found], indent=2, ensure_ascii=False) + "\n")
+    else:
+        _print_series(found)
+    if not any(one.series.is_usable for one in found):
+        raise typer.Exit(1)
+
+
 @app.command("segment")
 def segment_command(
     bundle: BundleArgument,
-    inputs: Annotated[list[Path], typer.Argument(help="Volumes, or folders of volumes.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Volumes, DICOM series, or folders or zips of them.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    outputs: Annotated[
+        str, typer.Option(help="What to write of each case: nifti, seg, rtstruct, sr, separated by commas.")
+    ] = "nifti",
+    allow: Allowed = "",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Segment volumes; each label map lies on the very grid of its image."""
+    """Segment volumes; each result lies on the very grid of its image."""
+    options = Options(_choices(Output, outputs, "--outputs"), overwrite, _choices(Allow, allow, "--allow"))
     opened = open_bundle(bundle, device)
-    volumes = find_volumes(inputs, out_dir=out)
+    with _progress("reading headers") as progress:
+        cases = find_cases(inputs, rule=opened.series_rule, allow=options.allow, out_dir=out, progress=progress)
     reports = []
-    with _progress("segmenting", len(volumes)) as progress:
-        for report in segment_all(volumes, opened, out, overwrite=overwrite):
+    with _progress("segmenting", len(cases)) as progress:
+        for report in segment_all(cases, opened, out, options):
             reports.append(report)
-            progress(len(reports), len(volumes))
+            progress(len(reports), len(cases))
             if as_json:
                 sys.stdout.write(report.to_json() + "\n")
-            elif report.status is not CaseStatus.DONE:
-                errors.print(
-                    f"{report.case_id}: {report.status}: {' '.join(report.findings)}", markup=False, soft_wrap=True
-                )
+            else:
+                _print_findings(report)
     if not as_json:
         _print_reports(reports, out)
     if any(report.status is not CaseStatus.DONE for report in reports):
@@ -282,6 +321,46 @@ def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int, in
                 bar.stop()  # what follows, such as a training, shows its own
 
         yield show
+
+
+def _choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]:
+    """Return the members of a closed set that a text names, separated by commas, in the order of the set."""
+    names = {name.strip().lower() for name in text.split(",") if name.strip()}
+    if unknown := names - {member.value for member in kind}:
+        raise UsageError(f"{option} {', '.join(sorted(unknown))}: expected some of {', '.join(kind)}")
+    return tuple(member for member in kind if member.value in names)
+
+
+def _print_findings(report: CaseReport) -> None:
+    """Print why a case ended badly, or what should be looked at."""
+    if report.status is not CaseStatus.DONE:
+        line = f"{report.case_id}: {report.status}: {' '.join(report.findings)}"
+        errors.print(line, markup=False, soft_wrap=True)
+        return
+    for finding in report.findings:
+        errors.print(f"{report.case_id}: {finding}", markup=False, soft_wrap=True)
+
+
+def _print_series(found: list[Inspected]) -> None:
+    table = Table(*SERIES_COLUMNS, box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    for one in found:
+        facts = one.summary()
+        shape, spacing = facts["shape"] or (), facts["spacing_mm"] or ()
+        table.add_row(
+            facts["series_id"],
+            facts["modality"],
+            str(facts["images"]),
+            " x ".join(map(str, shape)),
+            " x ".join(f"{value:.2f}" for value in spacing),
+            "[green]usable[/]" if one.series.is_usable else "[red]refused[/]",
+            ", ".join(finding.code for finding in one.series.findings),
+        )
+    console.print(table)
+    for one in found:
+        for finding in one.series.findings:
+            console.print(f"{one.series.series_id}: {finding.severity}: {finding}", markup=False, soft_wrap=True)
+    console.print(f"{sum(one.series.is_usable for one in found)} of {len(found)} series can be used")
 
 
 def _print_plan(made: Plan) -> None:

@@ -6,25 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader, ImageWriter
+import torch
+from monai.data import ImageReader, ImageWriter, MetaTensor
 
+from pipeline.dicom.reader import CheckedDicomReader, meta_of
 from pipeline.errors import InputError, OutputError, UsageError
 from pipeline.geometry import Grid
 from pipeline.volumes import Voxels, is_volume, read_volume, write_label_map
 
 
-class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
-    """Let MONAI's `LoadImage` read what `read_volume` reads, and refuse what it refuses.
+def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
+    """Return what `LoadImaged` and `EnsureChannelFirstd` would make of a volume: (1, I, J, K) float32."""
+    meta = meta_of(grid) | {"original_channel_dim": 0}
+    array = np.require(voxels, dtype=np.float32, requirements="W")
+    return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(meta.pop("affine")), meta=meta)
 
-    `LoadImage` tries other readers if `read` fails, but not if `get_data` does; hence `read` only passes the path on.
+
+class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
+    """Let MONAI's `LoadImage` read volume files and DICOM series, and refuse what `read_volume` and the audit refuse.
+
+    What is not named like a volume file is read as DICOM by `CheckedDicomReader`. `LoadImage` tries other readers if
+    `read` fails, even its own ones, but not if `get_data` does; hence `read` only passes the paths on.
 
     >>> from monai.transforms import LoadImaged
     >>> load = LoadImaged(keys="image", reader="pipeline.monai_io.VolumeReader")
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._dicom = CheckedDicomReader()
+
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Return whether all names end like a readable volume."""
-        return all(is_volume(path) for path in _as_paths(filename))
+        """Return whether all names end like a readable volume, or may be DICOM."""
+        return all(is_volume(path) for path in _as_paths(filename)) or self._dicom.verify_suffix(filename)
 
     def read(
         self,
@@ -38,19 +52,14 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         """Return voxels (i, j, k) and the metadata that MONAI needs: the affine in RAS+ mm and the shape.
 
         Raises:
-            InputError: as for `read_volume`, and for more than one file.
+            InputError: as for `read_volume` and `CheckedDicomReader`, and for more than one volume file.
         """
+        if not any(is_volume(path) for path in img):
+            return self._dicom.get_data(self._dicom.read(img))
         if len(img) != 1:
             raise InputError(f"{len(img)} files for one image, expected one; give each volume as a case of its own.")
         voxels, grid = read_volume(img[0])
-        meta = {
-            "affine": grid.affine.copy(),
-            "original_affine": grid.affine.copy(),
-            "spatial_shape": np.array(grid.shape),
-            "space": "RAS",
-            "original_channel_dim": float("nan"),
-        }
-        return voxels, meta
+        return voxels, meta_of(grid)
 
 
 class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs

@@ -5,10 +5,8 @@ replaces the sform by the qform, even by one with code 0, as soon as pixdim and 
 (`monai.data.utils.correct_nifti_header_if_necessary`), which turns and moves the image without a word.
 """
 
-import gzip
 import os
 import secrets
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +16,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
+from isal import igzip
+from isal.igzip_lib import IsalError
 from nibabel.spatialimages import HeaderDataError
 
 from pipeline.errors import InputError, OutputError
@@ -42,7 +42,7 @@ REWRITE_TOLERANCE_MM = 0.01
 """Largest move of a corner by writing: float32 headers hold a 1 m volume to 0.0001 mm."""
 
 GZIP_LEVEL = 1
-"""Fastest; label maps are mostly zeros, and level 9 saves a tenth of the bytes in twenty times the time."""
+"""ISA-L's usual level, eight times as fast as zlib's fastest; label maps are mostly zeros and pack well anyway."""
 
 _GRID_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -182,7 +182,7 @@ def _reworded(path: Path) -> Iterator[None]:
         yield
     except EOFError as error:
         raise InputError(f"{path.name}: the file ends too early; copy or export it again.") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except (IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stubs give an instance of Exception
         raise InputError(f"{path.name}: its gzip compression is damaged; copy or export it again.") from error
     except (OSError, RuntimeError, ValueError, HeaderDataError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
@@ -209,7 +209,7 @@ def _open_nifti(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
     """Open a NIfTI-1 or NIfTI-2 file; the image reads its voxels from the stream when asked."""
     with path.open("rb") as file, ExitStack() as stack:
         is_gzip = path.name.lower().endswith(".gz")
-        stream = cast("BinaryIO", stack.enter_context(gzip.GzipFile(fileobj=file)) if is_gzip else file)
+        stream = cast("BinaryIO", stack.enter_context(igzip.IGzipFile(fileobj=file)) if is_gzip else file)
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
         stream.seek(0)
         if nib.Nifti2Header.may_contain_header(start):
@@ -294,7 +294,7 @@ def _label_header(path: Path, grid: Grid, like: Path | None) -> Any:
 
 def _write_gzip(path: Path, image: Any) -> None:
     with path.open("xb") as file:
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
+        with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
             image.to_stream(stream)
         file.flush()
         os.fsync(file.fileno())

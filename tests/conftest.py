@@ -1,9 +1,15 @@
 """What several tests share: the folder of real data, and small volumes made on the spot."""
 
+import logging
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from pipeline.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("VOXELGATE_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -21,3 +27,35 @@ def real_data() -> Path:
 def hippocampus(real_data: Path) -> Path:
     """Return the hippocampus data set: `images/`, `labels/`, `subjects.json`."""
     return real_data / "hippocampus"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command returned and printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run `voxelgate` with arguments in this process, in an empty folder."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["voxelgate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    yield command
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -1,53 +1,17 @@
 """The command line as a user meets it: exit codes, one sentence for each mistake, no traceback, nothing half-done."""
 
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.cli import main
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Result, Run
 
 HIPPOCAMPUS_BUNDLE = REPOSITORY / "bundles" / "hippocampus_mri_segmentation"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command returned and printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run `voxelgate` with arguments in this process, in an empty folder."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["voxelgate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    yield command
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

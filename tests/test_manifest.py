@@ -507,7 +507,7 @@ def test_images_and_labels_without_partner_are_listed_together_with_wrong_files(
 
 
 def test_a_label_that_cannot_be_read_is_one_line_of_build(sound: Path) -> None:
-    (sound / "labels/b.nii.gz").write_bytes(b"no gzip")
+    (sound / "labels/b.nii.gz").write_bytes(b"this is no gzip file at all")
 
     (problem,) = problems_of(lambda: build_small(sound))
 
@@ -531,7 +531,7 @@ def test_a_folder_of_images_without_a_folder_of_labels_is_one_line(tmp_path: Pat
 
 def test_a_label_by_name_without_image_and_an_unreadable_file_in_a_flat_folder_are_named(tmp_path: Path) -> None:
     save(tmp_path / "a_seg.nii.gz", label_voxels())
-    (tmp_path / "b.nii.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.nii.gz").write_bytes(b"this is no gzip file at all")
 
     first, second = problems_of(lambda: build_small(tmp_path))
 

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
+from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
+from pipeline.cases import Case, find_cases
+from pipeline.dicom.plausibility import Expected
 from pipeline.errors import InputError, OutputError
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
 from pipeline.labels import LabelTable
-from pipeline.segment import RESULTS_NAME, Case, CaseStatus, find_volumes, segment, segment_all
+from pipeline.results import Output
+from pipeline.segment import RESULTS_NAME, CaseStatus, Options, segment, segment_all
 from pipeline.volumes import read_grid, read_volume
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
@@ -41,8 +42,7 @@ class Threshold(nn.Module):
 
 
 def preprocess(*more: Any) -> Compose:
-    loading = [LoadImaged("image", reader="pipeline.monai_io.VolumeReader"), EnsureChannelFirstd("image")]
-    return Compose([*loading, Orientationd("image", "RAS", labels=None), *more])
+    return Compose([Orientationd("image", "RAS", labels=None), *more])
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class SmallBundle:
     inferer: Callable[[MetaTensor, nn.Module], MetaTensor] = INFERER
     network: nn.Module = field(default_factory=Threshold)
     device: torch.device = CPU
+    expected: Expected | None = None
 
 
 @pytest.fixture
@@ -73,12 +74,12 @@ def save(path: Path, voxels: np.ndarray = BRIGHT, affine: np.ndarray | None = AF
 def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: SmallBundle) -> None:
     image = save(tmp_path / "image.nii.gz")
 
-    report = segment(Case("one", image), bundle, tmp_path / "out" / "sub" / "image.nii.gz")
+    report = segment(Case("sub/image", image), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.DONE, report.findings
     assert report.findings == ()
-    assert report.output == tmp_path / "out" / "sub" / "image.nii.gz"
-    labels, grid = read_volume(report.output)
+    assert report.outputs == {Output.NIFTI: tmp_path / "out" / "sub" / "image.nii.gz"}
+    labels, grid = read_volume(report.outputs[Output.NIFTI])
     np.testing.assert_array_equal(labels, BRIGHT)
     assert grid.agrees(read_grid(image), 1e-9)
     assert report.volumes_ml == {"bright": pytest.approx(4 * 3 * 4 * 6 / 1000)}
@@ -88,7 +89,7 @@ def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: 
 
 
 def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: SmallBundle) -> None:
-    report = segment(Case("Kopf\nä", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out.nii.gz")
+    report = segment(Case("Kopf\nä", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     line = report.to_json()
 
@@ -96,13 +97,13 @@ def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: SmallBundle) -> No
     record = json.loads(line)
     assert record["case_id"] == "Kopf\nä"
     assert record["status"] == "done"
-    assert record["output"] == str(tmp_path / "out.nii.gz")
+    assert record["outputs"] == {"nifti": str(tmp_path / "out" / "Kopf\nä.nii.gz")}
 
 
 def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path: Path, bundle: SmallBundle) -> None:
     resampling = replace(bundle, preprocessing=preprocess(Spacingd("image", (1.5, 1.5, 1.5), mode="bilinear")))
 
-    report = segment(Case("one", save(tmp_path / "image.nii.gz")), resampling, tmp_path / "labels.nii.gz")
+    report = segment(Case("labels", save(tmp_path / "image.nii.gz")), resampling, tmp_path)
 
     labels, _ = read_volume(tmp_path / "labels.nii.gz")
     assert labels.shape == BRIGHT.shape
@@ -113,7 +114,7 @@ def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path
 def test_other_formats_are_segmented_alike(tmp_path: Path, bundle: SmallBundle, suffix: str) -> None:
     sitk.WriteImage(sitk.ReadImage(str(save(tmp_path / "image.nii.gz"))), str(tmp_path / f"image{suffix}"))
 
-    report = segment(Case("one", tmp_path / f"image{suffix}"), bundle, tmp_path / "labels.nii.gz")
+    report = segment(Case("labels", tmp_path / f"image{suffix}"), bundle, tmp_path)
 
     assert report.status is CaseStatus.DONE, report.findings
     np.testing.assert_array_equal(read_volume(tmp_path / "labels.nii.gz")[0], BRIGHT)
@@ -124,7 +125,7 @@ def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path
     for image in ("sub-ct_label-22_ct", "two_grids/sub-strokecase0009_ses-0001_dwi"):
         path = real_data / "small" / f"{image}.nii.gz"
 
-        report = segment(Case(image, path), bundle, tmp_path / "labels.nii.gz", overwrite=True)
+        report = segment(Case("labels", path), bundle, tmp_path, Options(overwrite=True))
 
         assert report.status is CaseStatus.DONE, report.findings
         assert read_grid(path).agrees(read_grid(tmp_path / "labels.nii.gz"), 1e-9)
@@ -132,10 +133,10 @@ def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path
 
 
 def refusal(image: Path, bundle: SmallBundle, tmp_path: Path) -> str:
-    report = segment(Case("one", image), bundle, tmp_path / "out" / "labels.nii.gz")
+    report = segment(Case("labels", image), bundle, tmp_path / "out")
     assert report.status is CaseStatus.REFUSED
     assert not (tmp_path / "out").exists()
-    assert report.output is None
+    assert report.outputs == {}
     (sentence,) = report.findings
     return sentence
 
@@ -164,27 +165,27 @@ def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path:
     sided = replace(bundle, labels=LabelTable(("background", "left eye", "right eye")))
 
     assert "does not say where left and right are" in refusal(image, sided, tmp_path)
-    report = segment(Case("one", image), bundle, tmp_path / "labels.nii.gz")
+    report = segment(Case("labels", image), bundle, tmp_path)
     assert report.status is CaseStatus.DONE
     assert "does not say where left and right are" in report.findings[0]
 
 
 def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: SmallBundle) -> None:
-    case = Case("one", save(tmp_path / "image.nii.gz"))
+    case = Case("labels", save(tmp_path / "image.nii.gz"))
     output = tmp_path / "labels.nii.gz"
     output.write_bytes(b"older")
 
-    refused = segment(case, bundle, output)
+    refused = segment(case, bundle, tmp_path)
 
     assert refused.status is CaseStatus.REFUSED
     assert "exists already" in refused.findings[0]
     assert output.read_bytes() == b"older"
-    assert segment(case, bundle, output, overwrite=True).status is CaseStatus.DONE
+    assert segment(case, bundle, tmp_path, Options(overwrite=True)).status is CaseStatus.DONE
     assert read_volume(output)[0].any()
 
 
 def test_an_empty_result_is_told(tmp_path: Path, bundle: SmallBundle) -> None:
-    report = segment(Case("one", save(tmp_path / "image.nii.gz", BRIGHT / 4)), bundle, tmp_path / "labels.nii.gz")
+    report = segment(Case("labels", save(tmp_path / "image.nii.gz", BRIGHT / 4)), bundle, tmp_path)
 
     assert report.status is CaseStatus.DONE
     assert "no structure was found" in report.findings[0]
@@ -197,9 +198,7 @@ def test_an_unforeseen_error_fails_the_case_in_one_sentence(
         raise RuntimeError("out of memory\nand a long story")
 
     with caplog.at_level(logging.DEBUG, "pipeline.segment"):
-        report = segment(
-            Case("one", save(tmp_path / "image.nii.gz")), replace(bundle, inferer=explode), tmp_path / "labels.nii.gz"
-        )
+        report = segment(Case("one", save(tmp_path / "image.nii.gz")), replace(bundle, inferer=explode), tmp_path)
 
     assert report.status is CaseStatus.FAILED
     assert report.findings == ("RuntimeError: out of memory",)
@@ -240,7 +239,7 @@ def test_a_batch_goes_on_after_a_bad_case_and_records_every_case(tmp_path: Path,
     (tmp_path / "in" / "b.nii.gz").write_bytes(b"no image")
     out = tmp_path / "out"
 
-    reports = list(segment_all(find_volumes([tmp_path / "in"]), bundle, out))
+    reports = list(segment_all(find_cases([tmp_path / "in"]), bundle, out))
 
     assert [(report.case_id, report.status) for report in reports] == [
         ("a", CaseStatus.DONE),
@@ -256,7 +255,7 @@ def test_a_line_is_recorded_before_the_next_case_starts(tmp_path: Path, bundle: 
     for name in ("a", "b"):
         save(tmp_path / "in" / f"{name}.nii.gz")
 
-    reports = segment_all(find_volumes([tmp_path / "in"]), bundle, tmp_path / "out")
+    reports = segment_all(find_cases([tmp_path / "in"]), bundle, tmp_path / "out")
     next(reports)
 
     assert len((tmp_path / "out" / RESULTS_NAME).read_text("utf-8").splitlines()) == 1
@@ -264,7 +263,7 @@ def test_a_line_is_recorded_before_the_next_case_starts(tmp_path: Path, bundle: 
 
 
 def test_a_second_run_adds_lines_and_overwrites_nothing(tmp_path: Path, bundle: SmallBundle) -> None:
-    volumes = find_volumes([save(tmp_path / "in" / "a.nii.gz")])
+    volumes = find_cases([save(tmp_path / "in" / "a.nii.gz")])
     results = tmp_path / "out" / RESULTS_NAME
     list(segment_all(volumes, bundle, tmp_path / "out"))
     results.write_bytes(results.read_bytes() + b'{"torn')
@@ -280,86 +279,7 @@ def test_an_output_folder_that_cannot_be_made_stops_the_batch(tmp_path: Path, bu
     (tmp_path / "out").write_bytes(b"a file")
 
     with pytest.raises(OutputError, match="cannot be made"):
-        next(segment_all(find_volumes([save(tmp_path / "a.nii.gz")]), bundle, tmp_path / "out"))
-
-
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-
-
-def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None:
-    touch(
-        *(tmp_path / "in" / name for name in ("b.nii.gz", "sub/a.mha", "a.nii", "notes.txt", "._b.nii.gz", ".x/c.nii"))
-    )
-
-    found = find_volumes([tmp_path / "in"])
-
-    assert found == [
-        (tmp_path / "in" / "a.nii", Path("a.nii.gz")),
-        (tmp_path / "in" / "b.nii.gz", Path("b.nii.gz")),
-        (tmp_path / "in" / "sub" / "a.mha", Path("sub/a.nii.gz")),
-    ]
-
-
-def test_two_patients_with_one_file_name_get_two_outputs(tmp_path: Path) -> None:
-    touch(*(tmp_path / patient / "CT.nii.gz" for patient in ("p1", "p2")), tmp_path / "p3" / "ct.nrrd")
-    inputs = [tmp_path / "p1" / "CT.nii.gz", tmp_path / "p2" / "CT.nii.gz", tmp_path / "p3"]
-
-    found = dict(find_volumes(inputs))
-
-    assert len({output.as_posix().lower() for output in found.values()}) == 3
-    assert all(output.name.lower().startswith("ct-") for output in found.values())
-    assert dict(find_volumes(inputs[::-1])) == found
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.sets(
-        st.tuples(
-            st.sampled_from(["x", "y", "x/y"]),
-            st.sampled_from(["ct", "CT"]),
-            st.sampled_from([".nii", ".nii.gz", ".mha"]),
-        ),
-        min_size=1,
-    )
-)
-def test_no_two_volumes_ever_share_an_output(
-    tmp_path_factory: pytest.TempPathFactory, files: set[tuple[str, str, str]]
-) -> None:
-    root = tmp_path_factory.mktemp("in")
-    paths = [root / folder / f"{stem}{suffix}" for folder, stem, suffix in sorted(files)]
-    touch(*paths)
-
-    found = find_volumes([*paths, root, root / files.copy().pop()[0]])
-
-    assert {image for image, _ in found} == set(paths)
-    assert len({output.as_posix().casefold() for _, output in found}) == len(paths)
-
-
-def test_results_are_not_taken_for_images(tmp_path: Path) -> None:
-    touch(tmp_path / "a.nii.gz", tmp_path / "out" / "a.nii.gz")
-
-    assert find_volumes([tmp_path], out_dir=tmp_path / "out") == [(tmp_path / "a.nii.gz", Path("a.nii.gz"))]
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("missing.nii.gz", "does not exist"),
-        ("photo.png", "not a volume file"),
-        ("slice.dcm", "DICOM is not read yet"),
-        ("empty", "holds no volume"),
-        ("series", "holds DICOM files, which are not read yet"),
-    ],
-)
-def test_inputs_that_hold_no_volume_are_refused(tmp_path: Path, name: str, sentence: str) -> None:
-    touch(tmp_path / "photo.png", tmp_path / "slice.dcm", tmp_path / "empty" / "x.txt", tmp_path / "series" / "1.DCM")
-    touch(tmp_path / "good.nii.gz")
-
-    with pytest.raises(InputError, match=sentence):
-        find_volumes([tmp_path / "good.nii.gz", tmp_path / name])
+        next(segment_all(find_cases([save(tmp_path / "a.nii.gz")]), bundle, tmp_path / "out"))
 
 
 def test_a_full_disk_refuses_the_case_and_leaves_nothing(
@@ -369,7 +289,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.volumes.os.fsync", fail)
-    report = segment(Case("one", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out" / "labels.nii.gz")
+    report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED
     assert "No space left on device" in report.findings[0]

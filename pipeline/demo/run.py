@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.bundle import open_bundle
+from pipeline.cases import find_cases
 from pipeline.demo.cohort import LABELS, make_cohort
 from pipeline.demo.page import Command, DemoRun, HeldOutCase, write_page
 from pipeline.errors import OutputError
@@ -17,7 +18,7 @@ from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, evaluate
 from pipeline.manifest import ALL_FOLDS, load
 from pipeline.manifest_build import build, write
 from pipeline.planning import Training, fingerprint, plan, write_bundle
-from pipeline.segment import CaseReport, find_volumes, segment_all
+from pipeline.segment import CaseReport, segment_all
 from pipeline.training import Job, train
 
 TRAINING_CASES = 20
@@ -86,7 +87,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
 
     say("Segmenting the volumes that the network has not seen.")
     images = [case.image for case in held_out]
-    reports = list(segment_all(find_volumes(images), open_bundle(trained), out / "segmented"))
+    reports = list(segment_all(find_cases(images), open_bundle(trained), out / "segmented"))
     pairs = pair_files(out / "segmented", out / "held_out" / "labels")
     scores = list(evaluate_pairs(pairs, LABELS))
     commands = _next_commands()

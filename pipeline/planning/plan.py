@@ -147,7 +147,10 @@ class Plan:
         augmentation: random changes while training.
         training: length and pace.
         data: what is known of the training data: name, licence, reference; goes into metadata and docs.
+        trained_on: sizes of the training images, as `pipeline.dicom.plausibility.Expected` reads them.
+        min_slices: fewest slices of a DICOM series that is worth a try.
         version: of the bundle.
+        changelog: what each version changed.
         plan_version: of this layout.
     """
 
@@ -167,7 +170,10 @@ class Plan:
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: Training = field(default_factory=Training)
     data: Mapping[str, str] = field(default_factory=dict)
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    min_slices: int = 2
     version: str = "0.1.0"
+    changelog: Mapping[str, str] = field(default_factory=lambda: {"0.1.0": "first version"})
     plan_version: int = PLAN_VERSION
 
     @property
@@ -263,7 +269,14 @@ def plan(facts: Fingerprint, *, epochs: int = Training.epochs, data: Mapping[str
         flip_test=not facts.labels.unpaired_sides,
         training=Training(epochs=epochs),
         data=dict(data or {}),
+        trained_on={"extent_mm": _ranges(extents_mm, 1), "spacing_mm": _ranges(np.array(facts.spacings_mm), 3)},
+        min_slices=max(2, min(map(min, facts.shapes)) // 2),
     )
+
+
+def _ranges(values: np.typing.NDArray[np.float64], digits: int) -> list[list[float]]:
+    """Return least and largest value of each column of (cases, 3)."""
+    return [[round(float(column.min()), digits), round(float(column.max()), digits)] for column in values.T]
 
 
 def _in_ras_order(grid: Grid) -> tuple[tuple[int, int, int], tuple[float, float, float]]:

@@ -14,6 +14,8 @@ from pipeline.planning.parts import DEVICE, IMPORTS, Config, inferer, network, p
 from pipeline.planning.plan import Plan
 from pipeline.planning.train_config import evaluate_config, multi_gpu_config, train_config
 
+DICOM_MODALITY = {Modality.CT: "CT", Modality.MRI: "MR"}
+
 
 def write_bundle(plan: Plan, root: Path) -> None:
     """Write every file of a bundle but its weights; all of them appear at once, or none.
@@ -59,11 +61,11 @@ def bundle_files(plan: Plan) -> dict[str, str]:
 def inference_config(plan: Plan) -> Config:
     """Return `inference.json`: segment every volume of a folder, each on its own grid."""
     return {
-        "imports": [*IMPORTS, "$from pathlib import Path", "$from pipeline.segment import find_volumes"],
+        "imports": [*IMPORTS, "$from pathlib import Path", "$from pipeline.cases import find_cases"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/input'",
         "output_dir": "$@bundle_root + '/output'",
-        "data": "$[{'image': str(image)} for image, _ in find_volumes([Path(@dataset_dir)])]",
+        "data": "$[{'image': case.files} for case in find_cases([Path(@dataset_dir)])]",
         "device": DEVICE,
         "network_def": network(plan),
         "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
@@ -113,7 +115,7 @@ def metadata(plan: Plan) -> Config:
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": plan.version,
-        "changelog": {plan.version: "first version"},
+        "changelog": dict(plan.changelog),
         "monai_version": _installed("monai"),
         "pytorch_version": _installed("torch").split("+", maxsplit=1)[0],
         "numpy_version": _installed("numpy"),
@@ -129,6 +131,8 @@ def metadata(plan: Plan) -> Config:
         "data_source": plan.data.get("name", ""),
         "data_type": "nibabel",
         "intended_use": "Research only; not a medical device.",
+        "series_rule": {"modality": [DICOM_MODALITY[plan.modality]], "min_slices": plan.min_slices},
+        **({"trained_on": dict(plan.trained_on)} if plan.trained_on else {}),
         "references": [text for text in (plan.data.get("reference", ""),) if text],
         "network_data_format": {
             "inputs": {

@@ -1,0 +1,200 @@
+"""Find what there is to segment below some paths, name each case so that no two share a file, and read it."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.dicom.choose import SeriesRule, choose
+from pipeline.dicom.files import FileRef, list_files
+from pipeline.dicom.findings import Allow, Finding, refusals
+from pipeline.dicom.plausibility import Expected, check_against, check_values
+from pipeline.dicom.reader import read_series
+from pipeline.dicom.series import Series, scan_files
+from pipeline.errors import InputError
+from pipeline.geometry import Grid
+from pipeline.labels import LabelTable
+from pipeline.volumes import SUFFIXES, has_orientation, is_volume, read_volume, volume_stem
+
+HASH_DIGITS = 8
+"""Hex digits that tell files of one name apart; two of 1000 such files share them once in 8000 runs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume to segment.
+
+    Args:
+        case_id: its name in reports and logs, and of its results: a relative path without a suffix. For DICOM it is
+            made of hashes, never of what the header or a folder is called.
+        image: file or series to read, or None if there is none.
+        findings: a sentence for each thing worth knowing before it is read; without image, the reasons.
+    """
+
+    case_id: str
+    image: Path | Series | None
+    findings: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """Return the files of the image, for MONAI's `LoadImage`.
+
+        Raises:
+            InputError: there is no image, or its files are inside an archive.
+        """
+        if self.image is None:
+            raise InputError(f"{self.case_id}: {' '.join(self.findings)}")
+        if isinstance(self.image, Path):
+            return [str(self.image)]
+        if any(header.file.member for header in self.image.headers):
+            raise InputError(f"{self.case_id}: lies in an archive, which MONAI cannot open; unpack it first.")
+        return [str(header.file.path) for header in self.image.headers]
+
+
+class Image(NamedTuple):
+    """What was read of a case.
+
+    Args:
+        voxels: (I, J, K), any real type.
+        grid: where they lie, RAS+ mm.
+        findings: a sentence for each thing worth knowing.
+    """
+
+    voxels: npt.NDArray[Any]
+    grid: Grid
+    findings: tuple[str, ...]
+
+
+def find_cases(
+    inputs: Sequence[Path],
+    *,
+    rule: SeriesRule | None = None,
+    allow: Iterable[Allow] = (),
+    out_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Case]:
+    """List what there is to segment in files and folders: volume files, and one DICOM series of each study.
+
+    A folder is searched with all its sub-folders. Volume files keep them in their case id; hidden files are passed
+    over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their resolved
+    path, so that two patients' `ct.nii.gz` never overwrite each other. DICOM files of all inputs are taken together, so
+    that a series in two folders is one. A study without a series that can be used is a case without image.
+
+    Args:
+        inputs: files, folders, zips and DICOMDIRs.
+        rule: which series of a study to take; without a rule the one with the thinnest slices.
+        allow: faults of DICOM series that will be mended instead of refused.
+        out_dir: folder that is passed over, so that results are not taken for images.
+        progress: called with the number of DICOM files that were looked at and of all.
+
+    Raises:
+        InputError: an input does not exist, is no readable volume, or holds none.
+    """
+    listings = [_list(given, out_dir) for given in inputs]
+    dicom_files = dict.fromkeys(file for listing in listings for file in listing.others)
+    found = scan_files(list(dicom_files), allow=allow, progress=progress)
+    used = {file for series in found for file in series.files}
+    for given, listing in zip(inputs, listings, strict=True):
+        if not listing.volumes and used.isdisjoint(listing.others):
+            endings = ", ".join(SUFFIXES)
+            raise InputError(f"{given.name}: holds no volume ({endings}) and no DICOM image; check the path.")
+    volumes: dict[Path, Case] = {}
+    for path, relative in (pair for listing in listings for pair in listing.volumes):
+        volumes.setdefault(path.resolve(), Case((relative.parent / volume_stem(relative)).as_posix(), path))
+    return _with_own_names(volumes) + _one_a_study(found, rule or SeriesRule())
+
+
+def read_case(case: Case, labels: LabelTable, expected: Expected | None = None, allow: Iterable[Allow] = ()) -> Image:
+    """Read the image of a case and refuse what cannot be segmented.
+
+    Args:
+        case: what to read.
+        labels: of the bundle; if they tell sides apart, an image without a known left and right is refused.
+        expected: what the bundle was trained on; what differs is told.
+        allow: faults of a DICOM series to mend, as given to `find_cases`.
+
+    Raises:
+        InputError: no image, it cannot be read, or it holds NaN, infinite or all equal voxels.
+    """
+    if case.image is None:
+        raise InputError(" ".join(case.findings))
+    if isinstance(case.image, Path):
+        image = _read_file(case.image, labels)
+        further: tuple[Finding, ...] = ()
+    else:
+        volume = read_series(case.image, allow=allow)
+        image = Image(volume.voxels, volume.grid, tuple(str(finding) for finding in volume.findings))
+        further = check_values(volume.voxels, volume.grid, case.image.modality)
+    _refuse_unusable(image, case.case_id)
+    if refused := refusals(further):
+        raise InputError(f"{case.case_id}: {refused[0]}")
+    if expected is not None:
+        further += check_against(image.grid, expected)
+    return image._replace(findings=case.findings + image.findings + tuple(map(str, further)))
+
+
+def _read_file(path: Path, labels: LabelTable) -> Image:
+    voxels, grid = read_volume(path)
+    if has_orientation(path):
+        return Image(voxels, grid, ())
+    sentence = f"{path.name}: the header does not say where left and right are"
+    if labels.side_pairs:
+        raise InputError(f"{sentence}, but the bundle tells sides apart; convert the image again with its orientation.")
+    return Image(
+        voxels, grid, (f"{sentence}; the default of its format was assumed, check the result against the image.",)
+    )
+
+
+def _refuse_unusable(image: Image, name: str) -> None:
+    voxels = image.voxels
+    unusable = 0 if voxels.dtype.kind != "f" else voxels.size - int(np.isfinite(voxels).sum())
+    if unusable:
+        raise InputError(f"{name}: {unusable} voxels are NaN or infinite, expected numbers; replace them first.")
+    if voxels.min() == voxels.max():
+        raise InputError(f"{name}: all voxels are {voxels.flat[0]}, expected an image; export it again.")
+
+
+class _Listing(NamedTuple):
+    """The files of an input: volumes with their path relative to it, and all others, which may be DICOM."""
+
+    volumes: list[tuple[Path, Path]]
+    others: list[FileRef]
+
+
+def _list(given: Path, out_dir: Path | None) -> _Listing:
+    skipped = None if out_dir is None else out_dir.resolve()
+    files = [file for file in list_files(given) if skipped is None or skipped not in file.path.resolve().parents]
+    start = given if given.is_dir() else given.parent
+    volumes = [(file.path, file.path.relative_to(start)) for file in files if is_volume(file.path)]
+    return _Listing(volumes, [file for file in files if not is_volume(file.path)])
+
+
+def _with_own_names(volumes: dict[Path, Case]) -> list[Case]:
+    uses = Counter(case.case_id.casefold() for case in volumes.values())  # one file where a file system ignores case
+    return [
+        case if uses[case.case_id.casefold()] == 1 else Case(f"{case.case_id}-{_hashed(resolved)}", case.image)
+        for resolved, case in volumes.items()
+    ]
+
+
+def _hashed(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:HASH_DIGITS]
+
+
+def _one_a_study(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
+    studies: dict[str, list[Series]] = defaultdict(list)
+    for series in found:
+        studies[series.study_id].append(series)
+    cases = []
+    for study_id, study in studies.items():
+        taken, reasons = choose(study, rule)
+        others = tuple(f"{name} was not taken: {reason}" for name, reason in reasons.items())
+        case_id = taken.series_id if taken is not None else f"study-{study_id}" if study_id else study[0].series_id
+        cases.append(Case(case_id, taken, others))
+    return cases

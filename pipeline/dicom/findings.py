@@ -1,0 +1,121 @@
+"""What was found out about a series: a stable code, how bad it is, and a sentence for people."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """What follows from a finding."""
+
+    REFUSE = "refuse"
+    """The series is not read."""
+
+    WARN = "warn"
+    """The series is read; somebody should look at it."""
+
+    NOTE = "note"
+    """A fact that changes nothing."""
+
+
+class Code(StrEnum):
+    """Stable names of what can be found; programs may rely on them."""
+
+    # which files
+    UNREADABLE_FILE = "UNREADABLE_FILE"
+    MISSING_FILE = "MISSING_FILE"
+    NOT_AN_IMAGE = "NOT_AN_IMAGE"
+    DUPLICATE_FILE = "DUPLICATE_FILE"
+    # whose images
+    SEVERAL_PATIENTS = "SEVERAL_PATIENTS"
+    SEVERAL_STUDIES = "SEVERAL_STUDIES"
+    SEVERAL_FRAMES_OF_REFERENCE = "SEVERAL_FRAMES_OF_REFERENCE"
+    BAD_UID = "BAD_UID"
+    DUPLICATE_UID = "DUPLICATE_UID"
+    # what kind of image
+    MODALITY = "MODALITY"
+    SECONDARY_CAPTURE = "SECONDARY_CAPTURE"
+    LOCALIZER = "LOCALIZER"
+    COLOUR = "COLOUR"
+    PALETTE = "PALETTE"
+    MONOCHROME1 = "MONOCHROME1"
+    MOSAIC = "MOSAIC"
+    MULTI_FRAME = "MULTI_FRAME"
+    DERIVED = "DERIVED"
+    # which geometry
+    NO_POSITION = "NO_POSITION"
+    NO_ORIENTATION = "NO_ORIENTATION"
+    BAD_ORIENTATION = "BAD_ORIENTATION"
+    NO_PIXEL_SPACING = "NO_PIXEL_SPACING"
+    NON_SQUARE_PIXELS = "NON_SQUARE_PIXELS"
+    MIXED_ORIENTATIONS = "MIXED_ORIENTATIONS"
+    MIXED_SIZES = "MIXED_SIZES"
+    MIXED_PIXEL_SPACINGS = "MIXED_PIXEL_SPACINGS"
+    SINGLE_SLICE = "SINGLE_SLICE"
+    MISSING_SLICE = "MISSING_SLICE"
+    DUPLICATE_POSITION = "DUPLICATE_POSITION"
+    NON_UNIFORM_SPACING = "NON_UNIFORM_SPACING"
+    ROUNDED_POSITIONS = "ROUNDED_POSITIONS"
+    GANTRY_TILT = "GANTRY_TILT"
+    SHIFTED_SLICES = "SHIFTED_SLICES"
+    SPACING_BETWEEN_SLICES = "SPACING_BETWEEN_SLICES"
+    # how many volumes
+    SEVERAL_VOLUMES = "SEVERAL_VOLUMES"
+    SEVERAL_ECHOES = "SEVERAL_ECHOES"
+    DIFFUSION = "DIFFUSION"
+    MIXED_ACQUISITIONS = "MIXED_ACQUISITIONS"
+    # which values
+    NO_RESCALE = "NO_RESCALE"
+    BAD_RESCALE = "BAD_RESCALE"
+    SLOPE_PER_SLICE = "SLOPE_PER_SLICE"
+    MODALITY_LUT = "MODALITY_LUT"
+    PADDING_VALUE = "PADDING_VALUE"
+    BAD_VALUE = "BAD_VALUE"
+    MIXED_PIXEL_FORMATS = "MIXED_PIXEL_FORMATS"
+    LOSSY = "LOSSY"
+    NO_PIXELS = "NO_PIXELS"
+    TRUNCATED = "TRUNCATED"
+    UNDECODABLE = "UNDECODABLE"
+    # whether it looks right
+    NOT_HU = "NOT_HU"
+    CONSTANT = "CONSTANT"
+    FIELD_OF_VIEW = "FIELD_OF_VIEW"
+    VOXEL_SIZE = "VOXEL_SIZE"
+    ORIENTATION = "ORIENTATION"
+    # what was done on request
+    FILLED_SLICES = "FILLED_SLICES"
+    CORRECTED_TILT = "CORRECTED_TILT"
+
+
+class Allow(StrEnum):
+    """Faults that a user may ask to have mended by resampling, instead of a refusal."""
+
+    GAPS = "gaps"
+    """Fill missing slices by linear interpolation between their neighbours."""
+
+    TILT = "tilt"
+    """Bring the slices of a tilted gantry onto a rectangular grid."""
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One thing that was found.
+
+    Args:
+        code: its stable name.
+        severity: what follows from it.
+        message: one sentence without patient data or raw UIDs.
+    """
+
+    code: Code
+    severity: Severity
+    message: str
+
+    def __str__(self) -> str:
+        """Return code and sentence, as in reports."""
+        return f"{self.code}: {self.message}"
+
+
+def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return those findings for which the series is not read."""
+    return tuple(finding for finding in findings if finding.severity is Severity.REFUSE)

@@ -1,0 +1,831 @@
+"""Small synthetic DICOM series without fault, and a table of faults that can be planted into them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from math import cos, radians, sin
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import ExplicitVRLittleEndian
+
+from pipeline.dicom.findings import Allow, Code, Severity
+
+ROOT = "1.2.826.0.1.3680043.10.1357"
+"""Root of all UIDs made here, so that a test can tell that none is shown."""
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+PET_IMAGE = "1.2.840.10008.5.1.4.1.1.128"
+ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+
+SLICES, ROWS, COLUMNS = 12, 32, 40
+SPACING_MM, GAP_MM = 0.75, 2.5
+ORIGIN_LPS_MM = (-15.0, -12.0, 100.0)
+
+CANARY = "Zyxwvut^Kanari"
+"""Stands where a patient's name could; no message may hold any part of it."""
+
+
+def phantom_hu(index: int) -> np.ndarray:
+    """Return one slice of air, soft tissue and bone, (rows, columns) int16 HU; no two slices are alike."""
+    rows, columns = np.mgrid[:ROWS, :COLUMNS]
+    from_centre = np.hypot((rows - ROWS / 2) / ROWS, (columns - COLUMNS / 2) / COLUMNS)
+    values = np.full((ROWS, COLUMNS), -1000, np.int16)
+    values[from_centre < 0.4] = 30 + index
+    values[from_centre < 0.1] = 700 + index
+    values[0, 0] = -990 + index
+    return values
+
+
+def ct_series(count: int = SLICES, series: int = 1) -> list[Dataset]:
+    """Return axial CT slices from the feet upwards, as CT Image Storage demands them (PS3.3 A.3)."""
+    return [_ct_slice(index, series) for index in range(count)]
+
+
+def mr_series(count: int = SLICES, series: int = 2) -> list[Dataset]:
+    """Return the same slices as MR images (PS3.3 A.4), without any rescaling."""
+    return [_as_mr(dataset) for dataset in ct_series(count, series)]
+
+
+def pet_series(count: int = SLICES, series: int = 3) -> list[Dataset]:
+    """Return the same slices as PET images, each with a slope of its own."""
+    found = []
+    for index, dataset in enumerate(ct_series(count, series)):
+        _of_class(dataset, PET_IMAGE, "PT")
+        dataset.update({"RescaleSlope": f"{1 + index / 8}", "RescaleIntercept": "0", "Units": "BQML"})
+        found.append(dataset)
+    return found
+
+
+def enhanced_series(count: int = SLICES, volumes: int = 1) -> list[Dataset]:
+    """Return one enhanced multi-frame MR image of so many slices and volumes, with a slope for each frame."""
+    slices = mr_series(count, series=4)
+    dataset = slices[0]
+    _of_class(dataset, ENHANCED_MR, "MR")
+    places = [(part.ImagePositionPatient, volume) for part in slices for volume in range(volumes)]
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = dataset.ImageOrientationPatient
+    measures.update({"PixelSpacing": dataset.PixelSpacing, "SliceThickness": "2.5", "SpacingBetweenSlices": "2.5"})
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Items([orientation]), Items([measures])
+    dataset.SharedFunctionalGroupsSequence = Items([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Items(
+        [_frame_groups(place, index // volumes + 1, volume + 1) for index, (place, volume) in enumerate(places)]
+    )
+    dataset.NumberOfFrames = len(places)
+    dataset.PixelData = b"".join(part.PixelData for part in slices for _ in range(volumes))
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "EchoTime"):
+        del dataset[keyword]
+    return [dataset]
+
+
+def _frame_groups(position: Sequence[float], place: int, volume: int) -> Dataset:
+    groups, content, plane, values, echo = (Dataset() for _ in range(5))
+    content.update({"StackID": "1", "InStackPositionNumber": place, "TemporalPositionIndex": volume})
+    plane.ImagePositionPatient = position
+    values.update({"RescaleSlope": f"{1 + place / 4}", "RescaleIntercept": "0", "RescaleType": "US"})
+    echo.EffectiveEchoTime = 30.0
+    groups.FrameContentSequence, groups.PlanePositionSequence = Items([content]), Items([plane])
+    groups.PixelValueTransformationSequence, groups.MREchoSequence = Items([values]), Items([echo])
+    return groups
+
+
+def _ct_slice(index: int, series: int) -> Dataset:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.update(
+        {
+            "SpecificCharacterSet": "ISO_IR 100",
+            "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+            "SOPInstanceUID": f"{ROOT}.{series}.{index + 1}",
+            "StudyDate": "20240102",
+            "StudyTime": "101112",
+            "AccessionNumber": "",
+            "Manufacturer": "Planted",
+            "ReferringPhysicianName": "",
+            "PatientName": "Test^Phantom",
+            "PatientID": "phantom-1",
+            "PatientBirthDate": "19700101",
+            "PatientSex": "O",
+            "SliceThickness": "2.5",
+            "KVP": "120",
+            "EchoTime": None,
+            "PatientPosition": "HFS",
+            "StudyInstanceUID": f"{ROOT}.0",
+            "SeriesInstanceUID": f"{ROOT}.{series}",
+            "StudyID": "1",
+            "SeriesNumber": series,
+            "AcquisitionNumber": 1,
+            "InstanceNumber": index + 1,
+            "ImagePositionPatient": [*ORIGIN_LPS_MM[:2], ORIGIN_LPS_MM[2] + GAP_MM * index],
+            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+            "FrameOfReferenceUID": f"{ROOT}.0.1",
+            "PositionReferenceIndicator": "",
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "Rows": ROWS,
+            "Columns": COLUMNS,
+            "PixelSpacing": [SPACING_MM, SPACING_MM],
+            "BitsAllocated": 16,
+            "BitsStored": 12,
+            "HighBit": 11,
+            "PixelRepresentation": 0,
+            "RescaleIntercept": "-1024",
+            "RescaleSlope": "1",
+            "RescaleType": "HU",
+        }
+    )
+    del dataset["EchoTime"]
+    dataset.PixelData = (phantom_hu(index) + 1024).astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    _of_class(dataset, CT_IMAGE, "CT")
+    return dataset
+
+
+def _as_mr(dataset: Dataset) -> Dataset:
+    _of_class(dataset, MR_IMAGE, "MR")
+    for keyword in ("KVP", "RescaleSlope", "RescaleIntercept", "RescaleType"):
+        del dataset[keyword]
+    dataset.update(
+        {
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"],
+            "ScanningSequence": "GR",
+            "SequenceVariant": "SP",
+            "ScanOptions": "",
+            "MRAcquisitionType": "2D",
+            "RepetitionTime": "500",
+            "EchoTime": "10",
+            "EchoTrainLength": "1",
+            "SpacingBetweenSlices": str(GAP_MM),
+            "AcquisitionMatrix": [0, ROWS, ROWS, 0],
+        }
+    )
+    return dataset
+
+
+def _of_class(dataset: Dataset, sop_class_uid: str, modality: str) -> None:
+    dataset.SOPClassUID, dataset.Modality = sop_class_uid, modality
+    dataset.file_meta.MediaStorageSOPClassUID = sop_class_uid
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+
+
+def write(datasets: Iterable[Dataset], folder: Path, *, prefix: str = "IM") -> list[Path]:
+    """Write data sets into a folder, one file each, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, dataset in enumerate(datasets, start=1):
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", "")
+        path = folder / f"{prefix}{number:04d}"
+        dataset.save_as(path, enforce_file_format=True)
+        paths.append(path)
+    return paths
+
+
+Plant = Callable[[list[Dataset]], list[Dataset]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that can be wrong with a series, or that only looks so.
+
+    Args:
+        name: a sentence.
+        plant: changes data sets and returns those of the faulty series.
+        expected: code and severity of every finding; empty for a harmless variant.
+        base: makes the series without fault.
+        damage: what is done to the files afterwards.
+        allow: what the audit is told to allow.
+    """
+
+    name: str
+    plant: Plant
+    expected: tuple[tuple[Code, Severity], ...] = ()
+    base: Callable[[], list[Dataset]] = ct_series
+    damage: Callable[[list[Path]], None] = len
+    allow: tuple[Allow, ...] = ()
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the faulty series."""
+        paths = write(self.plant(self.base()), folder)
+        self.damage(paths)
+        return paths
+
+
+def setting(keyword: str, value: object, *, on: Sequence[int] | None = None) -> Plant:
+    """Return a plant that sets an attribute of all data sets or of some; a function gives each its own."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for index in range(len(datasets)) if on is None else on:
+            chosen = value(index) if callable(value) else value
+            datasets[index].update({keyword: deepcopy(chosen)})
+        return datasets
+
+    return plant
+
+
+def deleting(*keywords: str, on: Sequence[int] | None = None) -> Plant:
+    """Return a plant that takes attributes away."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for index in range(len(datasets)) if on is None else on:
+            for keyword in keywords:
+                del datasets[index][keyword]
+        return datasets
+
+    return plant
+
+
+def raw(keyword: str, text: bytes, *, on: Sequence[int] = (4,)) -> Plant:
+    """Return a plant that writes bytes as they are, which pydicom would refuse as a value."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for index in on:
+            element = datasets[index][keyword]
+            element._value = text.decode("latin-1")
+        return datasets
+
+    return plant
+
+
+def chained(*plants: Plant) -> Plant:
+    """Return a plant that does several things in turn."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for step in plants:
+            datasets = step(datasets)
+        return datasets
+
+    return plant
+
+
+def at_mm(*positions_mm: float) -> Plant:
+    """Return a plant that moves the slices to these heights, and drops the rest."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for dataset, height_mm in zip(datasets, positions_mm, strict=False):
+            dataset.ImagePositionPatient = [*ORIGIN_LPS_MM[:2], height_mm]
+        return datasets[: len(positions_mm)]
+
+    return plant
+
+
+def moved(offsets_mm: Callable[[int], tuple[float, float, float]]) -> Plant:
+    """Return a plant that moves each slice by some mm in LPS."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for index, dataset in enumerate(datasets):
+            position = np.array(dataset.ImagePositionPatient, float) + offsets_mm(index)
+            dataset.ImagePositionPatient = [float(f"{value:.6f}") for value in position]
+        return datasets
+
+    return plant
+
+
+def without(*indices: int) -> Plant:
+    """Return a plant that loses slices."""
+    return lambda datasets: [dataset for index, dataset in enumerate(datasets) if index not in indices]
+
+
+def tilted(angle_deg: float, *, tag: float | None = None, corrected: bool = False) -> Plant:
+    """Return a plant that tilts the gantry about the row direction; the table still moves along z."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        normal = np.array((0, -sin(radians(angle_deg)), cos(radians(angle_deg))))
+        for index, dataset in enumerate(datasets):
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, round(normal[2], 6), round(-normal[1], 6)]
+            if corrected:
+                dataset.ImagePositionPatient = [round(v, 6) for v in np.array(ORIGIN_LPS_MM) + GAP_MM * index * normal]
+            if tag is not None:
+                dataset.GantryDetectorTilt = str(tag)
+        return datasets
+
+    return plant
+
+
+def repeated(times: int, keyword: str = "", values: Sequence[object] = ()) -> Plant:
+    """Return a plant that puts several different images at each position, told apart by an attribute, or by nothing."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        found = []
+        for number in range(times):
+            for dataset in datasets:
+                other = different(dataset, 100 * number)
+                if keyword:
+                    other.update({keyword: values[number]})
+                found.append(other)
+        return found
+
+    return plant
+
+
+def different(dataset: Dataset, number: int) -> Dataset:
+    """Return another image at the same place; the same for number 0."""
+    other = deepcopy(dataset)
+    if number:
+        other.SOPInstanceUID = f"{dataset.SOPInstanceUID}.{number}"
+        other.InstanceNumber = dataset.InstanceNumber + number
+        other.PixelData = (np.frombuffer(dataset.PixelData, "<u2") + 1).tobytes()
+    return other
+
+
+def with_canaries(datasets: list[Dataset]) -> list[Dataset]:
+    """Write a canary into every text where names could stand; whatever fault there is stays what it was."""
+    texts = (
+        "PatientName PatientID StudyDescription SeriesDescription ProtocolName ImageComments InstitutionName "
+        "StationName ReferringPhysicianName OperatorsName PatientComments AccessionNumber StudyID Manufacturer "
+        "ContrastBolusAgent"
+    )
+    for dataset in datasets:
+        for keyword in texts.split():
+            dataset.update({keyword: f"{CANARY}{dataset.get(keyword, '')}"})
+    return datasets
+
+
+def interleaved(keyword: str, *values: object) -> Plant:
+    """Return a plant that gives neighbouring slices the values in turn."""
+    return setting(keyword, lambda index: values[index % len(values)])
+
+
+def as_class(sop_class_uid: str, modality: str, *, keeps_pixels: bool = True) -> Plant:
+    """Return a plant that turns images into objects of another kind."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for dataset in datasets:
+            _of_class(dataset, sop_class_uid, modality)
+            if not keeps_pixels:
+                for keyword in ("Rows", "Columns", "PixelData", "ImagePositionPatient", "PhotometricInterpretation"):
+                    del dataset[keyword]
+        return datasets
+
+    return plant
+
+
+def private(group: int, creator: str, element: int, vr: str, values: Sequence[object]) -> Plant:
+    """Return a plant that writes a vendor's element, one value a data set."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for dataset, value in zip(datasets, values, strict=True):
+            dataset.private_block(group, creator, create=True).add_new(element, vr, value)
+        return datasets
+
+    return plant
+
+
+def resized(rows: int, columns: int, *, on: Sequence[int] | None = None, spacing_mm: float = SPACING_MM) -> Plant:
+    """Return a plant that makes images of another size."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for index in range(len(datasets)) if on is None else on:
+            dataset = datasets[index]
+            dataset.update({"Rows": rows, "Columns": columns, "PixelSpacing": [spacing_mm, spacing_mm]})
+            dataset.PixelData = np.resize(np.frombuffer(dataset.PixelData, "<u2"), rows * columns).tobytes()
+        return datasets
+
+    return plant
+
+
+def raw_padding(value: int) -> Plant:
+    """Return a plant that writes padding as implicit encodings are read: as an unsigned number."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for dataset in datasets:
+            dataset.add_new("PixelPaddingValue", "US", value)
+        return datasets
+
+    return plant
+
+
+def encapsulated(transfer_syntax_uid: str, frame: bytes = b"\0" * 64) -> Plant:
+    """Return a plant that says that the pixels are encoded; they are not, but headers do not tell."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for dataset in datasets:
+            dataset.file_meta.TransferSyntaxUID = transfer_syntax_uid
+            dataset.PixelData = encapsulate([frame])
+            dataset["PixelData"].VR = "OB"
+            dataset["PixelData"].is_undefined_length = True
+        return datasets
+
+    return plant
+
+
+def cut_by(count: int) -> Callable[[list[Path]], None]:
+    """Return damage that takes bytes off the end of the fourth file."""
+
+    def damage(paths: list[Path]) -> None:
+        paths[3].write_bytes(paths[3].read_bytes()[:-count])
+
+    return damage
+
+
+def longer_pixels(times: float) -> Plant:
+    """Return a plant that makes pixel data of all images shorter or longer than their size says."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for dataset in datasets:
+            dataset.PixelData = (dataset.PixelData * 4)[: int(len(dataset.PixelData) * times)]
+        return datasets
+
+    return plant
+
+
+def _in_frames(sequence: str, keyword: str, values: Callable[[int], object]) -> Plant:
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        for index, groups in enumerate(datasets[0].PerFrameFunctionalGroupsSequence):
+            if sequence not in groups:
+                groups.update({sequence: Items([Dataset()])})
+            groups[sequence][0].update({keyword: values(index)})
+        return datasets
+
+    return plant
+
+
+def _fewer_groups(datasets: list[Dataset]) -> list[Dataset]:
+    del datasets[0].PerFrameFunctionalGroupsSequence[5:]
+    return datasets
+
+
+def _two_files(datasets: list[Dataset]) -> list[Dataset]:
+    return [datasets[0], different(datasets[0], 1)]
+
+
+def _modality_lut(datasets: list[Dataset]) -> list[Dataset]:
+    for dataset in datasets:
+        table = Dataset()
+        table.update({"LUTDescriptor": [2, 0, 16], "ModalityLUTType": "HU"})
+        table.add_new("LUTData", "OW", b"\0\0\1\0")
+        dataset.ModalityLUTSequence = Items([table])
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+    return datasets
+
+
+REFUSE, WARN, NOTE = Severity.REFUSE, Severity.WARN, Severity.NOTE
+SHORT = tuple(100 + 0.625 * index for index in range(SLICES))
+
+FAULTS = (
+    # whose images
+    Fault("two patient IDs", setting("PatientID", "phantom-2", on=[3]), ((Code.SEVERAL_PATIENTS, REFUSE),)),
+    Fault("two patient names", setting("PatientName", "Else^Someone", on=[3]), ((Code.SEVERAL_PATIENTS, REFUSE),)),
+    Fault("two birth dates", setting("PatientBirthDate", "19710101", on=[3]), ((Code.SEVERAL_PATIENTS, REFUSE),)),
+    Fault("two studies", setting("StudyInstanceUID", f"{ROOT}.9", on=[3]), ((Code.SEVERAL_STUDIES, REFUSE),)),
+    Fault(
+        "two frames of reference",
+        setting("FrameOfReferenceUID", f"{ROOT}.9", on=[3, 4]),
+        ((Code.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
+    ),
+    Fault("an empty series UID", setting("SeriesInstanceUID", ""), ((Code.BAD_UID, WARN),)),
+    Fault("no frame of reference", deleting("FrameOfReferenceUID"), ((Code.BAD_UID, WARN),)),
+    Fault("a frame of reference on some", deleting("FrameOfReferenceUID", on=[2]), ((Code.BAD_UID, WARN),)),
+    Fault("a UID with a leading zero", raw("SOPInstanceUID", b"1.2.03.4"), ((Code.BAD_UID, WARN),)),
+    Fault("a UID of 65 characters", raw("SOPInstanceUID", b"1.2." + b"3" * 61), ((Code.BAD_UID, WARN),)),
+    Fault("a UID of letters", raw("SOPInstanceUID", CANARY.encode()), ((Code.BAD_UID, WARN),)),
+    Fault("one UID at two places", setting("SOPInstanceUID", f"{ROOT}.7", on=[3, 8]), ((Code.DUPLICATE_UID, WARN),)),
+    Fault(
+        "one UID for two images at one place",
+        lambda datasets: [*datasets, setting("SOPInstanceUID", f"{ROOT}.1.4")([different(datasets[3], 100)])[0]],
+        ((Code.DUPLICATE_POSITION, REFUSE), (Code.DUPLICATE_UID, REFUSE)),
+    ),
+    # what kind of image
+    Fault("a segmentation", as_class(SEGMENTATION, "SEG"), ((Code.NOT_AN_IMAGE, REFUSE),)),
+    Fault("a segmentation that says CT", as_class(SEGMENTATION, "CT"), ((Code.NOT_AN_IMAGE, REFUSE),)),
+    Fault(
+        "a structure set",
+        as_class("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT", keeps_pixels=False),
+        ((Code.NOT_AN_IMAGE, REFUSE),),
+    ),
+    Fault(
+        "a report",
+        as_class("1.2.840.10008.5.1.4.1.1.88.33", "SR", keeps_pixels=False),
+        ((Code.NOT_AN_IMAGE, REFUSE),),
+    ),
+    Fault(
+        "a key object selection",
+        as_class("1.2.840.10008.5.1.4.1.1.88.59", "KO", keeps_pixels=False),
+        ((Code.NOT_AN_IMAGE, REFUSE),),
+    ),
+    Fault(
+        "a presentation state",
+        as_class("1.2.840.10008.5.1.4.1.1.11.1", "PR", keeps_pixels=False),
+        ((Code.NOT_AN_IMAGE, REFUSE),),
+    ),
+    Fault(
+        "an unknown object without pixels",
+        as_class(f"{ROOT}.66", CANARY[:7].upper(), keeps_pixels=False),
+        ((Code.NOT_AN_IMAGE, REFUSE),),
+    ),
+    Fault("an ultrasound", as_class("1.2.840.10008.5.1.4.1.1.6.1", "US"), ((Code.MODALITY, REFUSE),)),
+    Fault("no modality", setting("Modality", ""), ((Code.MODALITY, REFUSE),)),
+    Fault("a name for a modality", raw("Modality", CANARY.encode(), on=range(SLICES)), ((Code.MODALITY, REFUSE),)),
+    Fault("two modalities", setting("Modality", "MR", on=[3]), ((Code.MODALITY, REFUSE),)),
+    *(
+        Fault(
+            f"a secondary capture {part}",
+            as_class(f"{SECONDARY_CAPTURE}{part}", "CT"),
+            ((Code.SECONDARY_CAPTURE, REFUSE),),
+        )
+        for part in ("", ".1", ".2", ".3", ".4")
+    ),
+    Fault(
+        "a screen save among slices",
+        setting("ImageType", ["DERIVED", "SECONDARY", "SCREEN SAVE"], on=[11]),
+        ((Code.SECONDARY_CAPTURE, REFUSE),),
+    ),
+    Fault("localizers only", setting("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), ((Code.LOCALIZER, REFUSE),)),
+    Fault(
+        "two localizers among slices",
+        setting("ImageType", ["ORIGINAL", "PRIMARY", "REF_SURVIEW"], on=[0, 11]),
+        ((Code.LOCALIZER, REFUSE),),
+    ),
+    Fault(
+        "a localizer that does not say so",
+        setting("ImageOrientationPatient", [1, 0, 0, 0, 0, -1], on=[5]),
+        ((Code.LOCALIZER, REFUSE),),
+    ),
+    Fault(
+        "colour",
+        chained(setting("PhotometricInterpretation", "RGB"), setting("SamplesPerPixel", 3), longer_pixels(3)),
+        ((Code.COLOUR, REFUSE),),
+    ),
+    Fault("palette colours", setting("PhotometricInterpretation", "PALETTE COLOR"), ((Code.PALETTE, REFUSE),)),
+    Fault("MONOCHROME1", setting("PhotometricInterpretation", "MONOCHROME1", on=[2]), ((Code.MONOCHROME1, REFUSE),)),
+    Fault(
+        "a name for a photometric interpretation",
+        raw("PhotometricInterpretation", CANARY.encode()),
+        ((Code.BAD_VALUE, REFUSE),),
+    ),
+    Fault("mosaics", setting("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), ((Code.MOSAIC, REFUSE),), mr_series),
+    Fault(
+        "mosaics by the vendor's count",
+        private(0x19, "SIEMENS MR HEADER", 0x0A, "US", [36] * SLICES),
+        ((Code.MOSAIC, REFUSE),),
+        mr_series,
+    ),
+    Fault("hidden mosaics", resized(6 * ROWS, 6 * ROWS, spacing_mm=3.3), ((Code.MOSAIC, REFUSE),), mr_series),
+    Fault(
+        "hidden mosaics without a matrix",
+        chained(resized(256, 256, spacing_mm=4.5), deleting("AcquisitionMatrix")),
+        ((Code.MOSAIC, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "a classic image of several frames",
+        lambda datasets: chained(setting("NumberOfFrames", 2), longer_pixels(2))(datasets[:1]),
+        ((Code.MULTI_FRAME, REFUSE),),
+    ),
+    Fault(
+        "frames without places",
+        deleting("PerFrameFunctionalGroupsSequence"),
+        ((Code.MULTI_FRAME, REFUSE),),
+        enhanced_series,
+    ),
+    Fault("fewer places than frames", _fewer_groups, ((Code.MULTI_FRAME, REFUSE),), enhanced_series),
+    Fault("two multi-frame files", _two_files, ((Code.MULTI_FRAME, REFUSE),), enhanced_series),
+    Fault("more frames than are told", longer_pixels(3), ((Code.MULTI_FRAME, REFUSE),)),
+    Fault(
+        "two stacks",
+        _in_frames("FrameContentSequence", "StackID", lambda index: str(index % 2)),
+        ((Code.SEVERAL_VOLUMES, REFUSE),),
+        enhanced_series,
+    ),
+    Fault("a derived series", setting("ImageType", ["DERIVED", "SECONDARY", "MPR"]), ((Code.DERIVED, NOTE),)),
+    Fault("projections", setting("ImageType", ["DERIVED", "SECONDARY", "MIP"]), ((Code.DERIVED, WARN),)),
+    Fault("maps", setting("ImageType", ["DERIVED", "PRIMARY", "T1 MAP"]), ((Code.DERIVED, WARN),), mr_series),
+    Fault("renderings", setting("ImageType", ["DERIVED", "SECONDARY", "VRT"]), ((Code.DERIVED, REFUSE),)),
+    # which geometry
+    Fault("no position", deleting("ImagePositionPatient", on=[4]), ((Code.NO_POSITION, REFUSE),)),
+    Fault("no orientation", deleting("ImageOrientationPatient"), ((Code.NO_ORIENTATION, REFUSE),)),
+    Fault("no pixel spacing", deleting("PixelSpacing", on=[4]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
+    Fault("a pixel spacing of 0", setting("PixelSpacing", [0, 0.75], on=[4]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
+    Fault("a pixel spacing below 0", setting("PixelSpacing", [0.75, -0.75]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
+    Fault("a position of text", raw("ImagePositionPatient", b"0\\0\\here"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("a position of 2 numbers", raw("ImagePositionPatient", b"0\\5"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("a position without bounds", raw("ImagePositionPatient", b"0\\0\\inf"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("a position of digit groups", raw("ImagePositionPatient", b"0\\0\\1_10"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("an orientation of 5 numbers", raw("ImageOrientationPatient", b"1\\0\\0\\0\\1"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("a decimal comma", raw("PixelSpacing", b"0,75\\0,75"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("no rows", setting("Rows", 0, on=[4]), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("directions of length 0", setting("ImageOrientationPatient", [0] * 6), ((Code.BAD_ORIENTATION, REFUSE),)),
+    Fault(
+        "long directions", setting("ImageOrientationPatient", [1.1, 0, 0, 0, 1, 0]), ((Code.BAD_ORIENTATION, REFUSE),)
+    ),
+    Fault(
+        "directions off a right angle",
+        setting("ImageOrientationPatient", [1, 0, 0, 0.1, 0.994987, 0]),
+        ((Code.BAD_ORIENTATION, REFUSE),),
+    ),
+    Fault(
+        "half of the slices tilted",
+        setting("ImageOrientationPatient", [1, 0, 0, 0, 0.995, 0.099875], on=range(6)),
+        ((Code.MIXED_ORIENTATIONS, REFUSE),),
+    ),
+    Fault(
+        "a slice seen from the other side",
+        setting("ImageOrientationPatient", [-1, 0, 0, 0, 1, 0], on=[4]),
+        ((Code.MIXED_ORIENTATIONS, REFUSE),),
+    ),
+    Fault("two sizes", resized(ROWS, COLUMNS - 8, on=[4]), ((Code.MIXED_SIZES, REFUSE),)),
+    Fault("two pixel spacings", setting("PixelSpacing", [0.8, 0.8], on=[4]), ((Code.MIXED_PIXEL_SPACINGS, REFUSE),)),
+    Fault("pixels that are not square", setting("PixelSpacing", [0.75, 0.5]), ((Code.NON_SQUARE_PIXELS, NOTE),)),
+    Fault("a single slice", lambda datasets: datasets[:1], ((Code.SINGLE_SLICE, REFUSE),)),
+    Fault("a missing slice", without(5), ((Code.MISSING_SLICE, REFUSE),)),
+    Fault("missing slices in two places", without(3, 6, 7), ((Code.MISSING_SLICE, REFUSE),)),
+    Fault("a missing slice, to be filled", without(5), ((Code.MISSING_SLICE, WARN),), allow=(Allow.GAPS,)),
+    Fault("a missing slice of three", at_mm(100, 105, 115), ((Code.MISSING_SLICE, REFUSE),)),
+    Fault(
+        "a missing slice among rounded positions",
+        chained(at_mm(*(round(value, 1) for value in SHORT)), without(5)),
+        ((Code.MISSING_SLICE, REFUSE), (Code.ROUNDED_POSITIONS, WARN)),
+    ),
+    Fault(
+        "a slice out of step", moved(lambda index: (0, 0, 0.5 * (index == 5))), ((Code.NON_UNIFORM_SPACING, REFUSE),)
+    ),
+    Fault("two gaps", at_mm(100, 101, 102, 103, 104, 106.5, 109, 111.5), ((Code.NON_UNIFORM_SPACING, REFUSE),)),
+    Fault(
+        "gaps that drift",
+        at_mm(*(100 + index + 0.004 * index * abs(index - 60) for index in range(SLICES)), 300),
+        ((Code.NON_UNIFORM_SPACING, REFUSE),),
+    ),
+    Fault("rounded positions", at_mm(*(round(value, 1) for value in SHORT)), ((Code.ROUNDED_POSITIONS, WARN),)),
+    Fault(
+        "slices beside the others", moved(lambda index: (5.0 * (index == 5), 0, 0)), ((Code.SHIFTED_SLICES, REFUSE),)
+    ),
+    Fault("a tilt that is not written", tilted(14), ((Code.GANTRY_TILT, REFUSE),)),
+    Fault("a tilt that is written", tilted(-14, tag=-14), ((Code.GANTRY_TILT, REFUSE),)),
+    Fault("a tilt to be corrected", tilted(14), ((Code.GANTRY_TILT, WARN),), allow=(Allow.TILT,)),
+    Fault("half a degree of tilt", tilted(0.5), ((Code.GANTRY_TILT, REFUSE),)),
+    Fault(
+        "a tilt and a missing slice, whatever is allowed",
+        chained(tilted(14), without(5)),
+        ((Code.GANTRY_TILT, REFUSE), (Code.MISSING_SLICE, REFUSE)),
+        allow=(Allow.TILT, Allow.GAPS),
+    ),
+    Fault(
+        "a tilt of uneven slices, though allowed",
+        chained(tilted(14), moved(lambda index: (0, 0, 0.5 * (index == 5)))),
+        ((Code.NON_UNIFORM_SPACING, REFUSE), (Code.GANTRY_TILT, REFUSE)),
+        allow=(Allow.TILT,),
+    ),
+    Fault("a tilt that is only written", setting("GantryDetectorTilt", "14"), ((Code.GANTRY_TILT, WARN),)),
+    Fault("a tilt that was corrected", tilted(14, tag=14, corrected=True), ((Code.GANTRY_TILT, NOTE),)),
+    Fault(
+        "a wrong spacing between slices",
+        setting("SpacingBetweenSlices", "5"),
+        ((Code.SPACING_BETWEEN_SLICES, WARN),),
+    ),
+    Fault(
+        "a wrong spacing between two slices",
+        lambda datasets: setting("SpacingBetweenSlices", "1")(datasets[:2]),
+        ((Code.SPACING_BETWEEN_SLICES, WARN),),
+    ),
+    # how many volumes
+    Fault("two echoes", repeated(2, "EchoTime", ["10", "20"]), ((Code.SEVERAL_ECHOES, REFUSE),), mr_series),
+    Fault("two b-values", repeated(2, "DiffusionBValue", [0.0, 800.0]), ((Code.DIFFUSION, REFUSE),), mr_series),
+    Fault(
+        "two b-values of Siemens",
+        chained(repeated(2), private(0x19, "SIEMENS MR HEADER", 0x0C, "IS", [0] * SLICES + [800] * SLICES)),
+        ((Code.DIFFUSION, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "two b-values of GE",
+        chained(
+            repeated(2),
+            private(0x43, "GEMS_PARM_01", 0x39, "IS", [[0, 8, 0, 0]] * SLICES + [[1000000800, 8, 0, 0]] * SLICES),
+        ),
+        ((Code.DIFFUSION, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "three temporal positions",
+        repeated(3, "TemporalPositionIdentifier", [1, 2, 3]),
+        ((Code.SEVERAL_VOLUMES, REFUSE),),
+        mr_series,
+    ),
+    Fault("cardiac phases", repeated(2, "TriggerTime", ["0", "400"]), ((Code.SEVERAL_VOLUMES, REFUSE),), mr_series),
+    Fault("two kernels", repeated(2, "ConvolutionKernel", ["B30f", "B70f"]), ((Code.SEVERAL_VOLUMES, REFUSE),)),
+    Fault("a time series that nothing tells", repeated(4), ((Code.SEVERAL_VOLUMES, REFUSE),)),
+    Fault(
+        "doubled slices",
+        lambda datasets: [*datasets, different(datasets[3], 100), different(datasets[8], 100)],
+        ((Code.DUPLICATE_POSITION, REFUSE),),
+    ),
+    Fault(
+        "frames of a time series",
+        lambda datasets: datasets,
+        ((Code.SEVERAL_VOLUMES, REFUSE), (Code.SLOPE_PER_SLICE, NOTE)),
+        lambda: enhanced_series(volumes=3),
+    ),
+    Fault(
+        "frames of two b-values",
+        _in_frames("MRDiffusionSequence", "DiffusionBValue", lambda index: 1000.0 * (index % 2)),
+        ((Code.DIFFUSION, REFUSE), (Code.SLOPE_PER_SLICE, NOTE)),
+        lambda: enhanced_series(volumes=2),
+    ),
+    Fault(
+        "frames of two echoes",
+        _in_frames("MREchoSequence", "EffectiveEchoTime", lambda index: 5.0 + index % 2),
+        ((Code.SEVERAL_ECHOES, REFUSE), (Code.SLOPE_PER_SLICE, NOTE)),
+        lambda: enhanced_series(volumes=2),
+    ),
+    Fault("echoes in turn", interleaved("EchoTime", "10", "20"), ((Code.MIXED_ACQUISITIONS, REFUSE),), mr_series),
+    Fault(
+        "b-values in turn", interleaved("DiffusionBValue", 0.0, 800.0), ((Code.MIXED_ACQUISITIONS, REFUSE),), mr_series
+    ),
+    Fault("kernels in turn", interleaved("ConvolutionKernel", "B30f", "B70f"), ((Code.MIXED_ACQUISITIONS, REFUSE),)),
+    Fault(
+        "temporal positions in turn",
+        interleaved("TemporalPositionIdentifier", 1, 2, 3),
+        ((Code.MIXED_ACQUISITIONS, REFUSE),),
+        mr_series,
+    ),
+    Fault("acquisitions in turn", interleaved("AcquisitionNumber", 1, 2), ((Code.MIXED_ACQUISITIONS, WARN),)),
+    # which values
+    Fault("no rescaling of CT", deleting("RescaleSlope", "RescaleIntercept"), ((Code.NO_RESCALE, REFUSE),)),
+    Fault("no intercept of CT", deleting("RescaleIntercept", on=[4]), ((Code.NO_RESCALE, REFUSE),)),
+    Fault(
+        "a rescaling of some MR images",
+        chained(setting("RescaleSlope", "2", on=[1, 2]), setting("RescaleIntercept", "0", on=[1, 2])),
+        ((Code.NO_RESCALE, REFUSE),),
+        mr_series,
+    ),
+    Fault("no rescaling of PET", deleting("RescaleSlope", "RescaleIntercept"), ((Code.NO_RESCALE, WARN),), pet_series),
+    Fault("a slope of 0", setting("RescaleSlope", "0", on=[4]), ((Code.BAD_RESCALE, REFUSE),)),
+    Fault("a slope without bounds", raw("RescaleSlope", b"inf"), ((Code.BAD_RESCALE, REFUSE),)),
+    Fault("an intercept of text", raw("RescaleIntercept", CANARY.encode()), ((Code.BAD_RESCALE, REFUSE),)),
+    Fault("a slope below 0", setting("RescaleSlope", "-1"), ((Code.BAD_RESCALE, WARN),)),
+    Fault("intercepts that differ", setting("RescaleIntercept", "-1000", on=[4]), ((Code.SLOPE_PER_SLICE, WARN),)),
+    Fault("slopes of PET that differ", lambda datasets: datasets, ((Code.SLOPE_PER_SLICE, NOTE),), pet_series),
+    Fault("a table of values", _modality_lut, ((Code.MODALITY_LUT, REFUSE),)),
+    Fault("padding beyond the bits", setting("PixelPaddingValue", 63536), ((Code.PADDING_VALUE, WARN),)),
+    Fault("a thickness of text", raw("SliceThickness", CANARY.encode()), ((Code.BAD_VALUE, WARN),)),
+    Fault("12 bits allocated", setting("BitsAllocated", 12), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("no bits stored", deleting("BitsStored"), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("more bits stored than allocated", setting("BitsStored", 17), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("signed numbers in some", setting("PixelRepresentation", 1, on=[4]), ((Code.MIXED_PIXEL_FORMATS, WARN),)),
+    Fault("more bits in some", setting("BitsStored", 16, on=[4]), ((Code.MIXED_PIXEL_FORMATS, NOTE),)),
+    Fault("a history of loss", setting("LossyImageCompression", "01", on=[4]), ((Code.LOSSY, WARN),)),
+    Fault("a lossy encoding", encapsulated("1.2.840.10008.1.2.4.50"), ((Code.LOSSY, WARN),)),
+    Fault("no pixels", deleting("PixelData", on=[4]), ((Code.NO_PIXELS, REFUSE),)),
+    Fault("pixels cut off by a byte", setting("Rows", ROWS), ((Code.TRUNCATED, REFUSE),), damage=cut_by(1)),
+    Fault("half of the pixels", longer_pixels(0.5), ((Code.TRUNCATED, REFUSE),)),
+    Fault(
+        "encoded pixels that end at once",
+        encapsulated("1.2.840.10008.1.2.4.90"),
+        ((Code.TRUNCATED, REFUSE),),
+        damage=cut_by(80),
+    ),
+)
+"""Every fault, with all that is to be found; nothing else may be."""
+
+HARMLESS = (
+    Fault("a clean CT", lambda datasets: datasets),
+    Fault("a clean MR", lambda datasets: datasets, base=mr_series),
+    Fault("a clean enhanced MR", lambda datasets: datasets, ((Code.SLOPE_PER_SLICE, NOTE),), enhanced_series),
+    Fault("two slices", lambda datasets: datasets[:2]),
+    Fault("a patient without a name on some", setting("PatientName", "", on=[3, 4])),
+    Fault("a name in other letters", setting("PatientName", "TEST^PHANTOM^^", on=[3, 4])),
+    Fault("descending instance numbers", setting("InstanceNumber", lambda index: 100 - index)),
+    Fault("no instance numbers", deleting("InstanceNumber")),
+    Fault("positions that jitter", moved(lambda index: (1e-3 * (index % 2), 0, 4e-4 * (index % 3)))),
+    Fault(
+        "orientations that differ in the fifth digit",
+        setting("ImageOrientationPatient", [1, 2e-5, 0, -2e-5, 1, 0], on=[4]),
+    ),
+    Fault("pixel spacings that differ in the fifth digit", setting("PixelSpacing", [0.75001, 0.75001], on=[4])),
+    Fault("an oblique stack of six digits", tilted(20, corrected=True)),
+    Fault("a gap under a larger thickness", setting("SliceThickness", "3")),
+    Fault("a negative spacing between slices", setting("SpacingBetweenSlices", "-2.5"), base=mr_series),
+    Fault("a tilt of 0", setting("GantryDetectorTilt", "0")),
+    Fault(
+        "a spacing between slices along the table",
+        chained(tilted(14), setting("SpacingBetweenSlices", "2.5")),
+        ((Code.GANTRY_TILT, WARN),),
+        allow=(Allow.TILT,),
+    ),
+    Fault("acquisitions one after another", setting("AcquisitionNumber", lambda index: 1 + (index > 5))),
+    Fault(
+        "repetition times that vary by chance",
+        setting("RepetitionTime", lambda index: str(500 + index * 7 % 11)),
+        base=mr_series,
+    ),
+    Fault("a trigger time for each slice", setting("TriggerTime", lambda index: str(index * 7 % 12)), base=mr_series),
+    Fault("an image filled up to twice the matrix", resized(2 * ROWS, 2 * ROWS), base=mr_series),
+    Fault("an image filled up to four times the matrix", resized(4 * ROWS, 4 * ROWS, spacing_mm=3.0), base=mr_series),
+    Fault(
+        "padding below 0, written as unsigned",
+        chained(setting("PixelRepresentation", 1), setting("BitsStored", 16), raw_padding(63536)),
+    ),
+    Fault("padding within the bits", setting("PixelPaddingValue", 4095)),
+    Fault("a slope of MR", chained(setting("RescaleSlope", "2"), setting("RescaleIntercept", "0")), base=mr_series),
+    Fault("lossless JPEG 2000", encapsulated("1.2.840.10008.1.2.4.90")),
+    Fault("pixel data with a byte of padding", longer_pixels(1.01)),
+    Fault("a study date of text", raw("StudyDate", CANARY.encode())),
+)
+"""Variants that look like faults, with the only notes that they may give."""
