@@ -588,6 +588,8 @@ FAULTS = (
     Fault("fewer places than frames", _fewer_groups, ((Code.MULTI_FRAME, REFUSE),), enhanced_series),
     Fault("two multi-frame files", _two_files, ((Code.MULTI_FRAME, REFUSE),), enhanced_series),
     Fault("more frames than are told", longer_pixels(3), ((Code.MULTI_FRAME, REFUSE),)),
+    Fault("fewer columns than the pixels have", setting("Columns", COLUMNS - 4), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("fewer bits than the highest one", setting("BitsStored", 8), ((Code.BAD_VALUE, REFUSE),)),
     Fault(
         "two stacks",
         _in_frames("FrameContentSequence", "StackID", lambda index: str(index % 2)),

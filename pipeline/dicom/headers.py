@@ -144,6 +144,7 @@ class Header:
     photometric: str
     bits_allocated: int | None
     bits_stored: int | None
+    high_bit: int | None
     pixel_representation: int | None
     padding_value: int | None
     padding_limit: int | None
@@ -239,6 +240,7 @@ def _parse(file: FileRef, stream: IO[bytes]) -> Header | None:
         photometric=values.text("PhotometricInterpretation").upper(),
         bits_allocated=values.integer("BitsAllocated"),
         bits_stored=values.integer("BitsStored"),
+        high_bit=values.integer("HighBit"),
         pixel_representation=values.integer("PixelRepresentation"),
         padding_value=values.integer("PixelPaddingValue"),
         padding_limit=values.integer("PixelPaddingRangeLimit"),

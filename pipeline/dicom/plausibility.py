@@ -32,6 +32,9 @@ LEAST_AIR = 0.001
 LEAST_TISSUE = 0.02
 """Share of all voxels; a volume without either holds something other than HU."""
 
+MOST_PADDING_VALUES = 8
+"""Different values below air that may be padding, of inside and outside the field of view, slice by slice."""
+
 LEAST_BELOW_FAT = 0.001
 """Share of all voxels below `FAT_HU`; a scan of the head without any air around it has some percent."""
 
@@ -135,6 +138,8 @@ def _why_not_hu(sample: npt.NDArray[np.float64], low: float, high: float) -> str
         return "values lie between 0 and 1, they look normalised and not like HU"
     if low >= 0 and high <= 255:
         return f"values lie between {low:g} and {high:g}, they look like 8-bit grey values and not like HU"
+    if _is_wrapped(sample[sample < AIR_HU[0]], len(sample)):
+        return f"many different values lie below {AIR_HU[0]:g}, as if the sign or the depth of the pixels were wrong"
     sample = sample[sample >= AIR_HU[0]]
     air, tissue = _share(sample, AIR_HU), _share(sample, SOFT_TISSUE_HU)
     if _share(sample, (AIR_HU[0], FAT_HU)) < LEAST_BELOW_FAT:
@@ -145,6 +150,11 @@ def _why_not_hu(sample: npt.NDArray[np.float64], low: float, high: float) -> str
     if air < LEAST_AIR and tissue < LEAST_TISSUE:
         return "there is neither air near -1000 nor soft tissue near 0, it does not look like HU"
     return None
+
+
+def _is_wrapped(below_air: npt.NDArray[np.float64], total: int) -> bool:
+    """Return whether values below air are more than padding, which has one value or two."""
+    return len(below_air) > LEAST_AIR * total and len(np.unique(below_air)) > MOST_PADDING_VALUES
 
 
 def _share(sample: npt.NDArray[np.float64], limits: Limits) -> float:

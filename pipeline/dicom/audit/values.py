@@ -88,7 +88,7 @@ def bad_format(facts: Facts) -> Iterator[Finding]:
     if found:
         sentence = (
             f"{share(found, facts.headers)}: pixel format missing or not read, expected 8, 16 or 32 bits allocated, "
-            "no more bits stored, and a Pixel Representation of 0 or 1."
+            "no more bits stored, the High Bit among them, and a Pixel Representation of 0 or 1."
         )
         yield refuse(Code.BAD_VALUE, sentence)
 
@@ -99,7 +99,7 @@ def _is_known_format(header: Header) -> bool:
     allocated, stored = header.bits_allocated, header.bits_stored
     if allocated not in READ_BITS_ALLOCATED or stored is None or header.pixel_representation not in (0, 1):
         return False
-    return 1 <= stored <= allocated
+    return 1 <= stored <= allocated and (header.high_bit is None or header.high_bit < stored)
 
 
 def mixed_pixel_formats(facts: Facts) -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def no_pixels(facts: Facts) -> Iterator[Finding]:
 
 
 def truncated(facts: Facts) -> Iterator[Finding]:
-    """Refuse pixel data shorter than rows, columns and frames say, or than the file holds, or twice as long."""
+    """Refuse pixel data shorter or longer than rows, columns and frames say, or shorter than the file holds."""
     found = [header for header in facts.headers if header.pixel_bytes and _is_truncated(header)]
     if found:
         sentence = f"{share(found, facts.headers)}: pixel data end early, the file is truncated; send them again."
@@ -130,6 +130,23 @@ def truncated(facts: Facts) -> Iterator[Finding]:
     if longer:
         sentence = f"{share(longer, facts.headers)}: pixel data of more frames than the header says; send them again."
         yield refuse(Code.MULTI_FRAME, sentence)
+    else:
+        yield from _wrong_size(facts)
+
+
+def _wrong_size(facts: Facts) -> Iterator[Finding]:
+    """Refuse pixel data that rows and columns do not explain; a line too much shears the whole image."""
+    found = [
+        header for header in facts.headers if 0 < _expected_bytes(header) <= (header.pixel_bytes or 0) - _line(header)
+    ]
+    if found and not any(_is_truncated(header) for header in found):
+        sentence = f"{share(found, facts.headers)}: more pixel data than Rows x Columns; the header is wrong."
+        yield refuse(Code.BAD_VALUE, sentence)
+
+
+def _line(header: Header) -> int:
+    """Return the bytes of the shorter edge of the image; less than that is padding."""
+    return max(2, min(header.rows or 0, header.columns or 0) * ((header.bits_allocated or 0) // 8))
 
 
 def _is_truncated(header: Header) -> bool:
