@@ -4,7 +4,6 @@ import copy
 import logging
 import shutil
 import subprocess
-import time
 import warnings
 from pathlib import Path
 
@@ -479,16 +478,14 @@ def test_a_real_series_without_uids_is_refused(tmp_path: Path, real_data: Path) 
 
 
 @pytest.mark.slow
-def test_a_hundred_structures_of_a_full_size_ct_take_seconds_and_few_megabytes(tmp_path: Path) -> None:
+def test_a_hundred_structures_of_a_full_size_ct_take_few_megabytes(tmp_path: Path) -> None:
     grid = source_grid((512, 512, 300))
     coding = TABLE.coding(1)
     table = LabelTable(
         ("background", *(f"s{n}" for n in range(1, 101))), tuple((value, coding) for value in range(1, 101))
     )
     labels, headers = ellipsoids(grid.shape, 100), [from_file(header) for header in headers_of(grid)]
-    began = time.perf_counter()
 
     write_seg(tmp_path / "a.dcm", segmented(labels, grid, headers, table))
 
-    assert time.perf_counter() - began < 12  # 2.5 s on two quiet cores
     assert (tmp_path / "a.dcm").stat().st_size < 5e6

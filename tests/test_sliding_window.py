@@ -1,5 +1,7 @@
 """The restoring inferer: what is painted in the patient comes back on the grid that was read, whatever that grid is."""
 
+import subprocess
+import sys
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImage, Spacingd
+from scipy.ndimage import map_coordinates
 from torch import nn
 
 from pipeline.errors import BundleError, InputError, UsageError
 from pipeline.geometry import Grid
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer, restore_labels
+from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
+from pipeline.inference.streaming import streaming_cost
+from pipeline.networks import AttentionUNet
 from pipeline.volumes import read_grid, read_volume
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
@@ -130,98 +136,6 @@ def test_no_side_is_preferred_when_resampling(tmp_path: Path) -> None:
         errors.append(centroid(inferer()(image, Threshold())[0, 0].numpy() > 0) - centroid(voxels > 0.5))
 
     assert np.abs(np.mean(errors, axis=0)).max() < 0.05  # voxels
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_parallel_grids_give_what_a_search_over_all_corners_gives(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    shape = rng.integers(2, 9, 3)
-    probabilities = rng.dirichlet(np.ones(3), shape).astype(np.float32)
-    network_grid = Grid(tuple(shape), place(ORIENTATIONS[rng.integers(48)], rng.uniform(0.5, 2, 3)))
-    source_affine = place(ORIENTATIONS[rng.integers(48)], rng.uniform(0.5, 2, 3))
-    middle = network_grid.corners_mm().mean(axis=0)
-    source_affine[:3, 3] = middle - source_affine[:3, :3] @ rng.uniform(2, 5, 3)
-    source = Grid(tuple(rng.integers(4, 10, 3)), source_affine)
-
-    labels = restore_labels(torch.tensor(np.moveaxis(probabilities, -1, 0).copy()), network_grid, source).numpy()
-
-    to_network = np.linalg.inv(network_grid.affine) @ source.affine
-    for voxel in np.ndindex(source.shape):
-        position = to_network[:3, :3] @ voxel + to_network[:3, 3]
-        if (position < -0.5).any() or (position > shape - 0.5).any():
-            assert labels[voxel] == 0
-            continue
-        clipped = np.clip(position, 0, shape - 1)
-        low = np.minimum(np.floor(clipped).astype(int), np.maximum(shape - 2, 0))
-        mixed = np.zeros(3)
-        for corner in product((0, 1), repeat=3):
-            weight = np.prod(np.where(corner, clipped - low, 1 - (clipped - low)))
-            mixed += weight * probabilities[tuple(np.minimum(low + corner, shape - 1))]
-        assert mixed[labels[voxel]] >= mixed.max() - 1e-5
-
-
-def around(grid: Grid, shape: tuple[int, int, int], affine: np.ndarray) -> Grid:
-    """Return a grid of that shape and direction with the same middle as `grid`."""
-    centred = affine.copy()
-    centred[:3, 3] = grid.corners_mm().mean(axis=0) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Grid(shape, centred)
-
-
-def random_probabilities(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
-    drawn = np.random.default_rng(seed).dirichlet(np.ones(4), shape)
-    return torch.tensor(np.moveaxis(drawn, -1, 0).astype(np.float32))
-
-
-def test_oblique_and_parallel_slabs_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    probabilities = random_probabilities(3, (12, 13, 14))
-    network_grid = Grid((12, 13, 14), np.diag((1.5, 1.5, 1.5, 1)))
-    source = around(network_grid, (30, 16, 11), place(ORIENTATIONS[8], np.array((0.7, 1.3, 2.1))))
-    parallel = restore_labels(probabilities, network_grid, source)
-
-    monkeypatch.setattr("pipeline.inference.sliding_window._parallel_lines", lambda *_: None)
-    oblique = restore_labels(probabilities, network_grid, source)
-
-    assert (parallel == oblique).float().mean() > 0.999  # all but ties
-    assert parallel.any()
-
-
-@pytest.mark.parametrize("tilt", [0.0, 0.3])
-def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch, tilt: float) -> None:
-    probabilities = random_probabilities(4, (8, 8, 8))
-    network_grid = Grid((8, 8, 8), np.eye(4))
-    source = around(network_grid, (15, 14, 13), place(ORIENTATIONS[0], np.array((0.5, 0.5, 0.5)), tilt))
-    whole = restore_labels(probabilities, network_grid, source)
-
-    monkeypatch.setattr("pipeline.inference.sliding_window.SLAB_VOXELS", 1)
-
-    assert whole.any()
-    assert torch.equal(restore_labels(probabilities, network_grid, source), whole)
-
-
-@pytest.mark.parametrize("tilt", [0.0, 0.3])
-def test_a_source_that_the_network_never_saw_is_background(tilt: float) -> None:
-    source = place(ORIENTATIONS[0], np.ones(3), tilt)
-    source[1, 3] = 900
-
-    labels = restore_labels(random_probabilities(5, (8, 8, 8)), Grid((8, 8, 8), np.eye(4)), Grid((5, 6, 7), source))
-
-    assert labels.shape == (5, 6, 7)
-    assert not labels.any()
-
-
-def test_a_tilted_source_is_restored_in_place() -> None:
-    network_grid = Grid((40, 40, 40), np.eye(4))
-    inside = torch.tensor(paint(network_grid.shape, network_grid.affine))
-    for tilt in (0.2, -0.7):
-        source = around(network_grid, (52, 40, 36), place(ORIENTATIONS[5], np.array((0.8, 1.1, 1.2)), tilt))
-        labels = restore_labels(torch.stack((1 - inside, inside)), network_grid, source).numpy() > 0
-
-        in_mm = source.affine[:3, :3] @ centroid(labels) + source.affine[:3, 3]
-        assert np.abs(in_mm - centroid(inside.numpy() > 0.5)).max() < 0.1  # mm
-        assert labels.sum() * source.voxel_ml == pytest.approx(
-            int((inside > 0.5).sum()) * network_grid.voxel_ml, rel=0.03
-        )
 
 
 def test_voxels_that_were_cropped_away_are_background(tmp_path: Path) -> None:
@@ -397,8 +311,9 @@ def test_a_network_of_one_class_or_of_nan_is_refused() -> None:
 
     with pytest.raises(BundleError, match="one class"):
         inferer()(image, lambda window: window)
-    with pytest.raises(BundleError, match="not finite"):
-        inferer()(image, lambda window: torch.cat((window, window * torch.nan), dim=1))
+    for run in (inferer(), inferer(flip_axes=(0,))):
+        with pytest.raises(BundleError, match="not finite"):
+            run(image, lambda window: torch.cat((window, window * torch.nan), dim=1))
 
 
 def test_more_than_256_classes_keep_their_values() -> None:
@@ -430,9 +345,246 @@ def test_sides_cannot_be_swapped_along_another_axis_or_beyond_the_classes() -> N
         {"side_pairs": ((0, 1),)},
         {"side_pairs": ((1, 2, 3),)},
         {"compute_dtype": "float8"},
+        {"window": "huge"},
+        {"max_memory": 0},
+        {"regions": ()},
+        {"regions": (1, 2), "side_pairs": ((1, 2),)},
     ],
     ids=str,
 )
 def test_wrong_values_are_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         inferer(**wrong)
+
+
+def near(seed: int, classes: int) -> nn.Module:
+    """Return a network that looks at neighbours only."""
+    torch.manual_seed(seed)
+    return nn.Conv3d(1, classes, 3, padding=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(2, 12),
+    st.sampled_from([0, 0.4]),
+    st.tuples(*[st.integers(3, 14)] * 3),
+    st.floats(0, 0.8),
+)
+def test_the_result_is_that_of_restoring_the_whole_volume_at_once(
+    seed: int, classes: int, tilt: float, window: Any, overlap: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    size = tuple(int(n) for n in rng.integers(2, 14, 3))
+    affine = place(ORIENTATIONS[rng.integers(48)], rng.uniform(0.5, 2, 3))
+    turn = place(ORIENTATIONS[rng.integers(48)], np.ones(3), tilt)
+    source = (
+        affine
+        @ np.diag((*rng.uniform(0.4, 1.5, 3), 1))
+        @ np.block([[turn[:3, :3], rng.uniform(0, 4, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
+    )
+    shape = tuple(int(n) for n in rng.integers(2, 16, 3))
+    meta = {"original_affine": source, "spatial_shape": np.array(shape), "affine": torch.tensor(affine)}
+    image = MetaTensor(torch.tensor(rng.normal(0, 3, (1, 1, *size)), dtype=torch.float32), meta=meta)
+    network = near(seed, classes)
+
+    labels = inferer(roi_size=window, overlap=overlap)(image, network)[0, 0].numpy()
+
+    clipped = [min(pair) for pair in zip(window, size, strict=True)]
+    with torch.no_grad():
+        logits = sliding_window_inference(image.as_tensor(), clipped, 1, network, overlap, "gaussian")
+    probabilities = torch.softmax(logits[0].double(), dim=0).numpy()
+    to_network = np.linalg.inv(affine) @ source
+    points = np.einsum("ab,bijk->aijk", to_network[:3, :3], np.indices(shape)) + to_network[:3, 3].reshape(3, 1, 1, 1)
+    wanted = np.stack([map_coordinates(one, points, order=1, mode="nearest") for one in probabilities])
+    beyond = np.maximum(-points, points - np.array(size).reshape(3, 1, 1, 1) + 1).max(axis=0)
+    chosen = np.take_along_axis(wanted, labels[None].astype(int), 0)[0]
+    is_inside = beyond < 0.49
+    assert (chosen >= wanted.max(axis=0) - 1e-3)[is_inside].all()  # positions are snapped by up to 1e-3 voxel
+    assert (labels == wanted.argmax(axis=0))[is_inside].mean() > 0.99 if is_inside.sum() > 500 else True
+    assert not labels[beyond > 0.51].any()
+
+
+def test_several_networks_are_averaged_in_each_window() -> None:
+    image = volume(torch.randn(1, 1, 9, 8, 7, generator=torch.Generator().manual_seed(0)))
+    networks = nn.ModuleList([near(seed, 4) for seed in (1, 2)])
+
+    labels = inferer()(image, networks)
+
+    with torch.no_grad():
+        wanted = sum(torch.softmax(one(image.as_tensor()), dim=1) for one in networks)
+    assert isinstance(wanted, torch.Tensor)
+    assert torch.equal(labels.as_tensor()[0, 0].long(), wanted[0].argmax(dim=0))
+    assert torch.equal(labels, inferer()(image, list(networks)))
+    with pytest.raises(UsageError, match="empty list of networks"):
+        inferer()(image, [])
+
+
+def test_air_is_skipped_and_the_body_is_found_in_place() -> None:
+    voxels = torch.zeros(1, 1, 40, 30, 20)
+    voxels[0, 0, 25:31, 4:10, 11:15] = 1
+    calls = []
+
+    def network(window: torch.Tensor) -> torch.Tensor:
+        calls.append(window.shape)
+        return Threshold()(window)
+
+    run = inferer(roi_size=(8, 8, 8), skip_below=0.0)
+
+    assert torch.equal(run(volume(voxels), network).as_tensor(), voxels.byte())
+    assert len(calls) == 1
+    assert not run(volume(torch.zeros(1, 1, 40, 30, 20)), network).any()
+    assert len(calls) == 1, "nothing but air needs no network"
+
+
+def test_probabilities_of_chosen_classes_come_back_instead_of_labels() -> None:
+    image = volume(torch.randn(1, 1, 6, 5, 4, generator=torch.Generator().manual_seed(0)))
+
+    result = inferer(probabilities_of=(2, 0))(image, near(1, 3))
+
+    with torch.no_grad():
+        wanted = torch.softmax(near(1, 3)(image.as_tensor()), dim=1)[:, [2, 0]]
+    assert result.shape == (1, 2, 6, 5, 4)
+    torch.testing.assert_close(result.as_tensor(), wanted, atol=1e-5, rtol=0)
+
+
+def test_overlapping_regions_become_labels_in_their_order() -> None:
+    image = volume(torch.tensor([-1.0, 1, 2, 3]).reshape(1, 1, 1, 1, 4))
+
+    def network(window: torch.Tensor) -> torch.Tensor:
+        return torch.cat((window, window - 1.5, window - 2.5), dim=1)
+
+    for flips in ((), (1, 2)):
+        run = inferer(regions=(2, 1, 3), flip_axes=flips)
+        assert run(image, network).flatten().tolist() == [0, 2, 1, 3]
+
+
+def test_windows_are_enlarged_only_if_asked_and_as_far_as_memory_allows() -> None:
+    image = volume(torch.randn(1, 1, 40, 40, 40, generator=torch.Generator().manual_seed(0)))
+    seen = []
+
+    def network(window: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(window.shape[2:]))
+        return torch.cat((window, -window), dim=1)
+
+    plain = inferer(roi_size=(16, 16, 16))(image, network)
+    assert set(seen) == {(16, 16, 16)}
+    seen.clear()
+    large = inferer(roi_size=(16, 16, 16), window="largest", window_multiple=8)(image, network)
+    assert seen[1:] == [(40, 40, 40)]  # after the probe
+
+    assert torch.equal(plain, large)
+    for window in ("as_trained", "largest"):
+        with pytest.raises(UsageError, match="raise max_memory"):
+            inferer(roi_size=(16, 16, 16), window=window, max_memory=2**20)(image, network)
+    assert torch.equal(plain, inferer(roi_size=(16, 16, 16), max_memory=2**30)(image, network))
+
+
+def test_a_volume_without_voxels_or_with_some_that_are_no_numbers_is_refused() -> None:
+    with pytest.raises(InputError, match=r"shape \(1, 1, 4, 0, 4\), expected one volume"):
+        inferer()(volume(torch.ones(1, 1, 4, 0, 4)), Threshold())
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        image = torch.ones(1, 1, 4, 4, 4)
+        image[0, 0, 1, 2, 3] = wrong
+        with pytest.raises(InputError, match="not finite"):
+            inferer()(volume(image), Threshold())
+    flat = volume(torch.ones(1, 1, 4, 4, 4))
+    flat.meta["original_affine"] = np.diag((1.0, 0, 1, 1))
+    with pytest.raises(InputError, match="describe no grid"):
+        inferer()(flat, Threshold())
+
+
+LIMITED = """
+import re, resource, sys
+from pathlib import Path
+import numpy as np, torch
+from monai.data import MetaTensor
+from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
+from pipeline.inference.streaming import streaming_cost
+from pipeline.networks import AttentionUNet
+
+def volume(slices):
+    meta = {"original_affine": np.diag((0.5, 0.5, 1, 1)), "spatial_shape": np.array((192, 192, slices))}
+    image = torch.linspace(0, 19, 96)[:, None, None].repeat(1, 1, 1, 96, slices)
+    return MetaTensor(image, meta=meta | {"affine": torch.eye(4)})
+
+def network(windows):
+    classes = torch.arange(20.0).reshape(1, -1, 1, 1, 1)
+    return -8 * (windows - classes).abs()
+
+inferer = RestoringSlidingWindowInferer(roi_size=(96, 96, 16), overlap=0.25)
+inferer(volume(20), network)
+slices = int(sys.argv[1])
+image = volume(slices)
+before = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (before + int(sys.argv[2]), -1))
+assert inferer(image, network)[0, 0, :, 0, slices - 1].unique().numel() == 20
+"""
+
+
+def test_full_volumes_stay_below_a_limit_of_memory_that_their_class_scores_would_break() -> None:
+    slices = 400
+    scores_bytes = 4 * 20 * 96 * 96 * slices
+    result_bytes = 192 * 192 * slices
+    limit = 2 * result_bytes + 2**27  # the batch of a loader is a copy of the result
+
+    command = [sys.executable, "-c", LIMITED, str(slices), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert limit < 0.6 * scores_bytes
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    size=st.tuples(*(st.integers(9, 30) for _ in range(3))),
+    flip_axes=st.sampled_from([(), (0,), (0, 1)]),
+    networks=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_streaming_gives_the_labels_of_one_window_over_the_whole_volume(
+    size: tuple[int, int, int], flip_axes: tuple[int, ...], networks: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    models = [
+        AttentionUNet(in_channels=1, out_channels=3, channels=(4, 8), norm="batch").eval() for _ in range(networks)
+    ]
+    image = MetaTensor(
+        torch.randn(1, 1, *size), affine=torch.diag(torch.tensor([1.0, 1.2, 1.5, 1.0], dtype=torch.float64))
+    )
+    image.meta |= {"original_affine": np.diag([0.8, -1.0, 2.0, 1.0]), "spatial_shape": np.array((20, 18, 16))}
+    asked = {"flip_axes": flip_axes, "probabilities_of": (1,)}
+
+    streamed = RestoringSlidingWindowInferer(roi_size=(8, 8, 8), streaming=True, **asked)(image, models)
+    whole = RestoringSlidingWindowInferer(roi_size=(64, 64, 64), **asked)(image, models)
+
+    torch.testing.assert_close(streamed.as_tensor(), whole.as_tensor(), atol=1e-5, rtol=0)
+
+
+def test_a_network_that_cannot_be_streamed_and_an_image_mirrored_everywhere_get_windows() -> None:
+    torch.manual_seed(0)
+    image = MetaTensor(torch.randn(1, 1, 12, 13, 14), affine=torch.eye(4, dtype=torch.float64))
+    image.meta |= {"original_affine": np.eye(4), "spatial_shape": np.array((12, 13, 14))}
+    for norm, flip_axes in (("instance", ()), ("batch", (0, 1, 2))):
+        model = AttentionUNet(in_channels=1, out_channels=2, channels=(4, 8), norm=norm).eval()
+        labels = [
+            RestoringSlidingWindowInferer(roi_size=(8, 8, 8), streaming=streaming, flip_axes=flip_axes)(image, model)
+            for streaming in (True, False)
+        ]
+        assert torch.equal(labels[0], labels[1])
+
+
+def test_streaming_that_does_not_fit_the_memory_is_left_to_windows_which_say_what_they_need() -> None:
+    torch.manual_seed(0)
+    model = AttentionUNet(in_channels=1, out_channels=2, channels=(4, 8), norm="batch").eval()
+    image = MetaTensor(torch.randn(1, 1, 60, 60, 20), affine=torch.eye(4, dtype=torch.float64))
+    image.meta |= {"original_affine": np.eye(4), "spatial_shape": np.array((60, 60, 20))}
+    needed = streaming_cost(model, (60, 20), axis=0).peak_bytes
+    enough, too_little = (
+        RestoringSlidingWindowInferer(roi_size=(16, 16, 16), streaming=True, max_memory=limit)
+        for limit in (2 * needed, needed)
+    )
+
+    assert enough(image, model).shape == (1, 1, 60, 60, 20)
+    with pytest.raises(UsageError, match="max_memory"):
+        too_little(image, model)

@@ -69,9 +69,9 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
         raise ValueError(f"the network takes no image of shape {tuple(shape)}: {error}") from error
     for hook in hooks:
         hook.remove()
-    with torch.no_grad(), _LiveMemory() as inference:
+    with torch.no_grad(), LiveMemory() as inference:
         model.eval()(image)
-    with _LiveMemory() as training:
+    with LiveMemory() as training:
         outputs = model.train()(image)
         sum(output.sum() for output in tree_iter(outputs)).backward()
     weight_bytes = 4 * parameters
@@ -100,7 +100,7 @@ def _recorder(sizes: list[tuple[str, tuple[int, ...]]], name: str) -> Callable[.
     return record
 
 
-class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
     """Follow the bytes of all tensor storages alive at one time."""
 
     def __init__(self) -> None:

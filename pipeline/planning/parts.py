@@ -128,6 +128,7 @@ def inferer(plan: Plan) -> Config:
         "_target_": "pipeline.inference.sliding_window.RestoringSlidingWindowInferer",
         "roi_size": list(plan.window_vox),
         "overlap": plan.overlap,
+        "streaming": True,
         "flip_axes": [0] if is_flipped else [],
         "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if is_flipped else [],
     }
