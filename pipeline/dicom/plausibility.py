@@ -140,14 +140,17 @@ def _why_not_hu(sample: npt.NDArray[np.float64], low: float, high: float) -> str
         return f"values lie between {low:g} and {high:g}, they look like 8-bit grey values and not like HU"
     if _is_wrapped(sample[sample < AIR_HU[0]], len(sample)):
         return f"many different values lie below {AIR_HU[0]:g}, as if the sign or the depth of the pixels were wrong"
-    sample = sample[sample >= AIR_HU[0]]
-    air, tissue = _share(sample, AIR_HU), _share(sample, SOFT_TISSUE_HU)
+    return _why_not_body(sample[sample >= AIR_HU[0]])
+
+
+def _why_not_body(sample: npt.NDArray[np.float64]) -> str | None:
+    """Say what of a body in air is missing among values, or return None."""
     if _share(sample, (AIR_HU[0], FAT_HU)) < LEAST_BELOW_FAT:
         shifted = sample - MISSED_INTERCEPT
         if _share(shifted, AIR_HU) >= LEAST_AIR and _share(shifted, SOFT_TISSUE_HU) >= LEAST_TISSUE:
             return "air lies near 0 and tissue near 1000, it looks like stored values without their intercept"
         return f"hardly any value is below {FAT_HU:g}, but in HU those of fat and air are"
-    if air < LEAST_AIR and tissue < LEAST_TISSUE:
+    if _share(sample, AIR_HU) < LEAST_AIR and _share(sample, SOFT_TISSUE_HU) < LEAST_TISSUE:
         return "there is neither air near -1000 nor soft tissue near 0, it does not look like HU"
     return None
 
