@@ -18,15 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
-from pipeline.cases import find_cases
+from pipeline.cases import find_cases, read_case
 from pipeline.demo.run import run_demo
 from pipeline.dicom.findings import Allow
 from pipeline.dicom.inspect import Inspected, inspect
 from pipeline.errors import OutputError, UsageError, VoxelgateError
 from pipeline.evaluation import LabelScores, evaluate_pairs, pair_files, summarise, write_csv
+from pipeline.inference.choice import calibrate_windows
+from pipeline.inference.execution import Runtime
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.manifest import load
 from pipeline.manifest_build import build, write
+from pipeline.monai_io import as_image
 from pipeline.networks import describe
 from pipeline.planning import Plan, fingerprint, plan, write_bundle
 from pipeline.results import Output
@@ -210,11 +213,14 @@ def segment_command(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
     ] = None,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="How the network runs.", show_default="the fastest known here")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment volumes; each result lies on the very grid of its image."""
-    options = Options(_choices(Output, outputs, "--outputs"), overwrite, _choices(Allow, allow, "--allow"))
+    options = Options(_choices(Output, outputs, "--outputs"), overwrite, _choices(Allow, allow, "--allow"), runtime)
     opened = open_bundle(bundle, device)
     with _progress("reading headers") as progress:
         cases = find_cases(inputs, rule=opened.series_rule, allow=options.allow, out_dir=out, progress=progress)
@@ -265,6 +271,20 @@ def bundle_describe(bundle: BundleArgument) -> None:
     """Print the network's sizes, parameters, operations and memory for one window."""
     opened = open_bundle(bundle)
     console.print(str(describe(opened.network, (1, 1, *opened.inferer.roi_size))), markup=False)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
+
+
+@bundle_app.command("calibrate")
+def bundle_calibrate(
+    bundle: BundleArgument,
+    image: Annotated[Path, typer.Argument(help="A volume with the structures in its middle.", show_default=False)],
+) -> None:
+    """Measure every way to run the network here; `segment` then takes the fastest that gives equal labels."""
+    opened = open_bundle(bundle)
+    (case,) = find_cases([image], rule=opened.series_rule)
+    scan = read_case(case, opened.labels)
+    prepared = opened.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(opened.device)
+    measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
+    console.print(str(measured), markup=False)
 
 
 def main() -> None:

@@ -15,11 +15,13 @@ from torch import nn
 from pipeline.errors import InputError, UsageError
 from pipeline.geometry import Affine, Grid
 from pipeline.inference.memory import available_bytes, check, enlarged, measure, narrowest
+from pipeline.inference.out_of_memory import with_less_memory
 from pipeline.inference.restoring import Maps, Restored, Restorer, nothing, restore
 from pipeline.inference.scores import ScoreKind
 from pipeline.inference.streaming import StreamingNetwork, can_stream, streaming_cost
 from pipeline.inference.views import Views
 from pipeline.inference.windows import MODES, Box, Predictor, Shape, WindowPlan, body_box, is_finite, sweep
+from pipeline.networks.attention_unet import AttentionUNet
 
 Network = Callable[..., torch.Tensor]
 Networks = Network | Sequence[Network] | nn.ModuleList
@@ -69,9 +71,9 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         skip_below: windows without a voxel above this value are not run and become background, and windows are fitted
             to the box of the others, e.g. 0 for an HU window that begins at air. None runs all. Windows then lie
             elsewhere than without, and a structure that reaches into air loses what lies in windows of air alone.
-        streaming: where a volume needs more than one window and the networks can be streamed (`streaming.obstacles`),
-            pass it through them slice by slice instead: each voxel is computed once, with all of the volume around it,
-            and the windows' overlap, size and blending play no part.
+        streaming: where the networks can be streamed (`streaming.obstacles`), pass the volume through them slice by
+            slice instead: each voxel is computed once, with all of the volume around it, and the windows' overlap, size
+            and blending play no part.
         regions: labels of overlapping regions, one for each channel (sigmoid, a later one overrides an earlier); None
             for classes that exclude each other (softmax).
         probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
@@ -186,25 +188,36 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         if (prepared := self._prepared(streamed, grid.shape)) is not None:
             restorer = Restorer(grid, source, prepared[0].axis, kind=views.kind, maps=self.maps)
             return restore(views.stream(image, prepared), restorer)
-        plan = self._plan(image, grid, views)
+        if self.window is WindowSize.AS_TRAINED:
+            return self._swept(image, views, (grid, source), self.max_memory)
+        limit = self.max_memory or available_bytes(image.device)
+        return with_less_memory(lambda most: self._swept(image, views, (grid, source), most), limit)
+
+    def _swept(self, image: torch.Tensor, views: Views, grids: tuple[Grid, Grid], limit: int | None) -> Restored:
+        grid, source = grids
+        plan = self._plan(image, grid, views, limit)
         restorer = Restorer(grid, source, plan.axis, kind=views.kind, maps=self.maps)
         return restore(sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind), restorer)
 
+    def streams(self, network: object) -> bool:
+        """Return whether volumes pass through this network slice by slice, as far as memory allows."""
+        return self._streamed_axes() != [] and isinstance(network, nn.Module) and can_stream(network)
+
+    def _streamed_axes(self) -> list[int]:
+        return [axis for axis in range(3) if self.streaming and axis not in self.flip_axes]
+
     def _prepared(self, networks: Sequence[Network] | nn.ModuleList, size: Shape) -> list[StreamingNetwork] | None:
         """Return the networks ready to stream along the longest axis that is not mirrored, or None for windows."""
-        axes = [axis for axis in range(3) if axis not in self.flip_axes]
-        fits = all(n <= window for n, window in zip(size, self.roi_size, strict=True))
-        if (
-            fits
-            or not axes
-            or not networks
-            or not all(isinstance(one, nn.Module) and can_stream(one) for one in networks)
-        ):
+        if not networks or not all(self.streams(one) for one in networks):
             return None
-        axis = max(axes, key=lambda axis: size[axis])
+        axis = max(self._streamed_axes(), key=lambda axis: size[axis])
         dtype = torch.bfloat16 if self.compute_dtype is not None else None
         plane = [n for other, n in enumerate(size) if other != axis]
-        modules = [cast("nn.Module", one) for one in networks]
+        modules = [cast("AttentionUNet", one) for one in networks]
+        try:
+            modules[0].check_size(size)
+        except ValueError as error:
+            raise InputError(f"the network cannot take this volume: {error}.") from error
         if self.max_memory is not None:
             cost = streaming_cost(modules[0], (plane[0], plane[1]), axis=axis, dtype=dtype)
             views = len(modules) * 2 ** len(self.flip_axes)
@@ -212,12 +225,11 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
                 return None
         return [StreamingNetwork(module, axis=axis, dtype=dtype) for module in modules]
 
-    def _plan(self, image: torch.Tensor, grid: Grid, views: Views) -> WindowPlan:
+    def _plan(self, image: torch.Tensor, grid: Grid, views: Views, limit: int | None) -> WindowPlan:
         window_vox = self._clipped(grid.shape)
         plan = narrowest(WindowPlan(grid.shape, window_vox, self.overlap, mode=self.mode, batch=self.sw_batch_size))
-        if self.window is WindowSize.AS_TRAINED and self.max_memory is None:
+        if limit is None:
             return plan
-        limit = self.max_memory or available_bytes(image.device)
         model = measure(views, image, window_vox, self.window_multiple)
         if self.window is WindowSize.AS_TRAINED:
             return check(plan, model, limit)

@@ -224,7 +224,7 @@ class AttentionUNet(nn.Module):
         return features[:0:-1]  # finest first, without the bottleneck
 
     def _encode(self, image: torch.Tensor) -> list[torch.Tensor]:
-        self._refuse_single_voxel(tuple(image.shape[2:]))
+        self.check_size(tuple(image.shape[2:]))
         skips = []
         x = image
         for block in self.encoder:
@@ -237,7 +237,12 @@ class AttentionUNet(nn.Module):
             return run_checkpointed(module, *inputs)
         return cast("torch.Tensor", module(*inputs))
 
-    def _refuse_single_voxel(self, size: tuple[int, ...]) -> None:
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Refuse images that leave nothing to compare at the deepest level.
+
+        Raises:
+            ValueError: the deepest level would be a single voxel.
+        """
         reduction = [1] * self.spatial_dims
         for stride in self.strides:
             reduction = [r * s for r, s in zip(reduction, stride, strict=True)]
