@@ -169,7 +169,12 @@ class _Listing(NamedTuple):
 
 def _list(given: Path, out_dir: Path | None) -> _Listing:
     skipped = None if out_dir is None else out_dir.resolve()
-    files = [file for file in list_files(given) if skipped is None or skipped not in file.path.resolve().parents]
+    if skipped is not None and given.is_dir() and skipped == given.resolve():
+        raise InputError(
+            f"{given.name}: is the folder of the results too, which would be taken for images; choose another."
+        )
+    is_within = skipped is not None and given.resolve() in skipped.parents
+    files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
     volumes = [(file.path, file.path.relative_to(start)) for file in files if is_volume(file.path)]
     return _Listing(volumes, [file for file in files if not is_volume(file.path)])
@@ -188,13 +193,31 @@ def _hashed(path: Path) -> str:
 
 
 def _one_a_study(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
-    studies: dict[str, list[Series]] = defaultdict(list)
-    for series in found:
-        studies[series.study_id].append(series)
     cases = []
-    for study_id, study in studies.items():
+    for study in _studies(found):
         taken, reasons = choose(study, rule)
         others = tuple(f"{name} was not taken: {reason}" for name, reason in reasons.items())
-        case_id = taken.series_id if taken is not None else f"study-{study_id}" if study_id else study[0].series_id
-        cases.append(Case(case_id, taken, others))
+        cases.append(Case(_name_of(study, found) if taken is None else taken.series_id, taken, others))
     return cases
+
+
+def _studies(found: Sequence[Series]) -> list[list[Series]]:
+    """Return the series of each study of each patient: UIDs that an anonymiser emptied or shared join nobody."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for series in found:
+        patients[series.study_id] |= series.patient_ids
+    studies: dict[tuple[str, ...], list[Series]] = defaultdict(list)
+    for series in found:
+        known = sorted(series.patient_ids or patients[series.study_id])
+        names = known if series.patient_ids or len(known) == 1 else ()
+        place = (series.study_id, "") if series.has_study else (series.frame_of_reference_uid, "without study")
+        is_told = series.has_study or names or series.frame_of_reference_uid
+        studies[(*place, *names) if is_told else (series.series_id,)].append(series)
+    return list(studies.values())
+
+
+def _name_of(study: Sequence[Series], found: Sequence[Series]) -> str:
+    """Return what to call a study of which nothing can be used; its own id if no other patient shares it."""
+    first = study[0]
+    is_shared = any(series.study_id == first.study_id for series in found if series not in study)
+    return f"study-{first.study_id}" if first.study_id and not is_shared else first.series_id

@@ -1,11 +1,12 @@
 """Segment one case after the other: read, check, infer, write, and report what became of each."""
 
+import functools
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import version
@@ -24,6 +25,8 @@ from pipeline.dicom.series import Series
 from pipeline.dicom.writing.derived import Algorithm
 from pipeline.errors import BundleError, OutputError, UsageError, VoxelgateError
 from pipeline.geometry import Grid
+from pipeline.inference.choice import RuntimeChoice
+from pipeline.inference.execution import Runtime
 from pipeline.labels import LabelTable
 from pipeline.monai_io import as_image
 from pipeline.results import Output, Result, check_outputs, make_folder, output_paths, write_results
@@ -34,7 +37,7 @@ RESULTS_NAME = "results.jsonl"
 """File in the output folder with one line of JSON for each case, in the order in which they ended."""
 
 
-class LoadedBundle(Protocol):
+class LoadedBundle(Hashable, Protocol):
     """What `segment` needs of a bundle; `pipeline.bundle.Bundle` has it."""
 
     @property
@@ -58,7 +61,7 @@ class LoadedBundle(Protocol):
         """Return what turns `{"image": MetaTensor (1, I, J, K)}` into one (C, i, j, k) on the network grid."""
 
     @property
-    def inferer(self) -> Callable[[MetaTensor, torch.nn.Module], MetaTensor]:
+    def inferer(self) -> Callable[[MetaTensor, Callable[..., torch.Tensor]], MetaTensor]:
         """Return what gives labels (1, 1, I, J, K) on the source grid, e.g. `RestoringSlidingWindowInferer`."""
 
     @property
@@ -129,6 +132,7 @@ class Options:
         outputs: kinds of files to write; at least one.
         overwrite: replace results that are there.
         allow: faults of DICOM series to mend, as given to `find_cases`.
+        runtime: how the network runs; None for the fastest that is known here to give the same labels.
 
     Raises:
         UsageError: no output, or a report without the DICOM SEG that it refers to.
@@ -137,6 +141,7 @@ class Options:
     outputs: tuple[Output, ...] = (Output.NIFTI,)
     overwrite: bool = False
     allow: tuple[Allow, ...] = ()
+    runtime: Runtime | None = None
 
     def __post_init__(self) -> None:
         if not self.outputs:
@@ -171,7 +176,8 @@ def segment_all(
 ) -> Iterator[CaseReport]:
     """Segment cases one by one, yield each report when its case ends, and add it to `results.jsonl`.
 
-    A line is added after the results are in place; lines of earlier runs stay.
+    A line is added after the results are in place; lines of earlier runs stay. A case that is named like an earlier one
+    of the run, such as a converted copy of a series, is refused, also if files may be replaced.
 
     Args:
         cases: from `find_cases`.
@@ -183,40 +189,62 @@ def segment_all(
         OutputError: `out_dir` or `results.jsonl` cannot be written.
     """
     make_folder(out_dir)
+    names: set[str] = set()
     for case in cases:
-        report = segment(case, bundle, out_dir, options)
+        name = case.case_id.casefold()  # one file where a file system ignores case
+        report = _refused_twin(case, bundle) if name in names else segment(case, bundle, out_dir, options)
+        names.add(name)
         _append_line(out_dir / RESULTS_NAME, report.to_json())
         yield report
 
 
+def _refused_twin(case: Case, bundle: LoadedBundle) -> CaseReport:
+    sentence = f"{case.case_id}: another input of this run has the same name; rename the file, or segment it by itself."
+    return CaseReport(case.case_id, CaseStatus.REFUSED, bundle.fingerprint, _versions(bundle), (sentence,))
+
+
 def _segment_or_raise(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options) -> CaseReport:
     source = check_outputs(case, out_dir, options.outputs, bundle.labels, overwrite=options.overwrite)
+    algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
     started = time.perf_counter()
     scan = read_case(case, bundle.labels, bundle.expected, options.allow)
     image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
     read = time.perf_counter()
-    labels = _labels_on(scan.grid, bundle.inferer(image[None].to(bundle.device), bundle.network), case)
+    image = image[None].to(bundle.device)
+    chosen = _choice(bundle, options.runtime).for_image(image)
+    labels = _labels_on(scan.grid, bundle.inferer(image, chosen.network), case)
     volumes_ml = _volumes_ml(labels, scan.grid, bundle.labels)
     inferred = time.perf_counter()
-    algorithm = Algorithm(bundle.name, bundle.version, bundle.fingerprint)
     result = Result(labels, scan.grid, bundle.labels, volumes_ml, algorithm)
     paths = output_paths(case, out_dir, options.outputs)
+    older = {kind for kind, path in paths.items() if path.exists()}
     outputs = write_results(result, case, paths, source, overwrite=options.overwrite)
     written = time.perf_counter()
     findings = scan.findings
     if not any(volumes_ml.values()):
-        findings += (f"{case.case_id}: no structure was found; check that it shows what the bundle segments.",)
+        findings += (_nothing_found(case, sorted(older - outputs.keys())),)
     seconds = {"read": read - started, "network": inferred - read, "write": written - inferred}
     return CaseReport(
         case.case_id,
         CaseStatus.DONE,
         bundle.fingerprint,
-        _versions(bundle),
+        _versions(bundle) | {"runtime": chosen.name},
         findings,
         outputs,
         volumes_ml,
         {stage: round(elapsed_s, 3) for stage, elapsed_s in seconds.items()},
     )
+
+
+def _nothing_found(case: Case, removed: Sequence[Output]) -> str:
+    sentence = f"{case.case_id}: no structure was found; check that it shows what the bundle segments."
+    return f"{sentence} The {', '.join(removed)} of an earlier run were removed." if removed else sentence
+
+
+@functools.lru_cache(maxsize=4)
+def _choice(bundle: LoadedBundle, runtime: Runtime | None) -> RuntimeChoice:
+    """Return what a process knows of a bundle's runtimes; each is prepared and checked once."""
+    return RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, runtime)
 
 
 def _labels_on(grid: Grid, labels: MetaTensor, case: Case) -> npt.NDArray[Any]:

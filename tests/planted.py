@@ -447,6 +447,37 @@ def _in_frames(sequence: str, keyword: str, values: Callable[[int], object]) -> 
     return plant
 
 
+def _float_pixels(datasets: list[Dataset]) -> list[Dataset]:
+    for dataset in datasets:
+        dataset.FloatPixelData = np.frombuffer(dataset.PixelData, "<u2").astype("<f4").tobytes()
+        dataset.update({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31})
+        del dataset.PixelData
+    return datasets
+
+
+def in_syntax(transfer_syntax_uid: str) -> Callable[[list[Path]], None]:
+    """Return damage that writes another transfer syntax over that of the files, which stay explicit little endian."""
+
+    def damage(paths: list[Path]) -> None:
+        for path in paths:
+            named = transfer_syntax_uid.encode().ljust(20, b"\0")
+            path.write_bytes(path.read_bytes().replace(b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x14\0" + named, 1))
+
+    return damage
+
+
+def copied(**changes: object) -> Plant:
+    """Return a plant that adds a copy of every image with the same pixels but other attributes."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        copies = deepcopy(datasets)
+        for dataset in copies:
+            dataset.update(changes)
+        return [*datasets, *copies]
+
+    return plant
+
+
 def _fewer_groups(datasets: list[Dataset]) -> list[Dataset]:
     del datasets[0].PerFrameFunctionalGroupsSequence[5:]
     return datasets
@@ -601,6 +632,16 @@ FAULTS = (
     Fault("maps", setting("ImageType", ["DERIVED", "PRIMARY", "T1 MAP"]), ((Code.DERIVED, WARN),), mr_series),
     Fault("renderings", setting("ImageType", ["DERIVED", "SECONDARY", "VRT"]), ((Code.DERIVED, REFUSE),)),
     # which geometry
+    Fault("a position beyond any table", setting("ImagePositionPatient", [0, 0, 1e17]), ((Code.BAD_VALUE, REFUSE),)),
+    Fault(
+        "a position of 1e308 mm on the last slice",
+        setting("ImagePositionPatient", [0, 0, 1.7e308], on=[SLICES - 1]),
+        ((Code.BAD_VALUE, REFUSE),),
+    ),
+    Fault("pixels of a nanometre", setting("PixelSpacing", ["1e-9", "1e-9"]), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("pixels of 1e300 mm", setting("PixelSpacing", ["1e300", "1e300"]), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("every second slice only", lambda datasets: datasets[::2], ((Code.SPARSE_SLICES, WARN),)),
+    Fault("first and last slice only", lambda datasets: [datasets[0], datasets[-1]], ((Code.SPARSE_SLICES, WARN),)),
     Fault("no position", deleting("ImagePositionPatient", on=[4]), ((Code.NO_POSITION, REFUSE),)),
     Fault("no orientation", deleting("ImageOrientationPatient"), ((Code.NO_ORIENTATION, REFUSE),)),
     Fault("no pixel spacing", deleting("PixelSpacing", on=[4]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
@@ -747,8 +788,60 @@ FAULTS = (
         ((Code.MIXED_ACQUISITIONS, REFUSE),),
         mr_series,
     ),
+    Fault(
+        "a second echo in the upper half",
+        setting("EchoTime", "20", on=range(6, SLICES)),
+        ((Code.MIXED_ACQUISITIONS, WARN),),
+        mr_series,
+    ),
+    Fault(
+        "a b-value on the first slice",
+        setting("DiffusionBValue", 800.0, on=[0]),
+        ((Code.MIXED_ACQUISITIONS, WARN),),
+        mr_series,
+    ),
+    Fault(
+        "another kernel on the last slice",
+        setting("ConvolutionKernel", "B70f", on=[SLICES - 1]),
+        ((Code.MIXED_ACQUISITIONS, WARN),),
+    ),
+    Fault(
+        "image types in turn",
+        interleaved("ImageType", ["ORIGINAL", "PRIMARY", "IN_PHASE"], ["ORIGINAL", "PRIMARY", "OPP_PHASE"]),
+        ((Code.MIXED_ACQUISITIONS, WARN),),
+        mr_series,
+    ),
     Fault("acquisitions in turn", interleaved("AcquisitionNumber", 1, 2), ((Code.MIXED_ACQUISITIONS, WARN),)),
+    Fault(
+        "copies with other pixel spacings",
+        copied(PixelSpacing=[0.9, 0.9]),
+        ((Code.MIXED_PIXEL_SPACINGS, REFUSE), (Code.DUPLICATE_UID, REFUSE)),
+    ),
+    Fault(
+        "copies with bright and dark exchanged",
+        copied(PhotometricInterpretation="MONOCHROME1"),
+        ((Code.MONOCHROME1, REFUSE),),
+    ),
+    Fault(
+        "copies in another frame of reference",
+        copied(FrameOfReferenceUID=f"{ROOT}.9"),
+        ((Code.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
+    ),
     # which values
+    Fault("a Rescale Type of another quantity", setting("RescaleType", "Z_EFF", on=[3]), ((Code.NOT_HU, WARN),)),
+    Fault("floating point pixels", _float_pixels, ((Code.BAD_VALUE, REFUSE),)),
+    Fault(
+        "raw pixels in GE's private syntax",
+        lambda datasets: datasets,
+        ((Code.UNDECODABLE, REFUSE),),
+        damage=in_syntax("1.2.840.113619.5.2"),
+    ),
+    Fault(
+        "raw pixels in a syntax with a name",
+        lambda datasets: datasets,
+        ((Code.UNDECODABLE, REFUSE),),
+        damage=in_syntax(CANARY),
+    ),
     Fault("no rescaling of CT", deleting("RescaleSlope", "RescaleIntercept"), ((Code.NO_RESCALE, REFUSE),)),
     Fault("no intercept of CT", deleting("RescaleIntercept", on=[4]), ((Code.NO_RESCALE, REFUSE),)),
     Fault(
@@ -789,6 +882,21 @@ FAULTS = (
 HARMLESS = (
     Fault("a clean CT", lambda datasets: datasets),
     Fault("a clean MR", lambda datasets: datasets, base=mr_series),
+    Fault(
+        "explicit elements under an implicit syntax", lambda datasets: datasets, damage=in_syntax("1.2.840.10008.1.2")
+    ),
+    Fault("a transfer syntax with a space", lambda datasets: datasets, damage=in_syntax("1.2.840.10008.1.2.1 ")),
+    *(
+        Fault(
+            f"water and fat: {kind}",
+            setting("ImageType", ["DERIVED", "PRIMARY", kind]),
+            ((Code.DERIVED, NOTE),),
+            mr_series,
+        )
+        for kind in ("IN_PHASE", "OPP_PHASE", "IP")
+    ),
+    Fault("a Rescale Type of US", setting("RescaleType", "US")),
+    Fault("a gap just below two thicknesses", setting("SliceThickness", "1.3")),
     Fault("a clean enhanced MR", lambda datasets: datasets, ((Code.SLOPE_PER_SLICE, NOTE),), enhanced_series),
     Fault("two slices", lambda datasets: datasets[:2]),
     Fault("a patient without a name on some", setting("PatientName", "", on=[3, 4])),

@@ -10,7 +10,7 @@ from pipeline.cases import Case, find_cases
 from pipeline.dicom.choose import SeriesRule
 from pipeline.dicom.series import Series
 from pipeline.errors import InputError
-from tests.planted import ROOT, at_mm, ct_series, mr_series, setting, write
+from tests.planted import ROOT, at_mm, chained, ct_series, mr_series, setting, write
 
 
 def touch(*paths: Path) -> None:
@@ -161,3 +161,37 @@ def test_files_that_only_look_like_dicom_make_a_case_that_is_refused(tmp_path: P
     assert sorted(case.case_id for case in cases if case.image is None) == ["unreadable"]
     (usable,) = (case for case in cases if case.image is not None)
     assert any("UNREADABLE_FILE" in str(finding) for finding in usable.image.findings)
+
+
+def test_two_patients_without_study_uids_are_two_cases(tmp_path: Path) -> None:
+    for number, patient in enumerate(("anna", "bert"), start=1):
+        anonymous = chained(setting("StudyInstanceUID", ""), setting("PatientID", patient))
+        write(anonymous(ct_series(5, series=20 + number)), tmp_path / patient)
+    assert sum(case.image is not None for case in find_cases([tmp_path])) == 2
+
+
+def test_two_patients_with_one_study_uid_are_two_cases(tmp_path: Path) -> None:
+    for number, patient in enumerate(("anna", "bert"), start=1):
+        write(setting("PatientID", patient)(ct_series(5, series=20 + number)), tmp_path / patient)
+    write(setting("PatientID", "carl")(ct_series(1, series=30)), tmp_path / "carl")
+    cases = find_cases([tmp_path])
+    assert sorted(case.image is not None for case in cases) == [False, True, True]
+    assert len({case.case_id for case in cases}) == 3
+
+
+def test_a_series_without_patient_belongs_to_the_only_patient_of_its_study(tmp_path: Path) -> None:
+    write(ct_series(5, series=20), tmp_path / "ct")
+    write(setting("PatientID", "")(ct_series(1, series=21)), tmp_path / "scout")
+    (case,) = find_cases([tmp_path])
+    assert "SINGLE_SLICE" in case.findings[0]
+
+
+def test_images_below_the_folder_of_the_results_are_found(tmp_path: Path) -> None:
+    touch(tmp_path / "in" / "a.nii.gz")
+    assert find_cases([tmp_path / "in"], out_dir=tmp_path) == [Case("a", tmp_path / "in" / "a.nii.gz")]
+
+
+def test_results_in_the_folder_of_the_images_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match="choose another"):
+        find_cases([tmp_path], out_dir=tmp_path)

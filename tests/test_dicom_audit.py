@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
 
 from pipeline.dicom import audit as audit_module
@@ -179,7 +181,7 @@ def test_rounding_to_a_tenth_of_a_millimetre_is_never_refused(
     moved = []
     for number, header in enumerate(clean_headers[:count]):
         place = np.round(start + spacing * number * normal, 1)
-        plane = replace(at(header, place).planes[0], orientation_lps=orientation)
+        plane = replace(at(header, place).planes[0], orientation_lps=orientation, thickness_mm=spacing)
         moved.append(replace(header, planes=(plane,)))
     assert all(finding.code is Code.ROUNDED_POSITIONS for finding in audit(moved))
 
@@ -276,3 +278,12 @@ def test_a_slice_taken_from_a_real_series_is_missed(real_data: Path, dropped: in
     found = audit(headers[:dropped] + headers[dropped + 1 :])
     assert [finding.code for finding in found] == [Code.MISSING_SLICE]
     assert f"between slices {dropped} and {dropped + 1}" in found[0].message
+
+
+def test_a_frame_in_another_plane_is_named_by_its_number(tmp_path: Path) -> None:
+    (dataset,) = planted.enhanced_series()
+    groups = dataset.PerFrameFunctionalGroupsSequence[3]
+    groups.PlaneOrientationSequence = Items([Dataset()])
+    groups.PlaneOrientationSequence[0].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    planted.write([dataset], tmp_path)
+    assert "1 of 12 images (number 4) are localizers" in str(scan(tmp_path)[0].findings[0])

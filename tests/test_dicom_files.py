@@ -1,5 +1,6 @@
 """Which files are found below a path, and which archives and media are refused."""
 
+import os
 import shutil
 import stat
 import zipfile
@@ -214,3 +215,27 @@ def test_a_damaged_dicomdir_is_refused(tmp_path: Path) -> None:
     dicomdir.write_bytes(dicomdir.read_bytes()[:700])
     with pytest.raises(InputError, match="damaged"):
         list_files(dicomdir)
+
+
+def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("IM1", b"one")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("IM1", b"two")
+    with pytest.raises(InputError, match="several files of one name"):
+        list_files(tmp_path / "a.zip")
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="cannot be listed") as caught:
+        list_files(tmp_path)
+    assert "closed" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Stored values come out of every transfer syntax bit by bit, or not at all."""
 
+import contextlib
 import os
 import pickle
 import sys
@@ -396,3 +397,73 @@ def test_a_decoder_that_crashes_in_another_process_is_an_error(tmp_path: Path) -
     executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     with executor, pytest.raises(PixelError, match="has crashed"):
         list(pixels._shared_out(chunks, executor, _crash, 2))
+
+
+def codestream_of(path: Path) -> bytes:
+    return get_frame(dcmread(path).PixelData, 0, number_of_frames=1)
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name)
+@pytest.mark.parametrize("has_table", [True, False])
+def test_two_images_in_a_file_that_tells_of_one_are_refused(tmp_path: Path, syntax: str, *, has_table: bool) -> None:
+    path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", syntax)
+    twice = encapsulate([codestream_of(path)] * 2, has_bot=has_table)
+    with pytest.raises(PixelError, match=r"more than one image|do not unpack"):
+        stored_pixels(header_of(with_pixel_data(path, twice)))
+
+
+def test_colours_under_a_grey_header_are_refused_before_a_decoder_ends_the_process(tmp_path: Path) -> None:
+    stored = values(8, "u", (48, 64))
+    path = write(image(stored), tmp_path / "a", JPEG2000Lossless)
+    stream = encode_array(np.stack([stored] * 3, axis=-1), photometric_interpretation=1, codec_format=0)
+    with pytest.raises(PixelError, match="3 x 8 bits a pixel, expected one grey value of at most 8"):
+        stored_pixels(header_of(with_pixel_data(path, encapsulate([bytes(stream)]))))
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name)
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_header_of_other_bits_allocated_than_the_codestream_is_refused(
+    tmp_path: Path, syntax: str, bits: int
+) -> None:
+    path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", syntax)
+    if syntax == JPEG2000Lossless and bits == 32:
+        pytest.skip("JPEG 2000 of 12 bits fits into 32")
+    dataset = dcmread(path)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, min(bits, 12), min(bits, 12) - 1
+    dataset.save_as(path)
+    with pytest.raises(PixelError):
+        stored_pixels(header_of(path))
+
+
+def test_runs_beyond_the_end_of_rle_are_undecodable(tmp_path: Path) -> None:
+    path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", RLELossless)
+    stream = bytearray(codestream_of(path))
+    stream[64] = 127 if stream[64] != 127 else 126
+    with pytest.raises(PixelError, match="do not unpack to 5120 pixels"):
+        stored_pixels(header_of(with_pixel_data(path, encapsulate([bytes(stream)]))))
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name)
+def test_damage_anywhere_never_ends_the_process(tmp_path: Path, syntax: str) -> None:
+    path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", syntax)
+    stream, rng = codestream_of(path), np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(stream)
+        damaged[rng.integers(120)] = rng.integers(256)
+        with contextlib.suppress(PixelError):
+            stored_pixels(header_of(with_pixel_data(path, encapsulate([bytes(damaged)]))))
+
+
+def test_deflated_pixels_of_more_columns_than_the_header_says_are_refused(tmp_path: Path) -> None:
+    path = write(image(values(16, "u"), Columns=SIZE[1] - 4), tmp_path / "a", DeflatedExplicitVRLittleEndian)
+    with pytest.raises(PixelError, match="3240 bytes, expected 2952"):
+        stored_pixels(header_of(path))
+
+
+@pytest.mark.parametrize("uid", ["SECRET^NAME", "1.2.276.99.1234567", ""])
+def test_a_private_transfer_syntax_is_never_shown(tmp_path: Path, uid: str) -> None:
+    path = write(image(values(16, "u")), tmp_path / "a", RLELossless)
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.5\0", uid.encode().ljust(20, b"\0")))
+    with pytest.raises(PixelError, match="its transfer syntax is not supported") as caught:
+        stored_pixels(header_of(path))
+    assert not uid or uid not in str(caught.value)

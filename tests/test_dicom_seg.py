@@ -162,6 +162,35 @@ def test_planes_between_the_source_images_are_written_without_a_reference(tmp_pa
     assert all(len(frame.DerivationImageSequence) <= 1 for frame in frames)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_multi_frame", [False, True])
+def test_where_a_missing_slice_was_filled_all_other_planes_still_refer_to_their_images(
+    tmp_path: Path, kind: SegKind, *, is_multi_frame: bool
+) -> None:
+    whole = headers_of(GRID)  # ct_d2n_sliceincrement_001: highdicom names no image at all if one plane has none
+    headers = [header for k, header in enumerate(whole) if k != 1]
+    given = [enhanced_of(headers)] if is_multi_frame else headers
+
+    write_seg(tmp_path / "a.dcm", segmented(LABELS, GRID, given), kind=kind)
+
+    for frame in dcmread(tmp_path / "a.dcm").PerFrameFunctionalGroupsSequence:
+        z = float(frame.PlanePositionSequence[0].ImagePositionPatient[2])
+        nearest = min(whole, key=lambda header: abs(float(header.ImagePositionPatient[2]) - z))
+        referred = [item for found in frame.DerivationImageSequence for item in found.SourceImageSequence]
+        if nearest is whole[1]:
+            assert referred == []
+        elif is_multi_frame:
+            assert [item.ReferencedFrameNumber for item in referred] == [headers.index(nearest) + 1]
+        else:
+            assert [item.ReferencedSOPInstanceUID for item in referred] == [nearest.SOPInstanceUID]
+    assert errors_of(tmp_path / "a.dcm") == errors_of_whole(tmp_path, kind)
+
+
+def errors_of_whole(folder: Path, kind: SegKind) -> set[str]:
+    write_seg(folder / "whole.dcm", segmented(LABELS, GRID, headers_of(GRID)), kind=kind)
+    return errors_of(folder / "whole.dcm")
+
+
 def test_a_grid_that_has_nothing_in_common_with_the_source_is_written_where_it_lies(tmp_path: Path) -> None:
     other = source_grid((9, 8, 4), (0.3, -0.2, 0.1))
 

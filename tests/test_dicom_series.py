@@ -166,3 +166,20 @@ def test_a_series_of_one_enhanced_file_has_a_grid(tmp_path: Path) -> None:
 
 def test_an_empty_folder_has_no_series(tmp_path: Path) -> None:
     assert scan(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", bytes(4096)])
+def test_an_empty_file_named_like_the_slices_is_not_passed_over(tmp_path: Path, content: bytes) -> None:
+    paths = planted.write(planted.ct_series(), tmp_path)
+    paths[-1].write_bytes(content)
+    ct, unreadable = scan(tmp_path)
+    assert {ct.series_id, unreadable.series_id} > {"unreadable"}
+    assert all(Code.UNREADABLE_FILE in {finding.code for finding in series.findings} for series in (ct, unreadable))
+
+
+def test_a_link_to_a_slice_that_is_gone_is_told(tmp_path: Path) -> None:
+    paths = planted.write(planted.ct_series(), tmp_path)
+    paths[-1].unlink()
+    paths[-1].symlink_to(tmp_path / ".git" / "annex")
+    codes = {finding.code for series in scan(tmp_path) for finding in series.findings}
+    assert codes == {Code.MISSING_FILE, Code.UNREADABLE_FILE}

@@ -55,7 +55,7 @@ class SmallBundle:
     labels: LabelTable = field(default_factory=lambda: LabelTable(("background", "bright")))
     preprocessing: Callable[[dict[str, Any]], dict[str, Any]] = field(default_factory=preprocess)
     inferer: Callable[[MetaTensor, nn.Module], MetaTensor] = INFERER
-    network: nn.Module = field(default_factory=Threshold)
+    network: nn.Module = field(default_factory=lambda: Threshold().eval())
     device: torch.device = CPU
     expected: Expected | None = None
 
@@ -221,7 +221,7 @@ def test_a_bundle_that_leaves_the_source_grid_is_refused(tmp_path: Path, bundle:
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return (image > 0.5).byte()
 
-    elsewhere = replace(bundle, inferer=SimpleInferer(), network=Argmax())
+    elsewhere = replace(bundle, inferer=SimpleInferer(), network=Argmax().eval())
 
     assert "does not lie on the image's grid" in refusal(save(tmp_path / "image.nii.gz"), elsewhere, tmp_path)
 

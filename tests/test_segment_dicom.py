@@ -1,22 +1,26 @@
 """A DICOM study goes in, and NIfTI, SEG, RTSTRUCT and SR come out, on its grid and without the patient's name."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import dcmread
 
+from pipeline import results
 from pipeline.bundle import open_bundle, series_rule_of
 from pipeline.cases import find_cases
 from pipeline.dicom.findings import Allow
 from pipeline.dicom.reader import read_series
 from pipeline.dicom.series import scan
-from pipeline.errors import BundleError, UsageError
+from pipeline.errors import BundleError, OutputError, UsageError
 from pipeline.results import Output
-from pipeline.segment import RESULTS_NAME, CaseReport, CaseStatus, Options, segment_all
+from pipeline.segment import RESULTS_NAME, CaseReport, CaseStatus, Options, segment, segment_all
 from pipeline.volumes import read_volume
 from tests.conftest import Run
 from tests.planted import CANARY, at_mm, ct_series, deleting, setting, tilted, with_canaries, write
@@ -95,12 +99,6 @@ def test_an_sr_without_the_seg_it_refers_to_is_wrong_usage() -> None:
 def test_where_nothing_is_found_only_the_nifti_file_is_written_and_it_is_told(
     tmp_path: Path, bundle_root: Path
 ) -> None:
-    def without_bone(datasets: list) -> list:
-        for dataset in datasets:
-            stored = np.frombuffer(dataset.PixelData, "<u2")
-            dataset.PixelData = np.minimum(stored, 1024 + 100).astype("<u2").tobytes()
-        return datasets
-
     write(without_bone(ct_series()), tmp_path / "in")
 
     report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL))
@@ -253,3 +251,137 @@ def test_a_zip_of_a_study_is_segmented_in_place(tmp_path: Path, bundle_root: Pat
 
     assert report.status is CaseStatus.DONE, report.findings
     assert set(report.outputs) == set(ALL)
+
+
+def without_bone(datasets: list) -> list:
+    for dataset in datasets:
+        stored = np.frombuffer(dataset.PixelData, "<u2")
+        dataset.PixelData = np.minimum(stored, 1024 + 100).astype("<u2").tobytes()
+    return datasets
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder but the list of results, and its hidden folders."""
+    return {
+        path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir() if path.suffix != ".jsonl"
+    }
+
+
+@pytest.mark.parametrize("error", [OutputError("no space."), MemoryError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("writer", ["write_label_map", "write_rtstruct", "write_seg", "write_sr"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_fault_in_one_output_leaves_every_file_of_the_case_as_it_was(
+    tmp_path: Path,
+    bundle_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    writer: str,
+    error: BaseException,
+    is_new: bool,
+) -> None:
+    write(ct_series(), tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    if not is_new:
+        segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL))
+    older = contents_of(tmp_path / "out")
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(results, writer, fails)
+    with contextlib.suppress(KeyboardInterrupt):
+        report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
+        assert report.status is not CaseStatus.DONE
+
+    assert contents_of(tmp_path / "out") == older
+
+
+def test_a_name_that_cannot_be_given_leaves_every_file_of_the_case_as_it_was(
+    tmp_path: Path, bundle_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(ct_series(), tmp_path / "in")
+    done = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL))
+    done.outputs[Output.SEG].unlink()
+    older = contents_of(tmp_path / "out")
+    replace = Path.replace
+
+    def refuses_reports(path: Path, target: Path) -> Path:
+        if path.name.endswith(".sr.dcm") and target.parent == tmp_path / "out" and path.parent.name != "older":
+            raise PermissionError(1, "Operation not permitted")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuses_reports)
+    report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
+
+    assert report.status is CaseStatus.REFUSED
+    assert "Operation not permitted" in report.findings[0]
+    assert contents_of(tmp_path / "out") == older
+
+
+def test_a_file_system_without_links_replaces_files_too(
+    tmp_path: Path, bundle_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", fails)
+    write(ct_series(), tmp_path / "in")
+    reports = [
+        segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True)) for _ in range(2)
+    ]
+
+    assert [report.status for report in reports] == [CaseStatus.DONE] * 2
+    assert len(contents_of(tmp_path / "out")) == 4
+
+
+def test_older_dicom_objects_of_a_case_in_which_nothing_is_found_any_more_are_removed_and_it_is_told(
+    tmp_path: Path, bundle_root: Path
+) -> None:
+    write(ct_series(), tmp_path / "in")
+    segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL))
+    write(without_bone(ct_series()), tmp_path / "in")
+
+    report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
+
+    assert report.status is CaseStatus.DONE
+    assert [path.suffixes for path in report.outputs.values()] == [[".nii", ".gz"]]
+    assert len(contents_of(tmp_path / "out")) == 1
+    assert "The rtstruct, seg, sr of an earlier run were removed." in report.findings[-1]
+
+
+def test_a_folder_in_the_place_of_an_output_is_refused_before_the_network_runs(
+    tmp_path: Path, bundle_root: Path
+) -> None:
+    write(ct_series(), tmp_path / "in")
+    (case,) = find_cases([tmp_path / "in"])
+    (tmp_path / "out" / f"{case.case_id}.sr.dcm").mkdir(parents=True)
+
+    report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
+
+    assert report.status is CaseStatus.REFUSED
+    assert "is a folder" in report.findings[0]
+
+
+def test_a_volume_file_that_is_named_like_a_series_does_not_share_its_file(tmp_path: Path, bundle_root: Path) -> None:
+    write(ct_series(), tmp_path / "in")
+    (series,) = scan(tmp_path / "in")
+    volume = read_series(series)
+    nib.save(nib.Nifti1Image(volume.voxels, volume.grid.affine), tmp_path / f"{series.series_id}.nii.gz")
+    cases = find_cases([tmp_path / "in", tmp_path / f"{series.series_id}.nii.gz"])
+
+    first, second = segment_all(cases, open_bundle(bundle_root, "cpu"), tmp_path / "out", Options(overwrite=True))
+
+    assert (first.status, second.status) == (CaseStatus.DONE, CaseStatus.REFUSED)
+    assert "has the same name" in second.findings[0]
+
+
+def test_a_bundle_whose_name_is_too_long_for_dicom_still_gives_nifti(tmp_path: Path, bundle_root: Path) -> None:
+    write(ct_series(), tmp_path / "in")
+    bundle = dataclasses.replace(open_bundle(bundle_root, "cpu"), name="n" * 100)
+    (case,) = find_cases([tmp_path / "in"])
+
+    done = segment(case, bundle, tmp_path / "out", Options())
+    refused = segment(case, bundle, tmp_path / "out", Options((Output.SEG,)))
+
+    assert done.status is CaseStatus.DONE, done.findings
+    assert "of an algorithm must be 1 to 64 characters" in refused.findings[0]

@@ -108,6 +108,22 @@ def test_voxels_and_affine_are_those_of_monai_spacing(spacing_mm, target_mm, tur
     assert torch.equal(ours.affine, expected.affine)
 
 
+@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])
+def test_the_memory_layout_and_the_type_of_an_image_change_no_voxel(order, dtype, monkeypatch):
+    monkeypatch.setattr("pipeline.transforms.linear.BLOCK_VOXELS", 300)  # several blocks, the last of them smaller
+    values = torch.randint(-1000, 1000, (2, 11, 12, 13), generator=torch.Generator().manual_seed(0))
+    axes = [0, *(1 + axis for axis in order)]
+    laid_out = values.to(dtype).permute(axes).contiguous().permute(*np.argsort(axes).tolist())
+    resample = ResampleToSpacingd("image", spacing_mm=(0.8, 1.7, 1.3))
+
+    expected = resample({"image": MetaTensor(values.float())})["image"]
+    found = resample({"image": MetaTensor(laid_out)})["image"]
+
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-3)  # HU, of 2000
+
+
 def test_a_string_under_image_path_as_monai_label_puts_it_is_left_alone():
     data = case((1.0, 1.0, 2.0)) | {"image_path": "ct.nii.gz"}
     data["image"].meta["filename_or_obj"] = "ct.nii.gz"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.dicom.findings import Code, Finding, Severity
-from pipeline.dicom.headers import Header
+from pipeline.dicom.headers import Header, Plane
 from pipeline.dicom.pixels import PixelError, stored_pixels
 
 
@@ -44,7 +44,7 @@ def _place(header: Header) -> tuple[object, ...]:
 
 def _is_copy(header: Header, other: Header) -> bool:
     if _kind(header) != _kind(other) or any(
-        a.slope != b.slope or a.intercept != b.intercept for a, b in zip(header.planes, other.planes, strict=False)
+        _meaning(a) != _meaning(b) for a, b in zip(header.planes, other.planes, strict=False)
     ):
         return False
     try:
@@ -57,7 +57,12 @@ def _is_copy(header: Header, other: Header) -> bool:
 
 def _kind(header: Header) -> tuple[object, ...]:
     shape = (header.rows, header.columns, header.frames, len(header.planes))
-    return (*shape, header.modality, header.patient, header.study_uid)
+    whose = (header.patient, header.study_uid, header.frame_of_reference_uid)
+    return (*shape, header.modality, header.photometric, header.has_modality_lut, *whose)
+
+
+def _meaning(plane: Plane) -> tuple[object, ...]:
+    return (plane.slope, plane.intercept, plane.rescale_type, plane.pixel_spacing_mm)
 
 
 def _identity(header: Header) -> tuple[bool, int, str, str]:

@@ -1,6 +1,7 @@
 """The files below a path: a folder and its sub-folders, a zip, a DICOMDIR or a single file; nothing is unpacked."""
 
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -59,6 +60,16 @@ class FileRef:
         return self.path.stat().st_size
 
     @property
+    def is_missing(self) -> bool:
+        """Return whether it was named, by a DICOMDIR or a link, but is not there."""
+        return not self.member and not self.path.exists()
+
+    @property
+    def name(self) -> str:
+        """Return its name without folders."""
+        return PurePosixPath(self.member).name if self.member else self.path.name
+
+    @property
     def folder(self) -> tuple[Path, str]:
         """Return what files of one folder share."""
         return (self.path, str(PurePosixPath(self.member).parent)) if self.member else (self.path.parent, "")
@@ -72,8 +83,8 @@ def list_files(root: Path) -> list[FileRef]:
     stands for itself, so that it is told as unreadable and does not hide the rest.
 
     Raises:
-        InputError: nothing is there, the archive is damaged, encrypted or beyond the limits or holds links or paths
-            that leave it, or a DICOMDIR names files outside its folder.
+        InputError: nothing is there, a folder cannot be listed, the archive is damaged, encrypted or beyond the limits,
+            holds links, paths that leave it or several files of one name, or a DICOMDIR names files outside its folder.
     """
     if root.is_dir():
         return [ref for path in _below(root) for ref in _members_or_archive(path)]
@@ -83,12 +94,32 @@ def list_files(root: Path) -> list[FileRef]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    for directory, subfolders, names in os.walk(folder):
+    for directory, subfolders, names in os.walk(folder, onerror=_refuse_folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = Path(directory, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (path.is_file() or _is_lost(path, names)):
                 yield path
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"a folder cannot be listed ({error.strerror}); its images would be missed.") from error
+
+
+def _is_lost(path: Path, names: Iterable[str]) -> bool:
+    """Return whether a path is a link to a file that is not there, while a neighbour of such a name is."""
+    if not path.is_symlink() or path.exists():
+        return False
+    return any(like(name) == like(path.name) and path.with_name(name).is_file() for name in names)
+
+
+def like(name: str) -> str:
+    """Return what the names of files share that were numbered.
+
+    >>> like("IM0012") == like("IM0001")
+    True
+    """
+    return re.sub(r"[0-9]+", "0", name)
 
 
 def _members_or_archive(path: Path) -> list[FileRef]:
@@ -99,7 +130,7 @@ def _members_or_archive(path: Path) -> list[FileRef]:
 
 
 def _with_members(path: Path) -> list[FileRef]:
-    is_zip = path.suffix.lower() == ".zip" and zipfile.is_zipfile(path)
+    is_zip = path.suffix.lower() == ".zip" and path.exists() and zipfile.is_zipfile(path)
     return _members(path) if is_zip else [FileRef(path)]
 
 
@@ -124,6 +155,7 @@ def _why_refused(members: list[zipfile.ZipInfo]) -> str | None:
         (any(info.flag_bits & 1 for info in members), "the archive is encrypted"),
         (any(stat.S_ISLNK(info.external_attr >> 16) for info in members), "the archive holds links"),
         (any(_leaves(info.filename) for info in members), "the archive holds paths that leave it"),
+        (len({info.filename for info in members}) < len(members), "the archive holds several files of one name"),
     )
     return next((reason for is_bad, reason in checks if is_bad), None)
 

@@ -24,6 +24,9 @@ PIXEL_DATA_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
 """Endings of files that should be, or hold, DICOM: if they are not, something is lost."""
 
+EMPTY_BYTES = 1024
+"""Zeros at the start of a file that show that nothing was written into it; a preamble has 128."""
+
 UNDEFINED_LENGTH = 0xFFFFFFFF
 """Length of pixel data that are encapsulated, frame by frame (PS3.5 A.4)."""
 
@@ -41,7 +44,7 @@ GE_B_VALUE_OFFSET = 1_000_000_000
 SIEMENS_MOSAIC_COUNT = ("SIEMENS MR HEADER", 0x0019, 0x0A, "US")
 """Number of images in a mosaic."""
 
-ACQUISITION_SETTINGS = ("KVP", "ConvolutionKernel", "RepetitionTime", "InversionTime", "FlipAngle", "Modality")
+ACQUISITION_SETTINGS = ("KVP", "ConvolutionKernel", "RepetitionTime", "InversionTime", "FlipAngle", "Modality", "Units")
 """What tells one acquisition or reconstruction from another, and is the same for all slices of it."""
 
 IMAGE_CLASSES = frozenset(
@@ -80,6 +83,7 @@ class Plane:
         temporal_position: Temporal Position Identifier or Index.
         trigger_time_ms: Trigger Time, or nominal cardiac trigger delay.
         stack: Stack ID of a multi-frame image, or empty.
+        rescale_type: what the rescaled values are (Rescale Type), in upper case, or empty.
     """
 
     frame: int = 0
@@ -95,6 +99,7 @@ class Plane:
     temporal_position: int | None = None
     trigger_time_ms: float | None = None
     stack: str = field(default="", repr=False)
+    rescale_type: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -117,6 +122,7 @@ class Header:
         pixel_offset: byte at which the value of Pixel Data starts, or None without or where it is deflated.
         pixel_bytes: its length in bytes, -1 if encapsulated, None without pixel data.
         is_little_endian: byte order of the pixels.
+        has_float_pixels: whether Float or Double Float Pixel Data stand in the place of Pixel Data.
         malformed: keywords of values that are not what their type demands.
         planes: one for each frame.
     """
@@ -157,6 +163,7 @@ class Header:
     pixel_offset: int | None
     pixel_bytes: int | None
     is_little_endian: bool
+    has_float_pixels: bool
     malformed: tuple[str, ...]
     planes: tuple[Plane, ...]
 
@@ -189,6 +196,12 @@ def read_header(file: FileRef) -> Header | None:
     return None
 
 
+def is_empty(file: FileRef) -> bool:
+    """Return whether a file holds nothing, or only zeros, as a transfer leaves it that broke off."""
+    with file.open() as stream:
+        return not stream.read(EMPTY_BYTES).strip(b"\0")
+
+
 def _looks_like_dicom(stream: IO[bytes]) -> bool:
     """Return whether a stream starts like DICOM: with a preamble, or right away with a group that comes first."""
     start = stream.read(132)
@@ -211,7 +224,7 @@ def _parse(file: FileRef, stream: IO[bytes]) -> Header | None:
     sop_class = values.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     if not sop_class and not values.text("Modality") and "Rows" not in dataset:
         return _nothing_in(dataset)
-    offset, length = _pixels(stream, dataset, syntax)
+    offset, length, is_float = _pixels(stream, dataset, syntax)
     size = file.size
     if length is None and syntax != DeflatedExplicitVRLittleEndian and _is_cut_off(dataset, sop_class, size):
         raise UnreadableFileError
@@ -253,6 +266,7 @@ def _parse(file: FileRef, stream: IO[bytes]) -> Header | None:
         pixel_offset=offset,
         pixel_bytes=length,
         is_little_endian=bool(dataset.original_encoding[1]),
+        has_float_pixels=is_float,
         malformed=tuple(sorted(values.malformed)),
         planes=planes,
     )
@@ -280,26 +294,29 @@ def _is_cut_off(dataset: Dataset, sop_class_uid: str, size: int) -> bool:
     return max(ends, default=0) != size
 
 
-def _pixels(stream: IO[bytes], dataset: Dataset, syntax: str) -> tuple[int | None, int | None]:
-    """Return offset and length of the pixel data, in front of which pydicom stopped."""
+def _pixels(stream: IO[bytes], dataset: Dataset, syntax: str) -> tuple[int | None, int | None, bool]:
+    """Return offset and length of the pixel data, in front of which pydicom stopped, and whether they are floats."""
     if syntax == DeflatedExplicitVRLittleEndian:
-        return None, -1 if "Rows" in dataset else None
+        return None, -1 if "Rows" in dataset else None, False
     head = stream.read(12)
     is_implicit, is_little = dataset.original_encoding
     order = "<" if is_little else ">"
     if len(head) < 8:
-        return None, None
+        return None, None, False
     group, element = struct.unpack(f"{order}HH", head[:4])
-    if (group << 16 | element) not in PIXEL_DATA_TAGS:
-        return None, None
+    tag = group << 16 | element
+    if tag not in PIXEL_DATA_TAGS:
+        return None, None, False
     at = stream.tell() - len(head)
-    if is_implicit:
-        offset, length = at + 8, struct.unpack(f"{order}I", head[4:8])[0]
-    elif head[4:6] in _LONG_VRS:
+    if (
+        head[4:6] in _LONG_VRS and len(head) == 12
+    ):  # whatever the meta header says: lengths are even, and these would be odd ones
         offset, length = at + 12, struct.unpack(f"{order}I", head[8:12])[0]
+    elif is_implicit:
+        offset, length = at + 8, struct.unpack(f"{order}I", head[4:8])[0]
     else:
         offset, length = at + 8, struct.unpack(f"{order}H", head[6:8])[0]
-    return offset, -1 if length == UNDEFINED_LENGTH else length
+    return offset, -1 if length == UNDEFINED_LENGTH else length, tag != PIXEL_DATA_TAGS[0]
 
 
 def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[Plane, ...]]:
@@ -336,6 +353,7 @@ def _plane(values: "_Values", frame: int) -> Plane:
             values.number("NominalCardiacTriggerDelayTime", inside="CardiacSynchronizationSequence"),
         ),
         stack=values.text("StackID", inside="FrameContentSequence"),
+        rescale_type=values.text("RescaleType", inside="PixelValueTransformationSequence").upper(),
     )
 
 

@@ -1,6 +1,5 @@
 """Stored values of DICOM images: raw ones straight from the bytes, compressed ones through pydicom's decoders."""
 
-import struct
 import sys
 import time
 from collections import deque
@@ -27,7 +26,8 @@ import gdcm
 import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
-from pydicom.encaps import encapsulate, get_frame
+from pydicom._uid_dict import UID_dictionary
+from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -46,6 +46,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from pipeline.dicom.codestreams import ANOTHER_IMAGE, END_OF_IMAGE, END_PADDING, JPEG_START, describe, why_bad_rle
 from pipeline.dicom.findings import Code
 from pipeline.dicom.headers import Header, Plane
 from pipeline.dicom.quiet import quiet_pydicom
@@ -78,18 +79,6 @@ used where somebody has installed it.
 LOSSY = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K))
 """Syntaxes whose decoded values may lie a little outside of Bits Stored and are not to be cut to it."""
 
-JPEG_SIZES = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
-"""Second byte of the markers that hold the size of an image (ITU-T T.81 B.1.1.3, T.87 for 0xF7)."""
-
-J2K_START = b"\xff\x4f\xff\x51"
-"""Start of a JPEG 2000 codestream and of its marker SIZ (ITU-T T.800 A.5.1)."""
-
-END_OF_IMAGE = b"\xff\xd9"
-"""Last marker of all JPEG codestreams; their coded data cannot contain it."""
-
-END_PADDING = 64
-"""Bytes after the last marker that are taken as padding; DICOM allows one, some writers add more."""
-
 CHUNK_FRAMES = 8
 """Frames of a multi-frame file that are read at a time by one worker; more means more memory, less more parsing."""
 
@@ -101,6 +90,11 @@ THREADS_PAY_S = 0.3
 
 EXACT_FLOAT32 = 2**24
 """Whole numbers up to this are exact in float32."""
+
+JPEG_MOST_BITS = 16
+"""Bits of a pixel that JPEG and JPEG-LS can hold (ITU-T T.81 table B.2)."""
+
+SEVERAL_IMAGES = "its compressed pixel data hold more than one image, expected one a file"
 
 gdcm.Trace.WarningOff()
 gdcm.Trace.ErrorOff()
@@ -164,6 +158,7 @@ def stored_frames(header: Header, frames: Sequence[int]) -> Iterator[Values]:
     layout = _layout(header)
     with _open(header) as stream:
         start = stream.tell()
+        _check_inflated(header, layout, stream)
         for frame in frames:
             with _reworded():
                 stream.seek(start)
@@ -358,6 +353,16 @@ def _open(header: Header) -> IO[bytes]:
         return stream
 
 
+def _check_inflated(header: Header, layout: _Layout, stream: IO[bytes]) -> None:
+    """Refuse deflated pixel data that are longer than rows, columns and frames say; the audit could not see them."""
+    if isinstance(stream, BytesIO) and header.pixel_offset is None:
+        found, expected = stream.getbuffer().nbytes, header.frames * layout.frame_bytes
+        if found > expected + expected % 2:
+            raise PixelError(
+                Code.UNDECODABLE, f"its pixel data have {found} bytes, expected {expected} for {_size(layout)}"
+            )
+
+
 def _read_raw(header: Header, layout: _Layout, stream: IO[bytes], frame: int) -> Values:
     size = layout.frame_bytes
     promised = header.pixel_bytes or 0
@@ -395,9 +400,9 @@ def _without_unused_bits(values: Values, layout: _Layout) -> Values:
 def _read_encoded(header: Header, layout: _Layout, stream: IO[bytes], frame: int) -> Values:
     syntax = UID(header.transfer_syntax_uid)
     plugin = _plugin(syntax)
+    _check_frames(header, stream)
     codestream = get_frame(stream, frame, number_of_frames=header.frames)
-    if syntax != RLELossless:
-        _check_codestream(codestream, layout)
+    (_check_rle if syntax == RLELossless else _check_codestream)(codestream, layout)
     if plugin == "gdcm" and syntax == JPEGExtended12Bit:
         values = _decode_gdcm(codestream, layout)
     else:
@@ -422,7 +427,7 @@ def _decode_pydicom(codestream: bytes, layout: _Layout, syntax: UID, plugin: str
 def _plugin(syntax: UID) -> str:
     """Return the name of the decoder to use."""
     if syntax not in DECODERS:
-        raise PixelError(Code.UNDECODABLE, f"its transfer syntax {syntax.name} is not supported")
+        raise PixelError(Code.UNDECODABLE, f"its transfer syntax{_shown(syntax)} is not supported")
     installed = get_decoder(syntax).available_plugins
     chosen = next((name for name in DECODERS[syntax] if name in installed), None)
     if chosen is None:
@@ -430,32 +435,50 @@ def _plugin(syntax: UID) -> str:
     return chosen
 
 
+def _shown(syntax: UID) -> str:
+    """Return the name that DICOM gives to a syntax; any other text may be a patient's."""
+    return f" {syntax.name}" if syntax in UID_dictionary else ""
+
+
 def _check_codestream(codestream: bytes, layout: _Layout) -> None:
-    """Refuse a codestream that ends early, which openjpeg would fill up, or whose size is not that of the header."""
+    """Refuse what decoders would fill up, cut or die of; it must be one grey image as the header says."""
     if END_OF_IMAGE not in codestream[-END_PADDING:]:
         raise PixelError(Code.TRUNCATED, "its compressed pixel data end too early")
-    is_jpeg = codestream.startswith(b"\xff\xd8")
-    rows, columns = _jpeg_size(codestream) if is_jpeg else _j2k_size(codestream)
-    if (rows, columns) != (layout.rows, layout.columns):
+    found = describe(codestream)
+    if (found.rows, found.columns) != (layout.rows, layout.columns):
         raise PixelError(
-            Code.UNDECODABLE, f"its compressed pixel data have {rows} x {columns} pixels, expected {_size(layout)}"
+            Code.UNDECODABLE,
+            f"its compressed pixel data have {found.rows} x {found.columns} pixels, expected {_size(layout)}",
         )
+    if found.components != 1 or _bytes(found.bits) > layout.bits_allocated // 8:
+        raise PixelError(
+            Code.UNDECODABLE,
+            f"its compressed pixel data have {found.components} x {found.bits} bits a pixel, expected one grey value "
+            f"of at most {layout.bits_allocated}",
+        )
+    if layout.bits_allocated > JPEG_MOST_BITS and codestream.startswith(JPEG_START):
+        raise PixelError(Code.UNDECODABLE, "its pixels are said to have 32 bits, which JPEG cannot hold")
+    if ANOTHER_IMAGE.search(codestream):
+        raise PixelError(Code.UNDECODABLE, SEVERAL_IMAGES)
 
 
-def _jpeg_size(codestream: bytes) -> tuple[int, int]:
-    """Return rows and columns from the frame header of JPEG or JPEG-LS."""
-    at = 2
-    while codestream[at + 1] not in JPEG_SIZES:
-        is_fill = codestream[at + 1] == 0xFF
-        at += 1 if is_fill else 2 + int.from_bytes(codestream[at + 2 : at + 4], "big")
-    rows, columns = struct.unpack_from(">HH", codestream, at + 5)
-    return int(rows), int(columns)
+def _bytes(bits: int) -> int:
+    return (bits + 7) // 8
 
 
-def _j2k_size(codestream: bytes) -> tuple[int, int]:
-    """Return rows and columns from the marker SIZ."""
-    right, bottom, left, top = struct.unpack_from(">IIII", codestream, codestream.index(J2K_START) + 8)
-    return int(bottom - top), int(right - left)
+def _check_rle(codestream: bytes, layout: _Layout) -> None:
+    reason = why_bad_rle(codestream, layout.rows * layout.columns, layout.bits_allocated)
+    if reason is not None:
+        raise PixelError(Code.UNDECODABLE, f"its compressed pixel data {reason}")
+
+
+def _check_frames(header: Header, stream: IO[bytes]) -> None:
+    """Refuse a table of more frames than the header says; only its first ones would be decoded."""
+    start = stream.tell()
+    offsets = parse_basic_offsets(stream)
+    stream.seek(start)
+    if len(offsets) > header.frames:
+        raise PixelError(Code.UNDECODABLE, SEVERAL_IMAGES if header.frames == 1 else "it has more frames than it says")
 
 
 def _decode_gdcm(codestream: bytes, layout: _Layout) -> Values:

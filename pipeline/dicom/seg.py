@@ -30,7 +30,8 @@ from pipeline.dicom.writing.derived import (
 )
 from pipeline.dicom.writing.label_planes import LPS_RAS, LabelPlanes
 from pipeline.dicom.writing.rle import compress
-from pipeline.dicom.writing.stand_ins import image_stand_ins
+from pipeline.dicom.writing.sources import SourceImage, SourceSeries
+from pipeline.dicom.writing.stand_ins import have_same_voxels, image_stand_ins
 from pipeline.errors import OutputError
 from pipeline.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid
 from pipeline.terminology import Code, Coding
@@ -160,10 +161,42 @@ def _segmentation(
         series_description=algorithm.description,
     )
     seg.ContentCreatorName = ""  # type 2, no person made it; highdicom leaves it out (PS3.3 table 10-12)
+    _refer(seg, source, planes)
     if kind is SegKind.LABELMAP:
         compress(seg)
     source.stamp(seg, segmented.texts)
     return seg
+
+
+def _refer(seg: Dataset, source: SourceSeries, planes: LabelPlanes) -> None:
+    """Name the source image of each frame, in place; highdicom names none at all where one plane of them has no image.
+
+    That is so where missing slices were filled or the grid was resampled.
+    """
+    frames = seg.PerFrameFunctionalGroupsSequence
+    if any(frame.DerivationImageSequence for frame in frames):
+        return
+    to_planes = np.linalg.inv(planes.affine_lps)[0]
+    is_preserved = have_same_voxels(source, planes)
+    images = planes.coinciding(source)
+    for frame in frames:
+        position = np.array([*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0])
+        if (image := images.get(round(float(to_planes @ position)))) is not None:
+            frame.DerivationImageSequence = [_derivation(image, is_preserved=is_preserved)]
+
+
+def _derivation(image: SourceImage, *, is_preserved: bool) -> Dataset:
+    """Return an item of Derivation Image Sequence (PS3.3 C.7.6.16.2.6), as highdicom writes it."""
+    derivation, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.class_uid, image.instance_uid
+    if image.frame is not None:
+        item.ReferencedFrameNumber = image.frame
+    purpose = codes.cid7202.SourceImageForImageProcessingOperation
+    item.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept.from_code(purpose)]
+    item.SpatialLocationsPreserved = "YES" if is_preserved else "NO"
+    derivation.DerivationCodeSequence = [highdicom.sr.CodedConcept.from_code(codes.cid7203.SegmentationImageDerivation)]
+    derivation.SourceImageSequence = [item]
+    return derivation
 
 
 def _volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> highdicom.Volume:

@@ -10,9 +10,9 @@ from pathlib import Path
 from pipeline.dicom.audit import audit
 from pipeline.dicom.audit.kind import KNOWN_MODALITIES
 from pipeline.dicom.copies import without_copies
-from pipeline.dicom.files import DICOMDIR_CLASS, FileRef, list_files
+from pipeline.dicom.files import DICOMDIR_CLASS, FileRef, like, list_files
 from pipeline.dicom.findings import Allow, Code, Finding, Severity, refusals
-from pipeline.dicom.headers import Header, UnreadableFileError, read_header
+from pipeline.dicom.headers import Header, UnreadableFileError, is_empty, read_header
 from pipeline.dicom.quiet import quiet_pydicom
 from pipeline.dicom.stack import Slice, by_position, grid_of, slices_of
 from pipeline.geometry import Grid
@@ -43,6 +43,21 @@ class Series:
     def modality(self) -> str:
         """Return the modality, or `other` for a text that DICOM does not define."""
         return _modality(self.headers)
+
+    @property
+    def has_study(self) -> bool:
+        """Return whether its images name their study, or there are none to do so."""
+        return not self.headers or bool(self.headers[0].study_uid)
+
+    @property
+    def patient_ids(self) -> frozenset[str]:
+        """Return the hashed patient IDs of its images; empty if they have none."""
+        return frozenset(header.patient[0] for header in self.headers) - {""}
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Return to what its positions refer; empty if it is not said."""
+        return self.headers[0].frame_of_reference_uid if self.headers else ""
 
     @property
     def is_usable(self) -> bool:
@@ -83,10 +98,11 @@ def scan_files(
 
     Returns:
         Series in the order of their study, series number and id. DICOM files that cannot be read make a series of
-        their own, so that none is passed over without a word.
+        their own, so that none is passed over without a word; so do empty ones that are named like their neighbours.
     """
     headers: list[Header] = []
     unreadable: list[FileRef] = []
+    empty: list[FileRef] = []
     with quiet_pydicom():
         for done, file in enumerate(files, start=1):
             try:
@@ -94,10 +110,14 @@ def scan_files(
             except UnreadableFileError:
                 unreadable.append(file)
             else:
-                if header is not None and header.sop_class_uid != DICOMDIR_CLASS:
+                if header is None and is_empty(file):
+                    empty.append(file)
+                elif header is not None and header.sop_class_uid != DICOMDIR_CLASS:
                     headers.append(header)
             if progress is not None:
                 progress(done, len(files))
+        names = {(header.file.folder, like(header.file.name)) for header in headers}
+        unreadable += [file for file in empty if (file.folder, like(file.name)) in names]
         return group(headers, unreadable, allow=allow)
 
 
@@ -143,10 +163,10 @@ def _series(headers: Sequence[Header], broken_folders: set[tuple[Path, str]], al
 
 
 def _unreadable_series(files: Sequence[FileRef]) -> Series:
-    missing = [file for file in files if not file.member and not file.path.exists()]
+    missing = [file for file in files if file.is_missing]
     findings = []
     if missing:
-        sentence = f"{len(missing)} files that the DICOMDIR names are not there; copy the whole medium again."
+        sentence = f"{len(missing)} files that a DICOMDIR or a link names are not there; copy all of it again."
         findings.append(Finding(Code.MISSING_FILE, Severity.REFUSE, sentence))
     if len(files) > len(missing):
         sentence = f"{len(files) - len(missing)} DICOM files are damaged and cannot be read; send them again."

@@ -116,7 +116,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
         if "pixdim" in meta:
             meta["pixdim"] = np.array([*meta["pixdim"][:1], *self.spacing_mm, *meta["pixdim"][4:]])
         return MetaTensor(
-            interpolate_rows(image.as_tensor().float(), rows),
+            interpolate_rows(image.as_tensor(), rows),
             affine=affine,
             meta=meta,
             applied_operations=[*image.applied_operations, *planned.pending_operations],

@@ -30,6 +30,7 @@ KIND: tuple[Stage, ...] = (
 GEOMETRY: tuple[Stage, ...] = (
     (
         planes.bad_geometry_values,
+        planes.impossible_geometry,
         planes.no_size,
         planes.no_position,
         planes.no_orientation,
@@ -52,6 +53,7 @@ GEOMETRY: tuple[Stage, ...] = (
         stack.non_uniform_spacing,
         stack.rounded_positions,
         stack.spacing_between_slices,
+        stack.sparse_slices,
     ),
 )
 
@@ -65,8 +67,11 @@ VALUES: tuple[Stage, ...] = (
         values.modality_lut,
         values.bad_rescale,
         values.no_rescale,
+        values.no_hounsfield_units,
         values.padding_value,
         values.bad_format,
+        values.float_pixels,
+        values.unknown_encoding,
         values.no_pixels,
     ),
     (values.slope_per_slice, values.truncated),

@@ -1,7 +1,7 @@
 """Rules on whose images these are and of what kind: only plain CT, MR and PET volumes of one patient are read."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from pipeline.dicom.audit.facts import Facts, note, refuse, share, warn
 from pipeline.dicom.audit.planes import usual_orientation
 from pipeline.dicom.findings import Code, Finding
 from pipeline.dicom.headers import IMAGE_CLASSES, Header
+from pipeline.dicom.stack import Slice
 
 _KNOWN = "CT MR PT NM US XA RF CR DX MG SEG RTSTRUCT RTDOSE RTPLAN RTIMAGE SR PR KO OT SC REG FID DOC"
 KNOWN_MODALITIES = frozenset(_KNOWN.split())
@@ -34,6 +35,9 @@ SCREEN_WORDS = frozenset(("SCREEN", "SCREENSAVE", "SCREENSHOT"))
 LOCALIZER_WORDS = frozenset(("LOCALIZER", "LOCALISER", "SCOUT", "SURVIEW", "TOPOGRAM", "SCANOGRAM"))
 RENDERING_WORDS = frozenset(("VOLREN", "VRT", "SSD", "RENDER", "RENDERING", "RENDERED", "CURVED"))
 PROJECTION_WORDS = frozenset(("PROJECTION", "MIP", "MINIP", "MNIP", "MAXIP", "AVGIP", "IP"))
+WATER_AND_FAT_WORDS = frozenset(("IN", "OPP", "OPPOSED", "OUT", "IP"))
+"""Words of MR images in and out of phase, which are no maps of a phase, nor projections (IP) as in CT."""
+
 CALCULATED_WORDS = frozenset(("MAP", "ADC", "FA", "SUBTRACT", "SUBTRACTION", "ADDITION", "DIVISION", "PHASE"))
 """Words of Image Type from its third value on (PS3.3 C.8.2.1.1.1, C.8.3.1.1.1, C.8.16.1); vendors add their own."""
 
@@ -124,18 +128,19 @@ def _shown(name: str) -> str:
 
 def localizer(facts: Facts) -> Iterator[Finding]:
     """Refuse localizers, all or among slices; those that do not say so are told by their other plane."""
-    found = [header for header in facts.headers if _words(header) & LOCALIZER_WORDS] or _in_another_plane(facts)
+    slices = facts.slices
+    found = [part for part in slices if _words(part.header) & LOCALIZER_WORDS] or _in_another_plane(slices)
     if not found:
         return
-    if len(found) == len(facts.headers):
-        yield refuse(Code.LOCALIZER, f"{share(found, facts.headers)}: a localizer, expected a stack of slices.")
+    if len(found) == len(slices):
+        yield refuse(Code.LOCALIZER, f"{share(found, slices)}: a localizer, expected a stack of slices.")
     else:
-        sentence = f"{share(found, facts.headers)} are localizers among the slices; send the slices without them."
+        sentence = f"{share(found, slices)} are localizers among the slices; send the slices without them."
         yield refuse(Code.LOCALIZER, sentence)
 
 
-def _in_another_plane(facts: Facts) -> list[Header]:
-    oriented = [part for part in facts.slices if part.plane.orientation_lps]
+def _in_another_plane(slices: Sequence[Slice]) -> list[Slice]:
+    oriented = [part for part in slices if part.plane.orientation_lps]
     if not oriented:
         return []
     cosines = np.array([part.plane.orientation_lps for part in oriented])
@@ -144,7 +149,7 @@ def _in_another_plane(facts: Facts) -> list[Header]:
     lengths = np.linalg.norm(normals, axis=1) * np.linalg.norm(normal)
     is_other = np.abs(normals @ normal) < LOCALIZER_COSINE * lengths
     is_minority = 0 < is_other.sum() < LOCALIZER_SHARE * len(oriented)
-    return [part.header for part, other in zip(oriented, is_other, strict=True) if other] if is_minority else []
+    return [part for part, other in zip(oriented, is_other, strict=True) if other] if is_minority else []
 
 
 def colour(facts: Facts) -> Iterator[Finding]:
@@ -241,8 +246,9 @@ def derived(facts: Facts) -> Iterator[Finding]:
     """Refuse renderings, warn of projections and calculated images, note other images that were derived."""
     found = [(header, _words(header)) for header in facts.headers]
     rendered = [header for header, words in found if words & RENDERING_WORDS]
-    projected = [header for header, words in found if words & PROJECTION_WORDS]
-    calculated = [header for header, words in found if words & CALCULATED_WORDS]
+    slabs = PROJECTION_WORDS - WATER_AND_FAT_WORDS if facts.modality == "MR" else PROJECTION_WORDS
+    projected = [header for header, words in found if words & slabs]
+    calculated = [header for header, words in found if words & CALCULATED_WORDS and not words & WATER_AND_FAT_WORDS]
     other = [header for header in facts.headers if header.image_type[:1] == ("DERIVED",)]
     everyone = facts.headers
     if rendered:

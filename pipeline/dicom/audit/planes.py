@@ -26,6 +26,12 @@ SAME_SPACING_TOLERANCE = 1e-3
 SQUARE_TOLERANCE = 1e-3
 """Largest relative difference of the sides of a pixel that counts as square."""
 
+FARTHEST_MM = 1e5
+"""Largest coordinate that is taken for one; tables move by metres, not by a hundred of them."""
+
+PIXEL_LIMITS_MM = (1e-3, 1e3)
+"""Sizes of a pixel that are taken for one, from a micro-CT's to a body's."""
+
 Numbers = npt.NDArray[np.float64]
 
 GEOMETRY_KEYWORDS = frozenset(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"))
@@ -38,6 +44,23 @@ def bad_geometry_values(facts: Facts) -> Iterator[Finding]:
         if found:
             sentence = f"{share(found, facts.headers)}: {keyword} holds no valid numbers; send them again."
             yield refuse(Code.BAD_VALUE, sentence)
+
+
+def impossible_geometry(facts: Facts) -> Iterator[Finding]:
+    """Refuse positions and pixels beyond any scanner; they are damaged, or in another unit."""
+    far = [part for part in facts.slices if max(map(abs, part.plane.position_lps_mm or (0.0,))) > FARTHEST_MM]
+    if far:
+        sentence = f"{share(far, facts.slices)}: Image Position (Patient) beyond {FARTHEST_MM / 1000:.0f} m."
+        yield refuse(Code.BAD_VALUE, sentence)
+    low_mm, high_mm = PIXEL_LIMITS_MM
+    odd = [
+        part
+        for part in facts.slices
+        if any(0 < side_mm < low_mm or side_mm > high_mm for side_mm in part.plane.pixel_spacing_mm or ())
+    ]
+    if odd:
+        sentence = f"{share(odd, facts.slices)}: Pixel Spacing not between {low_mm:g} and {high_mm:g} mm."
+        yield refuse(Code.BAD_VALUE, sentence)
 
 
 def no_size(facts: Facts) -> Iterator[Finding]:

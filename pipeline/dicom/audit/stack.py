@@ -14,6 +14,9 @@ TILT_TAG_DEG = 0.1
 """Smallest Gantry/Detector Tilt that means anything; gantries tilt in steps of half a degree."""
 
 
+SPARSE_GAP = 2.0
+"""Gap in multiples of Slice Thickness at which another slice would fit between any two."""
+
 MOST_FILLED = 3
 """Most slices in a row that may be filled on request: between farther neighbours interpolation invents anatomy."""
 
@@ -104,6 +107,20 @@ def rounded_positions(facts: Facts) -> Iterator[Finding]:
             f"{shape.deviation_mm:.2f} mm of an even stack; positions are rounded, even spacing is used."
         )
         yield warn(Code.ROUNDED_POSITIONS, sentence)
+
+
+def sparse_slices(facts: Facts) -> Iterator[Finding]:
+    """Warn of an even stack between whose slices as much again could lie: every other one may have been lost."""
+    found_mm = sorted(part.plane.thickness_mm or 0.0 for part in facts.stack)
+    found_mm = [thickness_mm for thickness_mm in found_mm if thickness_mm > 0]
+    if not found_mm or not facts.shape.is_regular or facts.shape.misses_slices:
+        return
+    thickness_mm, gap_mm = found_mm[len(found_mm) // 2], facts.shape.usual_mm
+    if gap_mm >= SPARSE_GAP * thickness_mm * (1 - GAP_TOLERANCE):
+        sentence = (
+            f"slices are {thickness_mm:.2f} mm thick but {gap_mm:.2f} mm apart; check that none between them were lost."
+        )
+        yield warn(Code.SPARSE_SLICES, sentence)
 
 
 def spacing_between_slices(facts: Facts) -> Iterator[Finding]:

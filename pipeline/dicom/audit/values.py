@@ -26,6 +26,12 @@ LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{part}" for part in _LOSSY.spli
 JPEG 2000 (.91) and high-throughput JPEG 2000 (.203) hold either; Lossy Image Compression says which.
 """
 
+RAW_SYNTAXES = frozenset(("", *(f"1.2.840.10008.1.2{part}" for part in ("", ".1", ".1.99", ".2"))))
+"""Implicit, explicit, deflated and big endian (PS3.5 A.1 to A.3, A.5); without a meta header it is one of the first."""
+
+HU_TYPES = frozenset(("", "HU", "US"))
+"""Rescale Types of plain CT (PS3.3 C.11.1.1.2); many scanners write `US`, unspecified."""
+
 SMALLEST_ENCODED_FRAME = 10
 """Bytes that an encapsulated frame takes at least: an item's tag and length, and two bytes (PS3.5 A.4)."""
 
@@ -100,6 +106,29 @@ def _is_known_format(header: Header) -> bool:
     if allocated not in READ_BITS_ALLOCATED or stored is None or header.pixel_representation not in (0, 1):
         return False
     return 1 <= stored <= allocated and (header.high_bit is None or header.high_bit < stored)
+
+
+def float_pixels(facts: Facts) -> Iterator[Finding]:
+    """Refuse floating point numbers, which no CT, MR or PET image may hold."""
+    found = [header for header in facts.headers if header.has_float_pixels]
+    if found:
+        sentence = f"{share(found, facts.headers)}: Float Pixel Data, which are not read, expected integers."
+        yield refuse(Code.BAD_VALUE, sentence)
+
+
+def unknown_encoding(facts: Facts) -> Iterator[Finding]:
+    """Refuse raw pixels under a transfer syntax that does not say their byte order, such as GE's private one."""
+    found = [
+        header
+        for header in facts.headers
+        if header.pixel_bytes is not None and header.pixel_bytes >= 0 and header.transfer_syntax_uid not in RAW_SYNTAXES
+    ]
+    if found:
+        sentence = (
+            f"{share(found, facts.headers)}: raw pixels under a private or compressed transfer syntax, so their "
+            "encoding is unknown."
+        )
+        yield refuse(Code.UNDECODABLE, sentence)
 
 
 def mixed_pixel_formats(facts: Facts) -> Iterator[Finding]:
@@ -214,6 +243,15 @@ def no_rescale(facts: Facts) -> Iterator[Finding]:
 
 def _has_either(part: Slice) -> bool:
     return part.plane.slope is not None or part.plane.intercept is not None
+
+
+def no_hounsfield_units(facts: Facts) -> Iterator[Finding]:
+    """Warn of CT whose rescaled values are said to be something else, as in maps of two energies."""
+    found = [part for part in facts.slices if part.plane.rescale_type not in HU_TYPES]
+    if facts.modality == "CT" and found:
+        yield warn(
+            Code.NOT_HU, f"{share(found, facts.slices)}: Rescale Type says that the values are no Hounsfield units."
+        )
 
 
 def slope_per_slice(facts: Facts) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ class Feature(NamedTuple):
         code: the finding if it differs at one position.
         mixed: how bad it is if it alternates along the stack.
         is_exact: whether a scanner sets it for a whole volume, so that no slice differs by accident.
+        in_blocks: whether it is normal that some slices differ that follow one another.
     """
 
     noun: str
@@ -30,6 +31,7 @@ class Feature(NamedTuple):
     code: Code = Code.SEVERAL_VOLUMES
     mixed: Severity = Severity.REFUSE
     is_exact: bool = False
+    in_blocks: bool = False
 
 
 FEATURES = (
@@ -38,7 +40,8 @@ FEATURES = (
     Feature("temporal positions", lambda part: part.plane.temporal_position, is_exact=True),
     Feature("trigger times", lambda part: part.plane.trigger_time_ms),
     Feature("scanner settings", lambda part: part.header.acquisition),
-    Feature("acquisition numbers", lambda part: part.header.acquisition_number, mixed=Severity.WARN),
+    Feature("image types", lambda part: "\\".join(part.header.image_type), mixed=Severity.WARN),
+    Feature("acquisition numbers", lambda part: part.header.acquisition_number, mixed=Severity.WARN, in_blocks=True),
 )
 """The first that differs gives several volumes their name."""
 
@@ -79,7 +82,8 @@ def single_slice(facts: Facts) -> Iterator[Finding]:
 def mixed_acquisitions(facts: Facts) -> Iterator[Finding]:
     """Refuse two acquisitions whose slices alternate, so that together they look like one stack.
 
-    Blocks that follow one another are normal: a CT in two acquisitions, or odd settings of the last slices.
+    Blocks that follow one another are told: settings may change on the way, but two volumes may also have been joined.
+    A CT in two acquisitions is normal.
     """
     for feature in FEATURES:
         values = [feature.value(part) for part in facts.stack]
@@ -94,6 +98,22 @@ def mixed_acquisitions(facts: Facts) -> Iterator[Finding]:
         if feature.mixed is Severity.WARN:
             sentence = f"{kinds} different {feature.noun} alternate along the stack; check that it is one acquisition."
         yield (refuse if feature.mixed is Severity.REFUSE else warn)(Code.MIXED_ACQUISITIONS, sentence)
+        return
+    yield from _blocks(facts)
+
+
+def _blocks(facts: Facts) -> Iterator[Finding]:
+    for feature in FEATURES:
+        values = [feature.value(part) for part in facts.stack]
+        kinds = len(set(values))
+        if kinds == 1 or feature.in_blocks or not (feature.is_exact or kinds <= len(values) // 2):
+            continue
+        at = next(index for index, value in enumerate(values) if value != values[0])
+        sentence = (
+            f"{kinds} different {feature.noun} follow one another along the stack, first between slices {at} and "
+            f"{at + 1}; check that it is one acquisition."
+        )
+        yield warn(Code.MIXED_ACQUISITIONS, sentence)
         return
 
 

@@ -160,10 +160,10 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         with quiet_pydicom():
             yield partial
-        _sync(partial)
+        sync(partial)
         _refuse_existing(path, overwrite=overwrite)
         partial.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written ({error.strerror or type(error).__name__}).") from None
     except (*LIBRARY_ERRORS, InvalidDicomError) as error:
@@ -191,7 +191,7 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path.name}: exists already; choose another name, or allow overwriting.")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file, or a new name in a folder, survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -37,7 +37,7 @@ def image_stand_ins(source: SourceSeries, planes: LabelPlanes) -> list[Dataset]:
     Images whose voxels are those of a plane get exactly the geometry of the plane, for highdicom matches them by
     position, with a tolerance of its own.
     """
-    matched = planes.coinciding(source) if _have_same_voxels(source, planes) else {}
+    matched = planes.coinciding(source) if have_same_voxels(source, planes) else {}
     positions = {image: planes.position_lps_mm(plane) for plane, image in matched.items()}
     orientation, spacing_mm = source.orientation, source.spacing_mm
     if matched:
@@ -65,7 +65,7 @@ def decimal_string(value: float) -> DSfloat:
     return DSfloat(float(value), auto_format=True)
 
 
-def _have_same_voxels(source: SourceSeries, planes: LabelPlanes) -> bool:
+def have_same_voxels(source: SourceSeries, planes: LabelPlanes) -> bool:
     """Return whether the planes have the rows and columns of the images, up to which planes there are."""
     if planes.voxels.shape[1:] != source.size:
         return False
