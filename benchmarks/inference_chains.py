@@ -1,0 +1,255 @@
+"""One contender of `inference.py`, in a process of its own: from file to file, then its seconds and memory as JSON."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    SaveImaged,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+from torch import nn
+
+from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
+from pipeline.cases import Case, read_case
+from pipeline.inference.restoring import Restorer
+from pipeline.inference.runtime import keep_large_buffers
+from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
+from pipeline.labels import LabelTable
+from pipeline.monai_io import VolumeReader
+from pipeline.segment import CaseStatus, Options, segment
+from pipeline.transforms import ResampleToSpacingd, WindowHUd
+
+WINDOW = (96, 96, 96)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""Environment in which glibc keeps freed buffers, for programs that do not ask it to."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds and peak memory of stages, one after the other.
+
+    Args:
+        now_s: the clock.
+        seconds: by stage.
+        peaks_mib: resident memory at its highest, by stage; Linux.
+        running: stages that have begun, outermost first.
+    """
+
+    now_s: Callable[[], float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks_mib: dict[str, float] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what runs inside; a stage inside another one takes its seconds from it, but counts for its peak."""
+        self._note_peak()
+        self.running.append(name)
+        start_s, before_s = self.now_s(), sum(self.seconds.values())
+        yield
+        inner_s = sum(self.seconds.values()) - before_s
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.now_s() - start_s - inner_s
+        self._note_peak()
+        self.running.pop()
+
+    def _note_peak(self) -> None:
+        """Give the peak since the last call to all stages that are running, and begin anew."""
+        peak_mib = resident_mib("VmHWM")
+        for name in self.running:
+            self.peaks_mib[name] = max(self.peaks_mib.get(name, 0.0), peak_mib)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def measured(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose every call is such a stage."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return run
+
+
+def resident_mib(name: str) -> float:
+    """Return the memory of this process now (`VmRSS`) or at its peak (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(name))
+
+
+@dataclass(frozen=True)
+class InMemoryBundle:
+    """What `segment` needs of a bundle."""
+
+    labels: LabelTable
+    preprocessing: Callable[[dict[str, Any]], dict[str, Any]]
+    inferer: Callable[[MetaTensor, nn.Module], MetaTensor]
+    network: nn.Module
+    device: torch.device
+    name: str = "benchmark"
+    version: str = "0"
+    fingerprint: str = "0"
+    expected: None = None
+
+
+def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: Any) -> None:
+    """Do what `voxelgate segment` does for one NIfTI file."""
+    classes = net.heads[0].weight.shape[0]
+    names = LABELS + tuple(f"structure {value}" for value in range(len(LABELS), classes))
+    sliding = RestoringSlidingWindowInferer(roi_size=WINDOW, **inferer)
+    bundle = InMemoryBundle(
+        LabelTable(names),
+        watch.measured("preprocess", preprocessing()),
+        watch.measured("network", sliding),
+        net,
+        torch.device("cpu"),
+    )
+    with (
+        watch.stage("write"),  # and what else there is
+        patch("pipeline.segment.read_case", watch.measured("read", read_case)),
+        patch.object(Restorer, "push", watch.measured("restore", Restorer.push)),
+    ):
+        report = segment(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
+    if report.status is not CaseStatus.DONE:
+        raise SystemExit(f"not done: {report.findings}")
+
+
+def preprocessing() -> Compose:
+    """Return what our bundles do to a CT."""
+    return Compose(
+        [
+            Orientationd("image", axcodes="RAS", labels=None),
+            ResampleToSpacingd("image", spacing_mm=NETWORK_MM),
+            WindowHUd("image", low_hu=LOW_HU, high_hu=HIGH_HU),
+        ]
+    )
+
+
+def stock(image: Path, out: Path, net: nn.Module, watch: Stopwatch, *, overlap: float) -> None:
+    """Do the same with MONAI alone."""
+    prepare = Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=(NETWORK_MM,) * 3, mode="bilinear"),
+            ScaleIntensityRanged("image", a_min=LOW_HU, a_max=HIGH_HU, b_min=0.0, b_max=1.0, clip=True),
+        ]
+    )
+    with watch.stage("read"):
+        case = prepare({"image": image}, end=2)
+    with watch.stage("preprocess"):
+        case = prepare(case, start=2)
+    with watch.stage("network"), torch.inference_mode():
+        case["pred"] = sliding_window_inference(case["image"][None], WINDOW, 1, net, overlap, "gaussian")[0]
+    _invert_and_save(case, prepare, out, watch)
+
+
+def whole(image: Path, out: Path, net: nn.Module, watch: Stopwatch) -> None:
+    """Run the network once over everything, and restore as MONAI does: what all others should agree with."""
+    prepare = Compose([LoadImaged("image", reader=VolumeReader()), EnsureChannelFirstd("image"), preprocessing()])
+    with watch.stage("read"):
+        case = prepare({"image": image}, end=2)
+    with watch.stage("preprocess"):
+        case = prepare(case, start=2)
+    with watch.stage("network"), torch.inference_mode():
+        net = net.to(memory_format=torch.channels_last_3d)
+        case["pred"] = net(case["image"][None].contiguous(memory_format=torch.channels_last_3d))[0].contiguous()
+    _invert_and_save(case, prepare, out, watch)
+
+
+def _invert_and_save(case: dict[str, Any], prepare: Compose, out: Path, watch: Stopwatch) -> None:
+    finish = Compose(
+        [
+            Activationsd("pred", softmax=True),
+            Invertd("pred", transform=prepare, orig_keys="image", nearest_interp=False),
+            AsDiscreted("pred", argmax=True),
+        ]
+    )
+    with watch.stage("restore"):
+        case = finish(case)
+    saving = {"output_dir": out, "output_postfix": "", "separate_folder": False, "print_log": False}
+    with watch.stage("write"):
+        SaveImaged("pred", output_dtype="uint8", resample=False, **saving)(case)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way from file to file.
+
+    Args:
+        title: for the tables.
+        network: "ours" or "monai".
+        environment: variables of its process.
+        is_ours: our chain, else one of MONAI's transforms.
+        streaming: of our inferer.
+    """
+
+    title: str
+    network: str = "ours"
+    environment: dict[str, str] = field(default_factory=dict)
+    is_ours: bool = False
+    streaming: bool = False
+
+
+CONTENDERS = {
+    "streaming": Contender("voxelgate, streaming", is_ours=True, streaming=True),
+    "windows": Contender("voxelgate, windows", is_ours=True),
+    "stock": Contender("MONAI", "monai"),
+    "stock-tuned": Contender("MONAI, allocator tuned", "monai", KEEP),
+    "stock-same": Contender("the same with our network", "ours", KEEP),
+    "reference": Contender("whole volume at once", "ours", KEEP),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--classes", type=int, required=True)
+    parser.add_argument("--overlap", type=float, required=True)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run one contender and print what it took."""
+    asked = arguments()
+    contender = CONTENDERS[asked.contender]
+    if contender.is_ours:
+        keep_large_buffers()
+    weights = asked.weights if contender.network == "ours" else None
+    net, watch = network(contender.network, asked.classes, weights), Stopwatch(CLOCKS[asked.clock])
+    before_mib = resident_mib("VmRSS")
+    if contender.is_ours:
+        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, streaming=contender.streaming)
+    elif asked.contender == "reference":
+        whole(asked.image, asked.out, net, watch)
+    else:
+        stock(asked.image, asked.out, net, watch, overlap=asked.overlap)
+    seconds = watch.seconds | {"total": sum(watch.seconds.values())}
+    print(json.dumps({"seconds": seconds, "peaks_mib": watch.peaks_mib, "libraries_mib": before_mib}))
+
+
+if __name__ == "__main__":
+    main()
