@@ -209,18 +209,19 @@ def _segment_or_raise(case: Case, bundle: LoadedBundle, out_dir: Path, options: 
     started = time.perf_counter()
     scan = read_case(case, bundle.labels, bundle.expected, options.allow)
     image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
+    grid, findings = scan.grid, scan.findings
+    del scan  # the voxels are needed no more, and the network wants the memory
     read = time.perf_counter()
     image = image[None].to(bundle.device)
     chosen = _choice(bundle, options.runtime).for_image(image)
-    labels = _labels_on(scan.grid, bundle.inferer(image, chosen.network), case)
-    volumes_ml = _volumes_ml(labels, scan.grid, bundle.labels)
+    labels = _labels_on(grid, bundle.inferer(image, chosen.network), case)
+    volumes_ml = _volumes_ml(labels, grid, bundle.labels)
     inferred = time.perf_counter()
-    result = Result(labels, scan.grid, bundle.labels, volumes_ml, algorithm)
+    result = Result(labels, grid, bundle.labels, volumes_ml, algorithm)
     paths = output_paths(case, out_dir, options.outputs)
     older = {kind for kind, path in paths.items() if path.exists()}
     outputs = write_results(result, case, paths, source, overwrite=options.overwrite)
     written = time.perf_counter()
-    findings = scan.findings
     if not any(volumes_ml.values()):
         findings += (_nothing_found(case, sorted(older - outputs.keys())),)
     seconds = {"read": read - started, "network": inferred - read, "write": written - inferred}
