@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.data import ImageReader, ImageWriter, MetaTensor
 
-from pipeline.dicom.reader import CheckedDicomReader, meta_of
+from pipeline.dicom.reader import CheckedDicomReader, as_paths, meta_of
 from pipeline.errors import InputError, OutputError, UsageError
 from pipeline.geometry import Grid
 from pipeline.volumes import Voxels, is_volume, read_volume, write_label_map
@@ -38,7 +38,7 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
         """Return whether all names end like a readable volume, or may be DICOM."""
-        return all(is_volume(path) for path in _as_paths(filename)) or self._dicom.verify_suffix(filename)
+        return all(is_volume(path) for path in as_paths(filename)) or self._dicom.verify_suffix(filename)
 
     def read(
         self,
@@ -46,7 +46,7 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         **_: Any,
     ) -> tuple[Path, ...]:
         """Return the paths; `get_data` opens them."""
-        return _as_paths(data)
+        return as_paths(data)
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
         """Return voxels (i, j, k) and the metadata that MONAI needs: the affine in RAS+ mm and the shape.
@@ -104,7 +104,3 @@ class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
         grid = Grid(self.data_obj.shape, np.asarray(self.metadata["affine"], dtype=np.float64))
         source = self.metadata.get("filename_or_obj")
         write_label_map(path, self.data_obj, grid, like=Path(str(source)) if source is not None else None)
-
-
-def _as_paths(names: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> tuple[Path, ...]:
-    return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)

@@ -22,7 +22,7 @@ from pipeline.labels import LabelTable
 ALGORITHM = Algorithm("abdomen model", "1.2.0", "5e" * 32)
 TABLE = LabelTable(("background", "liver", "left kidney", "liver tumor", "spleen"))
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
-LPS_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
+LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 
@@ -46,13 +46,13 @@ def source_grid(shape: tuple[int, int, int], angles: Sequence[float] = (0, 0, 0)
     affine = np.eye(4)
     affine[:3, :3] = rotation(angles) * (0.8, 0.7, 2.5)
     affine[:3, 3] = (-31.25, 12.5, -400.125)
-    return Grid(shape, LPS_RAS @ affine)
+    return Grid(shape, LPS_TO_RAS @ affine)
 
 
 def headers_of(grid: Grid, **further: str) -> list[Dataset]:
     """Return headers of classic CT images whose planes are those of `grid`; as read from files."""
     study, series, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
-    affine = LPS_RAS @ grid.affine
+    affine = LPS_TO_RAS @ grid.affine
     between_columns, between_rows, _ = grid.spacing_mm
     headers = []
     for k in range(grid.shape[2]):
@@ -160,7 +160,7 @@ def real_grid(headers: Sequence[Dataset]) -> Grid:
     affine[:3, 0], affine[:3, 1] = row * source.spacing_mm[1], column * source.spacing_mm[0]
     affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
     affine[:3, 3] = positions[0]
-    return Grid((source.size[1], source.size[0], len(positions)), LPS_RAS @ affine)
+    return Grid((source.size[1], source.size[0], len(positions)), LPS_TO_RAS @ affine)
 
 
 def errors_of(path: Path) -> set[str]:

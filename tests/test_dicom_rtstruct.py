@@ -17,7 +17,7 @@ from pipeline.errors import OutputError
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
 from tests.derived_cases import (
-    LPS_RAS,
+    LPS_TO_RAS,
     ORIENTATIONS,
     PHILIPS_ENHANCED,
     REAL_SERIES,
@@ -53,7 +53,7 @@ def area_of(outline: Outline) -> float:
 
 def contours_by_roi(path: Path, grid: Grid) -> dict[int, list[np.ndarray]]:
     """Return the contours of a file as voxel index of `grid`, decoded by pydicom."""
-    to_voxels = np.linalg.inv(LPS_RAS @ grid.affine)
+    to_voxels = np.linalg.inv(LPS_TO_RAS @ grid.affine)
     found = {}
     for roi in dcmread(path).ROIContourSequence:
         points = [np.array(c.ContourData, dtype=float).reshape(-1, 3) for c in roi.ContourSequence]

@@ -24,7 +24,7 @@ from pipeline.errors import OutputError
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
 from tests.derived_cases import (
-    LPS_RAS,
+    LPS_TO_RAS,
     ORIENTATIONS,
     PHILIPS_ENHANCED,
     REAL_SERIES,
@@ -79,7 +79,7 @@ def read_by_highdicom(path: Path, grid: Grid, values: dict[int, int]) -> np.ndar
     read = highdicom.seg.segread(path)
     volume = read.get_volume(combine_segments=True, allow_missing_positions=True)
     wanted = highdicom.VolumeGeometry(
-        LPS_RAS @ grid.affine, grid.shape, "PATIENT", frame_of_reference_uid=read.FrameOfReferenceUID
+        LPS_TO_RAS @ grid.affine, grid.shape, "PATIENT", frame_of_reference_uid=read.FrameOfReferenceUID
     )
     numbers = volume.match_geometry(wanted, tol=1e-2).array
     table = np.zeros(int(numbers.max()) + 1, np.int64)

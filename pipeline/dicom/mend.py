@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dicom.findings import Allow, Code, Finding, Severity
-from pipeline.dicom.stack import LPS_TO_RAS, Slice, grid_of, positions_lps_mm
+from pipeline.dicom.stack import Slice, grid_of, positions_lps_mm
 from pipeline.dicom.stack_shape import measure
 from pipeline.geometry import Grid
+from pipeline.volumes import LPS_TO_RAS
 
 Voxels = npt.NDArray[np.float32]
 

@@ -118,7 +118,7 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
 
     def verify_suffix(self, filename: Paths) -> bool:
         """Return whether the names may be DICOM; what decides is the content, since many files have no suffix."""
-        return _may_be_dicom(_as_paths(filename))
+        return _may_be_dicom(as_paths(filename))
 
     def read(self, data: Paths, **_: Any) -> tuple[Path, ...]:
         """Return the paths; `get_data` opens them.
@@ -126,7 +126,7 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
         Raises:
             InputError: they are clearly no DICOM.
         """
-        paths = _as_paths(data)
+        paths = as_paths(data)
         if not _may_be_dicom(paths):
             raise InputError("not DICOM, expected a folder, a zip, a DICOMDIR or DICOM files; check the path.")
         return paths
@@ -180,7 +180,8 @@ def _described(series: Series) -> str:
     return f"{series.series_id} ({count} files, {refused[0] if refused else 'usable'})"
 
 
-def _as_paths(names: Paths) -> tuple[Path, ...]:
+def as_paths(names: Paths) -> tuple[Path, ...]:
+    """Return what MONAI hands to a reader, one name or several, as paths."""
     return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)
 
 

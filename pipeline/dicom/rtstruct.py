@@ -29,11 +29,12 @@ from pipeline.dicom.writing.derived import (
     read_back,
     save,
 )
-from pipeline.dicom.writing.label_planes import LPS_RAS, LabelPlanes
+from pipeline.dicom.writing.label_planes import LabelPlanes
 from pipeline.dicom.writing.outlines import filled, outlines
 from pipeline.dicom.writing.sources import SourceImage, SourceSeries
 from pipeline.errors import OutputError
 from pipeline.terminology import ANATOMICAL_STRUCTURE, Code, Coding
+from pipeline.volumes import LPS_TO_RAS
 
 Points = npt.NDArray[np.float64]
 
@@ -207,7 +208,7 @@ def _compare(path: Path, name: str, segmented: SegmentedSeries) -> None:
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in written.StructureSetROISequence}
     if names != {value: segmented.table.names[value] for value in segmented.present}:
         raise OutputError(f"{name}: reads back with other structures; report this.")
-    to_voxels = np.linalg.inv(segmented.grid.affine) @ LPS_RAS
+    to_voxels = np.linalg.inv(segmented.grid.affine) @ LPS_TO_RAS
     for roi in written.ROIContourSequence:
         value = int(roi.ReferencedROINumber)
         contours = [_points(contour) @ to_voxels[:3, :3].T + to_voxels[:3, 3] for contour in roi.ContourSequence]

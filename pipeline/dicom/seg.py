@@ -28,13 +28,14 @@ from pipeline.dicom.writing.derived import (
     read_back,
     save,
 )
-from pipeline.dicom.writing.label_planes import LPS_RAS, LabelPlanes
+from pipeline.dicom.writing.label_planes import LabelPlanes
 from pipeline.dicom.writing.rle import compress
 from pipeline.dicom.writing.sources import SourceImage, SourceSeries
 from pipeline.dicom.writing.stand_ins import have_same_voxels, image_stand_ins
 from pipeline.errors import OutputError
 from pipeline.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid
 from pipeline.terminology import Code, Coding
+from pipeline.volumes import LPS_TO_RAS
 
 Voxels = npt.NDArray[Any]
 
@@ -270,7 +271,7 @@ def _labels_of(written: Dataset, values: dict[int, int], segmented: SegmentedSer
     grid = segmented.grid
     labels = np.zeros(grid.shape, dtype=segmented.labels.dtype, order="F")  # a frame is then one piece of memory
     shared = written.SharedFunctionalGroupsSequence[0]
-    to_voxels = np.linalg.inv(grid.affine) @ LPS_RAS
+    to_voxels = np.linalg.inv(grid.affine) @ LPS_TO_RAS
     for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, _frames(written), strict=True):
         plane = _plane_of(labels, to_voxels @ _frame_affine(frame, shared), pixels.shape, grid)
         if plane is None or (written.SegmentationType == SegKind.BINARY and plane[pixels != 0].any()):

@@ -9,11 +9,9 @@ import numpy.typing as npt
 
 from pipeline.dicom.headers import Header, Plane
 from pipeline.geometry import Grid
+from pipeline.volumes import LPS_TO_RAS
 
 Vectors = npt.NDArray[np.float64]
-
-LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
-"""DICOM's axes point to the left and the back of the patient (PS3.3 C.7.6.2.1.1)."""
 
 SAME_POSITION_MM = 0.01
 """Planes closer than this along the normal lie at one position; no scanner makes slices this thin."""

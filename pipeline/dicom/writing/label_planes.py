@@ -9,11 +9,9 @@ import numpy.typing as npt
 
 from pipeline.dicom.writing.sources import SourceImage, SourceSeries
 from pipeline.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid
+from pipeline.volumes import LPS_TO_RAS
 
 Voxels = npt.NDArray[Any]
-
-LPS_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
-"""Turns LPS mm into RAS mm and back."""
 
 PARALLEL_TOLERANCE = 1e-6
 """Largest loss of the cosine between the normals of parallel planes: 0.08 degrees, 0.35 mm at the rim of 500 mm."""
@@ -46,7 +44,7 @@ class LabelPlanes:
         """
         row_direction, column_direction = np.array(source.orientation).reshape(2, 3)
         wanted = np.stack([np.cross(row_direction, column_direction), column_direction, row_direction])
-        affine = LPS_RAS @ grid.affine
+        affine = LPS_TO_RAS @ grid.affine
         cosines = wanted @ (affine[:3, :3] / grid.spacing_mm)
         axes = max(permutations(range(3)), key=lambda axes: float(np.abs(cosines[range(3), axes]).sum()))
         signs = np.where(cosines[range(3), axes] < 0, -1, 1)
