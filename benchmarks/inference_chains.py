@@ -28,13 +28,14 @@ from monai.transforms import (
 from torch import nn
 
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
+from pipeline.case_report import CaseStatus
 from pipeline.cases import Case, read_case
 from pipeline.inference.restoring import Restorer
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
 from pipeline.labels import LabelTable
 from pipeline.monai_io import VolumeReader
-from pipeline.segment import CaseStatus, Options, segment
+from pipeline.segment import Options, segment
 from pipeline.transforms import ResampleToSpacingd, WindowHUd
 
 WINDOW = (96, 96, 96)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
+from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import find_cases, read_case
 from pipeline.demo.run import run_demo
 from pipeline.dicom.findings import Allow
@@ -33,7 +34,7 @@ from pipeline.monai_io import as_image
 from pipeline.networks import describe
 from pipeline.planning import Plan, fingerprint, plan, write_bundle
 from pipeline.results import Output
-from pipeline.segment import CaseReport, CaseStatus, Options, segment_all
+from pipeline.segment import Options, segment_all
 from pipeline.training import TRAINING, Job, evaluate_fold, train
 
 _Choice = TypeVar("_Choice", bound=StrEnum)

@@ -1,14 +1,12 @@
 """Segment one case after the other: read, check, infer, write, and report what became of each."""
 
 import functools
-import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +16,7 @@ import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 
+from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import Case, read_case
 from pipeline.dicom.findings import Allow
 from pipeline.dicom.plausibility import Expected
@@ -75,53 +74,6 @@ class LoadedBundle(Hashable, Protocol):
     @property
     def expected(self) -> Expected | None:
         """Return what images the bundle was trained on, if it says so."""
-
-
-class CaseStatus(StrEnum):
-    """What became of a case."""
-
-    DONE = "done"
-    REFUSED = "refused"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class CaseReport:
-    """What became of one case.
-
-    Args:
-        case_id: as in `Case`.
-        status: done, refused (the user can mend it) or failed (a fault of ours, or of the machine).
-        bundle_sha256: fingerprint of the bundle that ran.
-        versions: of the bundle and of the software.
-        findings: a sentence for each thing worth knowing; if not done, the reason.
-        outputs: the files that were written, if done, by their kind.
-        volumes_ml: volume of each structure, if done.
-        seconds: for reading and preprocessing ("read"), network and restoring ("network"), and "write", if done.
-    """
-
-    case_id: str
-    status: CaseStatus
-    bundle_sha256: str
-    versions: Mapping[str, str]
-    findings: tuple[str, ...] = ()
-    outputs: Mapping[Output, Path] = field(default_factory=dict)
-    volumes_ml: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """Return the report as one line of JSON, without a line end."""
-        record = {
-            "case_id": self.case_id,
-            "status": self.status,
-            "findings": list(self.findings),
-            "outputs": {str(kind): str(path) for kind, path in self.outputs.items()},
-            "volumes_ml": dict(self.volumes_ml),
-            "seconds": dict(self.seconds),
-            "versions": dict(self.versions),
-            "bundle_sha256": self.bundle_sha256,
-        }
-        return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -231,7 +183,7 @@ def _segment_or_raise(case: Case, bundle: LoadedBundle, out_dir: Path, options: 
         bundle.fingerprint,
         _versions(bundle) | {"runtime": chosen.name},
         findings,
-        outputs,
+        {str(kind): path for kind, path in outputs.items()},
         volumes_ml,
         {stage: round(elapsed_s, 3) for stage, elapsed_s in seconds.items()},
     )

@@ -18,13 +18,14 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
+from pipeline.case_report import CaseStatus
 from pipeline.cases import Case, find_cases
 from pipeline.dicom.plausibility import Expected
 from pipeline.errors import InputError, OutputError
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
 from pipeline.labels import LabelTable
 from pipeline.results import Output
-from pipeline.segment import RESULTS_NAME, CaseStatus, Options, segment, segment_all
+from pipeline.segment import RESULTS_NAME, Options, segment, segment_all
 from pipeline.volumes import read_grid, read_volume
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])

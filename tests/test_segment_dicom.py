@@ -14,13 +14,14 @@ from pydicom import dcmread
 
 from pipeline import results
 from pipeline.bundle import open_bundle, series_rule_of
+from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import find_cases
 from pipeline.dicom.findings import Allow
 from pipeline.dicom.reader import read_series
 from pipeline.dicom.series import scan
 from pipeline.errors import BundleError, OutputError, UsageError
 from pipeline.results import Output
-from pipeline.segment import RESULTS_NAME, CaseReport, CaseStatus, Options, segment, segment_all
+from pipeline.segment import RESULTS_NAME, Options, segment, segment_all
 from pipeline.volumes import read_volume
 from tests.conftest import Run
 from tests.planted import CANARY, at_mm, ct_series, deleting, setting, tilted, with_canaries, write

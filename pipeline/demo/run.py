@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.bundle import open_bundle
+from pipeline.case_report import CaseReport
 from pipeline.cases import find_cases
 from pipeline.demo.cohort import LABELS, make_cohort
 from pipeline.demo.page import Command, DemoRun, HeldOutCase, write_page
@@ -18,7 +19,7 @@ from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, evaluate
 from pipeline.manifest import ALL_FOLDS, load
 from pipeline.manifest_build import build, write
 from pipeline.planning import Training, fingerprint, plan, write_bundle
-from pipeline.segment import CaseReport, segment_all
+from pipeline.segment import segment_all
 from pipeline.training import Job, train
 
 TRAINING_CASES = 20

@@ -1,0 +1,97 @@
+"""What became of one case: the record that commands print, the ledger keeps and the report page shows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class CaseStatus(StrEnum):
+    """What became of a case."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class Verdict(StrEnum):
+    """What to do with a result before anybody relies on it."""
+
+    ACCEPT = "accept"
+    REVIEW = "review"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Whether a result can be taken as it is.
+
+    Args:
+        verdict: accept, review (a person must look), or refuse (it is surely wrong).
+        reasons: a sentence for each doubt; empty if accepted.
+    """
+
+    verdict: Verdict = Verdict.ACCEPT
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What became of one case.
+
+    Args:
+        case_id: as in `Case`.
+        status: done, refused (the user can mend it) or failed (a fault of ours, or of the machine).
+        bundle_sha256: fingerprint of the bundle that ran.
+        versions: of the bundle and of the software.
+        findings: a sentence for each thing worth knowing; if not done, the reason.
+        outputs: the files that were written, if done, by their kind.
+        volumes_ml: volume of each structure, if done.
+        seconds: for reading and preprocessing ("read"), network and restoring ("network"), and "write", if done.
+        quality: whether the result can be taken as it is, if done.
+        peak_mib: highest resident memory of the process so far, if done.
+    """
+
+    case_id: str
+    status: CaseStatus
+    bundle_sha256: str
+    versions: Mapping[str, str]
+    findings: tuple[str, ...] = ()
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    quality: Quality = Quality()
+    peak_mib: float = 0.0
+
+    def to_json(self) -> str:
+        """Return the report as one line of JSON, without a line end."""
+        record = {
+            "case_id": self.case_id,
+            "status": self.status,
+            "findings": list(self.findings),
+            "quality": {"verdict": self.quality.verdict, "reasons": list(self.quality.reasons)},
+            "outputs": {str(kind): str(path) for kind, path in self.outputs.items()},
+            "volumes_ml": dict(self.volumes_ml),
+            "seconds": dict(self.seconds),
+            "peak_mib": self.peak_mib,
+            "versions": dict(self.versions),
+            "bundle_sha256": self.bundle_sha256,
+        }
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "CaseReport":
+        """Return the report that `to_json` wrote."""
+        record: dict[str, Any] = json.loads(line)
+        quality = record.pop("quality")
+        return cls(
+            **record
+            | {
+                "status": CaseStatus(record["status"]),
+                "findings": tuple(record["findings"]),
+                "outputs": {kind: Path(path) for kind, path in record["outputs"].items()},
+                "quality": Quality(Verdict(quality["verdict"]), tuple(quality["reasons"])),
+            }
+        )
