@@ -243,7 +243,7 @@ def main() -> None:
     net, watch = network(contender.network, asked.classes, weights), Stopwatch(CLOCKS[asked.clock])
     before_mib = resident_mib("VmRSS")
     if contender.is_ours:
-        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, streaming=contender.streaming)
+        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, streaming=contender.streaming, skip_below=0.0)
     elif asked.contender == "reference":
         whole(asked.image, asked.out, net, watch)
     else:

@@ -180,6 +180,25 @@ def test_overlapping_regions_are_thresholded_and_the_later_one_wins(
     np.testing.assert_array_equal(labels[is_clear], expected[is_clear])
 
 
+@pytest.mark.parametrize("regions", [None, (2, 1, 2)])
+def test_the_confidence_of_a_label_is_its_mean_probability_where_it_was_found(regions: tuple[int, ...] | None) -> None:
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(0, 2, (3, 5, 4, 6)).astype(np.float32))
+    scores[2] -= 20  # never found
+    grid, kind = Grid((5, 4, 6), np.eye(4)), ScoreKind(regions=regions)
+
+    slabs = [(0, scores[..., :2]), (2, scores[..., 2:3]), (3, scores[..., 3:])]
+    found = restore(slabs, Restorer(grid, grid, 2, kind=kind)).confidence
+
+    if regions is None:
+        probabilities, labels = scores.softmax(dim=0), scores.argmax(dim=0)
+        expected = [np.nan, probabilities[1][labels == 1].mean(), np.nan]
+    else:
+        of_2, of_1 = scores[:2].sigmoid()
+        expected = [np.nan, of_1[of_1 > 0.5].mean(), of_2[of_2 > 0.5].mean()]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_a_class_that_is_second_everywhere_can_win_between() -> None:
     # 0.49 against 0.51 of two others that fade into each other: at the middle 0.49 against 0.255
     scores = np.log(np.array([[0.51, 1e-9], [1e-9, 0.51], [0.49, 0.49]], np.float32)).reshape(3, 1, 1, 2)

@@ -22,6 +22,7 @@ from pipeline.errors import BundleError, InputError, UsageError
 from pipeline.geometry import Grid
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
 from pipeline.inference.streaming import streaming_cost
+from pipeline.inference.views import Views
 from pipeline.networks import AttentionUNet
 from pipeline.volumes import read_grid, read_volume
 
@@ -559,6 +560,36 @@ def test_streaming_gives_the_labels_of_one_window_over_the_whole_volume(
     whole = RestoringSlidingWindowInferer(roi_size=(64, 64, 64), **asked)(image, models)
 
     torch.testing.assert_close(streamed.as_tensor(), whole.as_tensor(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("flip_axes", [(), (1,)])
+def test_a_body_in_air_streams_alone_to_the_labels_of_the_whole_volume(
+    flip_axes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = AttentionUNet(in_channels=1, out_channels=3, channels=(4, 8, 16), norm="batch").eval()
+    image = MetaTensor(torch.zeros(1, 1, 70, 81, 60), affine=torch.eye(4, dtype=torch.float64))
+    image[0, 0, 21:42, 13:40, 30:55] = torch.rand(21, 27, 25) + 0.1
+    image.meta |= {"original_affine": np.eye(4), "spatial_shape": np.array((70, 81, 60))}
+    computed = []
+
+    def counted(self: Views, part: torch.Tensor, networks: Any) -> Any:
+        computed.append(part[0, 0].numel())
+        return views_stream(self, part, networks)
+
+    views_stream = Views.stream
+    monkeypatch.setattr(Views, "stream", counted)
+    whole, body = (
+        RestoringSlidingWindowInferer(roi_size=(8, 8, 8), streaming=True, flip_axes=flip_axes, skip_below=air)(
+            image, model
+        )
+        for air in (None, 0.0)
+    )
+
+    assert computed[1] < 0.35 * computed[0]
+    in_body = (slice(None), slice(None), slice(21, 42), slice(13, 40), slice(30, 55))
+    assert (whole[in_body] == body[in_body]).float().mean() > 0.999
+    assert len(whole[in_body].unique()) > 1
 
 
 def test_a_network_that_cannot_be_streamed_and_an_image_mirrored_everywhere_get_windows() -> None:

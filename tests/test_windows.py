@@ -12,7 +12,7 @@ from monai.inferers import sliding_window_inference
 from pipeline.errors import BundleError, InputError, UsageError
 from pipeline.inference.memory import MemoryModel, available_bytes, check, enlarged, measure, narrowest
 from pipeline.inference.scores import ScoreKind
-from pipeline.inference.windows import Predictor, WindowPlan, body_box, sweep
+from pipeline.inference.windows import Predictor, WindowPlan, body_box, sweep, widened, with_margin
 from pipeline.networks.describe import LiveMemory
 
 AIR = -1.0
@@ -96,24 +96,35 @@ def test_windows_of_air_are_not_run_and_all_else_stays(plan: WindowPlan, is_aver
 
 
 @settings(max_examples=60, deadline=None)
-@given(SIZE, SIZE, st.integers(0, 2**31), st.floats(0, 0.1))
-def test_the_body_box_holds_the_body_and_a_window(size: Any, window: Any, seed: int, part: float) -> None:
+@given(SIZE, SIZE, st.integers(0, 2**31), st.floats(0, 0.1), st.integers(0, 9))
+def test_the_body_box_holds_the_body_and_is_as_large_as_asked(
+    size: Any, other: Any, seed: int, part: float, margin: int
+) -> None:
     image = torch.full((1, 2, *size), AIR)
     is_body = torch.rand(image.shape, generator=torch.Generator().manual_seed(seed)) < part
     image[is_body] = 3
 
-    box = body_box(image, AIR, window)
+    box = body_box(image, AIR)
 
     if not is_body.any():
         assert box is None
         return
     assert box is not None
-    assert (image[(slice(None), slice(None), *box)] > AIR).sum() == is_body.sum()
     hits = is_body.any(dim=1)[0].nonzero()
-    for axis, span in enumerate(box):
-        extent = int(hits[:, axis].max() - hits[:, axis].min()) + 1
-        assert 0 <= span.start < span.stop <= size[axis]
-        assert span.stop - span.start == max(extent, min(window[axis], size[axis]))
+    assert [span.start for span in box] == hits.amin(dim=0).tolist()
+    assert [span.stop - 1 for span in box] == hits.amax(dim=0).tolist()
+    padded, both_ways = (with_margin(box, size, margin, other, mirrored) for mirrored in ((), (0, 1, 2)))
+    for body, wide, far, mirrored, n, step in zip(
+        box, widened(box, size, other), padded, both_ways, size, other, strict=True
+    ):
+        assert 0 <= wide.start <= body.start < body.stop <= wide.stop <= n
+        assert wide.stop - wide.start == max(body.stop - body.start, min(step, n))
+        assert 0 <= far.start <= max(0, body.start - margin) < min(n, body.stop + margin) <= far.stop <= n
+        assert far.start % step == 0
+        assert far.stop - far.start > step or far.stop == n
+        assert mirrored.start == far.start
+        assert far.stop <= mirrored.stop <= n
+        assert (n - mirrored.stop) % step == 0
 
 
 def test_scores_of_few_slices_are_held_however_long_the_volume() -> None:

@@ -83,7 +83,9 @@ class Folding:
             stride = streamed_first(tuple(int(step) for step in up.scale), self.axis)
             return LinearUpsampling(stride, self._convolution(up.project, slope=1))
         weight, bias = _folded(up.project)
-        return TransposedUpsampling(self._laid_out(weight), bias.to(self.dtype))
+        streamed = weight.movedim(2 + self.axis, 2)  # (in, out, slices, rows, columns)
+        rows = streamed.permute(2, 3, 4, 1, 0).flatten(2, 3).to(self.dtype).contiguous()
+        return TransposedUpsampling(rows, bias.repeat(streamed.shape[4]).to(self.dtype), len(bias))
 
     def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
         streamed = weight.movedim(2 + self.axis, 2).to(self.dtype)

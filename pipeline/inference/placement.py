@@ -81,7 +81,7 @@ class Placement(Protocol):
         ...
 
     def zeros(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return arrays (count, I, J, K) on the source grid, in the memory layout that is filled fastest."""
+        """Return arrays (count, I, J, K) on the source grid, each in the order of a NIfTI file: I runs fastest."""
         ...
 
     def view(self, result: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -132,6 +132,10 @@ class _Line:
     is_between: bool
 
 
+def _in_file_order(count: int, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.zeros((count, *reversed(shape)), dtype).transpose(0, 3, 2, 1)
+
+
 def _line(position: Positions, size: int) -> _Line:
     nearest = np.rint(position)
     snapped = np.where(np.abs(position - nearest) < SNAP_VOX, nearest, position)
@@ -162,8 +166,7 @@ class _Parallel:
         return self.lines[0].is_between, self.lines[1].is_between, self.lines[2].is_between
 
     def zeros(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        swept = np.zeros((count, *(self.shape[axis] for axis in self.source_axes)), dtype)
-        return swept.transpose(0, *(1 + self.source_axes.index(axis) for axis in range(3)))
+        return _in_file_order(count, self.shape, dtype)
 
     def view(self, result: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return result.transpose(self.source_axes)
@@ -208,7 +211,7 @@ class _Oblique:
         self.size, self.shape = size, shape
         self.is_between = (size[0] > 1, size[1] > 1, size[2] > 1)
         self.along = int(np.abs(to_swept[0, :3]).argmax())
-        strides = np.array((shape[1] * shape[2], shape[2], 1))
+        strides = np.array((1, shape[0], shape[0] * shape[1]))
         across = [axis for axis in range(3) if axis != self.along]
         grid = np.indices([shape[axis] for axis in across]).reshape(2, -1)
         self.start = to_swept[:3, across] @ grid + to_swept[:3, 3:]  # swept position of each column's voxel 0
@@ -217,10 +220,10 @@ class _Oblique:
         self.stride = int(strides[self.along])
 
     def zeros(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        return np.zeros((count, *self.shape), dtype)
+        return _in_file_order(count, self.shape, dtype)
 
     def view(self, result: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return result.reshape(-1)
+        return result.T.reshape(-1)
 
     def voxels_per_slice(self) -> float:
         return float(min(math.prod(self.shape) / self.size[0], self.flat.size / abs(self.step[0])))

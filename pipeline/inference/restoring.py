@@ -30,11 +30,14 @@ class Restored:
         labels: (I, J, K) uint8, int32 where a label above 255 is possible.
         probabilities: (asked, I, J, K) float32; 0 outside the network grid.
         entropy: (I, J, K) float32, bits; None if not asked for.
+        confidence: (labels,) float32, the mean probability of each label over the voxels of the network grid that have
+            it; NaN for the background and for labels that no voxel has.
     """
 
     labels: npt.NDArray[Any]
     probabilities: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32] | None
+    confidence: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Restorer:
         self._placement = place(network, source, axis)
         self._labels: npt.NDArray[Any] | None = None
         self._maps = self._placement.zeros(len(self.maps), np.float32)
+        self._certainty: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] = (np.zeros(0), np.zeros(0, np.int64))
         self._known = 0
         self._kept: tuple[Scores, Codes] | None = None
 
@@ -104,6 +108,7 @@ class Restorer:
         self._expect(len(values))
         codes = self.kind.codes(values)
         self._known += len(codes)
+        self._count(values, codes)
         if self._kept is not None:
             kept, kept_codes = self._kept
             self._restore_block((kept, values[:, :1]), np.concatenate((kept_codes, codes[:1])), start - 1)
@@ -119,7 +124,11 @@ class Restorer:
         if self._labels is None or self._left():
             raise UsageError(f"slices {self._known} to {self.slices - 1} were not pushed; the result is not whole.")
         count = len(self.maps.classes)
-        return Restored(self._labels, self._maps[:count], self._maps[count] if self.maps.has_entropy else None)
+        sums, counts = self._certainty
+        confidence = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+        confidence[0] = np.nan
+        entropy_bits = self._maps[count] if self.maps.has_entropy else None
+        return Restored(self._labels, self._maps[:count], entropy_bits, confidence)
 
     def _left(self) -> int:
         return self.slices - self._known
@@ -129,6 +138,17 @@ class Restorer:
             self.kind.check_channels(channels)
             check_classes(self.maps.classes, channels)
             self._labels = self._placement.zeros(1, self.kind.label_type(channels))[0]
+            labels = 1 + self.kind.highest_label(channels)
+            self._certainty = np.zeros(labels), np.zeros(labels, np.int64)
+
+    def _count(self, scores: Scores, codes: Codes) -> None:
+        """Add up how certain the structures are; the background has most voxels and tells nothing."""
+        flat = np.flatnonzero(codes)
+        step = max(1, BLOCK_SCORES // (4 * len(scores)))
+        for first in range(0, len(flat), step):
+            part = flat[first : first + step]
+            sums, counts = self.kind.certainty(_columns(scores, part), codes.reshape(-1)[part])
+            self._certainty = self._certainty[0] + sums, self._certainty[1] + counts
 
     def _restore(self, scores: Scores, codes: Codes, start: int) -> None:
         """Restore the voxels between the slices of a slab, block by block."""
@@ -169,7 +189,7 @@ def nothing(source: Grid, maps: Maps) -> Restored:
     """Return the result for an image in which nothing can be: background, and no probability."""
     entropy_bits = np.zeros(source.shape, np.float32) if maps.has_entropy else None
     probabilities = np.zeros((len(maps.classes), *source.shape), np.float32)
-    return Restored(np.zeros(source.shape, np.uint8), probabilities, entropy_bits)
+    return Restored(np.zeros(source.shape, np.uint8), probabilities, entropy_bits, np.full(1, np.nan, np.float32))
 
 
 class _Block:

@@ -64,7 +64,11 @@ class ScoreKind:
 
     def label_type(self, channels: int) -> npt.DTypeLike:
         """Return the integer type of labels: uint8 up to 255, else int32, which PyTorch can index and save."""
-        return np.uint8 if (channels - 1 if self.regions is None else max(self.regions)) < 256 else np.int32
+        return np.uint8 if self.highest_label(channels) < 256 else np.int32
+
+    def highest_label(self, channels: int) -> int:
+        """Return the highest label that can be."""
+        return channels - 1 if self.regions is None else max(self.regions)
 
     def background(self, channels: int) -> Scores:
         """Return the scores (channels,) of a voxel in which nothing is."""
@@ -140,6 +144,27 @@ class ScoreKind:
         exponentials = np.exp(scores - scores.max(axis=0))
         exponentials /= exponentials.sum(axis=0)
         return exponentials
+
+    def certainty(self, scores: Scores, codes: Codes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Return, for each label, the sum of its probability over the voxels that have it, and how many have it.
+
+        Args:
+            scores: (classes, N).
+            codes: (N,).
+
+        Returns:
+            Two arrays (labels,), from the background to the highest label.
+        """
+        probabilities, size = self.probabilities(scores), 1 + self.highest_label(len(scores))
+        if self.regions is None:
+            chosen = probabilities[codes, np.arange(len(codes))]
+            return np.bincount(codes, chosen, size).astype(np.float64), np.bincount(codes, minlength=size)
+        sums, counts = np.zeros(size), np.zeros(size, np.int64)
+        for bit, (label, region) in enumerate(zip(self.regions, probabilities, strict=True)):
+            has_it = (codes & (1 << bit)) != 0
+            sums[label] += region[has_it].sum(dtype=np.float64)
+            counts[label] += np.count_nonzero(has_it)
+        return sums, counts
 
     def codes_of(self, probabilities: Scores) -> Codes:
         """Decide from interpolated probabilities (classes, N)."""

@@ -28,8 +28,8 @@ from pipeline.networks.attention_unet import AttentionUNet, DecoderLevel
 from pipeline.networks.blocks import DoubleConv
 from pipeline.networks.describe import LiveMemory
 
-CHUNK = 16
-"""Slices taken in at a time; 8 to 16 are fastest, more cost memory and gain nothing."""
+CHUNK = 8
+"""Slices taken in at a time; 8 to 16 are fastest, and 8 takes a quarter less memory."""
 
 LOGITS_BYTES = 2**26
 """Logits come in slabs of at most this size, or of one slice where that is larger."""
@@ -63,6 +63,15 @@ def obstacles(network: nn.Module) -> list[str]:
 def can_stream(network: nn.Module) -> bool:
     """Return whether `stream` gives what the network gives; `obstacles` says why not."""
     return not obstacles(network)
+
+
+def reduction(network: AttentionUNet) -> Size:
+    """Return how many voxels along each axis become one at the deepest level.
+
+    A part of a volume that begins at a multiple of these meets the strides of the network as the whole does.
+    """
+    i, j, k = (math.prod(steps) for steps in zip(*network.strides, strict=True))
+    return i, j, k
 
 
 def stream(

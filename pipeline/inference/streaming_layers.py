@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import starmap, tee
+from itertools import product, starmap, tee
 
 import torch
 from torch.nn import functional as F
@@ -72,10 +72,12 @@ class Convolution:
         x = _as_image(window)
         padding = [0, REACH, REACH]
         if HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32:
-            # conv3d would take a slow path for many windows of one volume (`use_mkldnn` in ATen's Convolution.cpp)
-            y = torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, [1, 1, 1], 1)
-        else:
-            y = F.conv3d(x, self.weight, self.bias, self.stride, padding)
+            # conv3d would take a slow path for many windows of one volume (`use_mkldnn` in ATen's Convolution.cpp);
+            # this is what `torch.compile` calls, which brings the activation along
+            activation = ("none", [], "") if self.slope == 1 else ("leaky_relu", [self.slope], "")
+            fused = torch.ops.mkldnn._convolution_pointwise  # noqa: SLF001  # the only name it has
+            return _as_slab(fused(x, self.weight, self.bias, padding, self.stride, [1, 1, 1], 1, *activation))
+        y = F.conv3d(x, self.weight, self.bias, self.stride, padding)
         return _as_slab(y if self.slope == 1 else F.leaky_relu_(y, self.slope))
 
 
@@ -94,30 +96,34 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class TransposedUpsampling:
-    """Transposed convolution whose kernel is its stride: every slice becomes `stride` slices of its own.
+    """Transposed convolution whose kernel is its stride: every voxel becomes a block of its own, by one product a row.
 
     Args:
-        weight: (in, out, *stride), channels last.
-        bias: (out,).
+        rows: (stride of slices, stride of rows, stride of columns * out, in), what each row of its block gets.
+        bias: (stride of columns * out,).
+        channels: out.
     """
 
-    weight: torch.Tensor
+    rows: torch.Tensor
     bias: torch.Tensor
+    channels: int
 
     @property
     def factor(self) -> int:
         """Return how many slices one slice becomes."""
-        return self.weight.shape[2]
+        return self.rows.shape[0]
 
     def run(self, deep: Iterator[Slab], _deep_size: Size, _buffers: Buffers) -> Iterator[Slab]:
         """Yield (n, stride * h, stride * w, out), `stride * deep_size[0]` slices in total."""
         return map(self._enlarged, deep)
 
     def _enlarged(self, slab: Slab) -> Slab:
-        # slices stand alone here: as a batch they avoid the slow path that one small volume would take
-        slices = slab[:, None].permute(0, 4, 1, 2, 3)  # (n, in, 1, h, w)
-        enlarged = F.conv_transpose3d(slices, self.weight, self.bias, self.weight.shape[2:])
-        return enlarged.permute(0, 2, 3, 4, 1).flatten(0, 1)
+        n, h, w, _ = slab.shape
+        slices, rows = self.rows.shape[:2]
+        enlarged = slab.new_empty(n, slices, h, rows, w, len(self.bias))
+        for index in product(range(slices), range(rows)):
+            enlarged[:, index[0], :, index[1]] = F.linear(slab, self.rows[index], self.bias)
+        return enlarged.view(n * slices, h * rows, -1, self.channels)
 
 
 @dataclass(frozen=True, eq=False)

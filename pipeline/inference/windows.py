@@ -1,7 +1,7 @@
 """Run a network window by window along one axis, and give away each slice as soon as no later window touches it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -141,13 +141,12 @@ def sweep(
             yield from blend.finished(following)
 
 
-def body_box(image: torch.Tensor, skip_below: float, window_vox: Shape) -> Box | None:
-    """Return the smallest box with all voxels above a value, widened to a window where the grid has room for one.
+def body_box(image: torch.Tensor, skip_below: float) -> Box | None:
+    """Return the smallest box with all voxels above a value.
 
     Args:
         image: (1, C, i, j, k).
         skip_below: voxels up to this value are air.
-        window_vox: what the box should at least hold.
 
     Returns:
         Slices of the three axes; None if there is nothing but air.
@@ -161,13 +160,31 @@ def body_box(image: torch.Tensor, skip_below: float, window_vox: Shape) -> Box |
         occupied[2] |= plane.any(dim=0)
     if not occupied[0].any():
         return None
+    hits = [line.nonzero() for line in occupied]
+    spans = [slice(int(found[0]), int(found[-1]) + 1) for found in hits]
+    return spans[0], spans[1], spans[2]
+
+
+def widened(box: Box, size: Shape, window_vox: Shape) -> Box:
+    """Return a box with room for a window, as far as the grid has it."""
     spans = []
-    for line, n, window in zip(occupied, size, window_vox, strict=True):
-        hits = line.nonzero()
-        low, high = int(hits[0]), int(hits[-1]) + 1
-        length = min(n, max(high - low, window))
-        start = min(max(0, low - (length - (high - low)) // 2), n - length)
+    for span, n, window in zip(box, size, window_vox, strict=True):
+        length = min(n, max(span.stop - span.start, window))
+        start = min(max(0, span.start - (length - (span.stop - span.start)) // 2), n - length)
         spans.append(slice(start, start + length))
+    return spans[0], spans[1], spans[2]
+
+
+def with_margin(box: Box, size: Shape, margin_vox: int, multiples: Shape, mirrored: Collection[int] = ()) -> Box:
+    """Return a box with a margin, beginning at a multiple of a step along each axis and longer than the step.
+
+    Where the grid ends, so does the box. Along mirrored axes it also ends a multiple of the step before the grid.
+    """
+    spans = []
+    for axis, (span, n, step) in enumerate(zip(box, size, multiples, strict=True)):
+        start = max(0, span.start - margin_vox) // step * step
+        stop = min(n, max(span.stop + margin_vox, start + step + 1))
+        spans.append(slice(start, n - (n - stop) // step * step if axis in mirrored else stop))
     return spans[0], spans[1], spans[2]
 
 
