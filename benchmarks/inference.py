@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.inference_chains import CLOCKS, CONTENDERS
-from benchmarks.inference_phantom import NETWORK_MM, SOURCE_MM, trained, volume
+from benchmarks.inference_phantom import trained, volume
 from benchmarks.inference_plot import draw
 from benchmarks.inference_speed import fastest_rate, network_gflop, probe_gflops
 from pipeline.inference.runtime import keep_large_buffers
@@ -55,13 +55,6 @@ class Job:
         """Return what image (int16) and result (uint8) take by themselves."""
         return 3 * self.plane_vox**2 * self.slices / MIB
 
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """Return the voxels of the network grid."""
-        source = (self.plane_vox, self.plane_vox, self.slices)
-        i, j, k = (round((n - 1) * mm / NETWORK_MM) + 1 for n, mm in zip(source, SOURCE_MM, strict=True))
-        return i, j, k
-
     def result_of(self, contender: str) -> Path:
         """Return the label map that a contender writes."""
         way = f"{contender}-{self.slices}-{self.classes}" + ("" if contender == "reference" else f"-{self.overlap}")
@@ -76,6 +69,7 @@ class Runs:
     peaks_mib: list[dict[str, float]] = field(default_factory=list)
     libraries_mib: list[float] = field(default_factory=list)
     probes_gflops: list[float] = field(default_factory=list)
+    streamed_vox: tuple[int, ...] = ()
 
     def run(self, contender: str, job: Job) -> None:
         """Run once more."""
@@ -90,6 +84,7 @@ class Runs:
         self.seconds.append(taken["seconds"])
         self.peaks_mib.append(taken["peaks_mib"])
         self.libraries_mib.append(taken["libraries_mib"])
+        self.streamed_vox = tuple(taken["streamed_vox"])
         print(f"{contender}, {job.slices} slices: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
 
     def median_s(self, stage: str) -> float:
@@ -133,7 +128,7 @@ def compare(job: Job, contenders: list[str], repeats: int) -> dict[str, Runs]:
     print_times(job, runs)
     print_agreement(job, contenders)
     if "streaming" in runs:
-        print_roofline(job, runs["streaming"].median_s("network"))
+        print_roofline(job, runs["streaming"])
     return runs
 
 
@@ -163,13 +158,14 @@ def print_agreement(job: Job, contenders: list[str]) -> None:
         print(f"| {CONTENDERS[name].title} | {cells} | {truth:.3f} |")
 
 
-def print_roofline(job: Job, network_s: float) -> None:
+def print_roofline(job: Job, run: Runs) -> None:
     """Print the time of the network against that of its operations at the machine's best rate."""
-    gflop, (gflops, where) = network_gflop(job.network_shape, job.classes), fastest_rate(CLOCKS[job.clock])
+    network_s = run.median_s("network")
+    gflop, (gflops, where) = network_gflop(run.streamed_vox, job.classes), fastest_rate(CLOCKS[job.clock])
     print(
-        f"\nThe network needs {gflop:.0f} GFLOP on {job.network_shape} voxels; the fastest convolution ({where}) ran "
-        f"at {gflops:.0f} GFLOP/s, so that {gflop / gflops:.2f} s are the least. Streaming took {network_s:.2f} s, "
-        f"{network_s * gflops / gflop:.2f} times as long, at {gflop / network_s:.0f} GFLOP/s."
+        f"\nThe network needs {gflop:.0f} GFLOP on the {run.streamed_vox} voxels of the body; the fastest convolution "
+        f"({where}) ran at {gflops:.0f} GFLOP/s, so that {gflop / gflops:.2f} s are the least. Streaming took "
+        f"{network_s:.2f} s, {network_s * gflops / gflop:.2f} times as long, at {gflop / network_s:.0f} GFLOP/s."
     )
 
 

@@ -33,6 +33,7 @@ from pipeline.cases import Case, read_case
 from pipeline.inference.restoring import Restorer
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
+from pipeline.inference.views import Views
 from pipeline.labels import LabelTable
 from pipeline.monai_io import VolumeReader
 from pipeline.segment import Options, segment
@@ -53,12 +54,14 @@ class Stopwatch:
         seconds: by stage.
         peaks_mib: resident memory at its highest, by stage; Linux.
         running: stages that have begun, outermost first.
+        streamed_vox: (i, j, k) of what was streamed, without the air around the body.
     """
 
     now_s: Callable[[], float]
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_mib: dict[str, float] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
+    streamed_vox: list[int] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -85,6 +88,15 @@ class Stopwatch:
         def run(*args: Any, **kwargs: Any) -> Any:
             with self.stage(name):
                 return function(*args, **kwargs)
+
+        return run
+
+    def noted(self, stream: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `Views.stream`, noting what it is given."""
+
+        def run(views: Views, image: torch.Tensor, *args: Any) -> Any:
+            self.streamed_vox[:] = image.shape[2:]
+            return stream(views, image, *args)
 
         return run
 
@@ -126,6 +138,7 @@ def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: An
         watch.stage("write"),  # and what else there is
         patch("pipeline.segment.read_case", watch.measured("read", read_case)),
         patch.object(Restorer, "push", watch.measured("restore", Restorer.push)),
+        patch.object(Views, "stream", watch.noted(Views.stream)),
     ):
         report = segment(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
     if report.status is not CaseStatus.DONE:
@@ -249,7 +262,8 @@ def main() -> None:
     else:
         stock(asked.image, asked.out, net, watch, overlap=asked.overlap)
     seconds = watch.seconds | {"total": sum(watch.seconds.values())}
-    print(json.dumps({"seconds": seconds, "peaks_mib": watch.peaks_mib, "libraries_mib": before_mib}))
+    taken = {"seconds": seconds, "peaks_mib": watch.peaks_mib, "libraries_mib": before_mib}
+    print(json.dumps(taken | {"streamed_vox": watch.streamed_vox}))
 
 
 if __name__ == "__main__":
