@@ -41,6 +41,9 @@ from pipeline.transforms import ResampleToSpacingd, WindowHUd
 
 WINDOW = (96, 96, 96)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+SETTINGS = {"skip_below": 0.0, "window": "largest", "max_memory": 2**31}
+"""Of our inferer; the last two matter to windows."""
+
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """Environment in which glibc keeps freed buffers, for programs that do not ask it to."""
 
@@ -256,7 +259,7 @@ def main() -> None:
     net, watch = network(contender.network, asked.classes, weights), Stopwatch(CLOCKS[asked.clock])
     before_mib = resident_mib("VmRSS")
     if contender.is_ours:
-        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, streaming=contender.streaming, skip_below=0.0)
+        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, streaming=contender.streaming, **SETTINGS)
     elif asked.contender == "reference":
         whole(asked.image, asked.out, net, watch)
     else:

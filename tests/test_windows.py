@@ -96,9 +96,9 @@ def test_windows_of_air_are_not_run_and_all_else_stays(plan: WindowPlan, is_aver
 
 
 @settings(max_examples=60, deadline=None)
-@given(SIZE, SIZE, st.integers(0, 2**31), st.floats(0, 0.1), st.integers(0, 9))
+@given(SIZE, SIZE, SIZE, st.integers(0, 2**31), st.floats(0, 0.1), st.integers(0, 9))
 def test_the_body_box_holds_the_body_and_is_as_large_as_asked(
-    size: Any, other: Any, seed: int, part: float, margin: int
+    size: Any, window: Any, other: Any, seed: int, part: float, margin: int
 ) -> None:
     image = torch.full((1, 2, *size), AIR)
     is_body = torch.rand(image.shape, generator=torch.Generator().manual_seed(seed)) < part
@@ -114,11 +114,14 @@ def test_the_body_box_holds_the_body_and_is_as_large_as_asked(
     assert [span.start for span in box] == hits.amin(dim=0).tolist()
     assert [span.stop - 1 for span in box] == hits.amax(dim=0).tolist()
     padded, both_ways = (with_margin(box, size, margin, other, mirrored) for mirrored in ((), (0, 1, 2)))
-    for body, wide, far, mirrored, n, step in zip(
-        box, widened(box, size, other), padded, both_ways, size, other, strict=True
+    roomy = widened(padded, size, window, other)
+    for body, far, mirrored, wide, n, step, least in zip(
+        box, padded, both_ways, roomy, size, other, window, strict=True
     ):
-        assert 0 <= wide.start <= body.start < body.stop <= wide.stop <= n
-        assert wide.stop - wide.start == max(body.stop - body.start, min(step, n))
+        assert 0 <= wide.start <= far.start < far.stop <= wide.stop <= n
+        assert wide.stop - wide.start >= min(least, n)
+        assert wide.start % step == 0
+        assert (wide.stop - wide.start - least) % step == 0 or wide.stop > n - step
         assert 0 <= far.start <= max(0, body.start - margin) < min(n, body.stop + margin) <= far.stop <= n
         assert far.start % step == 0
         assert far.stop - far.start > step or far.stop == n

@@ -105,8 +105,8 @@ def enlarged(plan: WindowPlan, model: MemoryModel, max_bytes: int, multiple: int
         UsageError: even the windows of `plan` do not fit.
     """
     sizes = [
-        _sizes(size, window, plan.overlap, multiple)
-        for size, window in zip(plan.size_vox, plan.window_vox, strict=True)
+        _sizes(size, window, plan.overlap, (math.lcm(multiple, step), step))
+        for size, window, step in zip(plan.size_vox, plan.window_vox, plan.steps_vox, strict=True)
     ]
     best, fewest = check(plan, model, max_bytes), math.inf
     for i, j, k in product(*sizes):
@@ -117,10 +117,11 @@ def enlarged(plan: WindowPlan, model: MemoryModel, max_bytes: int, multiple: int
     return best
 
 
-def _sizes(size: int, smallest: int, overlap: float, multiple: int) -> list[int]:
+def _sizes(size: int, smallest: int, overlap: float, steps: tuple[int, int]) -> list[int]:
     """Return the smallest size for each possible number of windows along an axis, largest first."""
+    multiple, step = steps
     largest = max(smallest, math.ceil(size / multiple) * multiple)
-    of_count = {len(axis_starts(size, n, overlap)): n for n in range(largest, smallest - 1, -multiple)}
+    of_count = {len(axis_starts(size, n, overlap, step)): n for n in range(largest, smallest - 1, -multiple)}
     return sorted({*of_count.values(), smallest}, reverse=True)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
@@ -40,8 +41,8 @@ Networks = Network | Sequence[Network] | nn.ModuleList
 
 
 AIR_MARGIN_VOX = 8
-"""Air around the body that streaming keeps. Without any, 2 in 10,000 voxels get another label than from a pass over the
-whole volume, whose air is not the zeros of padding to the inner layers; with 4 it is 3 in a million, with 8 one."""
+"""Air around the body that streaming keeps. One voxel in a million then gets another label than for the whole volume,
+whose air is not the zeros that pad the inner layers; three with a margin of 4, and 200 without any."""
 
 STREAMING_RESERVE = 1.5
 """What glibc's allocator was seen to need at most for buffers of streaming, as a multiple of their size."""
@@ -52,6 +53,15 @@ class WindowSize(StrEnum):
 
     AS_TRAINED = "as_trained"
     LARGEST = "largest"
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where the part that is run lies on the network grid, where its result goes, and the steps between windows."""
+
+    grid: Grid
+    source: Grid
+    steps_vox: Shape
 
 
 class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
@@ -85,9 +95,9 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             to measure the network. None takes half of what is free where windows are enlarged, and checks nothing
             where they are not.
         skip_below: what lies outside the box of all voxels above this value becomes background without a run, e.g. 0
-            for an HU window that begins above air; None runs all. Streaming keeps a margin, and gives what it gives for
-            the whole volume but for single voxels. Windows are fitted to the box, so that they lie elsewhere than
-            without, and those of air alone are not run.
+            for an HU window that begins above air; None runs all. The box begins where the strides of the network do,
+            and streaming keeps a margin, so that it gives what it gives for the whole volume but for single voxels.
+            Windows of air alone are not run; a structure that reaches into air loses what lies in them.
         streaming: where the networks can be streamed (`streaming.obstacles`), pass the volume through them slice by
             slice instead: each voxel is computed once, with all of the volume around it, and the windows' overlap, size
             and blending play no part.
@@ -188,44 +198,55 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             channels_last=self.channels_last,
             regions=self.regions,
         )
-        streamed = networks if self.streaming and not (args or kwargs) else []
-        with torch.no_grad():
-            return self._restored(image, views, (grid, source), streamed)
-
-    def _restored(
-        self, image: torch.Tensor, views: Views, grids: tuple[Grid, Grid], streamed: Sequence[Network] | nn.ModuleList
-    ) -> Restored:
-        grid, source = grids
-        box = self._box(image, streamed)
+        box = self._box(image, networks)
         if box is None:
             return nothing(source, self.maps)
-        image, grid = image[(slice(None), slice(None), *box)], _cropped(grid, box)
-        if (prepared := self._prepared(streamed, grid.shape)) is not None:
-            restorer = Restorer(grid, source, prepared[0].axis, kind=views.kind, maps=self.maps)
+        streamed = networks if self.streaming and not (args or kwargs) else []
+        with torch.no_grad():
+            return self._restored(
+                image[(slice(None), slice(None), *box)],
+                views,
+                _Place(_cropped(grid, box), source, self._steps(networks)),
+                streamed,
+            )
+
+    def _restored(
+        self, image: torch.Tensor, views: Views, place: _Place, streamed: Sequence[Network] | nn.ModuleList
+    ) -> Restored:
+        if (prepared := self._prepared(streamed, place.grid.shape)) is not None:
+            restorer = Restorer(place.grid, place.source, prepared[0].axis, kind=views.kind, maps=self.maps)
             return restore(views.stream(image, prepared), restorer)
         if self.window is WindowSize.AS_TRAINED:
-            return self._swept(image, views, (grid, source), self.max_memory)
+            return self._swept(image, views, place, self.max_memory)
         limit = self.max_memory or available_bytes(image.device)
-        return with_less_memory(lambda most: self._swept(image, views, (grid, source), most), limit)
+        return with_less_memory(lambda most: self._swept(image, views, place, most), limit)
 
-    def _box(self, image: torch.Tensor, streamed: Sequence[Network] | nn.ModuleList) -> Box | None:
+    def _box(self, image: torch.Tensor, networks: Sequence[Network] | nn.ModuleList) -> Box | None:
         """Return the part of the network grid that is run; None if all is air."""
         i, j, k = size = (image.shape[2], image.shape[3], image.shape[4])
         if self.skip_below is None:
             return slice(0, i), slice(0, j), slice(0, k)
         body = body_box(image, self.skip_below)
-        if body is None or not self._all_stream(streamed):
-            return body and widened(body, size, self._clipped(size))
-        steps = reduction(cast("AttentionUNet", streamed[0]))
-        return with_margin(body, size, AIR_MARGIN_VOX, steps, self.flip_axes)
+        if body is None:
+            return None
+        steps = self._steps(networks)
+        if self._all_stream(networks):
+            return with_margin(body, size, AIR_MARGIN_VOX, steps, self.flip_axes)
+        return widened(with_margin(body, size, 0, steps), size, self._clipped(size), steps)
+
+    def _steps(self, networks: Sequence[Network] | nn.ModuleList) -> Shape:
+        """Return in what steps windows begin, so that all meet the strides of the network alike."""
+        if self.window is WindowSize.AS_TRAINED and self.skip_below is None:
+            return 1, 1, 1  # places of MONAI
+        step = self.window_multiple
+        return next((reduction(one) for one in networks if isinstance(one, AttentionUNet)), (step, step, step))
 
     def _all_stream(self, networks: Sequence[Network] | nn.ModuleList) -> bool:
         return len(networks) > 0 and all(self.streams(one) for one in networks)
 
-    def _swept(self, image: torch.Tensor, views: Views, grids: tuple[Grid, Grid], limit: int | None) -> Restored:
-        grid, source = grids
-        plan = self._plan(image, grid, views, limit)
-        restorer = Restorer(grid, source, plan.axis, kind=views.kind, maps=self.maps)
+    def _swept(self, image: torch.Tensor, views: Views, place: _Place, limit: int | None) -> Restored:
+        plan = self._plan(image, place, views, limit)
+        restorer = Restorer(place.grid, place.source, plan.axis, kind=views.kind, maps=self.maps)
         return restore(sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind), restorer)
 
     def streams(self, network: object) -> bool:
@@ -254,9 +275,12 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
                 return None
         return [StreamingNetwork(module, axis=axis, dtype=dtype) for module in modules]
 
-    def _plan(self, image: torch.Tensor, grid: Grid, views: Views, limit: int | None) -> WindowPlan:
-        window_vox = self._clipped(grid.shape)
-        plan = narrowest(WindowPlan(grid.shape, window_vox, self.overlap, mode=self.mode, batch=self.sw_batch_size))
+    def _plan(self, image: torch.Tensor, place: _Place, views: Views, limit: int | None) -> WindowPlan:
+        size, window_vox = place.grid.shape, self._clipped(place.grid.shape)
+        asked = WindowPlan(
+            size, window_vox, self.overlap, mode=self.mode, batch=self.sw_batch_size, steps_vox=place.steps_vox
+        )
+        plan = narrowest(asked)
         if limit is None:
             return plan
         model = measure(views, image, window_vox, self.window_multiple)

@@ -37,6 +37,8 @@ class WindowPlan:
         axis: the axis of the grid along which finished slices are given away.
         mode: weight of a window, falling to its border ("gaussian") or not ("constant").
         batch: windows for each call of the network.
+        steps_vox: along each axis a multiple of this lies between two windows, such as the strides of the network, so
+            that all windows meet them alike; 1 for MONAI's places.
 
     Raises:
         UsageError: a value out of its range.
@@ -48,6 +50,7 @@ class WindowPlan:
     axis: int = 2
     mode: str = "gaussian"
     batch: int = 1
+    steps_vox: Shape = (1, 1, 1)
 
     def __post_init__(self) -> None:
         if len(self.window_vox) != 3 or min(*self.size_vox, *self.window_vox, self.batch) < 1:
@@ -65,7 +68,8 @@ class WindowPlan:
     def starts(self) -> tuple[list[int], list[int], list[int]]:
         """Return where windows start along each axis of the grid; below 0 where they are larger than it."""
         i, j, k = (
-            axis_starts(size, window, self.overlap) for size, window in zip(self.size_vox, self.window_vox, strict=True)
+            axis_starts(size, window, self.overlap, step)
+            for size, window, step in zip(self.size_vox, self.window_vox, self.steps_vox, strict=True)
         )
         return i, j, k
 
@@ -81,15 +85,16 @@ class WindowPlan:
         return first, second
 
 
-def axis_starts(size: int, window: int, overlap: float) -> list[int]:
+def axis_starts(size: int, window: int, overlap: float, step: int = 1) -> list[int]:
     """Return the first voxel of each window along one axis.
 
     As MONAI places them (`_get_scan_interval` and `dense_patch_slices`), much faster, since a plan tries
-    thousands.
+    thousands. With a step, a multiple of it lies between two windows, but for the last, which ends with the grid; a
+    window larger than the grid starts with it.
     """
     if window >= size:
-        return [-((window - size) // 2)]
-    interval = max(1, int(window * (1 - overlap)))
+        return [-((window - size) // 2) if step == 1 else 0]
+    interval = max(step, int(window * (1 - overlap)) // step * step)
     count = math.ceil((size - window) / interval) + 1
     return [min(index * interval, size - window) for index in range(count)]
 
@@ -165,13 +170,17 @@ def body_box(image: torch.Tensor, skip_below: float) -> Box | None:
     return spans[0], spans[1], spans[2]
 
 
-def widened(box: Box, size: Shape, window_vox: Shape) -> Box:
-    """Return a box with room for a window, as far as the grid has it."""
+def widened(box: Box, size: Shape, window_vox: Shape, multiples: Shape) -> Box:
+    """Return a box with room for a window, as far as the grid has it.
+
+    It keeps its place in the steps of the network, and ends, where the grid allows, so that the last window does too.
+    """
     spans = []
-    for span, n, window in zip(box, size, window_vox, strict=True):
-        length = min(n, max(span.stop - span.start, window))
-        start = min(max(0, span.start - (length - (span.stop - span.start)) // 2), n - length)
-        spans.append(slice(start, start + length))
+    for span, n, window, step in zip(box, size, window_vox, multiples, strict=True):
+        stop = min(n, max(span.stop, span.start + window))
+        start = max(0, min(span.start, (stop - window) // step * step))
+        beyond = -(stop - start - window) % step
+        spans.append(slice(start, stop + beyond if stop + beyond <= n else stop))
     return spans[0], spans[1], spans[2]
 
 
