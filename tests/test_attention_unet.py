@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from torch.nn import functional as F
 
-from pipeline.networks import AttentionGate, AttentionUNet
-from pipeline.networks.blocks import Norm
+from pipeline.networks import AttentionGate, AttentionUNet, GatedLogits
+from pipeline.networks.blocks import DoubleConv, Norm
 
 TOLERANCE = 1e-5
 """Logits of two ways to run one network differ by rounding of float32 only."""
@@ -39,11 +39,14 @@ def loss_of(logits: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
 @settings(max_examples=15, deadline=None)
 @given(
     size=st.lists(st.integers(5, 21), min_size=2, max_size=3),
-    gating=st.sampled_from(["before", "inside"]),
-    upsampling=st.sampled_from(["transposed", "linear"]),
+    gating=st.sampled_from(["before", "inside", "coarse"]),
+    upsampling=st.sampled_from(["transposed", "linear", "aligned"]),
+    downsampling=st.sampled_from(["strided", "pooled"]),
 )
-def test_the_logits_have_the_size_of_any_image(size: list[int], gating: str, upsampling: str) -> None:
-    net = network(spatial_dims=len(size), gating=gating, upsampling=upsampling).eval()
+def test_the_logits_have_the_size_of_any_image(
+    size: list[int], gating: str, upsampling: str, downsampling: str
+) -> None:
+    net = network(spatial_dims=len(size), gating=gating, upsampling=upsampling, downsampling=downsampling).eval()
     with torch.no_grad():
         assert net(image(*size, batch=2)).shape == (2, 3, *size)
 
@@ -121,7 +124,16 @@ def test_a_smaller_gating_signal_is_projected_and_then_enlarged() -> None:
     torch.testing.assert_close(gate(x, g), torch.sigmoid(gate.psi(torch.relu(gate.w_x(x) + enlarged))))
 
 
-@pytest.mark.parametrize("gating", ["before", "inside"])
+def test_a_gate_with_a_stride_compares_at_the_size_of_the_gating_signal() -> None:
+    torch.manual_seed(0)
+    gate = AttentionGate(6, 5, 4, spatial_dims=3, stride=(2, 2, 1))
+    x, g = image(7, 6, 3, channels=6), image(4, 3, 3, channels=5)
+    thinned = gate.w_x[0].weight.flatten(1) @ x[:, :, ::2, ::2].flatten(2)
+    inner = torch.relu(gate.w_g(g) + thinned.reshape(1, 4, 4, 3, 3))
+    torch.testing.assert_close(gate(x, g), torch.sigmoid(gate.psi(inner)))
+
+
+@pytest.mark.parametrize("gating", ["before", "inside", "coarse"])
 def test_a_level_multiplies_its_skip_with_the_map_of_its_gate(gating: str) -> None:
     net = network(gating=gating).eval()
     x = image(9, 10, 11)
@@ -132,7 +144,8 @@ def test_a_level_multiplies_its_skip_with_the_map_of_its_gate(gating: str) -> No
         maps = net.attention_maps(x)
         for level, skip, alpha in zip(net.decoder, (second, first), maps[::-1], strict=True):
             enlarged = level.up(deep)[tuple(slice(n) for n in (1, 99, *skip.shape[2:]))]
-            deep = level.block(torch.cat((alpha * skip, enlarged), dim=1))
+            resized = F.interpolate(alpha, size=skip.shape[2:], mode="trilinear", align_corners=False)
+            deep = level.block(torch.cat((resized * skip, enlarged), dim=1))
         torch.testing.assert_close(net(x), net.heads[0](deep))
 
 
@@ -144,6 +157,22 @@ def test_attention_maps_are_finest_first_and_between_0_and_1(gating: str, gate_n
         maps = net.attention_maps(image(9, 10, 11, batch=2))
     assert [m.shape for m in maps] == [(2, 1, 9, 10, 11), (2, 1, 5, 5, 6)]
     assert all(((m >= 0) & (m <= 1)).all() and m.std() > 0 for m in maps)
+
+
+def test_coarse_gates_give_maps_at_the_size_of_the_level_below() -> None:
+    net = network(gating="coarse", channels=(4, 8, 16, 16), strides=[[1, 2, 2], 2, 2]).eval()
+    with torch.no_grad():
+        maps = net.attention_maps(image(9, 20, 21))
+    assert [m.shape[2:] for m in maps] == [(9, 10, 11), (5, 5, 6), (3, 3, 3)]
+    assert net.map_reductions() == [(1, 2, 2), (2, 4, 4), (4, 8, 8)]
+
+
+def test_the_finest_levels_can_go_without_a_gate() -> None:
+    net = network(channels=(4, 8, 16, 16), ungated_levels=1).eval()
+    assert [gate.w_x[0].in_channels for gate in net.gates] == [8, 16]
+    assert net.map_reductions() == [(2, 2, 2), (4, 4, 4)]
+    with torch.no_grad():
+        assert [m.shape[2:] for m in net.attention_maps(image(16, 16, 16))] == [(8, 8, 8), (4, 4, 4)]
 
 
 @pytest.mark.parametrize("gate_norm", list(Norm))
@@ -174,6 +203,24 @@ def test_the_gating_signal_is_the_enlarged_or_the_deeper_one(gating: str, channe
     assert [gate.w_g[0].in_channels for gate in network(gating=gating).gates] == channels
 
 
+def test_pooling_keeps_the_largest_voxel_of_each_block_and_of_an_odd_border() -> None:
+    net = network(downsampling="pooled").eval()
+    x = image(5, 4, 4)
+    pooled = F.max_pool3d(F.pad(x, (0, 0, 0, 0, 0, 1), value=-torch.inf), 2)
+    torch.testing.assert_close(net.encoder[1][0](x), pooled)
+    assert isinstance(net.encoder[0], DoubleConv)
+
+
+def test_aligned_up_sampling_keeps_the_corner_voxels() -> None:
+    up = network(upsampling="aligned").decoder[0].up
+    torch.nn.init.dirac_(up.project.weight)
+    x = image(3, 4, 5, channels=16)
+    enlarged = up(x)
+    assert enlarged.shape == (1, 8, 6, 8, 10)
+    for corner in itertools.product((0, -1), repeat=3):
+        torch.testing.assert_close(enlarged[0, :, *corner], x[0, :8, *corner])
+
+
 # --- training -----------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +231,22 @@ def test_deep_supervision_returns_a_list_while_training_and_a_tensor_after() -> 
     assert net.eval()(image(17, 12, 9)).shape == (1, 3, 17, 12, 9)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"gate_norm": "batch"}, {"dropout": 0.3, "norm": "none"}], ids=str)
+def test_attention_supervision_returns_the_maps_while_training_and_logits_after() -> None:
+    net = network(channels=(4, 8, 16, 16), deep_supervision=1, attention_supervision=True)
+    x = image(17, 12, 9)
+    output = net.train()(x)
+    assert isinstance(output, GatedLogits)
+    assert [level.shape for level in output.logits] == [(1, 3, 17, 12, 9), (1, 3, 9, 6, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(output.maps, net.attention_maps(x), strict=True))
+    assert len(output.maps) == 3
+    assert net.eval()(x).shape == (1, 3, 17, 12, 9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"gate_norm": "batch", "downsampling": "pooled"}, {"dropout": 0.3, "norm": "none", "gating": "coarse"}],
+    ids=str,
+)
 def test_checkpointing_changes_nothing_but_memory(arguments: dict[str, Any]) -> None:
     results = []
     for checkpointing in (False, True):
@@ -254,6 +316,9 @@ def test_a_config_of_plain_json_builds_the_network() -> None:
         ({"strides": ((2, 2), (2, 2))}, "one for each of 3 axes"),
         ({"gate_fraction": 0}, "gate_fraction lies above 0 and at most at 1, found 0"),
         ({"gate_fraction": 1.5}, "gate_fraction lies above 0 and at most at 1, found 1.5"),
+        ({"ungated_levels": 2}, "ungated_levels leaves at least one of 2 gates, found 2"),
+        ({"ungated_levels": -1}, "ungated_levels leaves at least one of 2 gates, found -1"),
+        ({"downsampling": "mean"}, "'mean' is not a valid Downsampling"),
         ({"norm": "layer"}, "'layer' is not a valid Norm"),
         ({"gate_norm": "layer"}, "'layer' is not a valid Norm"),
         ({"gating": "after"}, "'after' is not a valid Gating"),
@@ -272,7 +337,8 @@ def test_arguments_that_make_no_network_are_refused(arguments: dict[str, Any], m
 VARIANTS: Sequence[dict[str, Any]] = (
     {"gate_norm": "batch", "deep_supervision": 1},
     {"gating": "inside", "upsampling": "linear", "norm": "instance", "strides": ((1, 2, 2), (2, 2, 2))},
-    {"spatial_dims": 2, "norm": "group"},
+    {"spatial_dims": 2, "norm": "group", "attention": False},
+    {"gating": "coarse", "downsampling": "pooled", "upsampling": "aligned", "attention_supervision": True},
 )
 
 

@@ -4,11 +4,12 @@ import ctypes
 import ctypes.util
 import time
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 import torch
 from monai.inferers import SimpleInferer
 from torch import nn
+from torch.utils._pytree import tree_map
 
 PROBE_CHANNELS = 32
 PROBE_SIDE = 32
@@ -75,14 +76,12 @@ class MixedPrecisionInferer(SimpleInferer):  # type: ignore[misc]  # MONAI ships
             raise ValueError("MixedPrecisionInferer takes a decided precision; call choose_precision for 'auto'")
 
     def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Return the network's output, a tensor or a list of them, as float32."""
+        """Return the network's output, a tensor or any nesting of them, as float32."""
         is_reduced = self.precision is not Precision.FLOAT32
         dtype = getattr(torch, self.precision.value) if is_reduced else None
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=is_reduced):
             output = network(inputs, *args, **kwargs)
-        if isinstance(output, torch.Tensor):
-            return output.float()
-        return [cast("torch.Tensor", level).float() for level in output]
+        return tree_map(torch.Tensor.float, output)
 
 
 def _convolution_s(dtype: torch.dtype) -> float:

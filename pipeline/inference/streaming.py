@@ -24,8 +24,8 @@ from pipeline.errors import InputError, UsageError
 from pipeline.inference.folding import Folding, streamed_first
 from pipeline.inference.line_buffers import Buffers, SkipQueue, Slab, at_most
 from pipeline.inference.streaming_layers import Block, Size
-from pipeline.networks.attention_unet import AttentionUNet, DecoderLevel
-from pipeline.networks.blocks import DoubleConv
+from pipeline.networks.attention_unet import AttentionUNet, DecoderLevel, Gating
+from pipeline.networks.blocks import DoubleConv, PooledConv, Upsampling
 from pipeline.networks.describe import LiveMemory
 
 CHUNK = 8
@@ -55,6 +55,13 @@ def obstacles(network: nn.Module) -> list[str]:
         found.append(f"{network.spatial_dims} spatial dimensions, not 3")
     if any(module.training for module in network.modules()):
         found.append("training mode; call eval()")
+    if any(isinstance(block, PooledConv) for block in network.encoder):
+        found.append("max pooling")
+    levels = [cast("DecoderLevel", level) for level in network.decoder]
+    if any(level.up.mode is Upsampling.ALIGNED for level in levels):
+        found.append("aligned up-sampling, which depends on the size of the whole image")
+    if any(level.gate is not None and level.gating is Gating.COARSE for level in levels):
+        found.append("gates that compare at the coarser size")
     dependent = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
     norms = {type(module).__name__ for module in network.modules() if isinstance(module, dependent)}
     return found + [f"{name} depends on the whole image" for name in sorted(norms)]

@@ -1,6 +1,17 @@
 """Segmentation networks: plain `torch.nn.Module`s with JSON-plain constructor arguments."""
 
-from pipeline.networks.attention_unet import AttentionGate, AttentionUNet
+from pipeline.networks.attention_unet import AttentionGate, AttentionUNet, GatedLogits
 from pipeline.networks.describe import NetworkDescription, describe
+from pipeline.networks.guided_attention import GuidedAttentionNet, GuidedOutput
+from pipeline.networks.nonlocal_unet import NonLocalUNet
 
-__all__ = ["AttentionGate", "AttentionUNet", "NetworkDescription", "describe"]
+__all__ = [
+    "AttentionGate",
+    "AttentionUNet",
+    "GatedLogits",
+    "GuidedAttentionNet",
+    "GuidedOutput",
+    "NetworkDescription",
+    "NonLocalUNet",
+    "describe",
+]

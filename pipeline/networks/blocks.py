@@ -31,15 +31,34 @@ class Norm(StrEnum):
 
 
 class Upsampling(StrEnum):
-    """How a decoder level doubles its size: learnt, or linear interpolation followed by a convolution."""
+    """How a decoder level doubles its size: learnt, or linear interpolation followed by a convolution.
+
+    `aligned` interpolates between the centres of the corner voxels (PyTorch's `align_corners`); where a voxel lands
+    then depends on the size of the image.
+    """
 
     TRANSPOSED = "transposed"
     LINEAR = "linear"
+    ALIGNED = "aligned"
+
+
+class Downsampling(StrEnum):
+    """How an encoder level shrinks its input: its first convolution strides, or a max pooling stands before it."""
+
+    STRIDED = "strided"
+    POOLED = "pooled"
 
 
 def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     """Return the convolution class for 2 or 3 spatial dimensions."""
     return nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+
+
+def max_pool(spatial_dims: int, stride: Sequence[int]) -> nn.Module:
+    """Return a max pooling to `ceil(n / stride)` voxels per axis."""
+    step: Any = tuple(stride)  # as many as spatial dimensions
+    layer = nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d
+    return layer(kernel_size=step, stride=step, ceil_mode=True)
 
 
 def norm_layer(norm: Norm, channels: int, spatial_dims: int) -> nn.Module:
@@ -83,6 +102,25 @@ class DoubleConv(nn.Sequential):
         )
 
 
+class PooledConv(nn.Sequential):
+    """Max pooling by `stride` that keeps what is left over at an odd border, then a `DoubleConv`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: int,
+        norm: Norm,
+        stride: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__(
+            max_pool(spatial_dims, stride),
+            DoubleConv(in_channels, out_channels, spatial_dims=spatial_dims, norm=norm, dropout=dropout),
+        )
+
+
 class Upsample(nn.Module):
     """Enlarge by `stride` per axis: to `stride * n` voxels, which the caller crops to the skip connection."""
 
@@ -102,8 +140,9 @@ class Upsample(nn.Module):
 
     def forward(self, deep: torch.Tensor) -> torch.Tensor:
         """Return (B, out_channels, stride * i, stride * j[, stride * k])."""
-        if self.mode is Upsampling.LINEAR:
-            deep = F.interpolate(deep, scale_factor=self.scale, mode=self.interpolation, align_corners=False)
+        if self.mode is not Upsampling.TRANSPOSED:
+            aligned = self.mode is Upsampling.ALIGNED
+            deep = F.interpolate(deep, scale_factor=self.scale, mode=self.interpolation, align_corners=aligned)
         return cast("torch.Tensor", self.project(deep))
 
 
@@ -115,6 +154,27 @@ def crop_to(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return for each position of `query` the mean of `value`, weighted by the softmax of its products with `key`.
+
+    `scaled_dot_product_attention` without its scale, as in arXiv:1711.07971 (embedded Gaussian) and arXiv:1809.02983
+    (position attention). The fused kernels of CPUs and GPUs need memory for the positions, not for their square.
+
+    Args:
+        query: (B, c, i, j[, k]).
+        key: (B, c, l, m[, n]), of any spatial size; `c` at most as many channels as `value` has.
+        value: (B, C, l, m[, n]).
+
+    Returns:
+        (B, C, i, j[, k]).
+    """
+    lacking = value.shape[1] - query.shape[1]  # zeros change no product, and fused kernels want equal widths
+    q, k, v = (x.flatten(2).transpose(1, 2)[:, None].contiguous() for x in (query, key, value))
+    q, k = F.pad(q, (0, lacking)), F.pad(k, (0, lacking))  # (B, 1, positions, C), as `v`
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return mixed[:, 0].transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])
+
+
 def initialise(module: nn.Module) -> None:
     """Draw convolution weights as Kaiming normal (He 2015, arXiv:1502.01852) for the leaky slope; biases are zero."""
     for layer in module.modules():
@@ -124,7 +184,7 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> Any:
     """Run `module` without keeping its activations; the backward pass computes them again.
 
     The second pass leaves the running statistics of batch norms alone: otherwise each batch would count twice.
@@ -133,7 +193,7 @@ def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_frozen(module)
 
-    run = cast("Callable[..., torch.Tensor]", checkpoint)
+    run = cast("Callable[..., Any]", checkpoint)
     return run(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 

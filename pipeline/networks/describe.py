@@ -8,9 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # the only name it has
+"""What a CPU runs for `scaled_dot_product_attention`; the meta device would lay out the whole matrix of weights."""
+
+Shape = tuple[int, ...]
 
 OPTIMISER_COPIES = 4
 """Float32 copies of the parameters while training with Adam: weights, gradients, first and second moment."""
@@ -63,15 +70,15 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
     hooks = [block.register_forward_hook(_recorder(sizes, name)) for name, block in _blocks(model)]
     try:
         image = torch.empty(tuple(shape), device="meta")
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), _Fused(), FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
             model.eval()(image)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the network takes no image of shape {tuple(shape)}: {error}") from error
     for hook in hooks:
         hook.remove()
-    with torch.no_grad(), LiveMemory() as inference:
+    with torch.no_grad(), _Fused(), LiveMemory() as inference:
         model.eval()(image)
-    with LiveMemory() as training:
+    with _Fused(), LiveMemory() as training:
         outputs = model.train()(image)
         sum(output.sum() for output in tree_iter(outputs)).backward()
     weight_bytes = 4 * parameters
@@ -94,10 +101,32 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _recorder(sizes: list[tuple[str, tuple[int, ...]]], name: str) -> Callable[..., None]:
-    def record(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        sizes.append((name, tuple(output.shape)))
+    def record(_module: nn.Module, _inputs: object, output: object) -> None:
+        sizes.append((name, tuple(next(tensor for tensor in tree_iter(output) if tensor is not None).shape)))
 
     return record
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
+
+
+_FLOPS = {FUSED_ATTENTION: _attention_flops}
+
+
+class _Fused(TorchFunctionMode):
+    """Send attention to the kernel whose memory grows with the positions, not with their square."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],  # the signature is PyTorch's
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # whatever the function returns
+        if func is F.scaled_dot_product_attention:
+            return FUSED_ATTENTION(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
 
 
 class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
