@@ -1,5 +1,6 @@
 """Open, verify, seal and run MONAI bundles; the only door to `monai.bundle`."""
 
+import copy
 import difflib
 import functools
 import hashlib
@@ -12,21 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.data import MetaTensor
+from monai.transforms import CastToTyped, Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged
 from torch import nn
 
 from pipeline.dicom.choose import SeriesRule
 from pipeline.dicom.plausibility import Expected
 from pipeline.errors import BundleError, UsageError, VoxelgateError
 from pipeline.labels import LabelTable
+from pipeline.transforms import ResampleToSpacingd
 
 CHECKSUMS = "checksums.json"
 """File in a bundle with the SHA-256 of every file that is executed or loaded."""
 
-SEALED = ("configs/*.json", "models/*.pt", "plan.json")
+SEALED = ("configs/*.json", "models/*.pt", "plan.json", "fingerprint.json")
 WEIGHTS = "models/model.pt"
+FOLD_WEIGHTS = "models/fold_*.pt"
+"""Weights of the folds of a cross-validation, which can be averaged instead of using `WEIGHTS`."""
+
 UNREADABLE_WEIGHTS = (
     RuntimeError,
     OSError,
@@ -63,6 +70,9 @@ class Bundle:
         device: where the network runs.
         series_rule: which series of a DICOM study it wants.
         expected: what images it was trained on, if its metadata say so.
+        cleaning: labels (1, 1, I, J, K) from the inferer to labels without what cross-validation found to be mistakes;
+            the steps of `postprocessing` in `inference.json` before it saves.
+        channels: files of one image.
     """
 
     root: Path
@@ -76,19 +86,24 @@ class Bundle:
     device: torch.device
     series_rule: SeriesRule
     expected: Expected | None
+    cleaning: Callable[[MetaTensor], MetaTensor]
+    channels: int
 
 
 @functools.cache
-def open_bundle(root: Path, device: str | None = None) -> Bundle:
+def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = False) -> Bundle:
     """Verify a bundle and load its network; cached, so that a process opens each bundle once.
 
     Args:
         root: the bundle's folder.
         device: where to run instead of the device that its config chooses.
+        is_ensemble: take the networks of all folds, a `ModuleList` whose probabilities the inferer averages, with a
+            fingerprint of its own.
 
     Raises:
         UsageError: no such device.
-        BundleError: files are missing or altered, configs do not define what is needed, weights do not fit.
+        BundleError: files are missing or altered, configs do not define what is needed, weights do not fit, or there
+            are no weights of folds to average.
     """
     fingerprint = verify(root)
     metadata = read_metadata(root)
@@ -100,7 +115,11 @@ def open_bundle(root: Path, device: str | None = None) -> Bundle:
         raise BundleError(f"{root.name}: inference.json does not define {', '.join(missing)}")
     where = cast("torch.device", parser.get_parsed_content("device"))
     network = cast("nn.Module", parser.get_parsed_content("network_def"))
-    _load_weights(network, root)
+    if is_ensemble:
+        network = _ensemble(network, root)
+        fingerprint = hashlib.sha256(f"{fingerprint} ensemble".encode()).hexdigest()
+    else:
+        _load_weights(network, root / WEIGHTS)
     return Bundle(
         root=root,
         name=metadata["name"],
@@ -113,7 +132,34 @@ def open_bundle(root: Path, device: str | None = None) -> Bundle:
         device=where,
         series_rule=series_rule_of(root),
         expected=_expected(root),
+        cleaning=_cleaning(parser),
+        channels=int(metadata["network_data_format"].get("inputs", {}).get("image", {}).get("num_channels", 1)),
     )
+
+
+def _cleaning(parser: ConfigParser) -> Callable[[MetaTensor], MetaTensor]:
+    """Return what the steps before `SaveImaged` do to one label map."""
+    steps = parser.get_parsed_content("postprocessing") if "postprocessing" in parser.get() else None
+    transforms = list(steps.transforms) if isinstance(steps, Compose) else []
+    before = Compose(list(itertools.takewhile(lambda step: not isinstance(step, SaveImaged), transforms)))
+
+    def clean(labels: MetaTensor) -> MetaTensor:
+        if not before.transforms:
+            return labels
+        cleaned: MetaTensor = before({"pred": labels[0]})["pred"]
+        return cleaned[None].to(labels.dtype)
+
+    return clean
+
+
+def _ensemble(network: nn.Module, root: Path) -> nn.ModuleList:
+    paths = sorted(root.glob(FOLD_WEIGHTS))
+    if not paths:
+        raise BundleError(f"{root.name}: has no {FOLD_WEIGHTS} to average; train them (`voxelgate train --folds 5`)")
+    networks = nn.ModuleList(copy.deepcopy(network) for _ in paths)
+    for one, path in zip(networks, paths, strict=True):
+        _load_weights(one, path)
+    return networks
 
 
 def _after_reading(steps: object, root: Path) -> Compose:
@@ -121,8 +167,11 @@ def _after_reading(steps: object, root: Path) -> Compose:
     transforms = list(steps.transforms) if isinstance(steps, Compose) else []
     if not transforms or not isinstance(transforms[0], LoadImaged):
         raise BundleError(f"{root.name}: preprocessing in inference.json must be a Compose that starts with LoadImaged")
-    rest = itertools.dropwhile(lambda step: isinstance(step, LoadImaged | EnsureChannelFirstd), transforms)
-    return Compose(list(rest))
+    rest = list(itertools.dropwhile(lambda step: isinstance(step, LoadImaged | EnsureChannelFirstd), transforms))
+    turned = itertools.dropwhile(lambda step: isinstance(step, Orientationd), rest)
+    if isinstance(next(turned, None), ResampleToSpacingd):  # takes integers, a part of the volume at a time
+        return Compose(rest)
+    return Compose([CastToTyped("image", np.float32), *rest])  # as `LoadImaged` would
 
 
 def _known(device: str) -> str:
@@ -136,6 +185,11 @@ def _known(device: str) -> str:
 def is_bundle(path: Path) -> bool:
     """Return whether a folder looks like a bundle."""
     return (path / "configs" / "metadata.json").is_file()
+
+
+def is_sealed(root: Path) -> bool:
+    """Return whether a bundle's checksums were recorded, which is the last thing a training does."""
+    return (root / CHECKSUMS).is_file()
 
 
 def read_metadata(root: Path) -> dict[str, Any]:
@@ -292,13 +346,22 @@ def run_workflow(root: Path, configs: Sequence[str], overrides: Mapping[str, Any
     return workflow.parser
 
 
+def build(config: Mapping[str, Any]) -> Any:  # whatever the config describes
+    """Build what a piece of config describes, as a bundle's parser would.
+
+    >>> build({"_target_": "torch.nn.ReLU"})
+    ReLU()
+    """
+    return ConfigParser({"it": dict(config)}).get_parsed_content("it")
+
+
 def refuse_useless(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
     """Refuse overrides of ids that the config does not have, which MONAI would add and ignore, and of another type.
 
     Raises:
         UsageError: names the id and what may have been meant.
     """
-    known = _ids(config.get())
+    known = config_ids(config.get())
     for name in overrides:
         if name.replace("::", "#") not in known:
             near = difflib.get_close_matches(name, known, n=3)
@@ -335,7 +398,8 @@ def _config(root: Path, name: str) -> Path:
     return path
 
 
-def _ids(config: Any, prefix: str = "") -> set[str]:  # whatever JSON holds
+def config_ids(config: Any, prefix: str = "") -> set[str]:  # whatever JSON holds
+    """Return every id of a config, such as `train#dataloader#num_workers`."""
     if isinstance(config, Mapping):
         children: list[tuple[str, Any]] = [(str(key), value) for key, value in config.items()]
     elif isinstance(config, list):
@@ -344,19 +408,20 @@ def _ids(config: Any, prefix: str = "") -> set[str]:  # whatever JSON holds
         return set()
     found: set[str] = set()
     for key, value in children:
-        found |= {prefix + key} | _ids(value, f"{prefix}{key}#")
+        found |= {prefix + key} | config_ids(value, f"{prefix}{key}#")
     return found
 
 
-def _load_weights(network: nn.Module, root: Path) -> None:
-    path = root / WEIGHTS
+def _load_weights(network: nn.Module, path: Path) -> None:
+    root = path.parents[1]
+    name = path.relative_to(root).as_posix()
     if not path.is_file():
-        raise BundleError(f"{root.name}: {WEIGHTS} is missing; train the bundle first (`voxelgate train`)")
+        raise BundleError(f"{root.name}: {name} is missing; train the bundle first (`voxelgate train`)")
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     except UNREADABLE_WEIGHTS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"{root.name}: {WEIGHTS} does not fit the network of inference.json ({reason})") from error
+        raise BundleError(f"{root.name}: {name} does not fit the network of inference.json ({reason})") from error
 
 
 def _checksums(root: Path) -> dict[str, str]:

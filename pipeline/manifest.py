@@ -50,12 +50,13 @@ class Case:
 
     Args:
         case_id: name in reports and output files, unique in its manifest.
-        image: absolute path.
+        image: absolute path; of the first channel where the data set has several.
         label: absolute path, or None for a test case without one.
         subject: pseudonym of the person scanned.
         fold: cross-validation fold, or None where the data set has no folds.
         image_sha256: checksum of the image file, or None if the manifest gives none.
         label_sha256: checksum of the label file, or None if the manifest gives none.
+        further_channels: absolute paths of the second channel and those that follow.
     """
 
     case_id: str
@@ -65,11 +66,17 @@ class Case:
     fold: int | None
     image_sha256: str | None = None
     label_sha256: str | None = None
+    further_channels: tuple[Path, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Path, ...]:
+        """Return the files of the image, one for each channel."""
+        return (self.image, *self.further_channels)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return the image, and the label if there is one."""
-        return (self.image,) if self.label is None else (self.image, self.label)
+        """Return the files of the image, and the label if there is one."""
+        return self.channels if self.label is None else (*self.channels, self.label)
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,12 @@ class Manifest:
         data_root: absolute folder that holds every file.
         description: where the data come from and what to know of them.
         reference: publications to cite.
+        channel_names: what each channel of an image is, such as T1 and FLAIR.
 
     Raises:
-        ManifestError: a file outside of `data_root` or named twice, a case id used twice, a subject in two folds or in
-            training and test, folds that are incomplete or not 0, 1, 2, ...; all of them at once.
+        ManifestError: a file outside of `data_root` or named twice, a case id used twice, a case with more or fewer
+            files than channels, a subject in two folds or in training and test, folds that are incomplete or not
+            0, 1, 2, ...; all of them at once.
     """
 
     name: str
@@ -101,9 +110,11 @@ class Manifest:
     data_root: Path
     description: str = ""
     reference: str = ""
+    channel_names: tuple[str, ...] = ("image",)
 
     def __post_init__(self) -> None:
-        problems = [*_path_problems(self), *_case_id_problems(self), *_subject_problems(self), *_fold_problems(self)]
+        rules = (_path_problems, _channel_problems, _case_id_problems, _subject_problems, _fold_problems)
+        problems = [problem for rule in rules for problem in rule(self)]
         if problems:
             raise ManifestError(problems)
 
@@ -111,6 +122,11 @@ class Manifest:
     def folds(self) -> tuple[int, ...]:
         """Return the numbers of the folds, ascending; empty if the data set has none."""
         return tuple(sorted({case.fold for case in self.cases if case.fold is not None}))
+
+    @property
+    def channels(self) -> int:
+        """Return how many channels every image has."""
+        return len(self.channel_names)
 
     @property
     def all_cases(self) -> tuple[Case, ...]:
@@ -154,10 +170,16 @@ def from_document(document: object, data_root: Path) -> Manifest:
         labels = LabelTable.from_mapping(document["labels"])
     except ValueError as error:
         raise ManifestError([f"labels: {error}."]) from error
+    modality = document["modality"]
+    if list(modality) != [str(index) for index in range(len(modality))] or len(set(modality.values())) > 1:
+        raise ManifestError(["modality: channels are 0, 1, 2, ... in this order, and all CT or all MRI."])
+    names = document.get("channels", {key: "image" if len(modality) == 1 else f"channel {key}" for key in modality})
+    if names.keys() != modality.keys():
+        raise ManifestError([f"channels: expected a name for each of {', '.join(modality)}, as in modality."])
     root = data_root.resolve()
     return Manifest(
         name=document["name"],
-        modality=Modality(document["modality"]["0"]),
+        modality=Modality(modality["0"]),
         labels=labels,
         licence=document["licence"],
         cases=tuple(_case(row, root) for row in document["training"]),
@@ -165,13 +187,16 @@ def from_document(document: object, data_root: Path) -> Manifest:
         data_root=root,
         description=document.get("description", ""),
         reference=document.get("reference", ""),
+        channel_names=tuple(names[key] for key in modality),
     )
 
 
 def datalist(
     path: str | Path, *, data_root: str | Path | None = None, fold: int, part: str = Part.TRAINING
-) -> list[dict[str, str]]:
+) -> list[dict[str, str | list[str]]]:
     """Return the rows a bundle config hands to MONAI's `Dataset`: "image", "label", "case_id", "subject".
+
+    "image" is one path, or a list of them where images have several channels.
 
     Args:
         path: the manifest.
@@ -237,7 +262,8 @@ def _schema_errors(document: object) -> list[ValidationError]:
 
 
 def _case(row: Mapping[str, Any], root: Path) -> Case:
-    image = root / row["image"]
+    named = row["image"]
+    image, *further = (root / path for path in ([named] if isinstance(named, str) else named))
     checksums = row.get("sha256", {})
     return Case(
         case_id=row.get("case_id", volume_stem(image)),
@@ -247,6 +273,7 @@ def _case(row: Mapping[str, Any], root: Path) -> Case:
         fold=int(row["fold"]) if "fold" in row else None,
         image_sha256=checksums.get("image"),
         label_sha256=checksums.get("label"),
+        further_channels=tuple(further),
     )
 
 
@@ -258,6 +285,15 @@ def _path_problems(manifest: Manifest) -> Iterator[str]:
             yield f"{relative}: leaves the data root; paths are relative to it and have no '..'."
         if count > 1:
             yield f"{relative}: named {count} times; a file belongs to one case, as its image or its label."
+
+
+def _channel_problems(manifest: Manifest) -> Iterator[str]:
+    for case in manifest.all_cases:
+        if len(case.channels) != manifest.channels:
+            yield (
+                f"{manifest.relative(case.image)}: {len(case.channels)} files for an image of {manifest.channels} "
+                "channels; name one file for each channel of modality."
+            )
 
 
 def _case_id_problems(manifest: Manifest) -> Iterator[str]:
@@ -307,6 +343,7 @@ def _part_cases(manifest: Manifest, fold: int, part: Part) -> list[Case]:
     return [case for case in manifest.cases if (case.fold == validating) == (part is Part.VALIDATION)]
 
 
-def _datalist_row(case: Case) -> dict[str, str]:
-    row = {"image": str(case.image), "case_id": case.case_id, "subject": case.subject}
+def _datalist_row(case: Case) -> dict[str, str | list[str]]:
+    files = [str(path) for path in case.channels]
+    row = {"image": files if case.further_channels else files[0], "case_id": case.case_id, "subject": case.subject}
     return row if case.label is None else {**row, "label": str(case.label)}

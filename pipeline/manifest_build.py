@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,30 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
         raise ManifestError(problems)
     dealt = [{**row, "fold": fold_of[pair.case_id]} for row, pair in zip(rows, pairs, strict=True)]
     return {**document, "training": [{**row, "sha256": _checksums(row, root)} for row in dealt]}
+
+
+def leave_out(path: Path, case_ids: Collection[str]) -> dict[str, Any]:
+    """Return the document of a manifest without some of its cases.
+
+    Args:
+        path: of a manifest that `load` accepts.
+        case_ids: to leave out.
+
+    Raises:
+        UsageError: no labelled case would remain.
+    """
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in document["training"] if _case_id(row) not in case_ids]
+    if not rows:
+        raise UsageError(f"{path.name}: no case would remain; mend the files first.")
+    return document | {"training": rows}
+
+
+def with_folds(path: Path, folds: int) -> dict[str, Any]:
+    """Return the document of a manifest whose cases are dealt into folds anew, by subject."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    fold_of = assign_folds({_case_id(row): row["subject"] for row in document["training"]}, folds)
+    return document | {"training": [row | {"fold": fold_of[_case_id(row)]} for row in document["training"]]}
 
 
 def assign_folds(subject_of: Mapping[str, str], folds: int, seed: int = 0) -> dict[str, int]:
@@ -231,6 +255,11 @@ def _row(pair: Pair, root: Path, subject: str) -> dict[str, Any]:
     row = {"image": pair.image.relative_to(root).as_posix(), "label": pair.label.relative_to(root).as_posix()}
     named = {} if pair.case_id == volume_stem(pair.image) else {"case_id": pair.case_id}
     return {**named, **row, "subject": subject}
+
+
+def _case_id(row: Mapping[str, Any]) -> str:
+    image = row["image"] if isinstance(row["image"], str) else row["image"][0]
+    return str(row.get("case_id", volume_stem(Path(image))))
 
 
 def _checksums(row: Mapping[str, Any], root: Path) -> dict[str, str]:

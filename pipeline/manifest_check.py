@@ -30,13 +30,35 @@ MOST_VALUES_SHOWN = 5
 """Undeclared label values that a line names."""
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """Defects of one case, and the hash of its decoded image if that could be read."""
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """One case after its files were read.
+
+    Args:
+        case: the case.
+        problems: one line for each defect of its files.
+        channels: the image, one volume for each channel that could be read.
+        label: the label map, or None if there is none or it cannot be read.
+    """
 
     case: Case
     problems: tuple[str, ...]
-    content: bytes | None
+    channels: tuple[Volume, ...]
+    label: Volume | None
+
+    @property
+    def content(self) -> str:
+        """Return the hash of the decoded image, empty if it could not be read."""
+        return _content_hash([voxels for voxels, _ in self.channels]) if self.channels else ""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What remains of an inspected case: a few lines instead of its voxels."""
+
+    case: Case
+    problems: tuple[str, ...]
+    content: str
 
 
 def check(manifest: Manifest, *, progress: Progress | None = None) -> None:
@@ -83,14 +105,39 @@ def checksum(path: Path) -> str:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
-def _checked(case: Case, manifest: Manifest) -> _Checked:
-    name = manifest.relative(case.image)
-    image, problems = _read(case.image, case.image_sha256, name)
-    if image is not None:
-        problems += _image_problems(image[0], name)
+def inspect_case(case: Case, manifest: Manifest) -> Inspected:
+    """Read the files of one case and say what is wrong with them.
+
+    Args:
+        case: of the manifest.
+        manifest: says where files lie and what label values mean.
+    """
+    problems: list[str] = []
+    channels: list[Volume] = []
+    for path in case.channels:
+        name = manifest.relative(path)
+        volume, found = _read(path, case.image_sha256 if path == case.image else None, name)
+        problems += found
+        if volume is not None:
+            problems += _image_problems(volume[0], name) + _apart(volume, channels, name, manifest.relative(case.image))
+            channels.append(volume)
+    label: Volume | None = None
     if case.label is not None:
-        problems += _label_problems(case, case.label, image, manifest)
-    return _Checked(case, tuple(problems), None if image is None else _content_hash(image[0]))
+        label, found = _inspect_label(case, case.label, channels, manifest)
+        problems += found
+    return Inspected(case, tuple(problems), tuple(channels), label)
+
+
+def _checked(case: Case, manifest: Manifest) -> _Checked:
+    found = inspect_case(case, manifest)
+    return _Checked(case, found.problems, found.content)
+
+
+def _apart(volume: Volume, channels: Sequence[Volume], name: str, first: str) -> list[str]:
+    difference = channels[0][1].difference(volume[1]) if channels else None
+    if difference is None:
+        return []
+    return [f"{name}: on another grid than {first}: {difference}; resample the channels of a case to one grid."]
 
 
 def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, list[str]]:
@@ -107,16 +154,18 @@ def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, lis
         return None, [*problems, f"{name}: {reading_problem(error, path)}"]
 
 
-def _label_problems(case: Case, path: Path, image: Volume | None, manifest: Manifest) -> list[str]:
+def _inspect_label(
+    case: Case, path: Path, channels: Sequence[Volume], manifest: Manifest
+) -> tuple[Volume | None, list[str]]:
     name = manifest.relative(path)
     label, problems = _read(path, case.label_sha256, name)
     if label is None:
-        return problems
-    difference = None if image is None else image[1].difference(label[1])
+        return None, problems
+    difference = channels[0][1].difference(label[1]) if channels else None
     if difference is not None:
         image_name = manifest.relative(case.image)
         problems.append(f"{name}: on another grid than {image_name}: {difference}; use the label drawn on this image.")
-    return problems + _value_problems(label[0], manifest.labels, name)
+    return label, problems + _value_problems(label[0], manifest.labels, name)
 
 
 def _image_problems(voxels: npt.NDArray[Any], name: str) -> list[str]:
@@ -139,18 +188,20 @@ def _value_problems(voxels: npt.NDArray[Any], table: LabelTable, name: str) -> l
     return [f"{name}: values {shown}{more} are not declared; the manifest declares 0 to {highest}."]
 
 
-def _content_hash(voxels: npt.NDArray[Any]) -> bytes:
+def _content_hash(channels: Sequence[npt.NDArray[Any]]) -> str:
     """Hash shape and values slice by slice as float32, so that neither the file's dtype nor its packing counts."""
-    digest = hashlib.sha256(str(voxels.shape).encode())
-    for k in range(voxels.shape[-1]):
-        digest.update(np.ascontiguousarray(voxels[..., k], dtype=np.float32).tobytes())
-    return digest.digest()
+    digest = hashlib.sha256()
+    for voxels in channels:
+        digest.update(str(voxels.shape).encode())
+        for k in range(voxels.shape[-1]):
+            digest.update(np.ascontiguousarray(voxels[..., k], dtype=np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def _twins(checked: Sequence[_Checked], manifest: Manifest) -> Iterator[str]:
-    first: dict[bytes, str] = {}
+    first: dict[str, str] = {}
     for one in checked:
-        if one.content is None:
+        if not one.content:
             continue
         name = manifest.relative(one.case.image)
         original = first.setdefault(one.content, name)

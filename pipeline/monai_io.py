@@ -16,9 +16,13 @@ from pipeline.volumes import Voxels, is_volume, read_volume, write_label_map
 
 
 def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
-    """Return what `LoadImaged` and `EnsureChannelFirstd` would make of a volume: (1, I, J, K) float32."""
+    """Return what `LoadImaged` and `EnsureChannelFirstd` would make of a volume: (1, I, J, K).
+
+    float32, but integers of 8 or 16 bits as they are: a whole CT then takes half of the memory until it is resampled.
+    """
     meta = meta_of(grid) | {"original_channel_dim": 0}
-    array = np.require(voxels, dtype=np.float32, requirements="W")
+    dtype = voxels.dtype.newbyteorder("=") if voxels.dtype.name in {"uint8", "int8", "int16"} else np.float32
+    array = np.require(voxels, dtype=dtype, requirements="W")
     return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(meta.pop("affine")), meta=meta)
 
 

@@ -60,15 +60,15 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
         OutputError: `out` exists, and `resume` was not asked for.
     """
     manifest = load(job.manifest, job.data_root)
-    _refuse_other_labels(labels_of(job.bundle).names, manifest)
+    refuse_other_labels(labels_of(job.bundle).names, manifest)
     if job.fold != ALL_FOLDS and job.fold not in manifest.folds:
         raise UsageError(
             f"{manifest.name} has the folds {manifest.folds}, not {job.fold}; choose one of them, or -1 for all"
         )
-    settings = _settings(job) | {"resume": job.resume}
+    settings = settings_of(job) | {"resume": job.resume}
     read_configs(job.bundle, ["train"], settings)
     check(manifest, progress=progress)
-    _prepare_folder(job)
+    prepare_folder(job)
     start_s = time.monotonic()
     run_workflow(job.out, ["train"], settings)
     logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
@@ -88,13 +88,14 @@ def evaluate_fold(
         data_root: folder the manifest's paths start from; its own folder if None.
         fold: whose validation cases are measured.
     """
-    settings = _settings(Job(bundle, manifest, bundle, data_root, fold)) | {"output_dir": str(output_dir.resolve())}
+    settings = settings_of(Job(bundle, manifest, bundle, data_root, fold)) | {"output_dir": str(output_dir.resolve())}
     parser = run_workflow(bundle, ["train", "evaluate"], settings)
     scores: list[LabelScores] = parser.get_parsed_content("score_cases").scores
     return scores
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def settings_of(job: Job) -> dict[str, Any]:
+    """Return the settings of a bundle's configs that a training stands for."""
     return {
         "manifest": str(job.manifest.resolve()),
         "data_root": str((job.data_root or job.manifest.parent).resolve()),
@@ -103,7 +104,12 @@ def _settings(job: Job) -> dict[str, Any]:
     }
 
 
-def _refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
+def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
+    """Refuse a manifest whose labels are not those of a bundle.
+
+    Raises:
+        UsageError: names both.
+    """
     if manifest.labels.names != names:
         raise UsageError(
             f"the bundle segments {', '.join(names)}, but the labels of {manifest.name} are "
@@ -111,7 +117,12 @@ def _refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
         )
 
 
-def _prepare_folder(job: Job) -> None:
+def prepare_folder(job: Job) -> None:
+    """Copy the bundle to where it shall be trained; a folder that is there is taken up, or refused.
+
+    Raises:
+        OutputError: the folder exists, and `resume` was not asked for.
+    """
     if job.out.exists():
         if not job.resume:
             raise OutputError(f"{job.out} exists already; name another folder, or take its training up with --resume")

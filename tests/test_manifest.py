@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -779,3 +780,39 @@ def test_the_shipped_head_and_neck_folds_are_the_published_split(real_data: Path
 def test_the_shipped_manifests_hold_no_path_of_a_machine() -> None:
     for path in SHIPPED.glob("*.json"):
         assert not any(name in path.read_text(encoding="utf-8") for name in ("/work", "/home", "shared/data"))
+
+
+# --- several channels ---------------------------------------------------------------------------------------------
+
+
+def two_channels(**fields: Any) -> dict[str, Any]:
+    image = {"image": ["images/a_t1.nii.gz", "images/a_t2.nii.gz"], "case_id": "a"}
+    return document(row("a", **image), modality={"0": "MRI", "1": "MRI"}, **fields)
+
+
+def test_a_case_of_several_channels_names_a_file_for_each() -> None:
+    manifest = from_document(two_channels(channels={"0": "T1", "1": "T2"}), Path("/data"))
+    assert manifest.channel_names == ("T1", "T2")
+    assert [path.name for path in manifest.cases[0].channels] == ["a_t1.nii.gz", "a_t2.nii.gz"]
+    assert len(manifest.cases[0].files) == 3
+
+
+def test_channels_go_into_the_datalist_as_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(two_channels()), encoding="utf-8")
+    (only,) = datalist(path, fold=0, part="all")
+    assert [Path(file).name for file in only["image"]] == ["a_t1.nii.gz", "a_t2.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"modality": {"0": "MRI"}}, "2 files for an image of 1 channels"),
+        ({"modality": {"0": "MRI", "1": "CT"}}, "all CT or all MRI"),
+        ({"modality": {"0": "MRI", "2": "MRI"}}, "channels are 0, 1, 2, ... in this order"),
+        ({"channels": {"0": "T1"}}, "expected a name for each of 0, 1"),
+    ],
+)
+def test_channels_that_contradict_the_modality_are_refused(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ManifestError, match=re.escape(problem)):
+        from_document(two_channels() | fields, Path("/data"))

@@ -1,7 +1,9 @@
-"""Plans: a pure function of the data's facts, kept as JSON, and written as a bundle or not at all."""
+"""Plans: a pure function of facts and budget, kept as JSON, open to overrides, written as a bundle or not at all."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,27 +16,76 @@ from pipeline.errors import OutputError, UsageError
 from pipeline.labels import LabelTable
 from pipeline.manifest import Modality
 from pipeline.networks import AttentionUNet
-from pipeline.planning import Fingerprint, Intensity, Plan, plan, write_bundle
-from pipeline.planning.plan import MAX_PATCH_VOX, SMALLEST_BOTTLENECK_VOX
+from pipeline.planning import (
+    Budget,
+    Cleaning,
+    Device,
+    Fingerprint,
+    Intensity,
+    Plan,
+    StructureFacts,
+    plan,
+    read_overrides,
+    write_bundle,
+)
+from pipeline.planning.explain import explain
+from pipeline.planning.plan import (
+    ANISOTROPY,
+    MOST_PATCH_VOX,
+    SMALLEST_BOTTLENECK_VOX,
+    STEPS_PER_EPOCH,
+    USED_SHARE,
+    VALIDATIONS,
+)
 from pipeline.planning.train_config import LOSSES
+from pipeline.planning.write import bundle_files, cleaned
+
+
+def structure(name: str, *percentiles: float) -> StructureFacts:
+    return StructureFacts(name, 20, (1.0, 2.0, 3.0), 0.3, 1.0, (percentiles,))
+
 
 FACTS = Fingerprint(
     name="organs",
     modality=Modality.CT,
     labels=LabelTable(("background", "left kidney", "right kidney", "liver")),
-    shapes=((200, 180, 90), (220, 190, 100)),
-    spacings_mm=((1.0, 1.0, 3.0), (0.9, 0.9, 2.5)),
+    cases=20,
+    subjects=20,
+    channel_names=("image",),
+    shape_vox=(200.0, 180.0, 90.0),
+    spacing_mm=(1.0, 1.0, 3.0),
+    spacing_range_mm=((0.9, 1.0), (0.9, 1.0), (2.5, 3.0)),
+    extent_range_mm=((190.0, 210.0), (170.0, 190.0), (240.0, 280.0)),
+    fewest_slices=80,
+    foreground_vox=(150.0, 100.0, 60.0),
+    body_share=0.7,
+    hu_offset=0.0,
+    structures=(
+        structure("left kidney", -40.0, 10.0, 30.0, 60.0, 160.0),
+        structure("right kidney", -40.0, 10.0, 30.0, 60.0, 160.0),
+        structure("liver", 0.0, 60.0, 90.0, 110.0, 200.0),
+    ),
+    licence="CC0-1.0",
 )
-sizes = st.tuples(*(st.integers(8, 600) for _ in range(3)))
+sizes = st.tuples(*(st.floats(1, 600) for _ in range(3)))
 spacings = st.tuples(*(st.floats(0.3, 8.0) for _ in range(3)))
 
 
-@given(st.lists(st.tuples(sizes, spacings), min_size=1, max_size=5))
-def test_any_data_set_gets_a_patch_that_fits_memory_and_a_network_that_takes_it(
-    rows: list[tuple[tuple[int, int, int], tuple[float, float, float]]],
+# --- the rules ----------------------------------------------------------------------------------------------------
+
+
+@given(sizes, sizes, spacings, st.sampled_from(Device), st.floats(0.5, 80))
+def test_any_data_set_gets_a_patch_that_fits_and_a_network_that_takes_it(
+    shape: tuple[float, float, float],
+    box: tuple[float, float, float],
+    spacing: tuple[float, float, float],
+    device: Device,
+    memory_gb: float,
 ) -> None:
-    made = plan(replace(FACTS, shapes=tuple(s for s, _ in rows), spacings_mm=tuple(m for _, m in rows)))
-    assert np.prod(made.patch_vox) <= MAX_PATCH_VOX
+    made = plan(
+        replace(FACTS, shape_vox=shape, foreground_vox=box, spacing_mm=spacing), Budget(device, memory_gb=memory_gb)
+    )
+    assert np.prod(made.patch_vox) <= MOST_PATCH_VOX[device]
     assert len(made.channels) == len(made.strides) + 1 >= 2
     bottleneck = np.array(made.patch_vox)
     for stride in made.strides:
@@ -42,14 +93,121 @@ def test_any_data_set_gets_a_patch_that_fits_memory_and_a_network_that_takes_it(
         bottleneck = -(-bottleneck // np.array(stride))
 
 
-def test_equal_facts_give_equal_plans() -> None:
-    assert plan(FACTS) == plan(FACTS)
+@given(spacings)
+def test_an_axis_with_much_longer_voxels_is_not_halved_before_the_others_caught_up(
+    spacing: tuple[float, float, float],
+) -> None:
+    made = plan(replace(FACTS, spacing_mm=spacing, foreground_vox=(300.0, 300.0, 300.0)), Budget(Device.GPU, 40.0))
+    first = np.array(made.strides[0])
+    assert (first[np.array(spacing) >= ANISOTROPY * min(spacing)] == 1).all()
+
+
+@given(st.floats(1, 600), st.floats(0.05, 5))
+def test_the_steps_fit_the_minutes(minutes: float, step_s: float) -> None:
+    pace = plan(FACTS, Budget(minutes=minutes, step_s=step_s)).training
+    steps = pace.epochs * pace.steps_per_epoch
+    assert steps * step_s <= max(60 * USED_SHARE * minutes, VALIDATIONS * step_s)
+    assert pace.warmup_steps < max(2, steps)
+    assert pace.steps_per_epoch <= STEPS_PER_EPOCH
+
+
+def test_more_minutes_are_more_steps_and_nothing_else_but_the_pace() -> None:
+    short, long = (plan(FACTS, Budget(minutes=minutes)) for minutes in (10, 60))
+    assert long.training.epochs > 4 * short.training.epochs
+    kept = {"training": short.training, "budget": short.budget, "reasons": short.reasons}
+    assert replace(long, **kept) == short
+
+
+def test_equal_facts_and_budgets_give_equal_plans() -> None:
+    assert plan(FACTS, Budget(minutes=20)) == plan(FACTS, Budget(minutes=20))
+
+
+def test_a_larger_machine_gets_larger_patches_and_more_channels() -> None:
+    small, large = plan(FACTS, Budget(Device.CPU)), plan(FACTS, Budget(Device.GPU, memory_gb=40.0))
+    assert np.prod(large.patch_vox) > np.prod(small.patch_vox)
+    assert large.channels[0] > small.channels[0]
+
+
+def test_the_ct_window_spans_the_structures_and_mri_takes_its_own_values() -> None:
+    rule = plan(FACTS).intensity
+    assert rule == Intensity(low_hu=-60.0, high_hu=80.0)
+    assert plan(replace(FACTS, modality=Modality.MRI)).intensity == Intensity()
+
+
+def test_an_offset_of_the_stored_values_moves_no_window() -> None:
+    stored = tuple(
+        replace(one, intensity=tuple(tuple(v + 1024 for v in row) for row in one.intensity)) for one in FACTS.structures
+    )
+    made = plan(replace(FACTS, structures=stored, hu_offset=1024.0))
+    assert replace(made.intensity, offset_hu=0.0) == plan(FACTS).intensity
+    steps = json.loads(bundle_files(made)["configs/inference.json"])["preprocessing"]["transforms"]
+    names = [step["_target_"].rpartition(".")[2] for step in steps]
+    assert names.index("OffsetToHUd") + 1 == names.index("WindowHUd")
+
+
+def test_half_a_window_is_refused() -> None:
+    with pytest.raises(UsageError, match="two limits"):
+        Intensity(low_hu=-100.0)
+
+
+@pytest.mark.parametrize("values", [{"minutes": 0.0}, {"memory_gb": -1.0}])
+def test_a_budget_of_nothing_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="above 0"):
+        Budget(**values)  # type: ignore[arg-type]  # a dict of floats
+
+
+def test_every_choice_has_a_reason() -> None:
+    rows = explain(plan(FACTS))
+    assert len(rows) >= 12
+    assert all(row.value and row.reason for row in rows)
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------
+
+
+def test_an_override_changes_its_value_alone_and_says_so() -> None:
+    made = plan(FACTS, overrides={"patch_vox": [16, 16, 8], "training": {"epochs": 3}})
+    assert made.patch_vox == (16, 16, 8)
+    assert made.training == replace(plan(FACTS).training, epochs=3)
+    assert made.spacing_mm == plan(FACTS).spacing_mm
+    assert made.reasons["patch_vox"] == made.reasons["training"] == "set by hand"
+    assert plan(FACTS, made.budget, made.overrides) == made
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"patch": [8, 8, 8]}, "override patch: a plan has no such value; did you mean patch_vox"),
+        ({"training": {"epoch": 3}}, r"override training\.epoch: a plan has no such value; did you mean epochs"),
+        ({"channels": [8, 16]}, "override channels and strides together"),
+        ({"modality": "PET"}, "overrides make no plan"),
+    ],
+)
+def test_an_override_of_nothing_is_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(FACTS, overrides=overrides)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "nothing"])
+def test_a_file_without_overrides_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"mine\.json"):
+        read_overrides(tmp_path / "mine.json")
+
+
+# --- files --------------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
-    made = plan(FACTS, data={"name": "n", "licence": "CC0-1.0"})
+    made = plan(FACTS, Budget(minutes=7), {"training": {"seed": 3}})
+    made = cleaned(made, Cleaning(keep_largest=(1,)))
     (tmp_path / "plan.json").write_text(made.to_json(), encoding="utf-8")
     assert Plan.from_json(tmp_path / "plan.json") == made
+
+
+def test_facts_survive_their_file(tmp_path: Path) -> None:
+    (tmp_path / "fingerprint.json").write_text(FACTS.to_json(), encoding="utf-8")
+    assert Fingerprint.from_json(tmp_path / "fingerprint.json") == FACTS
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"name": 3}', "[1]"])
@@ -57,16 +215,8 @@ def test_a_file_that_is_no_plan_is_refused_by_name(tmp_path: Path, text: str) ->
     (tmp_path / "plan.json").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"plan\.json"):
         Plan.from_json(tmp_path / "plan.json")
-
-
-def test_ct_gets_a_window_and_mri_its_own_values() -> None:
-    assert plan(FACTS).intensity.low_hu is not None
-    assert plan(replace(FACTS, modality=Modality.MRI)).intensity == Intensity()
-
-
-def test_half_a_window_is_refused() -> None:
-    with pytest.raises(UsageError, match="two limits"):
-        Intensity(low_hu=-100.0)
+    with pytest.raises(UsageError, match=r"plan\.json"):
+        Fingerprint.from_json(tmp_path / "plan.json")
 
 
 def test_paired_sides_are_swapped_by_flips_in_training_and_inference(tmp_path: Path) -> None:
@@ -78,12 +228,23 @@ def test_paired_sides_are_swapped_by_flips_in_training_and_inference(tmp_path: P
 
 
 def test_a_side_without_partner_is_never_mirrored(tmp_path: Path) -> None:
-    write_bundle(plan(replace(FACTS, labels=LabelTable(("background", "left lung")))), tmp_path / "b")
+    one = replace(FACTS, labels=LabelTable(("background", "left lung")), structures=FACTS.structures[:1])
+    write_bundle(plan(one), tmp_path / "b")
     for name in ("train", "inference"):
         parser = ConfigParser()
         parser.read_config(tmp_path / "b" / "configs" / f"{name}.json")
         assert "RandSideSafeFlipd" not in str(parser.get())
         assert "'flip_axes': [0]" not in str(parser.get())
+
+
+def test_what_cross_validation_found_to_help_stands_before_the_label_map_is_saved() -> None:
+    made = cleaned(plan(FACTS), Cleaning(keep_largest=(1, 3), fill_holes=(2,)))
+    files = bundle_files(made)
+    steps = json.loads(files["configs/inference.json"])["postprocessing"]["transforms"]
+    assert [step["_target_"] for step in steps] == ["KeepLargestConnectedComponentd", "FillHolesd", "SaveImaged"]
+    assert steps[0]["applied_labels"] == [1, 3]
+    measured = json.loads(files["configs/evaluate.json"])["validate#postprocessing"]["transforms"]
+    assert measured[:2] == steps[:2]
 
 
 def test_a_bundle_is_never_written_over_a_folder(tmp_path: Path) -> None:
@@ -105,8 +266,14 @@ def test_every_loss_falls_when_the_logits_turn_right(name: str) -> None:
     assert loss([torch.zeros_like(right)], label) < loss([-right], label)
 
 
+def test_a_loss_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no loss 'dice'; choose of dice_ce"):
+        write_bundle(plan(FACTS, overrides={"training": {"loss": "dice"}}), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_planned_network_runs_on_the_planned_patch() -> None:
-    made = plan(replace(FACTS, shapes=((20, 30, 12),), spacings_mm=((1.0, 1.0, 2.0),)))
+    made = plan(replace(FACTS, foreground_vox=(20.0, 30.0, 12.0), spacing_mm=(1.0, 1.0, 2.0)))
     network = AttentionUNet(
         in_channels=1, out_channels=4, channels=made.channels, strides=made.strides, **made.network
     ).eval()

@@ -16,7 +16,7 @@ import torch
 from pipeline import manifest_build
 from pipeline.errors import UsageError
 from pipeline.manifest import load
-from pipeline.planning import Plan, Training, fingerprint, plan, write_bundle
+from pipeline.planning import Plan, Training, plan, survey, write_bundle
 from pipeline.training import TRAINING, Job, train
 
 STATE = f"{TRAINING}/state.pt"
@@ -51,7 +51,7 @@ def write_cases(folder: Path, cases: int = 5) -> Path:
 def tiny_plan(manifest: Path) -> Plan:
     """Return a plan whose training takes seconds, with all its random changes of patches."""
     return replace(
-        plan(fingerprint(load(manifest))),
+        plan(survey(load(manifest)).fingerprint),
         channels=(4, 8),
         strides=((2, 2, 2),),
         patch_vox=(8, 8, 8),

@@ -4,22 +4,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.bundle import open_bundle
+from pipeline.batch.segmentation import cases_in, segment_cases, setup_of
 from pipeline.case_report import CaseReport
-from pipeline.cases import find_cases
 from pipeline.demo.cohort import LABELS, make_cohort
 from pipeline.demo.page import Command, DemoRun, HeldOutCase, write_page
 from pipeline.errors import OutputError
 from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, evaluate_pairs, pair_files, summarise
 from pipeline.manifest import ALL_FOLDS, load
 from pipeline.manifest_build import build, write
-from pipeline.planning import Training, fingerprint, plan, write_bundle
-from pipeline.segment import segment_all
+from pipeline.planning import Budget, Training, plan, survey, write_bundle
+from pipeline.segment import Options
 from pipeline.training import Job, train
 
 TRAINING_CASES = 20
@@ -87,8 +86,8 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
     training_s = time.monotonic() - start_s
 
     say("Segmenting the volumes that the network has not seen.")
-    images = [case.image for case in held_out]
-    reports = list(segment_all(find_cases(images), open_bundle(trained), out / "segmented"))
+    setup = setup_of(trained, out / "segmented", Options())
+    reports = list(segment_cases(cases_in([case.image for case in held_out], setup), setup))
     pairs = pair_files(out / "segmented", out / "held_out" / "labels")
     scores = list(evaluate_pairs(pairs, LABELS))
     commands = _next_commands()
@@ -122,17 +121,26 @@ def _clear(out: Path, *, overwrite: bool) -> None:
 
 def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:
     """Write what `voxelgate plan` would, at a coarser spacing and for a shorter training."""
-    cases = load(manifest)
-    facts = fingerprint(cases)
-    extents_mm = np.array(facts.shapes) * np.array(facts.spacings_mm)
-    coarse = replace(
-        facts,
-        spacings_mm=((SPACING_MM,) * 3,) * len(facts.shapes),
-        shapes=tuple((int(i), int(j), int(k)) for i, j, k in np.ceil(extents_mm / SPACING_MM)),
-    )
-    made = plan(coarse, epochs=EPOCHS, data={"name": "made by voxelgate demo", "licence": cases.licence})
-    small = replace(made, patch_vox=PATCH_VOX, channels=CHANNELS, strides=STRIDES, network={"deep_supervision": 1})
-    write_bundle(replace(small, training=replace(made.training, seed=seed, validate_every=EPOCHS)), root)
+    overrides = {
+        "spacing_mm": [SPACING_MM] * 3,
+        "patch_vox": list(PATCH_VOX),
+        "channels": list(CHANNELS),
+        "strides": [list(stride) for stride in STRIDES],
+        "network": {"deep_supervision": 1},
+        "training": {
+            "epochs": EPOCHS,
+            "steps_per_epoch": Training.steps_per_epoch,
+            "batch_size": Training.batch_size,
+            "learning_rate": Training.learning_rate,
+            "warmup_steps": Training.warmup_steps,
+            "average_decay": Training.average_decay,
+            "validate_every": EPOCHS,
+            "seed": seed,
+        },
+        "data": {"name": "made by voxelgate demo"},
+    }
+    facts = survey(load(manifest)).fingerprint
+    write_bundle(plan(facts, Budget(minutes=2), overrides), root, facts)
 
 
 def _mean_s(reports: Sequence[CaseReport]) -> float:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.dicom.findings import Code, Finding, Severity
 from pipeline.geometry import Grid
+from pipeline.structures import StructureRange
 
 Limits = tuple[float, float]
 
@@ -57,6 +58,7 @@ class Expected:
         extent_mm: least and largest field of view along each RAS axis: left to right, back to front, foot to head.
         spacing_mm: least and largest distance of voxels along each RAS axis.
         plane: in which the slices lay, "axial", "coronal" or "sagittal"; empty if it did not matter.
+        structures: name of each structure, and how it looked.
 
     Raises:
         ValueError: not three pairs in order, or an unknown plane.
@@ -68,6 +70,7 @@ class Expected:
     extent_mm: tuple[Limits, ...] = ()
     spacing_mm: tuple[Limits, ...] = ()
     plane: str = ""
+    structures: tuple[tuple[str, StructureRange], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("extent_mm", "spacing_mm"):
@@ -87,7 +90,13 @@ class Expected:
         known = [field.name for field in fields(cls)]
         if not values.keys() <= set(known):
             raise ValueError(f"trained_on knows {', '.join(known)}, found {', '.join(sorted(values))}")
-        return cls(_pairs(values.get("extent_mm")), _pairs(values.get("spacing_mm")), str(values.get("plane") or ""))
+        structures = {name: StructureRange.from_mapping(one) for name, one in values.get("structures", {}).items()}
+        return cls(
+            _pairs(values.get("extent_mm")),
+            _pairs(values.get("spacing_mm")),
+            str(values.get("plane") or ""),
+            tuple(structures.items()),
+        )
 
 
 def check_values(voxels: npt.NDArray[Any], grid: Grid, modality: str) -> tuple[Finding, ...]:

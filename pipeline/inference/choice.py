@@ -52,6 +52,8 @@ class RuntimeChoice:
         """
         if not isinstance(self.inferer, RestoringSlidingWindowInferer) or not isinstance(self.network, nn.Module):
             return Chosen(Runtime.EAGER, self.network)
+        if isinstance(self.network, nn.ModuleList):
+            return Chosen(Runtime.EAGER, self.network)
         if self.asked is None and self.inferer.streams(self.network):
             return Chosen(STREAMED, self.network)
         patch = central_patch(image.as_subclass(torch.Tensor).float(), self.inferer.roi_size)

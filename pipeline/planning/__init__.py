@@ -1,6 +1,23 @@
-"""From the facts of a data set to a bundle: `fingerprint` the data, `plan` the numbers, `write` the configs."""
+"""From the facts of a data set to a bundle: `survey` the data, `plan` the numbers, `write_bundle` the configs."""
 
-from pipeline.planning.plan import Augmentation, Fingerprint, Intensity, Plan, Training, fingerprint, plan
+from pipeline.planning.fingerprint import Fingerprint, StructureFacts, Survey, survey
+from pipeline.planning.plan import plan, read_overrides
+from pipeline.planning.records import Augmentation, Budget, Cleaning, Device, Intensity, Plan, Training
 from pipeline.planning.write import write_bundle
 
-__all__ = ["Augmentation", "Fingerprint", "Intensity", "Plan", "Training", "fingerprint", "plan", "write_bundle"]
+__all__ = [
+    "Augmentation",
+    "Budget",
+    "Cleaning",
+    "Device",
+    "Fingerprint",
+    "Intensity",
+    "Plan",
+    "StructureFacts",
+    "Survey",
+    "Training",
+    "plan",
+    "read_overrides",
+    "survey",
+    "write_bundle",
+]

@@ -1,6 +1,7 @@
 """Texts that go with a bundle: its README, the licence of its data, its logging."""
 
-from pipeline.planning.plan import Plan
+from pipeline.planning.explain import explain
+from pipeline.planning.records import Plan
 
 LOGGING_CONF = """\
 [loggers]
@@ -30,6 +31,10 @@ format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
 def readme(plan: Plan) -> str:
     """Return the first part of `docs/README.md`; the results of a training follow it, with their commands."""
     labels = "\n".join(f"| {value} | {name} |" for value, name in plan.label_table.to_mapping().items())
+    choices = "\n".join(f"| {row.name} | {row.value} | {row.reason} |" for row in explain(plan))
+    image = f"one {plan.modality} volume"
+    if len(plan.image_channels) > 1:
+        image = f"{len(plan.image_channels)} {plan.modality} volumes on one grid: {', '.join(plan.image_channels)}"
     return f"""\
 # {plan.name}
 
@@ -39,7 +44,7 @@ def readme(plan: Plan) -> str:
 |---|---|
 {labels}
 
-Input: one {plan.modality} volume. Output: a label map on the very grid of the input.
+Input: {image}. Output: a label map on the very grid of the input.
 
 ## Commands
 
@@ -56,6 +61,14 @@ torchrun --nproc_per_node 2 -m monai.bundle run \\
 
 From anywhere, with checks before the work and progress while it runs: `voxelgate train`, `voxelgate evaluate` and
 `voxelgate segment`.
+
+## Why its numbers are so
+
+`voxelgate plan` chose them from `fingerprint.json`, the facts of the training data; `plan.json` holds them all.
+
+| choice | value | reason |
+|---|---|---|
+{choices}
 """
 
 

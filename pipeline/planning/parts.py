@@ -3,9 +3,12 @@
 from math import radians
 from typing import Any
 
-from pipeline.planning.plan import Plan
+from pipeline.planning.records import Plan
 
 Config = dict[str, Any]
+
+AIR_IS_BELOW_HU = -500.0
+"""An HU window that begins here or above makes 0 of air, noise and all, and shows no lung."""
 
 IMPORTS = ["$import torch"]
 DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
@@ -15,18 +18,21 @@ GAMMA_RANGE = (0.7, 1.5)
 AFFINE_MARGIN = 6
 """A patch is cut larger by a sixth on each side, so that a rotation by 15 degrees and a scaling find voxels there."""
 
-CONTRAST_FACTOR = 0.25
-SHIFT_OFFSET = 0.2
 ELASTIC_SIGMA_VOX = (6.0, 9.0)
 ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
 
-def read(keys: list[str]) -> list[Config]:
-    """Return the steps from file to channel-first volume."""
-    return [
-        {"_target_": "LoadImaged", "keys": keys, "reader": "pipeline.monai_io.VolumeReader"},
-        {"_target_": "EnsureChannelFirstd", "keys": keys},
+def read(plan: Plan, keys: list[str]) -> list[Config]:
+    """Return the steps from files to channel-first volumes."""
+    first = {"_target_": "EnsureChannelFirstd", "keys": keys}
+    if len(plan.image_channels) == 1:
+        return [{"_target_": "LoadImaged", "keys": keys, "reader": "pipeline.monai_io.VolumeReader"}, first]
+    others = [key for key in keys if key != "image"]
+    load: list[Config] = [
+        {"_target_": "LoadImaged", "keys": ["image"], "reader": "pipeline.transforms.ChannelsReader"},
+        {"_target_": "LoadImaged", "keys": others, "reader": "pipeline.monai_io.VolumeReader"},
     ]
+    return [*(step for step in load if step["keys"]), first]
 
 
 def prepare(plan: Plan, keys: list[str]) -> list[Config]:
@@ -39,19 +45,22 @@ def prepare(plan: Plan, keys: list[str]) -> list[Config]:
             "spacing_mm": list(plan.spacing_mm),
             "mode": ["nearest" if key == "label" else "bilinear" for key in keys],
         },
-        _intensity(plan),
+        *_intensity(plan),
     ]
 
 
-def _intensity(plan: Plan) -> Config:
-    if plan.intensity.low_hu is None:
-        return {"_target_": "pipeline.transforms.NormalizeImaged", "keys": "image"}
-    return {
+def _intensity(plan: Plan) -> list[Config]:
+    rule = plan.intensity
+    if rule.low_hu is None:
+        return [{"_target_": "pipeline.transforms.NormalizeImaged", "keys": "image"}]
+    offset = {"_target_": "pipeline.transforms.OffsetToHUd", "keys": "image", "offset_hu": rule.offset_hu}
+    window = {
         "_target_": "pipeline.transforms.WindowHUd",
         "keys": "image",
-        "low_hu": plan.intensity.low_hu,
-        "high_hu": plan.intensity.high_hu,
+        "low_hu": rule.low_hu,
+        "high_hu": rule.high_hu,
     }
+    return [offset, window] if rule.offset_hu else [window]
 
 
 def augmentation(plan: Plan) -> list[Config]:
@@ -59,6 +68,8 @@ def augmentation(plan: Plan) -> list[Config]:
     change, both = plan.augmentation, ["image", "label"]
     modes = ["bilinear", "nearest"]
     margin_vox = [n // AFFINE_MARGIN for n in plan.patch_vox] if change.affine > 0 else [0, 0, 0]
+    is_flat = [n == 1 for n in plan.patch_vox]
+    turn = round(radians(change.rotation_deg), 4)
     steps: list[Config] = [
         {
             "_target_": "pipeline.transforms.RandBalancedPatchd",
@@ -81,8 +92,8 @@ def augmentation(plan: Plan) -> list[Config]:
             "_target_": "RandAffined",
             "keys": both,
             "prob": change.affine,
-            "rotate_range": [round(radians(change.rotation_deg), 4)] * 3,
-            "scale_range": [change.scaling] * 3,
+            "rotate_range": [0.0 if any(is_flat) and not flat else turn for flat in is_flat],
+            "scale_range": [0.0 if flat else change.scaling for flat in is_flat],
             "spatial_size": list(plan.patch_vox),
             "mode": modes,
             "padding_mode": "zeros",
@@ -98,8 +109,13 @@ def augmentation(plan: Plan) -> list[Config]:
         },
         {"_target_": "RandGaussianNoised", "keys": "image", "prob": change.noise, "std": change.noise_sd},
         {"_target_": "RandAdjustContrastd", "keys": "image", "prob": change.gamma, "gamma": list(GAMMA_RANGE)},
-        {"_target_": "RandScaleIntensityd", "keys": "image", "prob": change.contrast, "factors": CONTRAST_FACTOR},
-        {"_target_": "RandShiftIntensityd", "keys": "image", "prob": change.contrast, "offsets": SHIFT_OFFSET},
+        {
+            "_target_": "RandScaleIntensityd",
+            "keys": "image",
+            "prob": change.contrast,
+            "factors": change.contrast_factor,
+        },
+        {"_target_": "RandShiftIntensityd", "keys": "image", "prob": change.contrast, "offsets": change.shift},
     ]
     probabilities = (1.0, change.flip_sagittal, change.affine, change.elastic, change.noise, change.gamma)
     drawn = (*probabilities, change.contrast, change.contrast)
@@ -108,15 +124,18 @@ def augmentation(plan: Plan) -> list[Config]:
 
 
 def network(plan: Plan) -> Config:
-    """Return the `AttentionUNet` of a plan."""
+    """Return the network of a plan: an `AttentionUNet`, or what its `network` names as `_target_`."""
+    ends = {"in_channels": len(plan.image_channels), "out_channels": len(plan.labels)}
+    if "backbone" in plan.network:
+        return {**ends, **plan.network}
+    gates = {} if "_target_" in plan.network else {"attention": True}
     return {
         "_target_": "pipeline.networks.AttentionUNet",
         "spatial_dims": 3,
-        "in_channels": 1,
-        "out_channels": len(plan.labels),
+        **ends,
         "channels": list(plan.channels),
         "strides": [list(stride) for stride in plan.strides],
-        "attention": True,
+        **gates,
         **plan.network,
     }
 
@@ -129,6 +148,30 @@ def inferer(plan: Plan) -> Config:
         "roi_size": list(plan.window_vox),
         "overlap": plan.overlap,
         "streaming": True,
+        **_skipped(plan),
         "flip_axes": [0] if is_flipped else [],
         "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if is_flipped else [],
     }
+
+
+def _skipped(plan: Plan) -> Config:
+    """Return what leaves air out, where the HU window begins above it."""
+    low_hu = plan.intensity.low_hu
+    return {"skip_below": 0.0} if low_hu is not None and low_hu >= AIR_IS_BELOW_HU else {}
+
+
+def cleaning(plan: Plan) -> list[Config]:
+    """Return what is done to the label maps under `pred`, on the grid of the file; nothing unless it helps."""
+    steps: list[Config] = []
+    if plan.cleaning.keep_largest:
+        steps.append(
+            {
+                "_target_": "KeepLargestConnectedComponentd",
+                "keys": "pred",
+                "applied_labels": list(plan.cleaning.keep_largest),
+                "is_onehot": False,
+            }
+        )
+    if plan.cleaning.fill_holes:
+        steps.append({"_target_": "FillHolesd", "keys": "pred", "applied_labels": list(plan.cleaning.fill_holes)})
+    return steps

@@ -1,309 +1,336 @@
-"""The numbers of a bundle, and how they follow from the facts of a data set."""
+"""How the numbers of a bundle follow from the facts of a data set and a budget: a pure function, one rule a choice."""
 
+import difflib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.errors import UsageError
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
-from pipeline.manifest import Manifest, Modality
-from pipeline.transforms.intensity import HUWindow, window_limits
-from pipeline.volumes import read_grid
+from pipeline.manifest import Modality
+from pipeline.planning.fingerprint import Fingerprint
+from pipeline.planning.records import Augmentation, Budget, Device, Intensity, Plan, Training
 
 _T = TypeVar("_T", int, float)
+Three = tuple[int, int, int]
 
-PLAN_VERSION = 1
-MAX_PATCH_VOX = 96**3
-"""Voxels of a training patch: about 1.5 GB while training with 16 channels at full resolution."""
+PATCH_MULTIPLE = 8
+PATCH_MARGIN = 1.1
+"""A patch is a tenth larger than the box around all structures."""
 
-SMALLEST_BOTTLENECK_VOX = 4
+MOST_PATCH_VOX = {Device.CPU: 40**3, Device.GPU: 128**3}
+"""On a processor many small patches around structures teach more in a minute than few large ones."""
+
+STEP_VOX = {Device.CPU: 2 * 40**3, Device.GPU: 2 * 128**3}
+"""Voxels of one optimiser step: patches times batch."""
+
+BATCH_LIMITS = (2, 4)
+"""Batch norm wants two patches at least; beyond four, smaller steps teach more in the same time."""
+
+BYTES_PER_VOXEL = 850.0
+"""Memory of a training step for a patch voxel at 16 channels, float32; measured at 2 x 96^3."""
+
+STEP_S_PER_VOXEL = {Device.CPU: 4.6e-6, Device.GPU: 4e-8}
+"""Time of a training step for a patch voxel, if it was not measured: one slow core, one large GPU."""
+
+BASE_CHANNELS = {Device.CPU: 16, Device.GPU: 32}
+MEASURED_CHANNELS = 16
+"""For which `BYTES_PER_VOXEL` and `STEP_S_PER_VOXEL` were measured."""
+
+MOST_CHANNELS = 256
+MOST_LEVELS = 6
+SMALLEST_BOTTLENECK_VOX = 3
 """An axis is halved only while at least this many voxels of the patch remain."""
 
-MAX_LEVELS = 5
-BASE_CHANNELS = 16
-MAX_CHANNELS = 256
-PATCH_MULTIPLE = 8
+ANISOTROPY = 2.0
+"""An axis is not halved while its voxels are this much longer than the shortest side (as nnU-Net does)."""
+
+WINDOW_MARGIN = 0.2
+"""Part of the spread of the structures' HU that is added on both sides of the window, for what surrounds them."""
+
+WINDOW_STEP_HU = 10.0
+MOST_FIELD_OF_VIEW = 2
+"""Inference window in patches; only where the network cannot stream."""
+
+STEPS_PER_EPOCH = 100
+VALIDATIONS = 4
+"""How often a training is measured on its validation cases; each costs seconds a case."""
+
+USED_SHARE = 0.9
+"""Part of the minutes that is planned for; the rest is for reading the cases and for other work of the machine."""
+
+FORWARD_SHARE = 0.3
+"""Time of a forward pass as a part of that of a training step on as many voxels."""
+
+WARMUP_SHARE = 0.05
+LONGEST_WARMUP = 100
+LONGEST_AVERAGE = 200
+"""Steps over which the running average of the weights reaches back."""
+
+FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """What a plan needs to know of a data set; read from headers only.
+class _Choice:
+    """A value of the plan and why it is so."""
 
-    Args:
-        name: of the data set.
-        modality: CT or MRI.
-        labels: names of the label values.
-        shapes: of all images, (cases, 3), in RAS order.
-        spacings_mm: of all images, (cases, 3), in RAS order.
-    """
-
-    name: str
-    modality: Modality
-    labels: LabelTable
-    shapes: tuple[tuple[int, int, int], ...]
-    spacings_mm: tuple[tuple[float, float, float], ...]
+    value: Any
+    reason: str
 
 
-@dataclass(frozen=True)
-class Intensity:
-    """How voxel values become network input: a HU window for CT, else normalisation by the image's own values.
-
-    Args:
-        low_hu: HU that becomes 0, or None for normalisation.
-        high_hu: HU that becomes 1, or None for normalisation.
-    """
-
-    low_hu: float | None = None
-    high_hu: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.low_hu is None) != (self.high_hu is None):
-            raise UsageError(f"a HU window has two limits or none, found {self.low_hu} and {self.high_hu}")
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of a training patch; probabilities are for each patch.
-
-    Args:
-        flip_sagittal: probability of a left/right mirroring, in which paired labels change sides.
-        affine: probability of a rotation and scaling.
-        rotation_deg: largest rotation around each axis.
-        scaling: largest relative change of size.
-        elastic: probability of an elastic deformation.
-        gamma: probability of a gamma change, for MRI.
-        noise: probability of Gaussian noise.
-        noise_sd: largest standard deviation of the noise, in units of the network input.
-        contrast: probability of a change of scale and shift of all values.
-    """
-
-    flip_sagittal: float = 0.5
-    affine: float = 0.7
-    rotation_deg: float = 15.0
-    scaling: float = 0.2
-    elastic: float = 0.0
-    gamma: float = 0.3
-    noise: float = 0.3
-    noise_sd: float = 0.15
-    contrast: float = 0.3
-
-
-@dataclass(frozen=True)
-class Training:
-    """Length and pace of a training.
-
-    Args:
-        epochs: how often the state is saved; with `steps_per_epoch` the length of the training.
-        steps_per_epoch: optimiser steps an epoch.
-        batch_size: patches a step.
-        learning_rate: peak of AdamW's, after the warm-up.
-        weight_decay: AdamW's.
-        warmup_steps: steps of linear warm-up; a cosine to zero follows.
-        average_decay: decay of the running average of weights that validates and ships.
-        foreground_probability: share of patches around a structure.
-        loss: `dice_ce`, `dice_bce` or `dice_focal`.
-        validate_every: epochs between validations.
-        patience: validations without a better one that end the training; 0 never does.
-        seed: of all randomness.
-    """
-
-    epochs: int = 40
-    steps_per_epoch: int = 100
-    batch_size: int = 2
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 100
-    average_decay: float = 0.995
-    foreground_probability: float = 0.67
-    loss: str = "dice_ce"
-    validate_every: int = 5
-    patience: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every number of a bundle; `write_bundle` turns it into configs, the structure is code there.
-
-    Args:
-        name: of the bundle and its folder.
-        description: one sentence for the metadata.
-        modality: CT or MRI.
-        labels: names of the label values, background first.
-        spacing_mm: of the network grid, whose axes run to R, A, S.
-        intensity: rule that makes the network input.
-        patch_vox: training patch on the network grid.
-        channels: features per level of the `AttentionUNet`.
-        strides: from level to level, per axis.
-        window_vox: inference window on the network grid.
-        overlap: of inference windows.
-        flip_test: average the prediction with that of the sagittal mirror image.
-        network: further arguments of the `AttentionUNet`.
-        augmentation: random changes while training.
-        training: length and pace.
-        data: what is known of the training data: name, licence, reference; goes into metadata and docs.
-        trained_on: sizes of the training images, as `pipeline.dicom.plausibility.Expected` reads them.
-        min_slices: fewest slices of a DICOM series that is worth a try.
-        version: of the bundle.
-        changelog: what each version changed.
-        plan_version: of this layout.
-    """
-
-    name: str
-    description: str
-    modality: Modality
-    labels: tuple[str, ...]
-    spacing_mm: tuple[float, float, float]
-    intensity: Intensity
-    patch_vox: tuple[int, int, int]
-    channels: tuple[int, ...]
-    strides: tuple[tuple[int, int, int], ...]
-    window_vox: tuple[int, int, int]
-    overlap: float = 0.25
-    flip_test: bool = True
-    network: Mapping[str, Any] = field(default_factory=dict)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    training: Training = field(default_factory=Training)
-    data: Mapping[str, str] = field(default_factory=dict)
-    trained_on: Mapping[str, Any] = field(default_factory=dict)
-    min_slices: int = 2
-    version: str = "0.1.0"
-    changelog: Mapping[str, str] = field(default_factory=lambda: {"0.1.0": "first version"})
-    plan_version: int = PLAN_VERSION
-
-    @property
-    def label_table(self) -> LabelTable:
-        """Return names and sides of the label values."""
-        return LabelTable(self.labels)
-
-    @property
-    def is_mirrored(self) -> bool:
-        """Return whether mirroring left and right makes another plausible patient: no structure lacks its partner."""
-        return not self.label_table.unpaired_sides
-
-    def to_json(self) -> str:
-        """Return the plan as a readable JSON document."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, path: Path) -> Self:
-        """Read a plan that `to_json` wrote.
-
-        Raises:
-            UsageError: no such file, not JSON, or values that make no plan.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                **values
-                | {
-                    "modality": Modality(values["modality"]),
-                    "intensity": Intensity(**values["intensity"]),
-                    "augmentation": Augmentation(**values["augmentation"]),
-                    "training": Training(**values["training"]),
-                    **{name: _tuples(values[name]) for name in _SEQUENCES},
-                }
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path.name} is not a plan ({error}); `voxelgate plan` writes one") from error
-
-
-_SEQUENCES = ("labels", "spacing_mm", "patch_vox", "channels", "strides", "window_vox")
-
-
-def _tuples(values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(tuple(v) if isinstance(v, list) else v for v in values)
-
-
-def fingerprint(manifest: Manifest) -> Fingerprint:
-    """Read the headers of all images of a manifest.
-
-    Raises:
-        InputError: an image cannot be read.
-    """
-    grids = [_in_ras_order(read_grid(case.image)) for case in manifest.cases]
-    return Fingerprint(
-        name=manifest.name,
-        modality=manifest.modality,
-        labels=manifest.labels,
-        shapes=tuple(shape for shape, _ in grids),
-        spacings_mm=tuple(spacing for _, spacing in grids),
-    )
-
-
-def plan(facts: Fingerprint, *, epochs: int = Training.epochs, data: Mapping[str, str] | None = None) -> Plan:
+def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[str, Any] | None = None) -> Plan:
     """Choose the numbers of a bundle; a pure function of its arguments.
-
-    Spacing is the median of the data set, patch the median image within `MAX_PATCH_VOX`, levels as many as the patch
-    can be halved, the intensity rule that of the modality.
 
     Args:
         facts: of the data set.
-        epochs: length of the training.
-        data: licence and reference of the data, for the metadata.
+        budget: what a training may cost.
+        overrides: values that count instead of the rules', by the names of `Plan`, nested as in its JSON; an override
+            changes that value alone.
+
+    Raises:
+        UsageError: an override of something that a plan does not have, or values that make no plan.
     """
-    spacing = np.median(np.array(facts.spacings_mm), axis=0).round(3)
-    extents_mm = np.array(facts.shapes) * np.array(facts.spacings_mm)
-    patch = _patch(np.median(extents_mm, axis=0) / spacing)
-    strides = _strides(patch)
-    channels = tuple(min(MAX_CHANNELS, BASE_CHANNELS * 2**level) for level in range(len(strides) + 1))
-    low_hu, high_hu = window_limits(HUWindow.SOFT_TISSUE) if facts.modality is Modality.CT else (None, None)
-    return Plan(
+    chosen = budget or Budget()
+    patch = _patch(facts, chosen)
+    strides = _strides(facts, patch.value)
+    batch = _batch(patch.value, chosen)
+    channels = _channels(len(strides.value) + 1, chosen)
+    choices = {
+        "spacing_mm": _Choice(facts.spacing_mm, "the median of the data set, so that most images change little"),
+        "intensity": _intensity(facts),
+        "patch_vox": patch,
+        "strides": strides,
+        "channels": channels,
+        "window_vox": _Choice(
+            tuple(n if n == 1 else MOST_FIELD_OF_VIEW * n for n in patch.value),
+            "twice the patch; used only where a volume cannot stream through the network",
+        ),
+        "network": _network(channels.value),
+        "augmentation": _augmentation(facts),
+        "flip_test": _flip_test(facts),
+        "training": _training(facts, patch.value, batch, chosen),
+    }
+    made = Plan(
         name=facts.name,
         description=f"Segments {', '.join(facts.labels.foreground.values())} in {facts.modality} volumes.",
         modality=facts.modality,
         labels=facts.labels.names,
-        spacing_mm=_three(float, spacing),
-        intensity=Intensity(low_hu, high_hu),
-        patch_vox=patch,
-        channels=channels,
-        strides=strides,
-        window_vox=_three(int, [2 * n for n in patch]),
-        network={"deep_supervision": min(2, len(channels) - 2)},
-        augmentation=Augmentation(flip_sagittal=0.0 if facts.labels.unpaired_sides else 0.5),
-        flip_test=not facts.labels.unpaired_sides,
-        training=Training(epochs=epochs),
-        data=dict(data or {}),
-        trained_on={"extent_mm": _ranges(extents_mm, 1), "spacing_mm": _ranges(np.array(facts.spacings_mm), 3)},
-        min_slices=max(2, min(map(min, facts.shapes)) // 2),
+        image_channels=facts.channel_names,
+        data={"name": facts.name, "licence": facts.licence, "reference": facts.reference},
+        trained_on={
+            "extent_mm": [list(limits) for limits in facts.extent_range_mm],
+            "spacing_mm": [list(limits) for limits in facts.spacing_range_mm],
+            "structures": {name: dict(one) for name, one in facts.ranges.items()},
+        },
+        min_slices=max(min(2, facts.fewest_slices), facts.fewest_slices // 2),
+        budget=chosen,
+        reasons={name: choice.reason for name, choice in choices.items()} | _standing_reasons(facts),
+        **{name: choice.value for name, choice in choices.items()},
+    )
+    return _overridden(made, overrides or {})
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Read a file of overrides: a JSON object such as `{"spacing_mm": [1, 1, 3], "training": {"epochs": 20}}`.
+
+    Raises:
+        UsageError: no such file, or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path.name} cannot be read as overrides ({error}); write a JSON object") from error
+    if not isinstance(values, dict):
+        raise UsageError(f'{path.name} holds no JSON object; write one such as {{"spacing_mm": [1, 1, 3]}}')
+    return values
+
+
+def _overridden(made: Plan, overrides: Mapping[str, Any]) -> Plan:
+    if not overrides:
+        return made
+    values = _laid_over(asdict(made), overrides, "")
+    set_by_hand = {name: "set by hand" for name in overrides if name in made.reasons}
+    reasons = dict(made.reasons) | set_by_hand | dict(overrides.get("reasons", {}))
+    try:
+        return Plan.from_mapping(values | {"overrides": dict(overrides), "reasons": reasons})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"the overrides make no plan ({error}); see plan.json of any bundle for names and values"
+        ) from error
+
+
+def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    result = dict(values)
+    for name, value in overrides.items():
+        if name not in values and prefix not in _FREE:
+            near = difflib.get_close_matches(name, values)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(values)}."
+            raise UsageError(f"override {prefix}{name}: a plan has no such value; {hint}")
+        is_nested = isinstance(value, Mapping) and isinstance(values.get(name), Mapping)
+        result[name] = _laid_over(values[name], value, f"{prefix}{name}.") if is_nested else value
+    return result
+
+
+_FREE = ("network.", "data.", "trained_on.", "changelog.", "reasons.")
+"""Parts of a plan in which any name may stand."""
+
+
+def _intensity(facts: Fingerprint) -> _Choice:
+    if facts.modality is Modality.MRI:
+        return _Choice(Intensity(), "MRI has no scale: each channel of each image to mean 0 and deviation 1")
+    spreads = [structure.intensity[0] for structure in facts.structures if structure.intensity]
+    darkest, brightest = min(p1 for p1, *_ in spreads), max(p25 for _, p25, *_ in spreads)
+    margin = WINDOW_MARGIN * (brightest - darkest)
+    low, high = (
+        round((limit - facts.hu_offset) / WINDOW_STEP_HU) * WINDOW_STEP_HU
+        for limit in (darkest - margin, brightest + margin)
+    )
+    reason = (
+        f"HU from the darkest structure's first percentile to the brightest one's first quarter, and "
+        f"{WINDOW_MARGIN:.0%} more on both sides: nothing brighter must be told apart"
+    )
+    if facts.hu_offset:
+        reason += f"; no image holds a negative value, so {facts.hu_offset:g} was added to HU"
+    return _Choice(Intensity(low, max(high, low + WINDOW_STEP_HU), facts.hu_offset), reason)
+
+
+def _patch(facts: Fingerprint, budget: Budget) -> _Choice:
+    """Take the box around the structures and shrink its longest axis until a batch fits; one slice stays one slice."""
+    shape = np.array(facts.shape_vox)
+    wanted = np.minimum(np.array(facts.foreground_vox) * PATCH_MARGIN, shape)
+    patch = np.where(shape == 1, 1, np.maximum(1, np.rint(wanted / PATCH_MULTIPLE)).astype(int) * PATCH_MULTIPLE)
+    scale = BASE_CHANNELS[budget.device] / MEASURED_CHANNELS
+    by_memory = budget.memory_gb * 1e9 / (BYTES_PER_VOXEL * scale * BATCH_LIMITS[0])
+    most = min(MOST_PATCH_VOX[budget.device], by_memory)
+    whole = patch.prod()
+    while patch.prod() > most and patch.max() > PATCH_MULTIPLE:
+        patch[patch.argmax()] -= PATCH_MULTIPLE
+    reason = "the median box around all structures and a tenth more"
+    if patch.prod() < whole:
+        reason += (
+            f", its longest axis shortened to {patch.prod() / 1000:.0f} thousand voxels, which suit a {budget.device}"
+        )
+    return _Choice(_three(int, patch), reason)
+
+
+def _strides(facts: Fingerprint, patch: Three) -> _Choice:
+    strides: list[Three] = []
+    size, spacing = np.array(patch), np.array(facts.spacing_mm)
+    while len(strides) < MOST_LEVELS - 1:
+        is_halved = (size // 2 >= SMALLEST_BOTTLENECK_VOX) & (spacing < ANISOTROPY * _finest(size, spacing))
+        if not is_halved.any():
+            break
+        step = np.where(is_halved, 2, 1)
+        strides.append(_three(int, step))
+        size, spacing = -(-size // step), spacing * step
+    reason = (
+        f"every axis is halved while {SMALLEST_BOTTLENECK_VOX} voxels of the patch remain and its voxels are less than "
+        f"{ANISOTROPY:g} times as long as the shortest side"
+    )
+    return _Choice(tuple(strides) or ((1, 1, 1),), reason)
+
+
+def _finest(size: npt.NDArray[np.int64], spacing: npt.NDArray[np.float64]) -> float:
+    """Return the shortest voxel side among the axes that can still be halved, else among all."""
+    left = size // 2 >= SMALLEST_BOTTLENECK_VOX
+    return float(spacing[left].min() if left.any() else spacing.min())
+
+
+def _channels(levels: int, budget: Budget) -> _Choice:
+    base = BASE_CHANNELS[budget.device]
+    widths = tuple(min(MOST_CHANNELS, base * 2**level) for level in range(levels))
+    return _Choice(
+        widths, f"{base} at full resolution, which a {budget.device} can afford, twice as many a level below"
     )
 
 
-def _ranges(values: np.typing.NDArray[np.float64], digits: int) -> list[list[float]]:
-    """Return least and largest value of each column of (cases, 3)."""
-    return [[round(float(column.min()), digits), round(float(column.max()), digits)] for column in values.T]
+def _network(channels: tuple[int, ...]) -> _Choice:
+    levels = max(0, min(2, len(channels) - 2))
+    return _Choice(
+        {"deep_supervision": levels},
+        f"{levels} coarser levels learn directly too; attention gates of a quarter of the channels on every skip; "
+        "batch norm, because only then a volume can stream through slice by slice with the same result",
+    )
 
 
-def _in_ras_order(grid: Grid) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Return shape and spacing along the axes nearest to left-right, back-front and foot-head."""
-    directions = np.abs(grid.affine[:3, :3] / np.array(grid.spacing_mm))
-    axis_of = [int(directions[world].argmax()) for world in range(3)]
-    if len(set(axis_of)) != 3:
-        axis_of = [0, 1, 2]
-    return _three(int, [grid.shape[a] for a in axis_of]), _three(float, [grid.spacing_mm[a] for a in axis_of])
+def _augmentation(facts: Fingerprint) -> _Choice:
+    unpaired = facts.labels.unpaired_sides
+    sides = f"no mirroring, since {unpaired[0]} has no partner" if unpaired else "mirroring"
+    if facts.labels.side_pairs:
+        sides = "mirroring, in which left and right change their labels"
+    flip = 0.0 if unpaired else 0.5
+    if facts.modality is Modality.MRI:
+        return _Choice(Augmentation(flip_sagittal=flip), f"{sides}; turns, sizes, noise and contrast as MRI differs")
+    change = Augmentation(flip_sagittal=flip, gamma=0.15, noise_sd=0.05, contrast_factor=0.1, shift=0.05)
+    return _Choice(change, f"{sides}; turns and sizes, little change of values, for HU have a scale")
 
 
-def _patch(median_vox: np.typing.NDArray[np.float64]) -> tuple[int, int, int]:
-    """Shrink the longest axis until the patch is small enough; sizes are multiples of `PATCH_MULTIPLE`."""
-    patch = np.maximum(PATCH_MULTIPLE, np.ceil(median_vox / PATCH_MULTIPLE).astype(int) * PATCH_MULTIPLE)
-    while patch.prod() > MAX_PATCH_VOX:
-        patch[patch.argmax()] -= PATCH_MULTIPLE
-    return _three(int, patch)
+def _flip_test(facts: Fingerprint) -> _Choice:
+    if unpaired := facts.labels.unpaired_sides:
+        return _Choice(value=False, reason=f"{unpaired[0]} has no partner to change sides with")
+    return _Choice(value=True, reason="the mean of an image and its mirror image is better than either")
 
 
-def _strides(patch: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
-    strides: list[tuple[int, int, int]] = []
-    size = np.array(patch)
-    while len(strides) < MAX_LEVELS - 1 and (size // 2 >= SMALLEST_BOTTLENECK_VOX).any():
-        step = np.where(size // 2 >= SMALLEST_BOTTLENECK_VOX, 2, 1)
-        strides.append(_three(int, step))
-        size = -(-size // step)
-    return tuple(strides)
+def _batch(patch: Three, budget: Budget) -> int:
+    low, high = BATCH_LIMITS
+    return int(min(high, max(low, STEP_VOX[budget.device] // int(np.prod(patch)))))
+
+
+def _training(facts: Fingerprint, patch: Three, batch: int, budget: Budget) -> _Choice:
+    epochs, steps_per_epoch = _length(facts, int(np.prod(patch)) * batch, budget)
+    steps = epochs * steps_per_epoch
+    is_cut = np.prod(patch) < np.prod(np.minimum(facts.foreground_vox, facts.shape_vox))
+    memory = min(LONGEST_AVERAGE, max(5, steps // 10))
+    training = Training(
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch,
+        learning_rate=3e-3,
+        warmup_steps=max(1, min(LONGEST_WARMUP, round(steps * WARMUP_SHARE))),
+        average_decay=round(1 - 1 / memory, 4),
+        loss="batch_dice_ce" if is_cut else "dice_ce",
+        validate_every=-(-epochs // VALIDATIONS),
+    )
+    loss = "Dice over the whole batch, since no patch holds every structure" if is_cut else "Dice patch by patch"
+    pace = "measured" if budget.step_s else "estimated"
+    step_s = _step_s(int(np.prod(patch)) * batch, budget)
+    return _Choice(
+        training,
+        f"{steps} steps fit into {budget.minutes:g} minutes at {step_s:.2f} s each ({pace}); {batch} patches a step, "
+        f"{training.foreground_probability:.0%} of them around a structure, each structure equally often; {loss}, and "
+        "cross-entropy; AdamW with a cosine to 0, and an average over the last "
+        f"{memory} steps",
+    )
+
+
+def _length(facts: Fingerprint, step_vox: int, budget: Budget) -> tuple[int, int]:
+    """Return epochs and steps an epoch that fit the minutes, validations included."""
+    step_s = _step_s(step_vox, budget)
+    validation_s = FORWARD_SHARE * step_s / step_vox * float(np.prod(facts.shape_vox)) * facts.cases / FOLDS
+    left_s = max(0.0, 60 * USED_SHARE * budget.minutes - VALIDATIONS * validation_s)
+    steps = max(VALIDATIONS, int(left_s / step_s))
+    if steps < VALIDATIONS * STEPS_PER_EPOCH:
+        return VALIDATIONS, steps // VALIDATIONS
+    return steps // STEPS_PER_EPOCH, STEPS_PER_EPOCH
+
+
+def _step_s(step_vox: int, budget: Budget) -> float:
+    scale = BASE_CHANNELS[budget.device] / MEASURED_CHANNELS
+    return budget.step_s or STEP_S_PER_VOXEL[budget.device] * scale * step_vox
+
+
+def _standing_reasons(facts: Fingerprint) -> dict[str, str]:
+    """Return what is the same in every plan, and why."""
+    folds = min(FOLDS, facts.subjects)
+    return {
+        "orientation": "RAS, so that left and right mean the same in every image",
+        "overlap": "a quarter, where windows are used at all",
+        "folds": f"{folds} of {facts.subjects} subjects, none of whom is in two folds",
+    }
 
 
 def _three(kind: type[_T], values: Any) -> tuple[_T, _T, _T]:  # list, tuple or array

@@ -1,23 +1,38 @@
 """The configs that train and measure: `train.json` and what is laid over it."""
 
-from pipeline.planning.parts import DEVICE, IMPORTS, Config, augmentation, inferer, network, prepare, read
-from pipeline.planning.plan import Plan
+from pipeline.errors import UsageError
+from pipeline.planning.parts import DEVICE, IMPORTS, Config, augmentation, cleaning, inferer, network, prepare, read
+from pipeline.planning.records import Plan
 
 PRECISION_OF_ALL = (
     "$choose_precision(@device, 'float32' if (@device.type, @precision) == ('cpu', 'auto') else @precision)"
 )
 """On CPUs each process would time its own convolution, and two might choose differently."""
 
-LAST_EPOCH = "$@epochs if @epochs % @validate_every else @epochs + 1"
+LENGTH = "@train#trainer#max_epochs"
+"""Epochs of a training: `epochs`, or what MONAI Label asks of the trainer, which alone it knows."""
+
+LAST_EPOCH = f"${LENGTH} if {LENGTH} % @validate_every else {LENGTH} + 1"
 """Interval that makes the last epoch validate too where it is not its turn; otherwise it never comes."""
+
+KEEP_BEST: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_best"]}
+"""The handler that `ResumeState` names too; no reference, since MONAI Label 0.8.5 takes each handler for a mapping."""
+
+PLACE_LABEL: Config = {
+    "_target_": "pipeline.transforms.placing.PlaceLabeld",
+    "label_key": "label",
+    "image_key": "image",
+}
+"""For label maps that come from a PACS, which hold a part of their image only."""
 
 LOSSES = {
     "dice_ce": {
         "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False
     },
-    "dice_bce": {
-        "_target_": "DiceCELoss", "sigmoid": True, "to_onehot_y": True, "include_background": True
+    "batch_dice_ce": {
+        "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False, "batch": True
     },
+    "dice_bce": {"_target_": "pipeline.losses.BCEDiceLoss"},
     "dice_focal": {
         "_target_": "DiceFocalLoss", "softmax": True, "to_onehot_y": True, "include_background": True
     },
@@ -41,6 +56,7 @@ def train_config(plan: Plan) -> Config:
         "bundle_root": ".",
         "manifest": "manifest.json",
         "data_root": None,
+        "dataset_dir": "@data_root",
         "fold": 0,
         "output_dir": "$@bundle_root + '/training'",
         "model_path": "$@bundle_root + '/models/model.pt'",
@@ -48,7 +64,7 @@ def train_config(plan: Plan) -> Config:
         "init_weights": None,
         "device": DEVICE,
         "precision": "auto",
-        "precision_used": "$choose_precision(@device, @precision)",
+        "precision_used": "$choose_precision(torch.device(@device), @precision)",
         "workers": 0,
         "seed": pace.seed,
         "epochs": pace.epochs,
@@ -68,7 +84,7 @@ def train_config(plan: Plan) -> Config:
             "multi_avg_fn": f"$torch.optim.swa_utils.get_ema_multi_avg_fn({pace.average_decay})",
             "use_buffers": True,
         },
-        "loss": {"_target_": "DeepSupervisionLoss", "loss": LOSSES[pace.loss]},
+        "loss": loss(plan),
         "optimizer": {
             "_target_": "torch.optim.AdamW",
             "params": "$@train_network.parameters()",
@@ -79,7 +95,7 @@ def train_config(plan: Plan) -> Config:
             "_target_": "monai.optimizers.WarmupCosineSchedule",
             "optimizer": "@optimizer",
             "warmup_steps": "@warmup_steps",
-            "t_total": "$@epochs * @steps_per_epoch",
+            "t_total": f"${LENGTH} * @steps_per_epoch",
             "warmup_multiplier": 0.01,
         },
         "train": _train_section(plan),
@@ -89,10 +105,20 @@ def train_config(plan: Plan) -> Config:
     }
 
 
+def loss(plan: Plan) -> Config:
+    """Return the loss of a plan, summed over the levels of deep supervision."""
+    if plan.training.loss not in LOSSES:
+        raise UsageError(f"there is no loss {plan.training.loss!r}; choose of {', '.join(LOSSES)}")
+    return {"_target_": "pipeline.losses.NetworkLoss", "loss": LOSSES[plan.training.loss]}
+
+
 def evaluate_config(plan: Plan) -> Config:
     """Return `evaluate.json`, laid over `train.json`: measure the weights on the validation cases of a fold."""
+    steps = cleaning(plan)
+    cleaned = {"validate#postprocessing": {"_target_": "Compose", "transforms": [*steps, _one_hot(plan)]}}
     return {
         "validate#inferer": inferer(plan),
+        **(cleaned if steps else {}),
         "validate#handlers": [
             {
                 "_target_": "CheckpointLoader",
@@ -130,7 +156,8 @@ def _train_section(plan: Plan) -> Config:
     keys = ["image", "label"]
     return {
         "deterministic_transforms": [
-            *read(keys),
+            *read(plan, keys),
+            PLACE_LABEL,
             *prepare(plan, keys),
             {"_target_": "pipeline.transforms.ForegroundIndicesd", "label_key": "label"},
         ],
@@ -189,13 +216,18 @@ def _train_section(plan: Plan) -> Config:
     }
 
 
-def _train_handlers() -> list[Config | str]:
+def _train_handlers() -> list[Config]:
     return [
         {
             "_target_": "pipeline.handlers.SeedEpochs",
             "seed": "@seed",
             "sampler": "@train#sampler",
             "transform": "@train#preprocessing",
+        },
+        {
+            "_target_": "pipeline.diagnostics.WatchTraining",
+            "network": "@network",
+            "log_dir": "$@output_dir + '/events'",
         },
         {"_target_": "pipeline.handlers.StopOnBadLoss"},
         {"_target_": "LrScheduleHandler", "lr_scheduler": "@lr_scheduler", "print_lr": False, "epoch_level": False},
@@ -212,7 +244,7 @@ def _train_handlers() -> list[Config | str]:
             "epoch_level": True,
             "interval": LAST_EPOCH,
         },
-        "@train#keep_best",
+        KEEP_BEST,
         {
             "_target_": "TensorBoardStatsHandler",
             "log_dir": "$@output_dir + '/events'",
@@ -234,7 +266,7 @@ def _train_handlers() -> list[Config | str]:
                 "fold": "@fold",
                 "init_weights": "$str(@init_weights)",
                 "seed": "@seed",
-                "epochs": "@epochs",
+                "epochs": LENGTH,
                 "steps_per_epoch": "@steps_per_epoch",
                 "batch_size": "@batch_size",
                 "learning_rate": "@learning_rate",
@@ -250,11 +282,15 @@ def _train_handlers() -> list[Config | str]:
     ]
 
 
+def _one_hot(plan: Plan) -> Config:
+    return {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": len(plan.labels)}
+
+
 def _validate_section(plan: Plan) -> Config:
     return {
         "preprocessing": {
             "_target_": "Compose",
-            "transforms": read(["image", "label"]) + prepare(plan, ["image"]),
+            "transforms": [*read(plan, ["image", "label"]), PLACE_LABEL, *prepare(plan, ["image"])],
         },
         "dataset": {
             "_target_": "CacheDataset",
@@ -271,11 +307,7 @@ def _validate_section(plan: Plan) -> Config:
             "num_workers": 0,
         },
         "inferer": inferer(plan) | {"flip_axes": []},
-        "postprocessing": {
-            "_target_": "AsDiscreted",
-            "keys": ["pred", "label"],
-            "to_onehot": len(plan.labels),
-        },
+        "postprocessing": _one_hot(plan),
         "key_metric": {
             "val_mean_dice": {
                 "_target_": "MeanDice",

@@ -4,25 +4,34 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
 from pipeline.errors import OutputError
 from pipeline.manifest import Modality
 from pipeline.planning.docs import LOGGING_CONF, data_licence, readme
-from pipeline.planning.parts import DEVICE, IMPORTS, Config, inferer, network, prepare, read
-from pipeline.planning.plan import Plan
+from pipeline.planning.fingerprint import Fingerprint
+from pipeline.planning.parts import DEVICE, IMPORTS, Config, cleaning, inferer, network, prepare, read
+from pipeline.planning.records import Cleaning, Plan
 from pipeline.planning.train_config import evaluate_config, multi_gpu_config, train_config
+
+FINGERPRINT = "fingerprint.json"
+"""File in a bundle with the facts of its training data, which name no case."""
+
+README = "docs/README.md"
+METADATA = "configs/metadata.json"
 
 DICOM_MODALITY = {Modality.CT: "CT", Modality.MRI: "MR"}
 
 
-def write_bundle(plan: Plan, root: Path) -> None:
+def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> None:
     """Write every file of a bundle but its weights; all of them appear at once, or none.
 
     Args:
         plan: the numbers.
         root: folder to make; must not exist.
+        facts: from which the plan follows; kept beside it, so that anybody can plan again without the data.
 
     Raises:
         OutputError: `root` exists.
@@ -32,11 +41,36 @@ def write_bundle(plan: Plan, root: Path) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as partial:
         folder = Path(partial) / root.name
-        for name, text in bundle_files(plan).items():
+        texts = bundle_files(plan) | ({} if facts is None else {FINGERPRINT: facts.to_json()})
+        for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "models").mkdir()
         shutil.move(os.fspath(folder), root)
+
+
+def is_as_planned(plan: Plan, root: Path) -> bool:
+    """Return whether the configs that run are those that a plan generates."""
+    texts = bundle_files(plan)
+    names = [name for name in texts if name.startswith("configs/") and name != METADATA]
+    return all((root / name).read_text(encoding="utf-8") == texts[name] for name in names)
+
+
+def rewrite_bundle(plan: Plan, root: Path) -> None:
+    """Write the generated files of a bundle anew, each at once; its README and weights stay as they are."""
+    for name, text in bundle_files(plan).items():
+        if name != README:
+            partial = (root / name).with_suffix(".partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(root / name)
+
+
+def cleaned(plan: Plan, cleaning: Cleaning) -> Plan:
+    """Return a plan with what cross-validation found to help."""
+    reason = "the mean Dice of the cross-validation rose by it"
+    if cleaning == Cleaning():
+        reason = "neither the largest piece alone nor filled holes were better in the cross-validation"
+    return replace(plan, cleaning=cleaning, reasons={**plan.reasons, "cleaning": reason})
 
 
 def bundle_files(plan: Plan) -> dict[str, str]:
@@ -52,7 +86,7 @@ def bundle_files(plan: Plan) -> dict[str, str]:
         "plan.json": plan.to_json(),
         **{f"configs/{name}.json": json.dumps(config, indent=2) + "\n" for name, config in configs.items()},
         "configs/logging.conf": LOGGING_CONF,
-        "docs/README.md": readme(plan),
+        README: readme(plan),
         "docs/data_license.txt": data_licence(plan),
         "LICENSE": distribution("voxelgate").read_text("licenses/LICENSE") or "Apache-2.0\n",
     }
@@ -69,13 +103,14 @@ def inference_config(plan: Plan) -> Config:
         "device": DEVICE,
         "network_def": network(plan),
         "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
-        "preprocessing": {"_target_": "Compose", "transforms": read(["image"]) + prepare(plan, ["image"])},
+        "preprocessing": {"_target_": "Compose", "transforms": read(plan, ["image"]) + prepare(plan, ["image"])},
         "dataset": {"_target_": "Dataset", "data": "@data", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": inferer(plan),
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
+                *cleaning(plan),
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",
@@ -85,7 +120,7 @@ def inference_config(plan: Plan) -> Config:
                     "resample": False,
                     "separate_folder": False,
                     "writer": "pipeline.monai_io.LabelMapWriter",
-                }
+                },
             ],
         },
         "handlers": [
@@ -140,12 +175,12 @@ def metadata(plan: Plan) -> Config:
                     "type": "image",
                     "format": "hounsfield" if plan.modality is Modality.CT else "magnitude",
                     "modality": plan.modality.value,
-                    "num_channels": 1,
+                    "num_channels": len(plan.image_channels),
                     "spatial_shape": size,
                     "dtype": "float32",
                     "value_range": [0, 1] if plan.intensity.low_hu is not None else [-5, 5],
                     "is_patch_data": True,
-                    "channel_def": {"0": "image"},
+                    "channel_def": {str(index): name for index, name in enumerate(plan.image_channels)},
                 }
             },
             "outputs": {

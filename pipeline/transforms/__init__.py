@@ -1,12 +1,15 @@
 """MONAI dictionary transforms that MONAI lacks; each works alone in any MONAI config."""
 
+from pipeline.transforms.channels import ChannelsReader
 from pipeline.transforms.intensity import (
     HU_WINDOWS,
     Despeckled,
     HUWindow,
     NormalizeImaged,
+    OffsetToHUd,
     WindowHUd,
     despeckle,
+    from_offset,
     normalize,
     window,
     window_limits,
@@ -16,11 +19,13 @@ from pipeline.transforms.spatial import Interpolation, Plane, RandSideSafeFlipd,
 
 __all__ = [
     "HU_WINDOWS",
+    "ChannelsReader",
     "Despeckled",
     "ForegroundIndicesd",
     "HUWindow",
     "Interpolation",
     "NormalizeImaged",
+    "OffsetToHUd",
     "Plane",
     "RandBalancedPatchd",
     "RandSideSafeFlipd",
@@ -28,6 +33,7 @@ __all__ = [
     "WindowHUd",
     "despeckle",
     "foreground_indices",
+    "from_offset",
     "normalize",
     "window",
     "window_limits",

@@ -67,6 +67,9 @@ Noise of 3 HU, the least of a diagnostic scan, spans more than this over the vox
 0..1 spans 1 and a z-scored one about 10.
 """
 
+HIGHEST_AIR_HU = -500.0
+"""The darkest voxel of a CT in HU lies below this: every scan shows air, around the body or in its airways."""
+
 LOG_FLOOR = 1e-3
 """Added to an image scaled to 0..1 before its logarithm, for the sake of zeros; a quarter of a grey level of 8 bits."""
 
@@ -117,6 +120,32 @@ def window(image: torch.Tensor, low_hu: float, high_hu: float) -> torch.Tensor:
             "window an image once only, before patches are cut, and use NormalizeImaged for anything but CT."
         )
     return _like(voxels.sub_(low_hu).div_(high_hu - low_hu).clamp_(0.0, 1.0), image)
+
+
+def from_offset(image: torch.Tensor, offset_hu: float) -> torch.Tensor:
+    """Return HU of a CT that may be stored as HU plus an offset, so that no value is negative.
+
+    Which of the two an image is, its darkest voxel tells, since every CT shows air: at about -1000 in HU, at 0 or more
+    with the offset. What was set to 0 outside the body becomes air.
+
+    Args:
+        image: HU, or HU + `offset_hu`, any shape and dtype; a whole volume.
+        offset_hu: what was added, usually 1000 or 1024.
+
+    Returns:
+        HU, float32, shape and geometry of `image`.
+
+    Raises:
+        InputError: the darkest voxel lies between `HIGHEST_AIR_HU` and 0, so neither is sure, or is not finite.
+    """
+    darkest = float(_plain(image).min())
+    if not (darkest >= 0.0 or darkest <= HIGHEST_AIR_HU):
+        raise InputError(
+            f"the darkest voxel is {darkest:g}: neither HU, which show air below {HIGHEST_AIR_HU:g}, nor HU plus "
+            f"{offset_hu:g}, which are never negative; give the scan as its scanner made it."
+        )
+    voxels = _plain(image).to(torch.float32, copy=True)
+    return _like(voxels.sub_(offset_hu) if darkest >= 0.0 else voxels, image)
 
 
 def normalize(
@@ -208,6 +237,34 @@ class WindowHUd(MapTransform):  # type: ignore[misc]  # MONAI ships no types tha
         out = dict(data)
         for key in self.key_iterator(out):
             out[key] = window(torch.as_tensor(data[key]), self.low_hu, self.high_hu)
+        return out
+
+
+class OffsetToHUd(MapTransform):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
+    """Bring CT to HU where it may be stored as HU plus an offset, float32; see `from_offset`.
+
+    Args:
+        keys: CT volumes, all in HU or all with the offset, or each as it likes.
+        offset_hu: what was added to the HU.
+        allow_missing_keys: skip keys that are absent instead of refusing.
+
+    Raises:
+        UsageError: the offset is not positive.
+    """
+
+    def __init__(
+        self, keys: Hashable | Sequence[Hashable], offset_hu: float, *, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not offset_hu > 0.0:
+            raise UsageError(f"offset_hu must be positive, found {offset_hu}.")
+        self.offset_hu = offset_hu
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with the images in HU."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = from_offset(torch.as_tensor(data[key]), self.offset_hu)
         return out
 
 

@@ -90,6 +90,8 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
             if not np.allclose(source.spacing_mm, self.spacing_mm, rtol=SPACING_TOLERANCE, atol=0.0):
                 out[key] = self._resampled(out[key], mode, shape)
                 shape = tuple(out[key].shape[1:])
+            elif mode is Interpolation.BILINEAR and out[key].dtype != torch.float32:
+                out[key] = out[key].float()
         return out
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

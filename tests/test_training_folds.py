@@ -1,0 +1,145 @@
+"""Training of all folds: every case is scored by a network that has not seen it, and the folds become one bundle."""
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from pipeline.bundle import WEIGHTS, open_bundle, seal, verify
+from pipeline.errors import BundleError, OutputError, UsageError
+from pipeline.manifest import load
+from pipeline.monai_io import as_image
+from pipeline.planning import Cleaning, Plan
+from pipeline.planning.cleaning import choose_cleaning
+from pipeline.planning.write import rewrite_bundle
+from pipeline.training import TRAINING, Job
+from pipeline.training_folds import FOLD_MANIFEST, FOLD_SCORES, CrossValidation, executor_named, train_folds
+from pipeline.volumes import read_volume
+from tests.test_resume import FOLDS, tiny_job
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return tiny_job(tmp_path_factory.mktemp("folds"))
+
+
+@pytest.fixture(scope="module")
+def done(job: Job) -> CrossValidation:
+    return train_folds(job, FOLDS)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    return found
+
+
+def are_equal(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_case_is_scored_once_by_the_network_of_its_fold(done: CrossValidation, job: Job) -> None:
+    assert sorted(score.case_id for score in done.scores) == sorted(case.case_id for case in load(job.manifest).cases)
+    assert len(done.mean_dice) == FOLDS
+    with (done.bundle / TRAINING / FOLD_SCORES).open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == len(done.scores)
+
+
+def test_the_bundle_holds_the_folds_and_as_its_own_weights_those_of_the_best(done: CrossValidation) -> None:
+    verify(done.bundle)
+    best = int(np.argmax(done.mean_dice))
+    assert are_equal(done.bundle / WEIGHTS, done.bundle / "models" / f"fold_{best}.pt")
+    assert not are_equal(done.bundle / "models" / "fold_0.pt", done.bundle / "models" / "fold_1.pt")
+    plan = Plan.from_json(done.bundle / "plan.json")
+    assert plan.cleaning == choose_cleaning(done.trials)
+    assert "cross-validation" in plan.reasons["cleaning"]
+
+
+def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidation, job: Job) -> None:
+    opened = open_bundle(done.bundle, "cpu", is_ensemble=True)
+    assert opened.fingerprint != open_bundle(done.bundle, "cpu").fingerprint
+    image = opened.preprocessing({"image": as_image(*read_volume(load(job.manifest).cases[0].image))})["image"][None]
+    asked = opened.inferer
+    asked.maps = replace(asked.maps, classes=(1,))  # type: ignore[attr-defined]  # the inferer of the plan
+    networks = list(opened.network)  # type: ignore[call-overload]  # a ModuleList
+    together = asked(image, opened.network)
+    alone = [asked(image, network) for network in networks]
+    assert torch.allclose(together, sum(alone) / FOLDS, atol=1e-5)
+    open_bundle.cache_clear()
+
+
+def test_an_ensemble_of_a_bundle_without_folds_is_refused(done: CrossValidation, tmp_path: Path) -> None:
+    single = Path(shutil.copytree(done.bundle / TRAINING / "fold_0", tmp_path / "single"))
+    with pytest.raises(BundleError, match=r"has no models/fold_\*\.pt to average"):
+        open_bundle(single, is_ensemble=True)
+
+
+def test_a_cross_validation_that_is_there_is_refused_and_resumed_without_training_finished_folds(
+    done: CrossValidation, job: Job, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match="exists already"):
+        train_folds(job, FOLDS)
+    out = Path(shutil.copytree(done.bundle, tmp_path / "out"))
+    before = weights(out / "models" / "fold_1.pt")
+    kept = out / TRAINING / "fold_0" / TRAINING / "state.pt"
+    touched = kept.stat().st_mtime_ns
+    (out / TRAINING / "fold_1" / "checksums.json").unlink()
+    again = train_folds(replace(job, out=out, resume=True), FOLDS)
+    assert kept.stat().st_mtime_ns == touched
+    after = weights(out / "models" / "fold_1.pt")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert again.mean_dice == done.mean_dice
+
+
+def test_another_number_of_folds_is_dealt_by_subject(job: Job, tmp_path: Path) -> None:
+    out = tmp_path / "three"
+    quick = {"epochs": 1, "steps_per_epoch": 1, "warmup_steps": 1}
+    found = train_folds(replace(job, out=out, overrides={**(job.overrides or {}), **quick}), 3)
+    dealt = load(out / TRAINING / FOLD_MANIFEST, job.manifest.parent)
+    assert dealt.folds == (0, 1, 2)
+    assert len(found.scores) == len(dealt.cases)
+
+
+def test_more_folds_than_subjects_are_refused_before_anything_is_made(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="99 folds asked for, but there are 5 subjects"):
+        train_folds(replace(job, out=tmp_path / "out"), 99)
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs_that_were_changed_by_hand_are_left_alone(done: CrossValidation, job: Job, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(job.bundle, tmp_path / "bundle"))
+    config = bundle / "configs" / "inference.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"overlap": 0.25', '"overlap": 0.5'), encoding="utf-8")
+    out = Path(shutil.copytree(done.bundle, tmp_path / "out"))
+    shutil.copyfile(config, out / "configs" / "inference.json")
+    train_folds(replace(job, bundle=bundle, out=out, resume=True), FOLDS)
+    assert (out / "configs" / "inference.json").read_bytes() == config.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", "serial:2", "processes", "processes:0", "processes:-1", "dask:", "slurm:4"])
+def test_an_engine_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="expected serial, processes:N or dask:ADDRESS"), executor_named(name):
+        pass
+
+
+@pytest.mark.slow
+def test_folds_side_by_side_in_processes_score_the_same_cases(job: Job, done: CrossValidation, tmp_path: Path) -> None:
+    with executor_named("processes:2") as processes:
+        beside = train_folds(replace(job, out=tmp_path / "beside"), FOLDS, executor=processes, devices=["cpu"])
+    assert [score.case_id for score in beside.scores] == [score.case_id for score in done.scores]
+    assert beside.mean_dice == pytest.approx(done.mean_dice, abs=0.02)
+
+
+def test_cleaning_is_part_of_what_a_bundle_gives(done: CrossValidation, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(done.bundle, tmp_path / "cleaned"))
+    rewrite_bundle(replace(Plan.from_json(root / "plan.json"), cleaning=Cleaning(keep_largest=(1,))), root)
+    seal(root)
+    labels = MetaTensor(torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8))
+    labels[..., :3, :3, :3] = labels[..., 7, 7, 7] = 1
+    kept = open_bundle(root, "cpu").cleaning(labels)
+    assert (kept.shape, kept.dtype, int(kept.sum())) == (labels.shape, labels.dtype, 27)
