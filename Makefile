@@ -4,7 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test format clean
+# MONAI Label has an environment of its own: `make label STUDIES=folder` starts it, `make label-test` tests it.
+LABEL_VENV := .venv-label
+LABEL_BIN := $(LABEL_VENV)/bin
+LABEL_PIP := $(LABEL_BIN)/python -m pip --disable-pip-version-check
+LABEL_PINS := --constraint constraints.txt --constraint constraints-label.txt
+BUNDLES ?= bundles/hippocampus_mri_segmentation
+STUDIES ?=
+WORK ?= label-work
+
+.PHONY: demo test label label-test format clean
 
 demo: $(VENV)/.core
 	$(BIN)/voxelgate demo --out out --overwrite
@@ -15,6 +24,14 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+label: $(LABEL_VENV)/.ready
+	@test -n "$(STUDIES)" || { echo "Which images? make label STUDIES=folder, or STUDIES=http://pacs/dicom-web"; exit 2; }
+	$(LABEL_BIN)/voxelgate label $(BUNDLES) --studies "$(STUDIES)" --work "$(WORK)"
+
+label-test: $(LABEL_VENV)/.ready
+	$(LABEL_PIP) install --quiet $(LABEL_PINS) pytest hypothesis
+	$(LABEL_BIN)/python -m pytest tests/test_label_*.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -29,5 +46,11 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(LABEL_VENV)/.ready: pyproject.toml constraints.txt constraints-label.txt
+	test -x $(LABEL_BIN)/python || $(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PIP) install --quiet $(LABEL_PINS) --editable '.[label]'
+	$(LABEL_PIP) install --quiet $(LABEL_PINS) --no-deps monailabel
+	touch $@
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(LABEL_VENV) out

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -208,6 +209,17 @@ def test_an_image_whose_position_jitters_is_still_the_source_of_its_plane(tmp_pa
 
     frames = dcmread(tmp_path / "a.dcm").PerFrameFunctionalGroupsSequence
     assert all(frame.DerivationImageSequence for frame in frames)
+
+
+def test_labels_that_a_person_corrected_are_semiautomatic(tmp_path: Path) -> None:
+    corrected = replace(
+        segmented(LABELS, GRID, headers_of(GRID)), algorithm=Algorithm("m", "1", "f", is_corrected=True)
+    )
+
+    write_seg(tmp_path / "a.dcm", corrected)
+
+    types = {segment.SegmentAlgorithmType for segment in dcmread(tmp_path / "a.dcm").SegmentSequence}
+    assert types == {"SEMIAUTOMATIC"}
 
 
 def test_segments_carry_names_codes_sides_colours_and_the_algorithm(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _roi(segmented: SegmentedSeries, value: int) -> Dataset:
     roi.ROINumber = value
     roi.ReferencedFrameOfReferenceUID = segmented.source.frame_of_reference_uid
     roi.ROIName = segmented.table.names[value]
-    roi.ROIGenerationAlgorithm = "AUTOMATIC"
+    roi.ROIGenerationAlgorithm = algorithm.generation
     roi.ROIGenerationDescription = algorithm.description
     roi.ROIDerivationAlgorithmIdentificationSequence = highdicom.AlgorithmIdentificationSequence(
         name=algorithm.name,

@@ -222,7 +222,7 @@ def _described(segmented: SegmentedSeries, segment: Segment, coding: Coding) -> 
         segment_label=name,
         segmented_property_category=pydicom_code(coding.category),
         segmented_property_type=pydicom_code(coding.type),
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues(algorithm.generation),
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name=algorithm.name,
             family=codes.DCM.ArtificialIntelligence,

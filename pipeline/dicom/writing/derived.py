@@ -37,6 +37,7 @@ class Algorithm:
         name: of the model, at most 64 characters.
         version: of the model, at most 64 characters.
         fingerprint: of the bundle, such as its SHA-256, at most 64 characters; stands as device serial number.
+        is_corrected: whether a person has corrected what the model gave.
 
     Raises:
         OutputError: a text is empty, too long, or holds a backslash or control character.
@@ -45,6 +46,12 @@ class Algorithm:
     name: str
     version: str
     fingerprint: str
+    is_corrected: bool = False
+
+    @property
+    def generation(self) -> str:
+        """Return how labels came about, in DICOM's word for it (PS3.3 C.8.20.2 and C.8.8.8)."""
+        return "SEMIAUTOMATIC" if self.is_corrected else "AUTOMATIC"
 
     def __post_init__(self) -> None:
         for text in (self.name, self.version, self.fingerprint):

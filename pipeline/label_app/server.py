@@ -1,0 +1,153 @@
+"""Start the MONAI Label server: what it may serve is checked first, and it listens to this machine only."""
+
+import importlib.util
+import ipaddress
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.bundle import labels_of, open_bundle
+from pipeline.errors import UsageError
+from pipeline.label_app.guard import Guard
+from pipeline.label_app.versions import MODELS, import_bundle
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+MOST_MIB = 2048
+"""Largest upload; a CT of 1000 slices has 500 MiB before it is packed."""
+
+STAND_INS = {"torchvision": "no_torchvision", "pydicom_seg": "no_pydicom_seg"}
+"""Modules that MONAI Label 0.8.5 imports although nothing here uses them, and the folders with ours."""
+
+MAIN = '''"""What MONAI Label loads; the app itself is in the installed package."""
+
+from pipeline.label_app.app import VoxelgateApp
+
+__all__ = ["VoxelgateApp"]
+'''
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What to serve, and to whom.
+
+    Args:
+        bundles: the models; at least one, all with the same labels.
+        studies: folder of images, or the address of a DICOMweb server.
+        work: folder for versions of the models, logs and copies; made if missing.
+        host: address to listen at. Others than this machine's are for servers with a token check, or behind one.
+        port: to listen at.
+        origins: pages of other servers that may use this one, such as "http://viewer:3000".
+        most_mib: largest upload.
+
+    Raises:
+        UsageError: no bundle, no such folder, or a port that is none.
+    """
+
+    bundles: tuple[Path, ...]
+    studies: str
+    work: Path
+    host: str = LOOPBACK
+    port: int = 8000
+    origins: tuple[str, ...] = ()
+    most_mib: int = MOST_MIB
+
+    def __post_init__(self) -> None:
+        if not self.bundles:
+            raise UsageError("no bundle is given; name the folder of one.")
+        if not self.is_pacs and not Path(self.studies).is_dir():
+            raise UsageError(f"{self.studies} is no folder; name one with images, or a DICOMweb address (http://...).")
+        if not 0 < self.port < 65536:
+            raise UsageError(f"{self.port} is no port, expected 1 to 65535.")
+
+    @property
+    def is_pacs(self) -> bool:
+        """Return whether the images come from a DICOMweb server."""
+        return self.studies.startswith(("http://", "https://"))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Return whether only programs of this machine reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def serve(serving: Serving) -> None:
+    """Check, prepare and run the server until it is stopped.
+
+    Raises:
+        UsageError: MONAI Label is not installed here.
+        BundleError: a bundle was changed, its weights do not fit, or its labels are not named.
+    """
+    if importlib.util.find_spec("monailabel") is None:
+        raise UsageError("MONAI Label is not installed here; `make label` builds an environment that has it.")
+    prepare(serving)
+    import uvicorn  # noqa: PLC0415 - of the optional extra
+    from monailabel.utils.others.generic import init_log_config  # noqa: PLC0415
+
+    from pipeline.label_app.web import make_web  # noqa: PLC0415 - reads the settings that `prepare` makes
+
+    if not serving.is_loopback and not os.environ.get("MONAI_LABEL_AUTH_ENABLE"):
+        logger.warning("everybody who reaches %s may read and change all images and label maps", serving.host)
+    hosts = (serving.host, LOOPBACK, "localhost") if serving.is_loopback else ()
+    guard = Guard(make_web(serving.origins), serving.most_mib * 2**20, hosts, serving.origins)
+    log_config = init_log_config(None, str(serving.work.resolve()), "app.log", "WARNING")
+    uvicorn.run(guard, host=serving.host, port=serving.port, log_config=log_config, access_log=False)
+
+
+def prepare(serving: Serving) -> None:
+    """Check the bundles, fill the work folder, and tell MONAI Label by its settings, which its processes inherit.
+
+    Raises:
+        UsageError: the bundles segment different structures.
+        BundleError: a bundle cannot be used.
+    """
+    work = serving.work.resolve()
+    _refuse_other_labels(serving.bundles)
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for bundle in serving.bundles:
+        open_bundle(import_bundle(bundle, work / MODELS).current_path)
+    (work / "main.py").write_text(MAIN, encoding="utf-8")
+    (work / "logs").mkdir(exist_ok=True)
+    for emptied in ("tmp", "sessions"):  # what a server that was killed left behind, images among it
+        shutil.rmtree(work / emptied, ignore_errors=True)
+        (work / emptied).mkdir(mode=0o700)
+    tempfile.tempdir = str(work / "tmp")
+    stand_ins = missing_modules()
+    sys.path += stand_ins
+    studies = serving.studies if serving.is_pacs else str(Path(serving.studies).resolve())
+    os.environ |= {
+        "TMPDIR": str(work / "tmp"),
+        "MONAI_LABEL_APP_DIR": str(work),
+        "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_SERVER_PORT": str(serving.port),
+        "MONAI_LABEL_SESSION_PATH": str(work / "sessions"),
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii", "*.nrrd"]),
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "0",
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "PYTHONPATH": os.pathsep.join([*stand_ins, os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def _refuse_other_labels(bundles: Sequence[Path]) -> None:
+    """Refuse bundles whose label maps mean different things, for the images have one label map each."""
+    first, *others = [(bundle.name, labels_of(bundle).names) for bundle in bundles]
+    for name, names in others:
+        if names != first[1]:
+            raise UsageError(f"{name} segments other structures than {first[0]}; start a server for each of them.")
+
+
+def missing_modules() -> list[str]:
+    """Return the folders that stand in for modules which are not installed, for `PYTHONPATH`."""
+    root = Path(__file__).parent / "stand_ins"
+    return [str(root / folder) for name, folder in STAND_INS.items() if importlib.util.find_spec(name) is None]
