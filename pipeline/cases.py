@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,11 +35,39 @@ class Case:
             made of hashes, never of what the header or a folder is called.
         image: file or series to read, or None if there is none.
         findings: a sentence for each thing worth knowing before it is read; without image, the reasons.
+        unusable: without image, the series of its study.
     """
 
     case_id: str
     image: Path | Series | None
     findings: tuple[str, ...] = ()
+    unusable: tuple[Series, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Return what tells its input from every other, whatever it holds now: a SHA-256, hex.
+
+        A file is its resolved path. A series is its UID, its study and its patient, wherever it lies; where its images
+        name nobody, it is its folders too, since anonymisers give one UID to several patients.
+        """
+        if isinstance(self.image, Path):
+            return _hashed(self.image.resolve())
+        if self.image is None:
+            return _study_identity(self.unusable) if self.unusable else _hashed("nothing", self.case_id)
+        return _hashed("series", self.image.series_id, self.image.study_id, *_whose((self.image,)))
+
+    @property
+    def supersedes(self) -> str:
+        """Return the identity of the case without image that its study was before the series came; empty for files."""
+        return _study_identity((self.image,)) if isinstance(self.image, Series) else ""
+
+    @property
+    def input_files(self) -> tuple[FileRef, ...]:
+        """Return every file that is named as its input; those that a header file points to are not among them."""
+        if isinstance(self.image, Path):
+            return (FileRef(self.image),)
+        series = self.unusable if self.image is None else (self.image,)
+        return tuple(sorted({file for one in series for file in one.files}))
 
     @property
     def files(self) -> list[str]:
@@ -96,7 +124,7 @@ def find_cases(
     Raises:
         InputError: an input does not exist, is no readable volume, or holds none.
     """
-    listings = [_list(given, out_dir) for given in inputs]
+    listings = [list_input(given, out_dir) for given in inputs]
     dicom_files = dict.fromkeys(file for listing in listings for file in listing.others)
     found = scan_files(list(dicom_files), allow=allow, progress=progress)
     used = {file for series in found for file in series.files}
@@ -104,10 +132,7 @@ def find_cases(
         if not listing.volumes and used.isdisjoint(listing.others):
             endings = ", ".join(SUFFIXES)
             raise InputError(f"{given.name}: holds no volume ({endings}) and no DICOM image; check the path.")
-    volumes: dict[Path, Case] = {}
-    for path, relative in (pair for listing in listings for pair in listing.volumes):
-        volumes.setdefault(path.resolve(), Case((relative.parent / volume_stem(relative)).as_posix(), path))
-    return _with_own_names(volumes) + _one_a_study(found, rule or SeriesRule())
+    return volume_cases(listings) + study_cases(found, rule or SeriesRule())
 
 
 def read_case(case: Case, labels: LabelTable, expected: Expected | None = None, allow: Iterable[Allow] = ()) -> Image:
@@ -160,14 +185,19 @@ def _refuse_unusable(image: Image, name: str) -> None:
         raise InputError(f"{name}: all voxels are {voxels.flat[0]}, expected an image; export it again.")
 
 
-class _Listing(NamedTuple):
+class Listing(NamedTuple):
     """The files of an input: volumes with their path relative to it, and all others, which may be DICOM."""
 
     volumes: list[tuple[Path, Path]]
     others: list[FileRef]
 
 
-def _list(given: Path, out_dir: Path | None) -> _Listing:
+def list_input(given: Path, out_dir: Path | None = None) -> Listing:
+    """List the files of an input; those below `out_dir` are passed over.
+
+    Raises:
+        InputError: as for `list_files`.
+    """
     skipped = None if out_dir is None else out_dir.resolve()
     if skipped is not None and given.is_dir() and skipped == given.resolve():
         raise InputError(
@@ -177,27 +207,53 @@ def _list(given: Path, out_dir: Path | None) -> _Listing:
     files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
     volumes = [(file.path, file.path.relative_to(start)) for file in files if is_volume(file.path)]
-    return _Listing(volumes, [file for file in files if not is_volume(file.path)])
+    return Listing(volumes, [file for file in files if not is_volume(file.path)])
 
 
-def _with_own_names(volumes: dict[Path, Case]) -> list[Case]:
+def volume_cases(listings: Iterable[Listing]) -> list[Case]:
+    """Return a case for each volume file; those that would share an id all get a hash of their resolved path."""
+    volumes: dict[Path, Case] = {}
+    for path, relative in (pair for listing in listings for pair in listing.volumes):
+        volumes.setdefault(path.resolve(), Case((relative.parent / volume_stem(relative)).as_posix(), path))
     uses = Counter(case.case_id.casefold() for case in volumes.values())  # one file where a file system ignores case
     return [
-        case if uses[case.case_id.casefold()] == 1 else Case(f"{case.case_id}-{_hashed(resolved)}", case.image)
-        for resolved, case in volumes.items()
+        case if uses[case.case_id.casefold()] == 1 else replace(case, case_id=with_hash(case))
+        for case in volumes.values()
     ]
 
 
-def _hashed(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:HASH_DIGITS]
+def with_hash(case: Case, digits: int = HASH_DIGITS) -> str:
+    """Return the case's id with the start of its identity appended, for where another input has the id."""
+    return f"{case.case_id}-{case.identity[:digits]}"
 
 
-def _one_a_study(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
+def _hashed(*facts: Path | str) -> str:
+    return hashlib.sha256(b"\0".join(map(os.fsencode, facts))).hexdigest()
+
+
+def _study_identity(study: Sequence[Series]) -> str:
+    return _hashed("study", study[0].study_id, *_whose(study))
+
+
+def _whose(study: Sequence[Series]) -> list[str]:
+    """Return the hashed patients of some series, or where nobody is named, their folders."""
+    patients = {header.patient for series in study for header in series.headers}
+    if any(map(any, patients)):
+        return sorted(map(str, patients))
+    folders = {file.folder for series in study for file in series.files}
+    return sorted(f"{path.resolve()}\0{member}" for path, member in folders)
+
+
+def study_cases(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
+    """Return a case for each study of some series: the one that fits the rule best, or none with the reasons."""
     cases = []
     for study in _studies(found):
         taken, reasons = choose(study, rule)
         others = tuple(f"{name} was not taken: {reason}" for name, reason in reasons.items())
-        cases.append(Case(_name_of(study, found) if taken is None else taken.series_id, taken, others))
+        if taken is None:
+            cases.append(Case(_name_of(study, found), None, others, tuple(study)))
+        else:
+            cases.append(Case(taken.series_id, taken, others))
     return cases
 
 

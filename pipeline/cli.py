@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,10 +15,23 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline.batch.dispatch import Limits
+from pipeline.batch.segmentation import (
+    DEFAULT_ENGINE,
+    Means,
+    cases_in,
+    segment_arrivals,
+    segment_cases,
+    setup_of,
+)
+from pipeline.batch.status import Status, status_of
+from pipeline.batch.watch import Patience
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
+from pipeline.bundle_gates import pass_gates
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import find_cases, read_case
 from pipeline.demo.run import run_demo
@@ -28,14 +42,19 @@ from pipeline.evaluation import LabelScores, evaluate_pairs, pair_files, summari
 from pipeline.inference.choice import calibrate_windows
 from pipeline.inference.execution import Runtime
 from pipeline.inference.runtime import keep_large_buffers
+from pipeline.label_app.server import LOOPBACK, MOST_MIB, Serving, serve
 from pipeline.manifest import load
 from pipeline.manifest_build import build, write
 from pipeline.monai_io import as_image
 from pipeline.networks import describe
-from pipeline.planning import Plan, fingerprint, plan, write_bundle
+from pipeline.planning import Device, Plan, read_overrides, survey
+from pipeline.planning.explain import explain
+from pipeline.planning.make import budget_here, make_bundle
+from pipeline.planning.show import Facts, facts_tables, write_facts_page
 from pipeline.results import Output
-from pipeline.segment import Options, segment_all
+from pipeline.segment import Options
 from pipeline.training import TRAINING, Job, evaluate_fold, train
+from pipeline.training_folds import devices_here, executor_named, train_folds
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -50,6 +69,12 @@ app.add_typer(bundle_app, name="bundle")
 
 PIPED_WIDTH = 120
 """Columns of a table that goes to a file or another program."""
+
+MOST_ROWS = 50
+"""Cases that are listed on the screen; of more there is the table in the output folder."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
@@ -108,15 +133,28 @@ def plan_command(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
     data_root: DataRoot = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Length of the training, in epochs of 100 steps.")] = 40,
+    minutes: Annotated[float, typer.Option(min=1, help="What the training of one fold may take here.")] = 60,
+    device: Annotated[Device | None, typer.Option(help="Where.", show_default="a GPU if there is one")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GB for training.", show_default="4, or what the GPU has free")
+    ] = None,
+    override: Annotated[
+        Path | None, typer.Option(help="JSON file of values that count instead.", show_default=False)
+    ] = None,
 ) -> None:
-    """Make an untrained bundle whose numbers fit a data set."""
-    cases = load(manifest, data_root)
-    data = {"name": cases.name, "licence": cases.licence, "reference": cases.reference}
-    made = plan(fingerprint(cases), epochs=epochs, data=data)
-    write_bundle(made, out)
-    _print_plan(made)
-    console.print(f"{out}: bundle written; train it with `voxelgate train {out} {manifest} --out {out}_trained`")
+    """Make an untrained bundle whose numbers fit a data set and a budget, and give the reason of each."""
+    overrides = None if override is None else read_overrides(override)
+    budget = budget_here(minutes, device, memory)
+    with _progress("measuring cases") as progress:
+        made = make_bundle(manifest, out, budget, data_root=data_root, overrides=overrides, progress=progress)
+    for facts in facts_tables(made.survey):
+        _print_facts(facts)
+    _print_plan(made.plan)
+    root = "" if data_root is None and made.manifest == manifest else f" --data-root {data_root or manifest.parent}"
+    console.print(
+        f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{root} --out {out}_trained`",
+        soft_wrap=True,
+    )
 
 
 @app.command("train")
@@ -127,12 +165,21 @@ def train_command(
     data_root: DataRoot = None,
     fold: Annotated[int, typer.Option(min=-1, help="Fold that validates; -1 trains on all cases.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, show_default="the bundle's", help="Length of training.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Train so many folds, and put them together.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="With --folds: serial, processes:N, or dask:ADDRESS of a scheduler.")
+    ] = "serial",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
     settings: Settings = None,
 ) -> None:
     """Train a bundle; its best weights by validation Dice are kept."""
     overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
     job = Job(bundle, manifest, out, data_root, fold, resume, overrides)
+    if folds is not None:
+        _train_folds(job, folds, engine)
+        return
     with _progress("checking cases") as progress:
         trained = train(job, progress=progress)
     if fold >= 0:
@@ -143,6 +190,19 @@ def train_command(
             subject_of,
         )
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
+
+
+def _train_folds(job: Job, folds: int, engine: str) -> None:
+    with _progress("checking cases") as progress, executor_named(engine) as executor:
+        done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
+    subject_of = {case.case_id: case.subject for case in load(job.manifest, job.data_root).cases}
+    _print_scores(list(done.scores), f"{folds} folds, none seen in training", subject_of)
+    console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
+    console.print(
+        f"{done.bundle}: the best fold; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
+        "together with --ensemble",
+        soft_wrap=True,
+    )
 
 
 @app.command("evaluate")
@@ -180,14 +240,23 @@ def evaluate_command(
 
 @app.command("inspect")
 def inspect_command(
-    inputs: Annotated[list[Path], typer.Argument(help="Folder, zip, DICOMDIR or DICOM file.", show_default=False)],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Folder, zip, DICOMDIR or DICOM file; or one manifest.", show_default=False)
+    ],
     allow: Allowed = "",
+    data_root: DataRoot = None,
+    page: Annotated[
+        Path | None, typer.Option(help="For a manifest: HTML page with plots to write.", show_default=False)
+    ] = None,
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Do not decode the pixels of what can be used.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say of every DICOM series whether it can be used, and why not."""
+    """Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data."""
+    if len(inputs) == 1 and inputs[0].suffix == ".json":
+        _inspect_manifest(inputs[0], data_root, page)
+        return
     with _progress("reading headers") as headers, _progress("reading pixels") as pixels:
         found = inspect(
             inputs, allow=_choices(Allow, allow, "--allow"), headers_only=headers_only, progress=(headers, pixels)
@@ -198,6 +267,15 @@ def inspect_command(
         _print_series(found)
     if not any(one.series.is_usable for one in found):
         raise typer.Exit(1)
+
+
+def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None) -> None:
+    with _progress("measuring cases") as progress:
+        found = survey(load(manifest, data_root), progress=progress)
+    for facts in facts_tables(found):
+        _print_facts(facts)
+    if page is not None:
+        write_facts_page(found, page)
 
 
 @app.command("segment")
@@ -217,27 +295,85 @@ def segment_command(
     runtime: Annotated[
         Runtime | None, typer.Option(help="How the network runs.", show_default="the fastest known here")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where cases run: serial, processes:N, or dask:ADDRESS of a scheduler.")
+    ] = DEFAULT_ENGINE,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which an attempt at a case is ended.")] = 1800,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="How often a case is tried that hangs, crashes or runs out of memory.")
+    ] = 3,
+    max_memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB that each process may allocate.", show_default="no limit")
+    ] = None,
+    previews: Annotated[bool, typer.Option(help="Write the pictures that the report page shows.")] = True,
+    check_flips: Annotated[
+        bool, typer.Option("--check-flips", help="Segment the mirrored image too, and judge the result by it.")
+    ] = False,
+    is_watching: Annotated[
+        bool, typer.Option("--watch", help="Go on with what comes into the folders, until Ctrl-C.")
+    ] = False,
+    settle: Annotated[
+        float, typer.Option(min=0.1, help="With --watch: seconds without change after which a study is complete.")
+    ] = 30,
+    idle_exit: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --watch: end after so many seconds without news.", show_default=False),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Segment volumes; each result lies on the very grid of its image."""
-    options = Options(_choices(Output, outputs, "--outputs"), overwrite, _choices(Allow, allow, "--allow"), runtime)
-    opened = open_bundle(bundle, device)
-    with _progress("reading headers") as progress:
-        cases = find_cases(inputs, rule=opened.series_rule, allow=options.allow, out_dir=out, progress=progress)
-    reports = []
-    with _progress("segmenting", len(cases)) as progress:
-        for report in segment_all(cases, opened, out, options):
-            reports.append(report)
-            progress(len(reports), len(cases))
-            if as_json:
-                sys.stdout.write(report.to_json() + "\n")
-            else:
-                _print_findings(report)
+    """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
+    wanted = _choices(Output, outputs, "--outputs") + ((Output.PREVIEW,) if previews else ())
+    options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips)
+    setup = setup_of(bundle, out, options, device)
+    means = Means(engine, Limits(timeout, attempts), max_memory)
+    if is_watching:
+        reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None
+    else:
+        with _progress("reading headers") as progress:
+            cases = cases_in(inputs, setup, progress)
+        reports, total = segment_cases(cases, setup, means), len(cases)
+    ended, is_interrupted = _show_reports(reports, total, as_json=as_json)
     if not as_json:
-        _print_reports(reports, out)
-    if any(report.status is not CaseStatus.DONE for report in reports):
+        _print_reports(ended, out)
+    if is_interrupted:
+        errors.print("Interrupted; the same command goes on with the cases that are left.")
+        raise typer.Exit(INTERRUPTED)
+    if any(report.status is not CaseStatus.DONE for report in ended):
         raise typer.Exit(1)
+
+
+@app.command("status")
+def status_command(
+    out: Annotated[Path, typer.Argument(help="Folder of the results.", show_default=False)], as_json: AsJson = False
+) -> None:
+    """Say how far `segment` is with a folder, while it runs or after it ended."""
+    status = status_of(out)
+    if as_json:
+        sys.stdout.write(status.to_json() + "\n")
+    else:
+        _print_status(status)
+
+
+@app.command("label")
+def label_command(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles with the same labels.", show_default=False)],
+    studies: Annotated[str, typer.Option(help="Folder of images, or the address of a DICOMweb server.")],
+    work: Annotated[Path, typer.Option(help="Folder for versions of the models, logs and copies.")] = Path(
+        "label-work"
+    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine's need a token check.")
+    ] = LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Page of another server that may use this one; may be repeated.", show_default="none"),
+    ] = None,
+    most_mib: Annotated[int, typer.Option(min=1, help="Largest upload.")] = MOST_MIB,
+) -> None:
+    """Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated."""
+    serve(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib))
 
 
 @app.command("demo")
@@ -256,7 +392,10 @@ def demo_command(
 
 @bundle_app.command("verify")
 def bundle_verify(bundle: BundleArgument) -> None:
-    """Check that configs and weights are whole and fit each other."""
+    """Check that a bundle is whole: files, metadata, network, configs, properties, export, two iterations."""
+    verify(bundle)
+    for gate in pass_gates(bundle):
+        console.print(f"{gate.name}: {gate.seen}", markup=False, soft_wrap=True)
     opened = open_bundle(bundle)
     console.print(f"{opened.name} {opened.version}: whole, sha256 {opened.fingerprint}")
 
@@ -352,6 +491,41 @@ def _choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]
     return tuple(member for member in kind if member.value in names)
 
 
+def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: bool) -> tuple[list[CaseReport], bool]:
+    """Print reports as they come; return them, and whether Ctrl-C ended them."""
+    ended: list[CaseReport] = []
+    with _progress("segmenting", total) as progress:
+        try:
+            for report in reports:
+                ended.append(report)
+                if total is not None:
+                    progress(len(ended), total)
+                if as_json:
+                    sys.stdout.write(report.to_json() + "\n")
+                    sys.stdout.flush()
+                else:
+                    _print_findings(report)
+        except KeyboardInterrupt:
+            return ended, True
+    return ended, False
+
+
+def _print_status(status: Status) -> None:
+    console.print("A run works in this folder." if status.is_running else "No run works in this folder.")
+    console.print(", ".join(f"{count} {state}" for state, count in status.counts.items() if count) or "no cases")
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in status.verdicts.items() if count)
+    if verdicts:
+        console.print(f"Verdicts: {verdicts}")
+    if status.ended_per_hour:
+        left = "" if status.left_s is None else f", about {timedelta(seconds=round(status.left_s))} left"
+        console.print(f"{status.ended_per_hour:g} cases an hour{left}")
+    for case in status.running:
+        line = f"{case.case_id}: for {case.elapsed_s:.0f} s on {case.worker}, attempt {case.attempt}"
+        console.print(line, markup=False, soft_wrap=True)
+    for bad in status.bad:
+        console.print(f"{bad.case_id}: {bad.status}: {bad.reason}", markup=False, soft_wrap=True)
+
+
 def _print_findings(report: CaseReport) -> None:
     """Print why a case ended badly, or what should be looked at."""
     if report.status is not CaseStatus.DONE:
@@ -384,17 +558,17 @@ def _print_series(found: list[Inspected]) -> None:
     console.print(f"{sum(one.series.is_usable for one in found)} of {len(found)} series can be used")
 
 
+def _print_facts(facts: Facts) -> None:
+    table = Table(*facts.columns, title=facts.title, box=box.SIMPLE_HEAD)
+    for row in facts.rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
 def _print_plan(made: Plan) -> None:
-    is_window = made.intensity.low_hu is not None
-    table = Table("choice", "value", title=made.name)
-    table.add_row("spacing", " x ".join(f"{s:g}" for s in made.spacing_mm) + " mm")
-    table.add_row(
-        "intensity", f"HU {made.intensity.low_hu:g} to {made.intensity.high_hu:g}" if is_window else "z-score"
-    )
-    table.add_row("patch", " x ".join(map(str, made.patch_vox)))
-    table.add_row("channels", ", ".join(map(str, made.channels)))
-    table.add_row("training", f"{made.training.epochs} epochs of {made.training.steps_per_epoch} steps")
-    table.add_row("left/right flips", "yes" if made.augmentation.flip_sagittal else "no")
+    table = Table("choice", "value", "reason", title=made.name, box=box.SIMPLE_HEAD)
+    for row in explain(made):
+        table.add_row(row.name, escape(row.value), escape(row.reason))
     console.print(table)
 
 
@@ -421,11 +595,15 @@ def _print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str
 def _print_reports(reports: list[CaseReport], out: Path) -> None:
     done = [report for report in reports if report.status is CaseStatus.DONE]
     table = Table(
-        "case", *(f"{name} ml" for name in (done[0].volumes_ml if done else ())), "seconds", box=box.SIMPLE_HEAD
+        "case",
+        *(f"{name} ml" for name in (done[0].volumes_ml if done else ())),
+        "verdict",
+        "seconds",
+        box=box.SIMPLE_HEAD,
     )
     for report in done:
         volumes = (f"{value:.2f}" for value in report.volumes_ml.values())
-        table.add_row(report.case_id, *volumes, f"{sum(report.seconds.values()):.1f}")
-    if done:
+        table.add_row(report.case_id, *volumes, report.quality.verdict, f"{sum(report.seconds.values()):.1f}")
+    if 0 < len(done) <= MOST_ROWS:
         console.print(table)
     console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}")

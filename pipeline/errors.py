@@ -5,6 +5,7 @@ VoxelgateError
 ├── InputError         an image, label map or folder cannot be used (exit code 1)
 │   └── ManifestError  a manifest or the cases it names are wrong; carries all problems at once (exit code 1)
 ├── BundleError        a bundle is incomplete, altered or does not fit its weights (exit code 1)
+├── EngineError        the workers cannot be reached or kept (exit code 1)
 ├── OutputError        a result cannot be written, or would overwrite something (exit code 1)
 └── UsageError         an option or config value is wrong (exit code 2)
 ```
@@ -37,6 +38,10 @@ class ManifestError(InputError):
 
 class BundleError(VoxelgateError):
     """A bundle is incomplete, altered or does not fit its weights."""
+
+
+class EngineError(VoxelgateError):
+    """The workers that cases are given to cannot be reached or kept."""
 
 
 class OutputError(VoxelgateError):

@@ -1,12 +1,12 @@
-"""The files that a segmented case leaves: a NIfTI label map, a DICOM SEG, an RTSTRUCT and a DICOM SR."""
+"""The files that a segmented case leaves: NIfTI label map, DICOM SEG, RTSTRUCT and SR, and pictures for a report."""
 
 import os
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from pipeline.dicom.writing.sources import SourceSeries, source_of
 from pipeline.errors import OutputError
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
+from pipeline.preview import Sketch, write_preview
 from pipeline.volumes import write_label_map
 
 
@@ -31,6 +32,8 @@ class Output(StrEnum):
     SEG = "seg"
     RTSTRUCT = "rtstruct"
     SR = "sr"
+    PREVIEW = "preview"
+    """Small pictures of image and labels, for the report page."""
 
 
 SUFFIX_OF = {
@@ -38,8 +41,16 @@ SUFFIX_OF = {
     Output.SEG: ".seg.dcm",
     Output.RTSTRUCT: ".rtstruct.dcm",
     Output.SR: ".sr.dcm",
+    Output.PREVIEW: ".webp",
 }
-DICOM_OUTPUTS = frozenset(Output) - {Output.NIFTI}
+DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
+"""What can only be made of DICOM, and not where nothing was found."""
+
+PREVIEW_FOLDER = "previews"
+"""Where the previews lie, so that they do not stand among the results."""
+
+SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", ".partial"
+"""Names of the folders in which files are finished before they get their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +63,7 @@ class Result:
         table: what the labels mean.
         volumes_ml: of each structure.
         algorithm: what made the labels; None if there are no DICOM outputs, which name it.
+        sketch: of the image; None if there are no previews.
     """
 
     labels: npt.NDArray[Any]
@@ -59,27 +71,30 @@ class Result:
     table: LabelTable
     volumes_ml: Mapping[str, float]
     algorithm: Algorithm | None
+    sketch: Sketch | None = None
 
 
-def output_paths(case: Case, out_dir: Path, outputs: Sequence[Output]) -> dict[Output, Path]:
+def output_paths(case_id: str, out_dir: Path, outputs: Sequence[Output]) -> dict[Output, Path]:
     """Return where each file of a case goes."""
-    return {kind: out_dir / f"{case.case_id}{SUFFIX_OF[kind]}" for kind in outputs}
+    folders = {kind: out_dir / PREVIEW_FOLDER if kind is Output.PREVIEW else out_dir for kind in outputs}
+    return {kind: folder / f"{case_id}{SUFFIX_OF[kind]}" for kind, folder in folders.items()}
 
 
-def check_outputs(
-    case: Case, out_dir: Path, outputs: Sequence[Output], table: LabelTable, *, overwrite: bool
-) -> SourceSeries | None:
+def new_scratch(out_dir: Path) -> Path:
+    """Return a name, used by nobody, for the folder in which the files of a case are finished."""
+    return out_dir / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{SCRATCH_SUFFIX}"
+
+
+def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> SourceSeries | None:
     """Refuse before the network runs what could not be written after it.
 
     Returns:
         The source of DICOM outputs, or None if there are none.
 
     Raises:
-        OutputError: a file exists, a DICOM output is asked of what is not DICOM, its source lacks what DICOM demands,
-            or a label has no code or a name that is unfit for DICOM.
+        OutputError: a DICOM output is asked of what is not DICOM, its source lacks what DICOM demands, or a label has
+            no code or a name that is unfit for DICOM.
     """
-    for path in output_paths(case, out_dir, outputs).values():
-        _refuse_existing(path, overwrite=overwrite)
     if not DICOM_OUTPUTS & set(outputs) or case.image is None:
         return None
     if not isinstance(case.image, Series):
@@ -94,26 +109,32 @@ def check_outputs(
     return source_of(case.image)
 
 
-def write_results(
-    result: Result,
-    case: Case,
-    paths: Mapping[Output, Path],
-    source: SourceSeries | None,
-    *,
-    overwrite: bool,
-) -> dict[Output, Path]:
-    """Write the files of a case: all of them, or none.
+def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse names that are taken.
 
-    The files are finished in a hidden folder beside their places and get their names together at the end, so that a
-    fault or an interruption leaves older files as they were. Where nothing was found there is no DICOM object to write:
-    only the NIfTI file is left, and older DICOM objects of the case, which would contradict it, are removed.
+    Raises:
+        OutputError: a file has one of the names and may not be replaced, or a folder has.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
+
+
+def write_results(
+    result: Result, case: Case, outputs: Sequence[Output], source: SourceSeries | None, scratch: Path
+) -> dict[Output, Path]:
+    """Finish the files of a case in a folder of their own, each re-read and compared; `publish` gives them their names.
+
+    Where nothing was found there is no DICOM object to write.
 
     Args:
         result: what was found.
         case: what it was found in.
-        paths: from `output_paths`; folders are made.
+        outputs: what to write.
         source: from `check_outputs`.
-        overwrite: replace files that are there.
+        scratch: folder to make, on the file system of the output folder.
 
     Returns:
         The files that were written.
@@ -121,20 +142,49 @@ def write_results(
     Raises:
         OutputError: one of them could not be written or read back differently.
     """
-    wanted = {kind: path for kind, path in paths.items() if kind is Output.NIFTI or any(result.volumes_ml.values())}
-    folder = next(iter(paths.values())).parent
-    make_folder(folder)
+    is_empty = not any(result.volumes_ml.values())
+    wanted = [kind for kind in outputs if not is_empty or kind not in DICOM_OUTPUTS]
+    staged = {kind: scratch / path.name for kind, path in output_paths(case.case_id, scratch, wanted).items()}
+    make_folder(scratch)
     try:
-        with TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as scratch:
-            staged = {kind: Path(scratch) / path.name for kind, path in wanted.items()}
-            _write(result, case, staged, source)
-            _publish(staged, paths, Path(scratch) / "older", overwrite=overwrite)
+        _write(result, case, staged, source)
+        sync(scratch)
     except OSError as error:
-        raise OutputError(
-            f"{case.case_id}: its files cannot be written ({error.strerror or type(error).__name__}); free the disk or "
-            "its rights."
-        ) from error
-    return wanted
+        raise _unwritable(case.case_id, error) from error
+    return staged
+
+
+def publish(moves: Mapping[Path, Path], removed: Iterable[Path], older: Path) -> None:
+    """Give finished files their names, all of them or none: after a fault each name has again what it had.
+
+    Args:
+        moves: the finished file for each name; folders are made, what stands there is replaced.
+        removed: names whose files go, such as DICOM objects that the new label map would contradict.
+        older: folder to make, for what stood there; on the file system of the names.
+
+    Raises:
+        OutputError: a name cannot be given.
+    """
+    names = [*moves, *removed]
+    try:
+        older.mkdir(parents=True)
+        for folder in {path.parent for path in moves}:
+            make_folder(folder)
+        try:
+            for number, path in enumerate(names):
+                if path.exists():
+                    _keep(path, older / str(number))
+                if path in moves:
+                    moves[path].replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except BaseException:
+            _put_back(moves, names, older)
+            raise
+        for folder in {path.parent for path in names if path.parent.is_dir()}:
+            sync(folder)
+    except OSError as error:
+        raise _unwritable(next(iter(names)).name, error) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -149,10 +199,17 @@ def make_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output folder.") from error
 
 
+def _unwritable(name: str, error: OSError) -> OutputError:
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"{name}: its files cannot be written ({reason}); free the disk or its rights.")
+
+
 def _write(result: Result, case: Case, paths: Mapping[Output, Path], source: SourceSeries | None) -> None:
     if Output.NIFTI in paths:
         like = case.image if isinstance(case.image, Path) else None
         write_label_map(paths[Output.NIFTI], result.labels, result.grid, like=like)
+    if Output.PREVIEW in paths and result.sketch is not None:
+        write_preview(paths[Output.PREVIEW], result.sketch, result.labels, result.table)
     if source is None or result.algorithm is None or not DICOM_OUTPUTS & paths.keys():
         return
     segmented = SegmentedSeries(result.labels, result.grid, result.table, source, result.algorithm)
@@ -164,44 +221,12 @@ def _write(result: Result, case: Case, paths: Mapping[Output, Path], source: Sou
             write_sr(paths[Output.SR], segmented, seg)
 
 
-def _publish(staged: Mapping[Output, Path], paths: Mapping[Output, Path], older: Path, *, overwrite: bool) -> None:
-    """Give finished files their names; if one cannot have it, each name has again what it had.
-
-    Args:
-        staged: the finished files.
-        paths: all names of the case; what stands under one without a finished file is removed.
-        older: a folder to make, for what stood there.
-        overwrite: replace files that are there.
-    """
-    older.mkdir()
-    try:
-        for kind, path in paths.items():
-            _refuse_existing(path, overwrite=overwrite)
-            if path.exists():
-                _keep(path, older / path.name)
-            if kind in staged:
-                staged[kind].replace(path)
-            else:
-                path.unlink(missing_ok=True)
-        sync(older.parent.parent)
-    except BaseException:
-        _put_back(staged, paths, older)
-        raise
-
-
-def _put_back(staged: Mapping[Output, Path], paths: Mapping[Output, Path], older: Path) -> None:
-    for kind, path in paths.items():
-        if (older / path.name).exists():
-            (older / path.name).replace(path)
-        elif kind in staged and not staged[kind].exists():
+def _put_back(moves: Mapping[Path, Path], names: Sequence[Path], older: Path) -> None:
+    for number, path in enumerate(names):
+        if (older / str(number)).exists():
+            (older / str(number)).replace(path)
+        elif path in moves and not moves[path].exists():
             path.unlink(missing_ok=True)
-
-
-def _refuse_existing(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
 
 
 def _keep(path: Path, spare: Path) -> None:

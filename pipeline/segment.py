@@ -1,15 +1,20 @@
-"""Segment one case after the other: read, check, infer, write, and report what became of each."""
+"""Segment one case: read, check, infer, write, and report what became of it."""
 
+import errno
 import functools
 import logging
-import os
 import platform
+import resource
+import shutil
+import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +27,31 @@ from pipeline.dicom.findings import Allow
 from pipeline.dicom.plausibility import Expected
 from pipeline.dicom.series import Series
 from pipeline.dicom.writing.derived import Algorithm
+from pipeline.dicom.writing.sources import SourceSeries
 from pipeline.errors import BundleError, OutputError, UsageError, VoxelgateError
 from pipeline.geometry import Grid
 from pipeline.inference.choice import RuntimeChoice
 from pipeline.inference.execution import Runtime
 from pipeline.labels import LabelTable
 from pipeline.monai_io import as_image
-from pipeline.results import Output, Result, check_outputs, make_folder, output_paths, write_results
+from pipeline.preview import Sketch, sketch
+from pipeline.quality import assess, flip_dice
+from pipeline.results import (
+    Output,
+    Result,
+    check_outputs,
+    new_scratch,
+    output_paths,
+    publish,
+    refuse_existing,
+    write_results,
+)
 
 logger = logging.getLogger(__name__)
 
-RESULTS_NAME = "results.jsonl"
-"""File in the output folder with one line of JSON for each case, in the order in which they ended."""
 
-
-class LoadedBundle(Hashable, Protocol):
-    """What `segment` needs of a bundle; `pipeline.bundle.Bundle` has it."""
+class NamedBundle(Protocol):
+    """What a report says of a bundle."""
 
     @property
     def name(self) -> str:
@@ -46,6 +60,10 @@ class LoadedBundle(Hashable, Protocol):
     @property
     def version(self) -> str:
         """Return the bundle's version."""
+
+
+class LoadedBundle(NamedBundle, Hashable, Protocol):
+    """What `segment` needs of a bundle; `pipeline.bundle.Bundle` has it."""
 
     @property
     def fingerprint(self) -> str:
@@ -64,6 +82,10 @@ class LoadedBundle(Hashable, Protocol):
         """Return what gives labels (1, 1, I, J, K) on the source grid, e.g. `RestoringSlidingWindowInferer`."""
 
     @property
+    def cleaning(self) -> Callable[[MetaTensor], MetaTensor]:
+        """Return what takes mistakes out of these labels, as cross-validation found it to help."""
+
+    @property
     def network(self) -> torch.nn.Module:
         """Return the network, in eval mode."""
 
@@ -76,6 +98,23 @@ class LoadedBundle(Hashable, Protocol):
         """Return what images the bundle was trained on, if it says so."""
 
 
+class Fault(StrEnum):
+    """Why an attempt failed, where that is not the fault of the image."""
+
+    MEMORY = "memory"
+    """There was too little memory; with smaller windows there may be enough."""
+
+    STORAGE = "storage"
+    """The output folder takes no files, so no other case would fare better."""
+
+
+STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""The disk or the quota is full, or the file system read-only."""
+
+MEMORY_TEXTS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
+"""How PyTorch's CPU allocator (c10/core/impl/alloc_cpu.cpp) and C++ libraries say it, as plain `RuntimeError`."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What is written, and what is accepted.
@@ -85,6 +124,7 @@ class Options:
         overwrite: replace results that are there.
         allow: faults of DICOM series to mend, as given to `find_cases`.
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
+        check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
 
     Raises:
         UsageError: no output, or a report without the DICOM SEG that it refers to.
@@ -94,12 +134,38 @@ class Options:
     overwrite: bool = False
     allow: tuple[Allow, ...] = ()
     runtime: Runtime | None = None
+    check_flips: bool = False
 
     def __post_init__(self) -> None:
         if not self.outputs:
             raise UsageError(f"no output is asked for; choose of {', '.join(Output)}.")
         if Output.SR in self.outputs and Output.SEG not in self.outputs:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
+
+
+class Turns(NamedTuple):
+    """What cases that are segmented at a time in one process take turns at.
+
+    Args:
+        files: reading, preprocessing and writing; the DICOM libraries are kept quiet for a whole process.
+        network: the network, which has the memory and the processors to itself.
+    """
+
+    files: AbstractContextManager[Any] = nullcontext()
+    network: AbstractContextManager[Any] = nullcontext()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one case.
+
+    Args:
+        report: its outputs are the names that the files shall get.
+        fault: set where a failure is not the image's.
+    """
+
+    report: CaseReport
+    fault: Fault | None = None
 
 
 def segment(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options | None = None) -> CaseReport:
@@ -114,84 +180,188 @@ def segment(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options | 
         out_dir: folder of the results, which are named after the case; it is made.
         options: what to write and accept; by default a new NIfTI file.
     """
+    chosen = options or Options()
+    paths = output_paths(case.case_id, out_dir, chosen.outputs)
+    scratch = new_scratch(out_dir)
     try:
-        return _segment_or_raise(case, bundle, out_dir, options or Options())
+        refuse_existing(paths.values(), overwrite=chosen.overwrite)
+        report = attempt(case, bundle, (out_dir, scratch), chosen).report
+        if report.status is CaseStatus.DONE:
+            finished = {paths[Output(kind)] for kind in report.outputs}
+            publish({path: scratch / path.name for path in finished}, set(paths.values()) - finished, scratch / "older")
+    except OutputError as error:
+        return unfinished(case.case_id, CaseStatus.REFUSED, bundle.fingerprint, versions(bundle), str(error))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report
+
+
+def attempt(
+    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: Turns | None = None
+) -> Attempt:
+    """Segment one volume and finish its files under temporary names; never raise on a bad case.
+
+    Args:
+        case: the volume.
+        bundle: the opened bundle.
+        folders: where the files shall stand, and a folder to make in which they are finished, each under its name.
+        options: what to write and accept; whether a name is taken is for the caller to see.
+        turns: what to wait for where several cases are worked on at a time.
+    """
+    try:
+        return Attempt(_segment_or_raise(case, bundle, folders, options, turns or Turns()))
     except Exception as error:  # one bad case must not end a batch; the only broad except of the package
         logger.debug("case %s ended with an error", case.case_id, exc_info=True)
         ours = _first_of_ours(error)
         status = CaseStatus.FAILED if ours is None else CaseStatus.REFUSED
-        return CaseReport(case.case_id, status, bundle.fingerprint, _versions(bundle), (_sentence(error, ours, case),))
+        sentence = _sentence(error, ours, case)
+        return Attempt(
+            unfinished(case.case_id, status, bundle.fingerprint, versions(bundle), sentence), fault_of(error)
+        )
 
 
-def segment_all(
-    cases: Iterable[Case], bundle: LoadedBundle, out_dir: Path, options: Options | None = None
-) -> Iterator[CaseReport]:
-    """Segment cases one by one, yield each report when its case ends, and add it to `results.jsonl`.
-
-    A line is added after the results are in place; lines of earlier runs stay. A case that is named like an earlier one
-    of the run, such as a converted copy of a series, is refused, also if files may be replaced.
-
-    Args:
-        cases: from `find_cases`.
-        bundle: the opened bundle.
-        out_dir: folder of the results; made if missing.
-        options: what to write and accept.
-
-    Raises:
-        OutputError: `out_dir` or `results.jsonl` cannot be written.
-    """
-    make_folder(out_dir)
-    names: set[str] = set()
-    for case in cases:
-        name = case.case_id.casefold()  # one file where a file system ignores case
-        report = _refused_twin(case, bundle) if name in names else segment(case, bundle, out_dir, options)
-        names.add(name)
-        _append_line(out_dir / RESULTS_NAME, report.to_json())
-        yield report
+def unfinished(
+    case_id: str, status: CaseStatus, bundle_sha256: str, versions: Mapping[str, str], sentence: str
+) -> CaseReport:
+    """Return the report of a case without a result."""
+    return CaseReport(case_id, status, bundle_sha256, versions, (sentence,))
 
 
-def _refused_twin(case: Case, bundle: LoadedBundle) -> CaseReport:
-    sentence = f"{case.case_id}: another input of this run has the same name; rename the file, or segment it by itself."
-    return CaseReport(case.case_id, CaseStatus.REFUSED, bundle.fingerprint, _versions(bundle), (sentence,))
+def fault_of(error: BaseException) -> Fault | None:
+    """Return whether memory or the output folder is at fault, as far as that is sure."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS:
+            return Fault.STORAGE
+        is_memory = isinstance(cause, MemoryError | torch.OutOfMemoryError)
+        if is_memory or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in MEMORY_TEXTS)):
+            return Fault.MEMORY
+    return None
 
 
-def _segment_or_raise(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options) -> CaseReport:
-    source = check_outputs(case, out_dir, options.outputs, bundle.labels, overwrite=options.overwrite)
-    algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
-    started = time.perf_counter()
-    scan = read_case(case, bundle.labels, bundle.expected, options.allow)
-    image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
-    grid, findings = scan.grid, scan.findings
-    del scan  # the voxels are needed no more, and the network wants the memory
-    read = time.perf_counter()
-    image = image[None].to(bundle.device)
-    chosen = _choice(bundle, options.runtime).for_image(image)
-    labels = _labels_on(grid, bundle.inferer(image, chosen.network), case)
-    volumes_ml = _volumes_ml(labels, grid, bundle.labels)
-    inferred = time.perf_counter()
-    result = Result(labels, grid, bundle.labels, volumes_ml, algorithm)
-    paths = output_paths(case, out_dir, options.outputs)
-    older = {kind for kind, path in paths.items() if path.exists()}
-    outputs = write_results(result, case, paths, source, overwrite=options.overwrite)
-    written = time.perf_counter()
-    if not any(volumes_ml.values()):
-        findings += (_nothing_found(case, sorted(older - outputs.keys())),)
-    seconds = {"read": read - started, "network": inferred - read, "write": written - inferred}
+def _segment_or_raise(
+    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: Turns
+) -> CaseReport:
+    out_dir, scratch = folders
+    with turns.files:
+        prepared = _prepare(case, bundle, options)
+    with turns.network:
+        found = _infer(prepared, bundle, options)
+    with turns.files:
+        started_s = time.perf_counter()
+        volumes_ml = _volumes_ml(found.labels, prepared.grid, bundle.labels)
+        result = Result(found.labels, prepared.grid, bundle.labels, volumes_ml, prepared.algorithm, prepared.sketch)
+        staged = write_results(result, case, options.outputs, prepared.source, scratch)
+        findings = prepared.findings
+        names = output_paths(case.case_id, out_dir, options.outputs)
+        if not any(volumes_ml.values()):
+            older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
+            findings += (_nothing_found(case, older),)
+        quality = assess(
+            found.labels,
+            prepared.grid,
+            bundle.labels,
+            bundle.expected,
+            findings=findings,
+            confidence=found.confidence,
+            flip_dice=found.flip_dice,
+        )
+    seconds = {"read": prepared.elapsed_s, "network": found.elapsed_s, "write": time.perf_counter() - started_s}
     return CaseReport(
         case.case_id,
         CaseStatus.DONE,
         bundle.fingerprint,
-        _versions(bundle) | {"runtime": chosen.name},
+        versions(bundle) | {"runtime": found.runtime},
         findings,
-        {str(kind): path for kind, path in outputs.items()},
+        {str(kind): names[kind] for kind in staged},
         volumes_ml,
         {stage: round(elapsed_s, 3) for stage, elapsed_s in seconds.items()},
+        quality,
+        _peak_mib(),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What the network and the writers need of a case; the voxels of the file are not among it, for they are large.
+
+    Args:
+        image: (C, i, j, k) on the network grid.
+        grid: of the file, RAS+ mm.
+        findings: so far.
+        source: of DICOM outputs.
+        algorithm: that DICOM outputs name.
+        sketch: for previews.
+        elapsed_s: for all this.
+    """
+
+    image: MetaTensor
+    grid: Grid
+    findings: tuple[str, ...]
+    source: SourceSeries | None
+    algorithm: Algorithm | None
+    sketch: Sketch | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What the network found.
+
+    Args:
+        labels: (I, J, K) on the grid of the file.
+        runtime: how the network ran.
+        confidence: mean probability of each class where it won, if the inferer says it.
+        flip_dice: agreement with the mirrored image by structure, if asked for.
+        elapsed_s: for all this.
+    """
+
+    labels: npt.NDArray[Any]
+    runtime: str
+    confidence: Sequence[float] | None
+    flip_dice: Mapping[str, float] | None
+    elapsed_s: float
+
+
+def _prepare(case: Case, bundle: LoadedBundle, options: Options) -> _Prepared:
+    started_s = time.perf_counter()
+    source = check_outputs(case, options.outputs, bundle.labels)
+    algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
+    scan = read_case(case, bundle.labels, bundle.expected, options.allow)
+    small = sketch(scan.voxels, scan.grid) if Output.PREVIEW in options.outputs else None
+    image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
+    elapsed_s = time.perf_counter() - started_s
+    return _Prepared(image, scan.grid, scan.findings, source, algorithm, small, elapsed_s)
+
+
+def _infer(prepared: _Prepared, bundle: LoadedBundle, options: Options) -> _Found:
+    started_s = time.perf_counter()
+    image = prepared.image[None].to(bundle.device)
+    chosen = _choice(bundle, options.runtime).for_image(image)
+    result = bundle.inferer(image, chosen.network)
+    confidence = _confidence(result)
+    result = bundle.cleaning(result)
+    labels = _labels_on(prepared.grid, result)
+    agreement = None
+    if options.check_flips:
+        agreement = flip_dice(image, bundle.network, bundle.inferer, labels, bundle.labels)
+    return _Found(labels, chosen.name, confidence, agreement, time.perf_counter() - started_s)
+
+
+def _confidence(result: MetaTensor) -> list[float] | None:
+    """Return what an inferer says of its own result, from metadata as they are or collated to a batch of one."""
+    stated = result.meta.get("confidence")
+    return None if stated is None else torch.as_tensor(stated).flatten().tolist()
 
 
 def _nothing_found(case: Case, removed: Sequence[Output]) -> str:
     sentence = f"{case.case_id}: no structure was found; check that it shows what the bundle segments."
-    return f"{sentence} The {', '.join(removed)} of an earlier run were removed." if removed else sentence
+    return f"{sentence} The {', '.join(sorted(removed))} of an earlier run were removed." if removed else sentence
+
+
+def _peak_mib() -> float:
+    """Return the highest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 @functools.lru_cache(maxsize=4)
@@ -200,13 +370,13 @@ def _choice(bundle: LoadedBundle, runtime: Runtime | None) -> RuntimeChoice:
     return RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, runtime)
 
 
-def _labels_on(grid: Grid, labels: MetaTensor, case: Case) -> npt.NDArray[Any]:
+def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:
     """Return labels (I, J, K), provided that they lie on the grid of the file."""
     found = Grid(tuple(labels.shape[2:]), labels.affine.reshape(4, 4).cpu().numpy())
     if (difference := grid.difference(found)) is not None:
         raise BundleError(
-            f"{case.case_id}: the bundle's result does not lie on the image's grid: {difference}; let the bundle infer "
-            "with RestoringSlidingWindowInferer."
+            f"the bundle's result does not lie on the image's grid: {difference}; let the bundle infer with "
+            "RestoringSlidingWindowInferer."
         )
     array: npt.NDArray[Any] = labels.as_tensor()[0, 0].cpu().numpy()
     return array
@@ -216,12 +386,13 @@ def _volumes_ml(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict
     if (highest := int(labels.max())) >= len(table.names):
         raise BundleError(f"the network gives label {highest}, but the bundle names only {len(table.names)}.")
     counts = np.zeros(len(table.names), dtype=np.int64)
-    for plane in labels:  # one at a time: bincount makes int64 of them
-        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    for plane in np.moveaxis(labels, int(np.argmax(np.abs(labels.strides))), 0):  # as they lie in memory
+        counts += np.bincount(plane[plane != 0], minlength=len(counts))  # int64 of what it counts: structures only
     return {name: round(float(counts[value]) * grid.voxel_ml, 4) for value, name in table.foreground.items()}
 
 
-def _versions(bundle: LoadedBundle) -> dict[str, str]:
+def versions(bundle: NamedBundle) -> dict[str, str]:
+    """Return the versions of a bundle and of the software that runs it."""
     software = {name: version(name) for name in ("voxelgate", "monai", "torch")}
     return {"bundle": f"{bundle.name} {bundle.version}", **software, "python": platform.python_version()}
 
@@ -238,21 +409,12 @@ def _sentence(error: Exception, ours: VoxelgateError | None, case: Case) -> str:
 
 def _first_of_ours(error: BaseException) -> VoxelgateError | None:
     """Return the error that a library wrapped in its own, as MONAI's `apply_transform` does, if it is one of ours."""
+    return next((cause for cause in _causes(error) if isinstance(cause, VoxelgateError)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, and so on."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, VoxelgateError):
+    while cause is not None:
+        yield cause
         cause = cause.__cause__
-    return cause
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Add a line; one that an earlier run left without an end stays a line of its own."""
-    try:
-        with path.open("a+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and file.seek(size - 1) is not None and file.read(1) != b"\n":
-                line = f"\n{line}"
-            file.write(f"{line}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error

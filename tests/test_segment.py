@@ -18,14 +18,14 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
-from pipeline.case_report import CaseStatus
-from pipeline.cases import Case, find_cases
+from pipeline.case_report import CaseStatus, Verdict
+from pipeline.cases import Case
 from pipeline.dicom.plausibility import Expected
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import InputError
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
 from pipeline.labels import LabelTable
 from pipeline.results import Output
-from pipeline.segment import RESULTS_NAME, Options, segment, segment_all
+from pipeline.segment import Options, segment
 from pipeline.volumes import read_grid, read_volume
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
@@ -234,53 +234,38 @@ def test_a_network_with_more_classes_than_names_is_refused(tmp_path: Path, bundl
     assert "gives label 2" in refusal(save(tmp_path / "image.nii.gz"), replace(bundle, network=three), tmp_path)
 
 
-def test_a_batch_goes_on_after_a_bad_case_and_records_every_case(tmp_path: Path, bundle: SmallBundle) -> None:
-    for name in ("a", "c"):
-        save(tmp_path / "in" / f"{name}.nii.gz")
-    (tmp_path / "in" / "b.nii.gz").write_bytes(b"no image")
-    out = tmp_path / "out"
-
-    reports = list(segment_all(find_cases([tmp_path / "in"]), bundle, out))
-
-    assert [(report.case_id, report.status) for report in reports] == [
-        ("a", CaseStatus.DONE),
-        ("b", CaseStatus.REFUSED),
-        ("c", CaseStatus.DONE),
-    ]
-    lines = (out / RESULTS_NAME).read_text("utf-8").splitlines()
-    assert lines == [report.to_json() for report in reports]
-    assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "c.nii.gz", RESULTS_NAME]
-
-
-def test_a_line_is_recorded_before_the_next_case_starts(tmp_path: Path, bundle: SmallBundle) -> None:
-    for name in ("a", "b"):
-        save(tmp_path / "in" / f"{name}.nii.gz")
-
-    reports = segment_all(find_cases([tmp_path / "in"]), bundle, tmp_path / "out")
-    next(reports)
-
-    assert len((tmp_path / "out" / RESULTS_NAME).read_text("utf-8").splitlines()) == 1
-    assert not (tmp_path / "out" / "b.nii.gz").exists()
-
-
-def test_a_second_run_adds_lines_and_overwrites_nothing(tmp_path: Path, bundle: SmallBundle) -> None:
-    volumes = find_cases([save(tmp_path / "in" / "a.nii.gz")])
-    results = tmp_path / "out" / RESULTS_NAME
-    list(segment_all(volumes, bundle, tmp_path / "out"))
-    results.write_bytes(results.read_bytes() + b'{"torn')
-
-    (second,) = segment_all(volumes, bundle, tmp_path / "out")
-
-    assert second.status is CaseStatus.REFUSED
-    done, torn, refused = results.read_text("utf-8").splitlines()
-    assert (json.loads(done)["status"], torn, json.loads(refused)["status"]) == ("done", '{"torn', "refused")
-
-
-def test_an_output_folder_that_cannot_be_made_stops_the_batch(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, bundle: SmallBundle) -> None:
     (tmp_path / "out").write_bytes(b"a file")
 
-    with pytest.raises(OutputError, match="cannot be made"):
-        next(segment_all(find_cases([save(tmp_path / "a.nii.gz")]), bundle, tmp_path / "out"))
+    report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
+
+    assert report.status is CaseStatus.REFUSED
+    assert "cannot be made" in report.findings[0]
+
+
+def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_path: Path, bundle: SmallBundle) -> None:
+    def unsure(image: MetaTensor, network: nn.Module) -> MetaTensor:
+        labels = INFERER(image, network)
+        labels.meta["confidence"] = [0.9, 0.1]
+        return labels
+
+    case = Case("labels", save(tmp_path / "image.nii.gz"))
+    sure = segment(case, bundle, tmp_path / "a", Options(check_flips=True))
+    doubted = segment(case, replace(bundle, inferer=unsure), tmp_path / "b")
+
+    assert sure.quality.verdict is not Verdict.REFUSE
+    assert not any("bright" in reason for reason in sure.quality.reasons)
+    assert doubted.quality.verdict is Verdict.REVIEW
+    assert any("bright" in reason for reason in doubted.quality.reasons)
+
+
+def test_a_preview_is_one_of_the_files_of_a_case(tmp_path: Path, bundle: SmallBundle) -> None:
+    options = Options((Output.NIFTI, Output.PREVIEW))
+
+    report = segment(Case("sub/image", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out", options)
+
+    assert report.outputs[Output.PREVIEW] == tmp_path / "out" / "previews" / "sub" / "image.webp"
+    assert report.outputs[Output.PREVIEW].read_bytes()[:4] == b"RIFF"
 
 
 def test_a_full_disk_refuses_the_case_and_leaves_nothing(

@@ -7,7 +7,6 @@ import logging
 import zipfile
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -21,14 +20,14 @@ from pipeline.dicom.reader import read_series
 from pipeline.dicom.series import scan
 from pipeline.errors import BundleError, OutputError, UsageError
 from pipeline.results import Output
-from pipeline.segment import RESULTS_NAME, Options, segment, segment_all
+from pipeline.segment import Options, segment
 from pipeline.volumes import read_volume
 from tests.conftest import Run
 from tests.planted import CANARY, at_mm, ct_series, deleting, setting, tilted, with_canaries, write
 from tests.threshold_bundle import make_threshold_bundle
 
 THRESHOLD_HU = 150
-ALL = tuple(Output)
+ALL = (Output.NIFTI, Output.SEG, Output.RTSTRUCT, Output.SR)
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +36,8 @@ def bundle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segment_one(inputs: Path, root: Path, out: Path, options: Options) -> CaseReport:
-    (report,) = segment_all(find_cases([inputs], allow=options.allow), open_bundle(root, "cpu"), out, options)
-    return report
+    (case,) = find_cases([inputs], allow=options.allow)
+    return segment(case, open_bundle(root, "cpu"), out, options)
 
 
 def test_a_study_goes_in_and_every_kind_of_output_comes_out(tmp_path: Path, bundle_root: Path) -> None:
@@ -89,7 +88,7 @@ def test_dicom_outputs_of_a_volume_file_are_refused_before_the_network_runs(
 
     assert report.status is CaseStatus.REFUSED
     assert "need a DICOM series" in report.findings[0]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [RESULTS_NAME]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_sr_without_the_seg_it_refers_to_is_wrong_usage() -> None:
@@ -200,7 +199,8 @@ def test_no_text_of_the_source_reaches_console_logs_reports_nifti_or_file_names(
         as_json = run("inspect", "in", "--json")
         segmented = run("segment", bundle_root, "in", "--out", "out", "--outputs", "nifti,seg,rtstruct,sr", "--json")
 
-    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir() if path.suffix != ".dcm")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    written = b"".join(path.read_bytes() for path in files if path.suffix != ".dcm")
     names = " ".join(path.name for path in (tmp_path / "out").rglob("*")).encode()
     printed = "".join(part for result in (inspected, as_json, segmented) for part in (result.stdout, result.stderr))
     for text in (written, names, printed.encode(), caplog.text.encode()):
@@ -262,10 +262,8 @@ def without_bone(datasets: list) -> list:
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder but the list of results, and its hidden folders."""
-    return {
-        path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir() if path.suffix != ".jsonl"
-    }
+    """Return every file of a folder, and its hidden folders."""
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("error", [OutputError("no space."), MemoryError(), KeyboardInterrupt()])
@@ -361,19 +359,6 @@ def test_a_folder_in_the_place_of_an_output_is_refused_before_the_network_runs(
 
     assert report.status is CaseStatus.REFUSED
     assert "is a folder" in report.findings[0]
-
-
-def test_a_volume_file_that_is_named_like_a_series_does_not_share_its_file(tmp_path: Path, bundle_root: Path) -> None:
-    write(ct_series(), tmp_path / "in")
-    (series,) = scan(tmp_path / "in")
-    volume = read_series(series)
-    nib.save(nib.Nifti1Image(volume.voxels, volume.grid.affine), tmp_path / f"{series.series_id}.nii.gz")
-    cases = find_cases([tmp_path / "in", tmp_path / f"{series.series_id}.nii.gz"])
-
-    first, second = segment_all(cases, open_bundle(bundle_root, "cpu"), tmp_path / "out", Options(overwrite=True))
-
-    assert (first.status, second.status) == (CaseStatus.DONE, CaseStatus.REFUSED)
-    assert "has the same name" in second.findings[0]
 
 
 def test_a_bundle_whose_name_is_too_long_for_dicom_still_gives_nifti(tmp_path: Path, bundle_root: Path) -> None:

@@ -1,0 +1,172 @@
+"""How much memory a network takes for a part of its grid, and how many voxels it computes there."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pipeline.errors import UsageError
+from pipeline.inference.memory import MemoryModel, enlarged, measure, narrowest
+from pipeline.inference.sliding_window import STREAMING_RESERVE, RestoringSlidingWindowInferer, WindowSize
+from pipeline.inference.streaming import CHUNK, LOGITS_BYTES, streaming_cost
+from pipeline.inference.views import Views
+from pipeline.inference.windows import WindowPlan
+
+Shape = tuple[int, int, int]
+
+ALLOCATED = 1.4
+"""What buffers of streaming take of the allocator, as a multiple of their size: 1.34 (200 slices) to 1.49 (800 slices)
+were measured with glibc; `STREAMING_RESERVE`, the most that was ever seen, decides whether they fit."""
+
+SLABS = 5
+"""Slabs of scores that are alive at a time while one is restored: logits, a copy in work, and what they pick."""
+
+PLANES_VOX = (48, 144)
+"""Sides of the planes with which streaming is measured; its memory grows in a straight line with their area."""
+
+
+@dataclass(frozen=True)
+class StreamingModel:
+    """Memory of streaming, which grows with the plane and not with the slices.
+
+    Args:
+        fixed_bytes: weights, and what does not depend on the plane.
+        plane_bytes: for each voxel of a plane; both of all views together.
+        axes: that may be streamed.
+        classes: of the scores.
+        views: networks times mirrorings.
+        is_on_host: the buffers lie in the memory of the process, not in that of a GPU.
+    """
+
+    fixed_bytes: int
+    plane_bytes: float
+    axes: tuple[int, ...]
+    classes: int
+    views: int = 1
+    is_on_host: bool = True
+
+    def plane_vox(self, box_vox: Shape) -> int:
+        """Return the voxels of a slice across the longest axis that may be streamed."""
+        return math.prod(box_vox) // max(box_vox[axis] for axis in self.axes)
+
+    def fits(self, box_vox: Shape, room_bytes: float) -> bool:
+        """Return whether the inferer will stream a part of the network grid in so much memory."""
+        return STREAMING_RESERVE * self._buffer_bytes(box_vox) <= room_bytes
+
+    def needed_bytes(self, box_vox: Shape) -> int:
+        """Return the peak of streaming and restoring, beside the image and the result."""
+        slice_bytes = 4 * self.classes * self.plane_vox(box_vox)
+        slab_bytes = max(slice_bytes, min(LOGITS_BYTES, CHUNK * slice_bytes))
+        buffers = self._buffer_bytes(box_vox) if self.is_on_host else 0
+        return int(ALLOCATED * buffers) + (SLABS + self.views - 1) * slab_bytes
+
+    def _buffer_bytes(self, box_vox: Shape) -> float:
+        return self.fixed_bytes + self.plane_bytes * self.plane_vox(box_vox)
+
+
+@dataclass(frozen=True)
+class WindowModel:
+    """Memory of windows, and where they lie.
+
+    Args:
+        memory: of the network.
+        window_vox: as trained.
+        overlap: part of a window that the next one repeats.
+        batch: windows at a time.
+        multiple: sizes that the network accepts.
+        is_enlarged: windows become as large as memory allows.
+        most_bytes: what they may take by the settings of the bundle.
+    """
+
+    memory: MemoryModel
+    window_vox: Shape
+    overlap: float
+    batch: int = 1
+    multiple: int = 1
+    is_enlarged: bool = False
+    most_bytes: float = math.inf
+
+    def needed_bytes(self, plan: WindowPlan) -> int:
+        """Return the peak of running a plan and restoring, beside the image and the result."""
+        return self.memory.needed_bytes(plan)
+
+    def plan(self, box_vox: Shape, room_bytes: float) -> WindowPlan | None:
+        """Return where windows will lie in a part of the network grid; None if those that were trained do not fit."""
+        i, j, k = (
+            min(most, math.ceil(n / self.multiple) * self.multiple)
+            for n, most in zip(box_vox, self.window_vox, strict=True)
+        )
+        plan = narrowest(WindowPlan(box_vox, (i, j, k), self.overlap, batch=self.batch))
+        room = min(room_bytes, self.most_bytes)
+        if not self.is_enlarged:
+            return plan if self.memory.needed_bytes(plan) <= room else None
+        try:
+            return enlarged(plan, self.memory, int(min(room, 2**62)), self.multiple)
+        except UsageError:
+            return None
+
+
+def networks_of(network: nn.Module) -> list[nn.Module]:
+    """Return the networks whose probabilities are averaged, most often the one."""
+    return list(network) if isinstance(network, nn.ModuleList) else [network]
+
+
+def is_streamed(inferer: RestoringSlidingWindowInferer, network: nn.Module) -> bool:
+    """Return whether volumes pass through all networks slice by slice, as far as memory allows."""
+    return all(map(inferer.streams, networks_of(network)))
+
+
+def window_model(
+    inferer: RestoringSlidingWindowInferer, network: nn.Module, image: torch.Tensor, room_bytes: float
+) -> WindowModel:
+    """Measure what windows take, by running a small one.
+
+    Args:
+        inferer: of the bundle.
+        network: of the bundle.
+        image: (1, C, i, j, k); its voxels are not read.
+        room_bytes: what the inferer may take if the bundle does not say it.
+    """
+    views = Views(
+        networks_of(network),
+        inferer.flip_axes,
+        inferer.side_pairs,
+        compute_dtype=inferer.compute_dtype,
+        channels_last=inferer.channels_last,
+        regions=inferer.regions,
+    )
+    is_enlarged = inferer.window is WindowSize.LARGEST
+    return WindowModel(
+        measure(views, image, inferer.roi_size, inferer.window_multiple),
+        inferer.roi_size,
+        inferer.overlap,
+        inferer.sw_batch_size,
+        inferer.window_multiple,
+        is_enlarged,
+        inferer.max_memory or (room_bytes if is_enlarged else math.inf),
+    )
+
+
+def streaming_model(inferer: RestoringSlidingWindowInferer, network: nn.Module, classes: int) -> StreamingModel:
+    """Measure what streaming takes, on PyTorch's meta device; all axes are taken to cost what the first does.
+
+    Args:
+        inferer: of the bundle, which streams.
+        network: of the bundle.
+        classes: of the scores.
+    """
+    networks = networks_of(network)
+    axes = tuple(axis for axis in range(3) if axis not in inferer.flip_axes)
+    dtype = None if inferer.compute_dtype is None else torch.bfloat16
+    low, high = (streaming_cost(networks[0], (n, n), axis=axes[0], dtype=dtype).peak_bytes for n in PLANES_VOX)
+    plane_bytes = (high - low) / (PLANES_VOX[1] ** 2 - PLANES_VOX[0] ** 2)
+    views = len(networks) * 2 ** len(inferer.flip_axes)
+    return StreamingModel(
+        fixed_bytes=max(0, int(views * (low - plane_bytes * PLANES_VOX[0] ** 2))),
+        plane_bytes=views * plane_bytes,
+        axes=axes,
+        classes=classes,
+        views=views,
+        is_on_host=next(networks[0].parameters()).device.type == "cpu",
+    )

@@ -1,0 +1,416 @@
+"""What became of every case of an output folder: a SQLite file that one run writes, and anybody reads meanwhile.
+
+Table `cases` has a row for each case: its state, the SHA-256 of input and bundle, options, attempts, worker, and the
+report as JSON with findings, seconds and peak memory (`json_extract(report, '$.findings')`). Table `outputs` has a row
+for each file with its SHA-256. The file is in WAL mode, which needs a file system of this machine, or one that only
+this machine uses while a run is on (https://www.sqlite.org/wal.html).
+"""
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pipeline.case_report import CaseReport
+from pipeline.cases import Case, with_hash
+from pipeline.errors import OutputError
+
+LEDGER_NAME = "ledger.sqlite"
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE cases (
+    case_id TEXT PRIMARY KEY,
+    folded TEXT NOT NULL UNIQUE,
+    identity TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    input_sha256 TEXT NOT NULL DEFAULT '',
+    input_stamp TEXT NOT NULL DEFAULT '',
+    bundle_sha256 TEXT NOT NULL DEFAULT '',
+    options TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker TEXT NOT NULL DEFAULT '',
+    started_s REAL NOT NULL DEFAULT 0,
+    ended_s REAL NOT NULL DEFAULT 0,
+    report TEXT,
+    plan TEXT
+) STRICT;
+CREATE TABLE outputs (
+    path TEXT PRIMARY KEY,
+    case_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    stamp TEXT NOT NULL
+) STRICT;
+CREATE INDEX outputs_of_case ON outputs (case_id);
+CREATE TABLE runs (
+    started_s REAL NOT NULL,
+    ended_s REAL,
+    engine TEXT NOT NULL,
+    bundle TEXT NOT NULL
+) STRICT;
+"""
+
+ENTRY_COLUMNS = (
+    "case_id, identity, state, input_sha256, input_stamp, bundle_sha256, options, attempts, worker, started_s, ended_s"
+)
+
+
+class State(StrEnum):
+    """Where a case is; the last three are those of its report."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PUBLISHING = "publishing"
+    """Its files are finished and written down, and get their names now."""
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a result depends on.
+
+    Args:
+        input_sha256: of what the input files hold; empty if they could not be read.
+        input_stamp: by which a later change of them shows; empty if it would not.
+        bundle_sha256: fingerprint of the bundle.
+        options: as text.
+    """
+
+    input_sha256: str
+    input_stamp: str
+    bundle_sha256: str
+    options: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of `cases`.
+
+    Args:
+        case_id: as in `Case`.
+        identity: as in `Case`.
+        state: where it is.
+        versions: of the result, or of the last attempt.
+        attempts: how often it was started in the run that worked on it last.
+        worker: which worked on it last.
+        started_s: when it was started last, seconds since 1970; 0 if never.
+        ended_s: when it ended; 0 if it did not.
+        report: of the last end; None before.
+    """
+
+    case_id: str
+    identity: str
+    state: State
+    versions: Versions
+    attempts: int
+    worker: str
+    started_s: float
+    ended_s: float
+    report: CaseReport | None
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a case as it was written.
+
+    Args:
+        path: relative to the output folder.
+        kind: of output.
+        sha256: of the file, hex.
+        stamp: by which a later change shows; empty if it would not.
+    """
+
+    path: Path
+    kind: str
+    sha256: str
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """What is written down before the files of a case get their names, so that any run can bring it to its end.
+
+    Args:
+        scratch: folder with the finished files, relative to the output folder.
+        files: what they will be.
+        removed: names whose files go, relative to the output folder.
+    """
+
+    scratch: Path
+    files: tuple[FileRecord, ...]
+    removed: tuple[Path, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the plan as text."""
+        files = [[str(file.path), file.kind, file.sha256] for file in self.files]
+        return json.dumps({"scratch": str(self.scratch), "files": files, "removed": list(map(str, self.removed))})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the plan that `to_json` wrote."""
+        record = json.loads(text)
+        files = tuple(FileRecord(Path(path), kind, sha256) for path, kind, sha256 in record["files"])
+        return cls(Path(record["scratch"]), files, tuple(map(Path, record["removed"])))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A row of `runs`.
+
+    Args:
+        started_s: seconds since 1970.
+        ended_s: the same; None if it goes on or was killed.
+        engine: as given.
+        bundle: name and version.
+    """
+
+    started_s: float
+    ended_s: float | None
+    engine: str
+    bundle: str
+
+
+class Ledger:
+    """The ledger of an output folder, open for the one run that holds the folder's lock.
+
+    Args:
+        out_dir: the output folder.
+
+    Raises:
+        OutputError: it cannot be written, is damaged, or was made by another version.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self.out_dir = out_dir
+        with _reworded(out_dir):
+            self._connection = sqlite3.connect(out_dir / LEDGER_NAME, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            with self._transaction():
+                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in SCHEMA.split(";"):
+                        self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if version not in {0, SCHEMA_VERSION}:
+            self.close()
+            raise OutputError(
+                f"{out_dir}: its ledger has version {version}, expected {SCHEMA_VERSION}; choose another folder."
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def begin_run(self, engine: str, bundle: str) -> None:
+        """Note that a run starts, and that what an earlier one left running is not."""
+        with self._transaction():
+            self._connection.execute("INSERT INTO runs VALUES (?, NULL, ?, ?)", (time.time(), engine, bundle))
+            self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
+
+    def end_run(self) -> None:
+        """Note that the run ended by itself; what it did not finish waits."""
+        with self._transaction():
+            self._connection.execute("UPDATE runs SET ended_s = ? WHERE ended_s IS NULL", (time.time(),))
+            self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
+
+    def enrol(self, cases: Sequence[Case]) -> list[Case]:
+        """Give each case the id that its input has for good, and let what is not done wait.
+
+        A known input keeps its id. A new one whose id belongs to another input, or to several new ones, gets the id
+        with the start of its identity appended.
+        """
+        wanted = Counter({case.identity: case.case_id.casefold() for case in cases}.values())
+        with self._transaction():
+            return [self._enrolled(case, is_shared=wanted[case.case_id.casefold()] > 1) for case in cases]
+
+    def _enrolled(self, case: Case, *, is_shared: bool) -> Case:
+        if case.supersedes:
+            self._forget(case.supersedes)
+        row = self._connection.execute("SELECT case_id FROM cases WHERE identity = ?", (case.identity,)).fetchone()
+        if row is not None:
+            self._connection.execute(
+                "UPDATE cases SET state = ?, attempts = 0 WHERE identity = ? AND state IN (?, ?)",
+                (State.WAITING, case.identity, State.REFUSED, State.FAILED),
+            )
+            return replace(case, case_id=row[0])
+        names = [] if is_shared else [case.case_id]
+        names += [with_hash(case), with_hash(case, len(case.identity))]
+        name = next(name for name in names if not self._is_taken(name))
+        self._connection.execute(
+            "INSERT INTO cases (case_id, folded, identity, state) VALUES (?, ?, ?, ?)",
+            (name, name.casefold(), case.identity, State.WAITING),
+        )
+        return replace(case, case_id=name)
+
+    def _forget(self, identity: str) -> None:
+        """Drop the row of a study that had no image; it never has outputs."""
+        self._connection.execute("DELETE FROM cases WHERE identity = ?", (identity,))
+
+    def _is_taken(self, name: str) -> bool:
+        """Return whether an input has the id; on some file systems names that differ in case are one."""
+        found = self._connection.execute("SELECT 1 FROM cases WHERE folded = ?", (name.casefold(),)).fetchone()
+        return found is not None
+
+    def entry(self, case_id: str) -> Entry:
+        """Return what is known of an enrolled case."""
+        with _reworded(self.out_dir):
+            return next(_entries(self._connection, self.out_dir, "WHERE case_id = ?", (case_id,)))
+
+    def entries(self) -> list[Entry]:
+        """Return what is known of every case, by id."""
+        with _reworded(self.out_dir):
+            return list(_entries(self._connection, self.out_dir))
+
+    def files_of(self, case_id: str) -> list[FileRecord]:
+        """Return the files that were written of a case, whether they still stand or not."""
+        with _reworded(self.out_dir):
+            return _files(self._connection, case_id)
+
+    def start(self, case_id: str, worker: str, attempt: int) -> None:
+        """Note that a worker has a case now."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE cases SET state = ?, worker = ?, attempts = ?, started_s = ?, ended_s = 0 WHERE case_id = ?",
+                (State.RUNNING, worker, attempt, time.time(), case_id),
+            )
+
+    def wait(self, case_id: str) -> None:
+        """Note that no worker has a case any more, and that it will be tried again."""
+        with self._transaction():
+            self._connection.execute("UPDATE cases SET state = ? WHERE case_id = ?", (State.WAITING, case_id))
+
+    def plan(self, case_id: str, plan: PublishPlan, report: CaseReport, versions: Versions) -> None:
+        """Write down what will be renamed; this survives a power failure, so that the renaming may start."""
+        with self._transaction(is_durable=True):
+            self._connection.execute(
+                "UPDATE cases SET state = ?, plan = ?, report = ?, input_sha256 = ?, input_stamp = ?, "
+                "bundle_sha256 = ?, options = ? WHERE case_id = ?",
+                (State.PUBLISHING, plan.to_json(), self._to_json(report), *_columns(versions), case_id),
+            )
+
+    def open_plans(self) -> dict[str, PublishPlan]:
+        """Return the plans that an earlier run wrote down and did not bring to their end, by case id."""
+        with _reworded(self.out_dir):
+            rows = self._connection.execute("SELECT case_id, plan FROM cases WHERE state = ?", (State.PUBLISHING,))
+            return {case_id: PublishPlan.from_json(plan) for case_id, plan in rows}
+
+    def finish(self, case_id: str, plan: PublishPlan, stamps: Mapping[Path, str]) -> None:
+        """Note that a plan was carried out.
+
+        Args:
+            case_id: of the plan.
+            plan: as it was written down.
+            stamps: of its files, now that they have their names.
+        """
+        rows = [(str(one.path), case_id, one.kind, one.sha256, stamps[one.path]) for one in plan.files]
+        with self._transaction():
+            for path in plan.removed:
+                self._connection.execute("DELETE FROM outputs WHERE path = ?", (str(path),))
+            self._connection.executemany("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?)", rows)
+            self._connection.execute(
+                "UPDATE cases SET state = ?, plan = NULL, ended_s = ? WHERE case_id = ?",
+                (State.DONE, time.time(), case_id),
+            )
+
+    def end(self, report: CaseReport, versions: Versions) -> None:
+        """Note that a case ended without a result."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE cases SET state = ?, plan = NULL, report = ?, ended_s = ?, input_sha256 = ?, input_stamp = ?, "
+                "bundle_sha256 = ?, options = ? WHERE case_id = ?",
+                (State(report.status), self._to_json(report), time.time(), *_columns(versions), report.case_id),
+            )
+
+    def confirm(self, case_id: str, input_stamp: str) -> None:
+        """Note that a done case was looked at again and is what it was."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE cases SET state = ?, input_stamp = ? WHERE case_id = ?", (State.DONE, input_stamp, case_id)
+            )
+
+    def confirm_file(self, path: Path, stamp: str) -> None:
+        """Note that an output was read again and is what it was."""
+        with self._transaction():
+            self._connection.execute("UPDATE outputs SET stamp = ? WHERE path = ?", (stamp, str(path)))
+
+    def _to_json(self, report: CaseReport) -> str:
+        """Return a report with paths that stay true when the output folder is moved."""
+        outputs = {kind: path.relative_to(self.out_dir) for kind, path in report.outputs.items()}
+        return replace(report, outputs=outputs).to_json()
+
+    @contextmanager
+    def _transaction(self, *, is_durable: bool = False) -> Iterator[None]:
+        with _reworded(self.out_dir):
+            if is_durable:
+                self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+            if is_durable:
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
+    """Return all cases by id, and all runs in order, of an output folder; a run may go on meanwhile.
+
+    Raises:
+        OutputError: the folder has no ledger, or it cannot be read.
+    """
+    path = out_dir / LEDGER_NAME
+    if not path.is_file():
+        raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
+    with _reworded(out_dir), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.execute("BEGIN")  # both tables as they are at one time
+        runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY started_s")
+        return list(_entries(connection, out_dir)), [RunRecord(*row) for row in runs]
+
+
+def _entries(
+    connection: sqlite3.Connection, out_dir: Path, where: str = "ORDER BY case_id", values: Iterable[str] = ()
+) -> Iterator[Entry]:
+    rows = connection.execute(f"SELECT {ENTRY_COLUMNS}, report FROM cases {where}", tuple(values))  # noqa: S608 - no input is in it
+    for case_id, identity, state, *versions, attempts, worker, started_s, ended_s, report in rows:
+        known = _report(report, out_dir)
+        yield Entry(case_id, identity, State(state), Versions(*versions), attempts, worker, started_s, ended_s, known)
+
+
+def _report(text: str | None, out_dir: Path) -> CaseReport | None:
+    if text is None:
+        return None
+    report = CaseReport.from_json(text)
+    return replace(report, outputs={kind: out_dir / path for kind, path in report.outputs.items()})
+
+
+def _files(connection: sqlite3.Connection, case_id: str) -> list[FileRecord]:
+    rows = connection.execute("SELECT path, kind, sha256, stamp FROM outputs WHERE case_id = ?", (case_id,))
+    return [FileRecord(Path(path), kind, sha256, stamp) for path, kind, sha256, stamp in rows]
+
+
+def _columns(versions: Versions) -> tuple[str, str, str, str]:
+    return versions.input_sha256, versions.input_stamp, versions.bundle_sha256, versions.options
+
+
+@contextmanager
+def _reworded(out_dir: Path) -> Iterator[None]:
+    """Turn what SQLite raises into one sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OutputError(
+            f"{out_dir}: its {LEDGER_NAME} cannot be used ({error}); free the disk or its rights, or restore the file."
+        ) from error

@@ -1,0 +1,112 @@
+"""Segment what there is in some folders into one output folder: the whole way from paths to reports."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.batch.dispatch import Limits
+from pipeline.batch.engine import engine_of
+from pipeline.batch.ledger import Ledger
+from pipeline.batch.lock import locked
+from pipeline.batch.runner import run
+from pipeline.batch.watch import Patience, watch
+from pipeline.batch.worker import Setup
+from pipeline.bundle import read_metadata, series_rule_of, verify
+from pipeline.case_report import CaseReport
+from pipeline.cases import Case, find_cases
+from pipeline.results import make_folder
+from pipeline.segment import Options
+
+DEFAULT_ENGINE = "processes:1"
+"""One process, so that an image that crashes the network ends its own case and no more."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what cases are segmented; changes no result.
+
+    Args:
+        engine: `serial`, `processes:N` or `dask:ADDRESS`.
+        limits: of a case.
+        max_gib: memory that a process may allocate; None for any.
+    """
+
+    engine: str = DEFAULT_ENGINE
+    limits: Limits = field(default_factory=Limits)
+    max_gib: float | None = None
+
+
+def setup_of(bundle: Path, out_dir: Path, options: Options, device: str | None = None) -> Setup:
+    """Return what all cases of a run share; the network is not loaded.
+
+    Raises:
+        BundleError: the bundle is none, or was altered.
+    """
+    fingerprint, metadata = verify(bundle), read_metadata(bundle)
+    name, version = metadata["name"], metadata["version"]
+    return Setup(bundle.absolute(), fingerprint, name, version, out_dir.absolute(), options, device)
+
+
+def cases_in(inputs: Sequence[Path], setup: Setup, progress: Callable[[int, int], None] | None = None) -> list[Case]:
+    """List what there is to segment in files and folders, by the rules of the bundle; arguments as for `find_cases`.
+
+    Raises:
+        InputError: as for `find_cases`.
+    """
+    return find_cases(
+        [path.absolute() for path in inputs],  # workers may have another working directory
+        rule=series_rule_of(setup.bundle),
+        allow=setup.options.allow,
+        out_dir=setup.out_dir,
+        progress=progress,
+    )
+
+
+def segment_cases(cases: Sequence[Case], setup: Setup, means: Means | None = None) -> Iterator[CaseReport]:
+    """Segment cases and yield the report of each when it ends, those that are done already too.
+
+    Args:
+        cases: from `cases_in`.
+        setup: from `setup_of`.
+        means: where, and at what cost.
+
+    Raises:
+        OutputError: the output folder takes no files, or another run works in it.
+        UsageError: no such engine.
+        VoxelgateError: as for `run`.
+    """
+    return _segment(lambda: iter([cases]), setup, means or Means())
+
+
+def segment_arrivals(
+    inputs: Sequence[Path], setup: Setup, patience: Patience, means: Means | None = None
+) -> Iterator[CaseReport]:
+    """Segment what is in some folders and what comes into them, each study or file when it is complete.
+
+    Args:
+        inputs: folders that something else fills.
+        setup: from `setup_of`.
+        patience: when something is complete, and when to end.
+        means: where, and at what cost.
+
+    Raises:
+        InputError: an input is no folder.
+        VoxelgateError: as for `segment_cases`.
+    """
+    folders = [path.absolute() for path in inputs]
+    rule = series_rule_of(setup.bundle)
+    return _segment(
+        lambda: watch(folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir),
+        setup,
+        means or Means(),
+    )
+
+
+def _segment(arrivals: Callable[[], Iterator[Sequence[Case]]], setup: Setup, means: Means) -> Iterator[CaseReport]:
+    make_folder(setup.out_dir)
+    with locked(setup.out_dir), closing(Ledger(setup.out_dir)) as ledger:
+        engine = engine_of(means.engine, means.max_gib)
+        ledger.begin_run(means.engine, f"{setup.name} {setup.version}")
+        with closing(run(arrivals(), setup, engine, ledger, means.limits)) as reports:
+            yield from reports

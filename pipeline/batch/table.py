@@ -1,0 +1,73 @@
+"""The table of an output folder: a row for each case with its outputs, volumes and findings, for spreadsheets."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipeline.batch.ledger import Entry, State
+from pipeline.errors import OutputError
+from pipeline.results import Output
+
+TABLE_NAME = "cases.csv"
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""With these a cell would be a formula in a spreadsheet (OWASP, CSV injection)."""
+
+BETWEEN = " | "
+"""Between sentences in one cell."""
+
+
+def write_table(out_dir: Path, entries: Sequence[Entry]) -> None:
+    """Write `cases.csv` anew: sorted by case, without times, the same for the same results.
+
+    Args:
+        out_dir: the output folder.
+        entries: of its ledger.
+
+    Raises:
+        OutputError: it cannot be written; the older table stays.
+    """
+    path, partial = out_dir / TABLE_NAME, out_dir / f".{TABLE_NAME}.partial"
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(table_text(out_dir, entries))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
+
+
+def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
+    """Return the table as CSV (RFC 4180)."""
+    structures = list(dict.fromkeys(name for one in entries if one.report for name in one.report.volumes_ml))
+    header = ["case", "status", "verdict", *(f"{name} ml" for name in sorted(structures)), *Output]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(map(_cell, [*header, "findings", "reasons"]))
+    for one in sorted(entries, key=lambda entry: entry.case_id):
+        writer.writerow(map(_cell, _row(out_dir, one, sorted(structures))))
+    return text.getvalue()
+
+
+def _row(out_dir: Path, entry: Entry, structures: Sequence[str]) -> Iterable[str]:
+    report = entry.report
+    if report is None or entry.state in {State.WAITING, State.RUNNING, State.PUBLISHING}:
+        return (entry.case_id, State.WAITING)
+    volumes = (report.volumes_ml.get(name) for name in structures)
+    paths = (report.outputs.get(kind) for kind in Output)
+    return (
+        entry.case_id,
+        entry.state,
+        report.quality.verdict if entry.state is State.DONE else "",
+        *("" if volume is None else f"{volume:.4f}" for volume in volumes),
+        *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
+        BETWEEN.join(report.findings),
+        BETWEEN.join(report.quality.reasons),
+    )
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

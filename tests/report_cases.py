@@ -1,0 +1,68 @@
+"""Cases for tests of the report page: small pictures, some volumes, and texts that would like to be HTML."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.batch.report.facts import RunFacts
+from pipeline.case_report import CaseReport, CaseStatus, Quality, Verdict
+from pipeline.geometry import Grid
+from pipeline.labels import LabelTable
+from pipeline.preview import sketch, write_preview
+
+TABLE = LabelTable(("background", "liver", "spleen"))
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>&amp;\u2028"
+VERSIONS = {"bundle": "organs 1.0.0", "voxelgate": "0.2.0"}
+SHAPE = (40, 36, 30)
+
+
+def preview_of(folder: Path, name: str) -> Path:
+    """Write a preview of two bright organs in noise."""
+    path = folder / "previews" / f"{name}.webp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[8:24, 8:26, 6:22] = 1
+    labels[26:34, 12:24, 8:20] = 2
+    voxels = np.random.default_rng(0).normal(60, 10, SHAPE) + 60 * labels
+    write_preview(path, sketch(voxels, Grid(SHAPE, np.diag((2.0, 2.0, 3.0, 1.0)))), labels, TABLE)
+    return path
+
+
+def done(out_dir: Path, name: str, liver_ml: float, quality: Quality | None = None) -> CaseReport:
+    """Return a case that was segmented, with its preview."""
+    return CaseReport(
+        name,
+        CaseStatus.DONE,
+        "ab" * 32,
+        VERSIONS,
+        ("LOSSY: the images were compressed.",),
+        {"nifti": out_dir / f"{name}.nii.gz", "preview": preview_of(out_dir, name)},
+        {"liver": liver_ml, "spleen": 200.0},
+        {"read": 0.5, "network": 2.0, "write": 0.25},
+        quality or Quality(),
+        900.0,
+    )
+
+
+def some_cases(out_dir: Path) -> list[CaseReport]:
+    """Return a case of each outcome, and one whose texts are hostile."""
+    review = Quality(Verdict.REVIEW, ("border: the image ends within liver (head).",))
+    refuse = Quality(Verdict.REFUSE, ("volume: liver 9000 ml, absurdly large; training had 900 ml to 2400 ml.",))
+    hostile = replace(
+        done(out_dir, "hostile", 1500.0, Quality(Verdict.REVIEW, (HOSTILE,))), case_id=HOSTILE, findings=(HOSTILE,)
+    )
+    return [
+        done(out_dir, "case_10", 1400.0),
+        done(out_dir, "case_2", 1600.0),
+        done(out_dir, "case_3", 900.0, review),
+        done(out_dir, "case_4", 9000.0, refuse),
+        hostile,
+        CaseReport("scan_5", CaseStatus.REFUSED, "ab" * 32, VERSIONS, ("scan_5: all voxels are 0.",)),
+        CaseReport("scan_6", CaseStatus.FAILED, "ab" * 32, VERSIONS, ("the worker ended by signal 9.",)),
+    ]
+
+
+def some_facts(out_dir: Path) -> RunFacts:
+    """Return facts of a run with a case of each outcome."""
+    return RunFacts(some_cases(out_dir), out_dir, 2, "2026-01-01 00:00 UTC", "2026-01-01 01:00 UTC", 70.0)

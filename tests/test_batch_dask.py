@@ -1,0 +1,94 @@
+"""The workers of a Dask cluster, each a process of its own: they give the same tree, may die, and may join late."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.batch.dispatch import Limits
+from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
+from pipeline.case_report import CaseStatus
+from pipeline.errors import UsageError
+from pipeline.segment import Options
+from tests.batch_bundle import DEADLY_HU, HANGING_HU, SLOW_HU, make_moody_bundle, save_case
+from tests.batch_runs import tree
+
+distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+
+CASES = 12
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_moody_bundle(tmp_path_factory.mktemp("bundles") / "moody")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    for number in range(CASES):
+        save_case(folder / f"{number:02}.nii.gz", SLOW_HU, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """Start a scheduler and two workers, each with a nanny."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, dashboard_address=None, host="127.0.0.1", preload="tests.batch_bundle"
+    ) as started:
+        yield started
+
+
+def means(cluster: object, **limits: float) -> Means:
+    return Means(f"dask:{cluster.scheduler_address}", Limits(**limits))
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_tree_of_a_serial_run_although_a_worker_dies_and_another_joins_late(
+    tmp_path: Path, bundle: Path, inputs: Path, cluster: object
+) -> None:
+    serial, on_cluster = (setup_of(bundle, tmp_path / name, Options()) for name in ("serial", "cluster"))
+    cases = cases_in([inputs], serial)
+    list(segment_cases(cases, serial, Means("serial")))
+
+    reports = segment_cases(cases, on_cluster, means(cluster))
+    first = next(reports)
+    victim = cluster.workers[0].pid
+    os.kill(victim, signal.SIGKILL)
+    cluster.scale(3)
+    rest = list(reports)
+
+    assert {report.status for report in (first, *rest)} == {CaseStatus.DONE}
+    assert len(rest) == CASES - 1
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+    assert victim not in {nanny.pid for nanny in cluster.workers.values()}
+
+
+@pytest.mark.slow
+def test_cases_that_hang_or_kill_their_worker_on_a_cluster_are_given_up_and_the_others_are_done(
+    tmp_path: Path, bundle: Path, cluster: object
+) -> None:
+    for name in "abcd":
+        save_case(tmp_path / "in" / f"{name}.nii.gz")
+    save_case(tmp_path / "in" / "b_deadly.nii.gz", DEADLY_HU)
+    save_case(tmp_path / "in" / "c_hanging.nii.gz", HANGING_HU)
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    limits = means(cluster, timeout_s=40, attempts=1)
+
+    reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, limits)}
+
+    deadly, hanging = reports.pop("b_deadly"), reports.pop("c_hanging")
+    assert "its worker" in deadly.findings[0]
+    assert "took longer than 40 s" in hanging.findings[0]
+    assert deadly.status is hanging.status is CaseStatus.FAILED
+    assert {report.status for report in reports.values()} == {CaseStatus.DONE}
+
+
+def test_a_scheduler_that_does_not_answer_is_wrong_usage(tmp_path: Path, bundle: Path) -> None:
+    setup = setup_of(bundle, tmp_path / "out", Options())
+
+    with pytest.raises(UsageError, match=r"no Dask scheduler answers at 127.0.0.1:1"):
+        list(segment_cases([], setup, Means("dask:127.0.0.1:1")))

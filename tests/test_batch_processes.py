@@ -1,0 +1,184 @@
+"""Workers that die, hang or run out of memory: each costs its case attempts, and the run nothing."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.batch.dispatch import Limits
+from pipeline.batch.processes import Share, WorkerProcess
+from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
+from pipeline.batch.status import status_of
+from pipeline.case_report import CaseStatus
+from pipeline.errors import InputError, OutputError, UsageError
+from pipeline.segment import Options
+from tests.batch_bundle import DEADLY_HU, HANGING_HU, HUNGRY_HU, SLOW_HU, make_moody_bundle, save_case
+from tests.batch_runs import start, tree
+
+INTERRUPTED = 130
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_moody_bundle(tmp_path_factory.mktemp("bundles") / "moody")
+
+
+def refuse(text: str) -> None:
+    raise InputError(text)
+
+
+def fault() -> None:
+    raise LookupError("Doe^Jane")
+
+
+def test_a_worker_hands_back_results_and_our_errors_and_only_the_kind_of_others() -> None:
+    with WorkerProcess(Share()) as worker:
+        results = [worker.submit(pow, 2, exponent) for exponent in range(5)]
+        refused, failed = worker.submit(refuse, "a.nii.gz: no."), worker.submit(fault)
+
+        assert [future.result() for future in results] == [1, 2, 4, 8, 16]
+        with pytest.raises(InputError, match=r"^a.nii.gz: no.$"):
+            refused.result()
+        with pytest.raises(RuntimeError, match=r"^ended with LookupError$"):
+            failed.result()
+
+
+def test_a_worker_that_is_killed_breaks_what_it_had_and_says_how() -> None:
+    worker = WorkerProcess(Share())
+    worker.submit(os.getpid).result()
+    sleeping = worker.submit(time.sleep, 3600)
+
+    worker.kill()
+
+    with pytest.raises(BrokenExecutor, match="was killed by SIGKILL"):
+        sleeping.result(30)
+    with pytest.raises(BrokenExecutor):
+        worker.submit(os.getpid)
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz", HANGING_HU)
+    command = start(tmp_path / "log", "segment", bundle, tmp_path / "in", "--out", tmp_path / "out")
+    pid = worker_of(tmp_path / "out")
+
+    command.process.kill()
+    command.process.join()
+
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_other(
+    tmp_path: Path, bundle: Path
+) -> None:
+    for name in "abcd":
+        save_case(tmp_path / "in" / f"{name}.nii.gz")
+    save_case(tmp_path / "in" / "b_deadly.nii.gz", DEADLY_HU)
+    save_case(tmp_path / "in" / "c_hungry.nii.gz", HUNGRY_HU, size=64)
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    means = Means("processes:1", Limits(attempts=2), max_gib=2)
+
+    reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, means)}
+
+    deadly, hungry = reports.pop("b_deadly"), reports.pop("c_hungry")
+    assert deadly.status is CaseStatus.FAILED
+    assert "its worker was killed by SIGKILL in attempt 2 of 2" in deadly.findings[0]
+    assert hungry.status is CaseStatus.DONE
+    assert "windows of 32 x 32 x 32 voxels" in hungry.findings[0]
+    assert {report.status for report in reports.values()} == {CaseStatus.DONE}
+    assert all(not report.findings for report in reports.values())
+    assert status_of(tmp_path / "out").bad[0].case_id == "b_deadly"
+
+
+def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz", HANGING_HU)
+    save_case(tmp_path / "in" / "b.nii.gz")
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    means = Means("processes:1", Limits(timeout_s=15, attempts=1))
+
+    reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, means)}
+
+    assert reports["a"].status is CaseStatus.FAILED
+    assert "took longer than 15 s in attempt 1 of 1" in reports["a"].findings[0]
+    assert reports["b"].status is CaseStatus.DONE
+
+
+def test_every_engine_of_this_machine_gives_the_same_tree(tmp_path: Path, bundle: Path) -> None:
+    for number in range(6):
+        save_case(tmp_path / "in" / f"{number}.nii.gz", seed=number)
+    for engine in ("serial", "processes:2"):
+        setup = setup_of(bundle, tmp_path / engine, Options())
+        list(segment_cases(cases_in([tmp_path / "in"], setup), setup, Means(engine)))
+
+    assert tree(tmp_path / "serial") == tree(tmp_path / "processes:2")
+    assert len(tree(tmp_path / "serial")) == 7
+
+
+def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path, bundle: Path) -> None:
+    for number in range(5):
+        save_case(tmp_path / "in" / f"{number}.nii.gz", SLOW_HU, seed=number)
+    save_case(tmp_path / "in" / "hanging.nii.gz", HANGING_HU)
+    arguments = ("segment", bundle, tmp_path / "in", "--out", tmp_path / "out", "--no-previews")
+    command = start(tmp_path / "log", *arguments)
+    wait_until((tmp_path / "out" / "4.nii.gz").exists)
+
+    os.kill(command.process.pid or 0, signal.SIGINT)
+
+    assert command.end(60) == INTERRUPTED
+    assert "Interrupted; the same command goes on" in command.printed
+    assert "Traceback" not in command.printed
+    status = status_of(tmp_path / "out")
+    assert (status.counts["done"], status.counts["waiting"], status.is_running) == (5, 1, False)
+    assert not list((tmp_path / "out").glob(".voxelgate-*"))
+    before = tree(tmp_path / "out")
+    save_case(tmp_path / "in" / "hanging.nii.gz")
+    assert start(tmp_path / "log", *arguments).end() == 0
+    assert tree(tmp_path / "out").items() >= {name: before[name] for name in before if name != "cases.csv"}.items()
+
+
+def test_status_tells_of_a_run_that_is_on(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz", HANGING_HU)
+    command = start(tmp_path / "log", "segment", bundle, tmp_path / "in", "--out", tmp_path / "out")
+    pid = worker_of(tmp_path / "out")
+
+    status = status_of(tmp_path / "out")
+    second = start(tmp_path / "second", "segment", bundle, tmp_path / "in", "--out", tmp_path / "out")
+
+    assert status.is_running
+    assert (status.running[0].case_id, status.running[0].attempt) == ("a", 1)
+    assert status.running[0].worker.endswith(f":{pid}")
+    assert second.end() == 1
+    assert "another run works in this folder" in second.printed
+    command.process.kill()
+    command.process.join()
+    assert not status_of(tmp_path / "out").is_running
+
+
+def test_a_memory_limit_goes_with_processes_only(tmp_path: Path, bundle: Path) -> None:
+    setup = setup_of(bundle, tmp_path / "out", Options())
+
+    with pytest.raises(UsageError, match="--max-memory goes with processes only"):
+        list(segment_cases([], setup, Means("serial", max_gib=1)))
+
+
+def worker_of(out: Path) -> int:
+    """Return the number of the process that has the only case, once it has it."""
+    wait_until(lambda: (out / "ledger.sqlite").exists() and bool(running(out)))
+    return int(running(out)[0].rpartition(":")[2])
+
+
+def running(out: Path) -> list[str]:
+    try:
+        return [case.worker for case in status_of(out).running]
+    except OutputError:  # the tables are not there yet
+        return []
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "did not happen in time"
+        time.sleep(0.05)

@@ -1,0 +1,257 @@
+"""Previews: the right side on the left, true proportions, every structure to be seen, small, nothing of a patient."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import InputError, OutputError
+from pipeline.geometry import Grid
+from pipeline.labels import LabelTable
+from pipeline.preview import LONGEST_PX, Preview, read_preview, sketch, write_preview
+from pipeline.volumes import read_volume
+
+TABLE = LabelTable(("background", "ball", "cube"))
+CODES = ["RAS", "LPS", "PIR", "SLA"]
+
+
+def affine_of(codes: str, spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)) -> np.ndarray:
+    """Return an affine whose axes run to these sides, with the origin in the middle of 30 voxels."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, code in enumerate(codes):
+        axis = next(axis for axis, pair in enumerate(("RL", "AP", "SI")) if code in pair)
+        affine[axis, column] = spacing_mm[column] if code in "RAS" else -spacing_mm[column]
+    affine[:3, 3] = -affine[:3, :3] @ (14.5, 14.5, 14.5)
+    return affine
+
+
+def two_shapes(grid: Grid) -> np.ndarray:
+    """Return labels with structure 1 at the patient's left, front and head, and 2 at the right, back and feet."""
+    points_mm = np.moveaxis(np.indices(grid.shape), 0, -1) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[np.linalg.norm(points_mm - (-14, 14, 14), axis=-1) < 8] = 1
+    labels[np.linalg.norm(points_mm - (14, -14, -14), axis=-1) < 8] = 2
+    return labels
+
+
+def written(
+    path: Path, voxels: np.ndarray, labels: np.ndarray, affine: np.ndarray, table: LabelTable = TABLE
+) -> Preview:
+    write_preview(path, sketch(voxels, Grid(voxels.shape, affine)), labels, table)
+    return read_preview(path)
+
+
+def slices(preview: Preview, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the slices of each plane, (count, rows, columns), from a picture of all planes."""
+    planes = json.loads(preview.layout)["planes"]
+    cut = {plane["name"]: values[:, plane["x"] : plane["x"] + plane["width"]] for plane in planes}
+    return {
+        plane["name"]: cut[plane["name"]][: len(plane["cells"]) * plane["height"]].reshape(
+            len(plane["cells"]), plane["height"], plane["width"]
+        )
+        for plane in planes
+    }
+
+
+def label_slices(preview: Preview) -> dict[str, np.ndarray]:
+    layout = json.loads(preview.layout)
+    width = sum(plane["width"] for plane in layout["planes"])
+    kind = np.dtype("u1" if layout["bits"] == 8 else "<u2")
+    return slices(preview, np.frombuffer(zlib.decompress(preview.labels), kind).reshape(-1, width))
+
+
+def image_slices(path: Path, preview: Preview) -> dict[str, np.ndarray]:
+    with Image.open(path) as image:
+        return slices(preview, np.array(image.convert("L")))
+
+
+def centre(mask: np.ndarray) -> tuple[float, float]:
+    """Return the mean row and column of a mask of slices, as shares of the picture."""
+    _, row, column = (np.argwhere(mask).mean(axis=0) + 0.5) / mask.shape
+    return float(row), float(column)
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_slices_show_the_right_side_at_the_left_the_front_and_the_head_at_the_top(tmp_path: Path, codes: str) -> None:
+    affine = affine_of(codes)
+    labels = two_shapes(Grid((30, 30, 30), affine))
+
+    preview = written(tmp_path / "a.webp", np.where(labels == 1, 200, 20) + labels, labels, affine)
+
+    edges = {plane["name"]: plane["edges"] for plane in json.loads(preview.layout)["planes"]}
+    assert edges == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+    is_left = {"axial": 1, "coronal": 1, "sagittal": 0}  # the ball at left, front, head: in which half of the columns
+    images = image_slices(tmp_path / "a.webp", preview)
+    for plane, coded in label_slices(preview).items():
+        for row, column in (centre(coded == 1), centre(images[plane] > 128)):
+            assert row < 0.4, plane
+            assert (column > 0.6) == bool(is_left[plane]), plane
+        row, column = centre(coded == 2)
+        assert row > 0.6, plane
+        assert (column < 0.4) == bool(is_left[plane]), plane
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_slices_have_the_size_of_what_they_show_whatever_the_spacing(tmp_path: Path, codes: str) -> None:
+    spacing_mm = (1.0, 2.0, 6.0)
+    affine = affine_of(codes, spacing_mm)
+    voxels = np.random.default_rng(0).integers(1, 200, (30, 30, 30))
+
+    preview = written(tmp_path / "a.webp", voxels, np.zeros_like(voxels, np.uint8), affine)
+
+    extent_mm = {
+        code: 30 * mm for code, mm in zip(codes.translate(str.maketrans("LPI", "RAS")), spacing_mm, strict=True)
+    }
+    sizes_mm = {plane["name"]: plane["size_mm"] for plane in json.loads(preview.layout)["planes"]}
+    assert sizes_mm == {
+        "axial": [extent_mm["R"], extent_mm["A"]],
+        "coronal": [extent_mm["R"], extent_mm["S"]],
+        "sagittal": [extent_mm["A"], extent_mm["S"]],
+    }
+
+
+def test_equal_cases_give_equal_bytes(tmp_path: Path) -> None:
+    affine = affine_of("RAS")
+    labels = two_shapes(Grid((30, 30, 30), affine))
+    for name in ("a", "b"):
+        written(tmp_path / f"{name}.webp", labels * 50.0, labels, affine)
+
+    assert (tmp_path / "a.webp").read_bytes() == (tmp_path / "b.webp").read_bytes()
+
+
+def test_any_viewer_opens_a_preview_and_finds_no_metadata(tmp_path: Path) -> None:
+    affine = affine_of("RAS")
+    labels = two_shapes(Grid((30, 30, 30), affine))
+    written(tmp_path / "a.webp", labels * 50.0, labels, affine)
+
+    with Image.open(tmp_path / "a.webp") as image:
+        image.load()
+        assert image.format == "WEBP"
+        assert not {"exif", "xmp", "icc_profile"} & image.info.keys()
+        assert not image.getexif()
+
+
+def test_a_structure_of_one_voxel_is_seen_in_each_plane(tmp_path: Path) -> None:
+    voxels = np.full((200, 150, 60), 30, np.int16)
+    voxels[::3] = 60
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[20:180, 20:130, 10:50] = 1
+    labels[101, 77, 33] = 2
+
+    preview = written(tmp_path / "a.webp", voxels, labels, np.eye(4))
+
+    assert {plane: 2 in coded for plane, coded in label_slices(preview).items()} == dict.fromkeys(
+        ("axial", "coronal", "sagittal"), True
+    )
+
+
+def test_labels_in_the_black_around_a_body_are_shown(tmp_path: Path) -> None:
+    voxels = np.full((60, 60, 60), -1000, np.int16)
+    voxels[20:40, 20:40, 20:40] = 50
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[2:5, 2:5, 2:5] = 1
+
+    preview = written(tmp_path / "a.webp", voxels, labels, np.eye(4))
+
+    assert all((coded == 1).any() for coded in label_slices(preview).values())
+
+
+def test_the_slice_to_start_with_cuts_all_structures(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[5:20, 10:20, 5:20] = 1
+    labels[22:35, 12:25, 15:35] = 2
+
+    preview = written(tmp_path / "a.webp", labels * 40.0, labels, np.eye(4))
+
+    (axial,) = [plane for plane in json.loads(preview.layout)["planes"] if plane["name"] == "axial"]
+    assert set(np.unique(label_slices(preview)["axial"][axial["start"]])) == {0, 1, 2}
+    assert 16 <= axial["source"][axial["start"]] <= 20
+
+
+def test_more_than_255_structures_keep_their_values(tmp_path: Path) -> None:
+    table = LabelTable(("background", *(f"structure {value}" for value in range(1, 301))))
+    labels = np.zeros((20, 20, 20), np.uint16)
+    labels[5:15, 5:15, 5:15] = 300
+
+    preview = written(tmp_path / "a.webp", np.random.default_rng(0).random(labels.shape), labels, np.eye(4), table)
+
+    assert all(set(np.unique(coded)) == {0, 300} for coded in label_slices(preview).values())
+
+
+def test_hounsfield_units_get_a_soft_tissue_window_and_other_values_percentiles() -> None:
+    hu = np.full((30, 30, 30), -1000.0)
+    hu[5:25, 5:25, 5:25] = 40
+    magnitudes = np.random.default_rng(0).gamma(2.0, 100.0, (30, 30, 30))
+    grid = Grid(hu.shape, np.eye(4))
+
+    ct, mri = sketch(hu, grid), sketch(magnitudes, grid)
+
+    assert (ct.window, ct.is_hu) == ((-160.0, 240.0), True)
+    assert ct.cells[15, 15, 15] == round(255 * 200 / 400)
+    assert not mri.is_hu
+    assert mri.window == pytest.approx(np.percentile(magnitudes, (1, 99.5)), rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(*(st.integers(2, 140) for _ in range(3))), st.sampled_from("CF"), st.integers(0, 100))
+def test_a_sketch_is_small_and_keeps_the_mean_of_the_image(shape: tuple[int, int, int], order: str, seed: int) -> None:
+    rows = [np.random.default_rng(seed).random(size) for size in shape]
+    voxels = np.array(np.einsum("i,j,k->ijk", *rows), order=order)
+    voxels.flat[0], voxels.flat[-1] = 0, 1
+
+    made = sketch(voxels, Grid(shape, np.diag((1.0, -1.5, 2.0, 1.0))))
+
+    assert max(made.cells.shape) <= LONGEST_PX
+    assert [weights.sum() for weights in made.weights] == pytest.approx([len(weights) for weights in made.weights])
+    low, high = made.window
+    if low <= voxels.min() and high >= voxels.max():  # nothing was clipped
+        assert made.cells.mean() / 255 == pytest.approx((voxels.mean() - low) / (high - low), abs=0.003)
+
+
+@pytest.mark.parametrize("name", ["ct_sm", "mr_sm"])
+def test_previews_of_real_images_are_as_small_as_a_page_of_a_thousand_wants(
+    real_data: Path, tmp_path: Path, name: str
+) -> None:
+    voxels, grid = read_volume(real_data / "small" / f"{name}.nii.gz")
+    labels, _ = read_volume(real_data / "small" / f"{name}_seg_totalseg_pred.nii.gz")
+
+    written(tmp_path / "a.webp", voxels, np.clip(labels, 0, 2).astype(np.uint8), grid.affine)
+
+    assert (tmp_path / "a.webp").stat().st_size < 60_000
+
+
+def test_a_preview_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    labels = np.zeros((10, 10, 10), np.uint8)
+    made = sketch(np.arange(1000.0).reshape(labels.shape), Grid(labels.shape, np.eye(4)))
+    (tmp_path / "a.webp").mkdir()
+
+    with pytest.raises(OutputError, match=r"a\.webp: cannot be written"):
+        write_preview(tmp_path / "a.webp", made, labels, TABLE)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.webp"]
+
+
+def test_labels_of_another_shape_are_refused(tmp_path: Path) -> None:
+    made = sketch(np.arange(1000.0).reshape(10, 10, 10), Grid((10, 10, 10), np.eye(4)))
+
+    with pytest.raises(ValueError, match=r"labels of shape \(10, 10, 9\)"):
+        write_preview(tmp_path / "a.webp", made, np.zeros((10, 10, 9), np.uint8), TABLE)
+
+
+def test_what_is_no_whole_preview_is_refused(tmp_path: Path) -> None:
+    labels = np.zeros((10, 10, 10), np.uint8)
+    path = tmp_path / "a.webp"
+    written(path, np.arange(1000.0).reshape(labels.shape), labels, np.eye(4))
+    whole = path.read_bytes()
+
+    for length in (0, 3, 20, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"a\.webp: is no preview"):
+            read_preview(path)
+    with pytest.raises(InputError, match=r"b\.webp: cannot be read"):
+        read_preview(tmp_path / "b.webp")
