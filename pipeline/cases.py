@@ -172,7 +172,9 @@ def _read_file(path: Path, labels: LabelTable) -> Image:
     if labels.side_pairs:
         raise InputError(f"{sentence}, but the bundle tells sides apart; convert the image again with its orientation.")
     return Image(
-        voxels, grid, (f"{sentence}; the default of its format was assumed, check the result against the image.",)
+        voxels,
+        grid,
+        (f"NO_ORIENTATION: {sentence}; the default of its format was assumed, check the result against the image.",),
     )
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.batch.dispatch import Limits
+from pipeline.batch.report import build as build_report
 from pipeline.batch.segmentation import (
     DEFAULT_ENGINE,
     Means,
@@ -323,7 +324,7 @@ def segment_command(
     as_json: AsJson = False,
 ) -> None:
     """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
-    wanted = _choices(Output, outputs, "--outputs") + ((Output.PREVIEW,) if previews else ())
+    wanted = _choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
     options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips)
     setup = setup_of(bundle, out, options, device)
     means = Means(engine, Limits(timeout, attempts), max_memory)
@@ -353,6 +354,14 @@ def status_command(
         sys.stdout.write(status.to_json() + "\n")
     else:
         _print_status(status)
+
+
+@app.command("report")
+def report_command(
+    out: Annotated[Path, typer.Argument(help="Folder that `voxelgate segment` wrote into.", show_default=False)],
+) -> None:
+    """Make one page, report.html, that shows every case of an output folder."""
+    console.print(f"{build_report(out)}: report written; open it in a browser", soft_wrap=True)
 
 
 @app.command("label")

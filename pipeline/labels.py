@@ -8,7 +8,9 @@ from typing import Any
 from pipeline.errors import OutputError
 from pipeline.terminology import Coding, find_coding
 
-_SIDE = re.compile(r"left|right", re.IGNORECASE)
+_SIDE = re.compile(r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![a-z])|(?:Left|Right)(?![a-z])")
+"""A side as a word of its own, also in `kidney_left` and `LeftKidney`, not in "bright"."""
+
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
 

@@ -1,5 +1,6 @@
 """Segment one case: read, check, infer, write, and report what became of it."""
 
+import copy
 import errno
 import functools
 import logging
@@ -127,7 +128,7 @@ class Options:
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
 
     Raises:
-        UsageError: no output, or a report without the DICOM SEG that it refers to.
+        UsageError: no output but previews, or a report without the DICOM SEG that it refers to.
     """
 
     outputs: tuple[Output, ...] = (Output.NIFTI,)
@@ -137,8 +138,8 @@ class Options:
     check_flips: bool = False
 
     def __post_init__(self) -> None:
-        if not self.outputs:
-            raise UsageError(f"no output is asked for; choose of {', '.join(Output)}.")
+        if not set(self.outputs) - {Output.PREVIEW}:
+            raise UsageError(f"no output but previews is asked for; choose of {', '.join(Output)}.")
         if Output.SR in self.outputs and Output.SEG not in self.outputs:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
 
@@ -343,8 +344,17 @@ def _infer(prepared: _Prepared, bundle: LoadedBundle, options: Options) -> _Foun
     labels = _labels_on(prepared.grid, result)
     agreement = None
     if options.check_flips:
-        agreement = flip_dice(image, bundle.network, bundle.inferer, labels, bundle.labels)
+        agreement = _agreement_with_mirrored(image, bundle, labels)
     return _Found(labels, chosen.name, confidence, agreement, time.perf_counter() - started_s)
+
+
+def _agreement_with_mirrored(image: MetaTensor, bundle: LoadedBundle, labels: npt.NDArray[Any]) -> Mapping[str, float]:
+    """Return Dice with the result of the mirrored image; an inferer that averages over both is asked without that."""
+    plain = copy.copy(bundle.inferer)
+    if getattr(plain, "flip_axes", ()):
+        plain.flip_axes = ()  # type: ignore[attr-defined]  # it has them, as was just seen
+        labels = plain(image, bundle.network).as_tensor()[0, 0].cpu().numpy()
+    return flip_dice(image, bundle.network, plain, labels, bundle.labels)
 
 
 def _confidence(result: MetaTensor) -> list[float] | None:

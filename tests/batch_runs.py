@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -86,3 +88,11 @@ def tree(out: Path) -> dict[str, bytes]:
     """Return every file below an output folder but the ledger, which holds times, and the lock."""
     kept = {path for path in out.rglob("*") if path.is_file() and not path.name.startswith((LEDGER_NAME, LOCK_NAME))}
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in kept}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    """Wait for something to become true."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "did not happen in time"
+        time.sleep(0.05)

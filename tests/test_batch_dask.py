@@ -15,6 +15,7 @@ from pipeline.segment import Options
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import tree
 
+dask = pytest.importorskip("dask", reason="needs the extra dask")
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 
 CASES = 12
@@ -35,7 +36,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
-    """Start a scheduler and two workers, each with a nanny."""
+    """Start a scheduler and two workers, each with a nanny that may take its time on a busy machine."""
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "300s"})
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=2, dashboard_address=None, host="127.0.0.1", preload="tests.batch_bundle"
     ) as started:
@@ -90,5 +92,8 @@ def test_cases_that_hang_or_kill_their_worker_on_a_cluster_are_given_up_and_the_
 def test_a_scheduler_that_does_not_answer_is_wrong_usage(tmp_path: Path, bundle: Path) -> None:
     setup = setup_of(bundle, tmp_path / "out", Options())
 
-    with pytest.raises(UsageError, match=r"no Dask scheduler answers at 127.0.0.1:1"):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+        pytest.raises(UsageError, match=r"no Dask scheduler answers at 127.0.0.1:1"),
+    ):
         list(segment_cases([], setup, Means("dask:127.0.0.1:1")))

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pipeline.case_report import CaseStatus
 from pipeline.errors import InputError, OutputError, UsageError
 from pipeline.segment import Options
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, HUNGRY_HU, SLOW_HU, make_moody_bundle, save_case
-from tests.batch_runs import start, tree
+from tests.batch_runs import start, tree, wait_until
 
 INTERRUPTED = 130
 
@@ -175,10 +174,3 @@ def running(out: Path) -> list[str]:
         return [case.worker for case in status_of(out).running]
     except OutputError:  # the tables are not there yet
         return []
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.05)

@@ -14,9 +14,8 @@ from pipeline.dicom.choose import SeriesRule
 from pipeline.errors import InputError
 from pipeline.segment import Options
 from tests.batch_bundle import make_moody_bundle, save_case
-from tests.batch_runs import start
+from tests.batch_runs import start, wait_until
 from tests.planted import ct_series, setting, write
-from tests.test_batch_processes import wait_until
 
 SETTLE_S = 10.0
 

@@ -43,10 +43,25 @@ def test_a_scan_is_segmented_on_its_own_grid_and_reported_as_json(run: Run, scan
     np.testing.assert_array_equal(written.affine, image.affine)
 
 
-def test_results_are_not_replaced_unless_asked(run: Run, scan: Path) -> None:
+def test_the_same_command_again_does_nothing_twice(run: Run, scan: Path, tmp_path: Path) -> None:
     assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results").returncode == 0
-    assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results"), 1, "scan", "exists")
+    result = tmp_path / "results" / "scan.nii.gz"
+    before = result.stat()
+
+    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results").returncode == 0
+    after = result.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_files_of_others_are_not_replaced_unless_asked(run: Run, scan: Path, tmp_path: Path) -> None:
+    result = tmp_path / "results" / "scan.nii.gz"
+    result.parent.mkdir()
+    result.write_bytes(b"mine")
+
+    assert_one_sentence(run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results"), 1, "scan")
+    assert result.read_bytes() == b"mine"
     assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--overwrite").returncode == 0
+    assert result.read_bytes() != b"mine"
 
 
 def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_codes_of_no_structure_and_broken_codes_are_refused(codings: dict[str, A
         LabelTable.from_mapping(NAMES, codings)
 
 
+@pytest.mark.parametrize("name", ["left kidney", "kidney_left", "RightLung", "LUNG_LEFT", "lung-right", "leftKidney"])
+def test_a_side_is_a_word_of_its_own(name: str) -> None:
+    table = LabelTable(("background", "bright spot", "cleft", name))
+
+    assert table.unpaired_sides == (name,)
+
+
 def test_sides_are_paired_by_name() -> None:
     table = LabelTable(("background", "left parotid", "right parotid", "left lung"))
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline import quality
 from pipeline.case_report import Quality, Verdict
+from pipeline.dicom.plausibility import Expected
 from pipeline.errors import UsageError
 from pipeline.geometry import Grid
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
@@ -47,6 +48,18 @@ def test_what_looks_like_the_training_is_accepted() -> None:
 
 def test_two_whole_organs_inside_the_image_are_accepted_without_any_knowledge() -> None:
     assert assess(two_organs(), GRID, TABLE, None) == Quality(Verdict.ACCEPT)
+
+
+def test_what_a_bundle_says_of_its_training_is_what_results_are_judged_by() -> None:
+    usual = {"liver": {"volume_ml": [8, 10, 13]}, "spleen": {"volume_ml": [1, 2.5, 4]}}
+    small = {"liver": {"volume_ml": [0.1, 0.2, 0.3]}, "spleen": {"volume_ml": [1, 2.5, 4]}}
+
+    verdicts = [
+        assess(two_organs(), GRID, TABLE, Expected.from_mapping({"structures": known})).verdict
+        for known in (usual, small)
+    ]
+
+    assert verdicts == [Verdict.ACCEPT, Verdict.REFUSE]
 
 
 def test_nothing_at_all_is_refused_only_where_every_training_image_had_something() -> None:

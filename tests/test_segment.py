@@ -46,6 +46,10 @@ def preprocess(*more: Any) -> Compose:
     return Compose([Orientationd("image", "RAS", labels=None), *more])
 
 
+def as_it_is(labels: MetaTensor) -> MetaTensor:
+    return labels
+
+
 @dataclass(frozen=True)
 class SmallBundle:
     """What `segment` needs of a bundle, without files."""
@@ -59,6 +63,7 @@ class SmallBundle:
     network: nn.Module = field(default_factory=lambda: Threshold().eval())
     device: torch.device = CPU
     expected: Expected | None = None
+    cleaning: Callable[[MetaTensor], MetaTensor] = as_it_is
 
 
 @pytest.fixture

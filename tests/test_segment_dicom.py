@@ -91,6 +91,12 @@ def test_dicom_outputs_of_a_volume_file_are_refused_before_the_network_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("outputs", [(), (Output.PREVIEW,)])
+def test_previews_alone_are_wrong_usage(outputs: tuple[Output, ...]) -> None:
+    with pytest.raises(UsageError, match="no output but previews"):
+        Options(outputs)
+
+
 def test_an_sr_without_the_seg_it_refers_to_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="seg,sr"):
         Options((Output.NIFTI, Output.SR))

@@ -6,21 +6,27 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.errors import UsageError
-from pipeline.inference.memory import MemoryModel, enlarged, measure, narrowest
+from pipeline.inference.memory import MemoryModel, available_bytes, enlarged, measure, narrowest
 from pipeline.inference.sliding_window import STREAMING_RESERVE, RestoringSlidingWindowInferer, WindowSize
 from pipeline.inference.streaming import CHUNK, LOGITS_BYTES, streaming_cost
 from pipeline.inference.views import Views
-from pipeline.inference.windows import WindowPlan
+from pipeline.inference.windows import PIECE_SCORES, WindowPlan
 
 Shape = tuple[int, int, int]
 
 ALLOCATED = 1.4
-"""What buffers of streaming take of the allocator, as a multiple of their size: 1.34 (200 slices) to 1.49 (800 slices)
-were measured with glibc; `STREAMING_RESERVE`, the most that was ever seen, decides whether they fit."""
+"""What buffers of streaming take of the allocator, as a multiple of their size: 1.3 to 1.5 were measured with glibc,
+more on longer volumes; `STREAMING_RESERVE`, the most that was ever seen, decides whether they fit."""
 
 SLABS = 5
 """Slabs of scores that are alive at a time while one is restored: logits, a copy in work, and what they pick."""
+
+PIECES = 5
+"""Pieces of blended scores that are alive at a time: two in the sweep, three while they are restored, as in
+`MemoryModel.needed_bytes`."""
+
+ANY_BYTES = 2**62
+"""More than any machine has, as a whole number."""
 
 PLANES_VOX = (48, 144)
 """Sides of the planes with which streaming is measured; its memory grows in a straight line with their area."""
@@ -50,9 +56,9 @@ class StreamingModel:
         """Return the voxels of a slice across the longest axis that may be streamed."""
         return math.prod(box_vox) // max(box_vox[axis] for axis in self.axes)
 
-    def fits(self, box_vox: Shape, room_bytes: float) -> bool:
-        """Return whether the inferer will stream a part of the network grid in so much memory."""
-        return STREAMING_RESERVE * self._buffer_bytes(box_vox) <= room_bytes
+    def least_bytes(self, box_vox: Shape) -> float:
+        """Return the memory below which the inferer will not stream a part of the network grid."""
+        return STREAMING_RESERVE * self._buffer_bytes(box_vox)
 
     def needed_bytes(self, box_vox: Shape) -> int:
         """Return the peak of streaming and restoring, beside the image and the result."""
@@ -87,24 +93,35 @@ class WindowModel:
     is_enlarged: bool = False
     most_bytes: float = math.inf
 
-    def needed_bytes(self, plan: WindowPlan) -> int:
-        """Return the peak of running a plan and restoring, beside the image and the result."""
-        return self.memory.needed_bytes(plan)
+    def least_bytes(self, box_vox: Shape) -> int:
+        """Return what the windows that were trained take in a part of the network grid."""
+        return self.memory.needed_bytes(self._smallest(box_vox))
 
-    def plan(self, box_vox: Shape, room_bytes: float) -> WindowPlan | None:
-        """Return where windows will lie in a part of the network grid; None if those that were trained do not fit."""
+    def needed_bytes(self, plan: WindowPlan) -> int:
+        """Return the peak of running a plan and restoring; `MemoryModel.needed_bytes` is never less, and often more."""
+        classes, plane = self.memory.classes, math.prod(plan.plane_vox)
+        piece = min(PIECE_SCORES, classes * plane * plan.depth_vox)  # no more slices are finished at a time
+        scores = (classes + 1) * plane * plan.depth_vox + PIECES * piece + 3 * classes * plane
+        return int(self.memory.bytes_per_voxel * math.prod(plan.window_vox) * plan.batch) + 4 * scores
+
+    def plan(self, box_vox: Shape, room_bytes: float) -> WindowPlan:
+        """Return where windows will lie in a part of the network grid, if so much memory is enough for any."""
+        plan, room = self._smallest(box_vox), min(room_bytes, self.most_bytes)
+        if not self.is_enlarged or self.memory.needed_bytes(plan) > room:
+            return plan
+        return enlarged(plan, self.memory, int(min(room, ANY_BYTES)), self.multiple)
+
+    def _smallest(self, box_vox: Shape) -> WindowPlan:
         i, j, k = (
             min(most, math.ceil(n / self.multiple) * self.multiple)
             for n, most in zip(box_vox, self.window_vox, strict=True)
         )
-        plan = narrowest(WindowPlan(box_vox, (i, j, k), self.overlap, batch=self.batch))
-        room = min(room_bytes, self.most_bytes)
-        if not self.is_enlarged:
-            return plan if self.memory.needed_bytes(plan) <= room else None
-        try:
-            return enlarged(plan, self.memory, int(min(room, 2**62)), self.multiple)
-        except UsageError:
-            return None
+        return narrowest(WindowPlan(box_vox, (i, j, k), self.overlap, batch=self.batch))
+
+
+def computed_vox(plan: WindowPlan) -> int:
+    """Return the voxels of all windows."""
+    return math.prod(plan.window_vox) * math.prod(map(len, plan.starts))
 
 
 def networks_of(network: nn.Module) -> list[nn.Module]:
@@ -117,16 +134,13 @@ def is_streamed(inferer: RestoringSlidingWindowInferer, network: nn.Module) -> b
     return all(map(inferer.streams, networks_of(network)))
 
 
-def window_model(
-    inferer: RestoringSlidingWindowInferer, network: nn.Module, image: torch.Tensor, room_bytes: float
-) -> WindowModel:
+def window_model(inferer: RestoringSlidingWindowInferer, network: nn.Module, image: torch.Tensor) -> WindowModel:
     """Measure what windows take, by running a small one.
 
     Args:
         inferer: of the bundle.
         network: of the bundle.
         image: (1, C, i, j, k); its voxels are not read.
-        room_bytes: what the inferer may take if the bundle does not say it.
     """
     views = Views(
         networks_of(network),
@@ -144,7 +158,7 @@ def window_model(
         inferer.sw_batch_size,
         inferer.window_multiple,
         is_enlarged,
-        inferer.max_memory or (room_bytes if is_enlarged else math.inf),
+        inferer.max_memory or (available_bytes(image.device) if is_enlarged else math.inf),
     )
 
 

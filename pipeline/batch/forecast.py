@@ -1,11 +1,11 @@
 """What each case of a batch will need in memory, time and disk, from its size and what was measured on a sample."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pipeline.batch.demand import Shape, StreamingModel, WindowModel
+from pipeline.batch.demand import Shape, StreamingModel, WindowModel, computed_vox
 from pipeline.results import Output
 
 BLOCK_BYTES = 40 * 2**20
@@ -17,24 +17,23 @@ WINDOWS_SLOWER = 1.3
 MOST_UINT8 = 256
 """Classes above which a label takes four bytes until it is written."""
 
-DISK_BYTES_PER_VOX: Mapping[Output, float] = {
-    Output.SEG: 0.1,
-    Output.RTSTRUCT: 0.3,
-}
-"""For each voxel of the source at most: a label map with RLE takes a third of that (100 segments), and of outlines, one
-voxel in a hundred is a point of 30 characters."""
+MOST_BIT_PLANES = 10
+"""Segments that a DICOM SEG holds as planes of bits (`dicom.seg.MOST_BINARY_SEGMENTS`), one bit a voxel for each."""
+
+DISK_BYTES_PER_VOX: Mapping[Output, float] = {Output.NIFTI: 0.05, Output.SEG: 0.1, Output.RTSTRUCT: 0.3}
+"""For each voxel of the source at most: a label map takes 0.002 to 0.025 bytes with gzip, one of 100 segments 0.03 with
+RLE, and one voxel in a hundred is a point of an outline, in 30 characters."""
 
 DISK_BYTES_PER_CASE: Mapping[Output, int] = {
     Output.NIFTI: 2**12,
     Output.SEG: 2**18,
     Output.RTSTRUCT: 2**16,
     Output.SR: 2**18,
-    Output.PREVIEW: 2**18,
+    Output.PREVIEW: 2**17,
 }
 """Headers, measurements and pictures at most."""
 
-MOST_BIT_PLANES = 10
-"""Segments that a DICOM SEG holds as planes of bits (`dicom.seg.MOST_BINARY_SEGMENTS`), one bit a voxel for each."""
+GIB = 2**30
 
 
 class Way(StrEnum):
@@ -42,7 +41,7 @@ class Way(StrEnum):
 
     STREAMING = "streaming"
     WINDOWS = "windows"
-    UNKNOWN = "unknown"
+    WHOLE = "whole"
     """By an inferer of another kind, in proportion to what the sample took."""
 
 
@@ -54,8 +53,8 @@ class Size:
         case_id: of the case.
         source_vox: voxels of the file along the axes of the network grid.
         network_vox: voxels of the network grid.
-        stored_bytes: of the voxels as they are read.
-        turned_bytes: of the voxels as they are resampled, zero if they are resampled as they were read.
+        stored_bytes: of the voxels as they are read, which are there until the case is prepared.
+        turned_bytes: of the copies that preprocessing makes of them before it resamples.
     """
 
     case_id: str
@@ -71,28 +70,28 @@ class Measured:
 
     Args:
         base_bytes: resident memory of a process that has opened the bundle.
+        idle_bytes: what it has allocated beyond that, which `RLIMIT_DATA` counts too.
         channels: of the image on the network grid.
         classes: of the scores.
-        body: part of the network grid along each axis that is run, 0 to 1.
+        body: part of the network grid along each axis that is run, above 0 to 1.
         streaming: None if the bundle does not stream.
         windows: None if the inferer is of another kind.
-        unknown_bytes: for each voxel of the network grid, of an inferer of another kind.
+        whole_bytes: for each voxel of the network grid, of an inferer of another kind.
         network_s: for each voxel that the network computes.
         files_s: for each voxel of the source: read, prepared, judged and written.
-        label_bytes: of a NIfTI label map, for each voxel of the source in the part that is run.
         is_on_host: the network computes in the memory of the process, not in that of a GPU.
     """
 
     base_bytes: int
+    idle_bytes: int
     channels: int
     classes: int
     body: tuple[float, float, float]
     streaming: StreamingModel | None
     windows: WindowModel | None
-    unknown_bytes: float
+    whole_bytes: float
     network_s: float
     files_s: float
-    label_bytes: float
     is_on_host: bool = True
 
 
@@ -101,13 +100,15 @@ class Room:
     """What there is for a batch.
 
     Args:
-        process_bytes: resident memory of a process at most.
+        process_bytes: memory that a process may allocate.
+        machine_bytes: that all of them may have.
         processes: that share the work.
         cases_at_a_time: in a process: one has the network while another is read or written.
         outputs: what is written of each case.
     """
 
     process_bytes: float = math.inf
+    machine_bytes: float = math.inf
     processes: int = 1
     cases_at_a_time: int = 1
     outputs: tuple[Output, ...] = (Output.NIFTI,)
@@ -122,23 +123,19 @@ class CaseForecast:
         way: in which the network will see it.
         files_bytes: peak while it is read and prepared.
         network_bytes: peak while the network has it.
-        held_bytes: part of `network_bytes` that is not the network's: image and labels.
-        files_s: read, prepare, judge and write.
-        network_s: the network.
+        elapsed_s: from the file to its results.
         disk_bytes: of its results at most.
     """
 
     case_id: str
     way: Way
-    files_bytes: int
-    network_bytes: int
-    held_bytes: int
-    files_s: float
-    network_s: float
+    files_bytes: float
+    network_bytes: float
+    elapsed_s: float
     disk_bytes: int
 
     @property
-    def alone_bytes(self) -> int:
+    def alone_bytes(self) -> float:
         """Return its peak in a process that has no other case."""
         return max(self.files_bytes, self.network_bytes)
 
@@ -150,14 +147,14 @@ class Forecast:
     Args:
         cases: that fit.
         unfit: a sentence for each case that does not, by its id.
-        peak_bytes: resident memory of a process at most.
-        cases_at_a_time: in a process, so that it stays within its limit.
-        network_bytes: what the network may take in a process; None for any.
+        peak_bytes: resident memory of a process.
+        cases_at_a_time: in a process, so that it stays within what there is.
+        network_bytes: what the network may take beside image and labels; None for any.
         elapsed_s: for all cases that fit.
         disk_bytes: of all results at most.
     """
 
-    cases: tuple[CaseForecast, ...]
+    cases: tuple[CaseForecast, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
     cases_at_a_time: int = 1
@@ -177,95 +174,105 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
         room: what there is; by default one process without limits.
     """
     given = room or Room()
-    all_cases = [_case(size, measured, given) for size in sizes]
-    limit = given.process_bytes - measured.base_bytes
-    cases = tuple(case for case in all_cases if case.alone_bytes <= limit)
-    unfit = {
-        case.case_id: _sentence(case, measured, given.process_bytes) for case in all_cases if case.alone_bytes > limit
-    }
-    if not cases:
-        return Forecast((), unfit)
-    together_bytes = _together_bytes(cases) if given.cases_at_a_time > 1 else math.inf
-    alone_bytes = max(case.alone_bytes for case in cases)
-    is_company = together_bytes <= limit
+    limit_bytes = given.process_bytes - measured.base_bytes - measured.idle_bytes
+    fitting = [size for size in sizes if _least_bytes(size, measured) <= limit_bytes]
+    held_bytes = max((_held_bytes(size, measured) for size in fitting), default=0)
+    network_bytes = limit_bytes - held_bytes  # one number for all cases, for all have the same inferer
+    found = [_case(size, measured, network_bytes, given.outputs) for size in fitting]
+    cases = tuple(case for case in found if case.alone_bytes <= limit_bytes)
+    done = {case.case_id for case in cases}
+    left = [size for size in sizes if size.case_id not in done]
+    together_bytes = _together_bytes(cases, measured.base_bytes)
+    is_company = given.cases_at_a_time > 1 and _allows(given, together_bytes, measured.idle_bytes)
+    alone_bytes = measured.base_bytes + max((case.alone_bytes for case in cases), default=0)
+    total_s = sum(case.elapsed_s for case in cases)
     return Forecast(
         cases,
-        unfit,
-        peak_bytes=measured.base_bytes + (int(together_bytes) if is_company else alone_bytes),
+        {size.case_id: _sentence(size, measured, given.process_bytes) for size in left},
+        peak_bytes=int(together_bytes if is_company else alone_bytes),
         cases_at_a_time=given.cases_at_a_time if is_company else 1,
-        network_bytes=None if math.isinf(limit) else int(limit - max(case.held_bytes for case in cases)),
-        elapsed_s=max(
-            sum(case.files_s + case.network_s for case in cases) / given.processes,
-            max(case.files_s + case.network_s for case in cases),
-        ),
+        network_bytes=None if math.isinf(network_bytes) else int(network_bytes),
+        elapsed_s=max(total_s / given.processes, max((case.elapsed_s for case in cases), default=0.0)),
         disk_bytes=sum(case.disk_bytes for case in cases),
     )
 
 
-def _case(size: Size, measured: Measured, room: Room) -> CaseForecast:
-    source, network = math.prod(size.source_vox), math.prod(size.network_vox)
-    image_bytes = 4 * measured.channels * network
-    label_bytes = source * (1 if measured.classes <= MOST_UINT8 else 4)
-    held_bytes = image_bytes + label_bytes
-    box = _box(size.network_vox, measured.body)
-    way, work_bytes, computed = _work(box, measured, room.process_bytes - measured.base_bytes - held_bytes)
-    reading_bytes = 2 * size.stored_bytes
-    preparing_bytes = size.stored_bytes + size.turned_bytes + image_bytes + min(BLOCK_BYTES, image_bytes)
-    in_body = math.prod(box) / network
+def _case(size: Size, measured: Measured, room_bytes: float, outputs: Iterable[Output]) -> CaseForecast:
+    source, box = math.prod(size.source_vox), _box(size, measured)
+    way, work_bytes, computed = _work(box, measured, room_bytes)
     return CaseForecast(
         size.case_id,
         way,
-        files_bytes=max(reading_bytes, preparing_bytes),
-        network_bytes=held_bytes + work_bytes,
-        held_bytes=held_bytes,
-        files_s=measured.files_s * source,
-        network_s=measured.network_s * computed,
-        disk_bytes=_disk_bytes(source, in_body, measured, room.outputs),
+        _files_bytes(size, measured),
+        _held_bytes(size, measured) + work_bytes,
+        measured.files_s * source + measured.network_s * computed,
+        _disk_bytes(size, measured.classes - 1, outputs),
     )
 
 
-def _box(network_vox: Shape, body: tuple[float, float, float]) -> Shape:
-    i, j, k = (max(1, math.ceil(n * share)) for n, share in zip(network_vox, body, strict=True))
+def _least_bytes(size: Size, measured: Measured) -> float:
+    """Return the memory without which a case cannot be done in any way, beside an idle process."""
+    box = _box(size, measured)
+    ways = [model.least_bytes(box) for model in (measured.streaming, measured.windows) if model is not None]
+    work_bytes = min(ways) * measured.is_on_host if ways else measured.whole_bytes * math.prod(size.network_vox)
+    return max(_files_bytes(size, measured), _held_bytes(size, measured) + work_bytes)
+
+
+def _held_bytes(size: Size, measured: Measured) -> int:
+    """Return the size of image and labels, which are there while the network runs."""
+    return _image_bytes(size, measured) + math.prod(size.source_vox) * (1 if measured.classes <= MOST_UINT8 else 4)
+
+
+def _image_bytes(size: Size, measured: Measured) -> int:
+    return 4 * measured.channels * math.prod(size.network_vox)
+
+
+def _files_bytes(size: Size, measured: Measured) -> int:
+    """Return the peak of reading (as bytes, and as voxels) and of resampling."""
+    image_bytes = _image_bytes(size, measured)
+    return size.stored_bytes + max(size.stored_bytes, size.turned_bytes + image_bytes + min(BLOCK_BYTES, image_bytes))
+
+
+def _box(size: Size, measured: Measured) -> Shape:
+    i, j, k = (max(1, math.ceil(n * share)) for n, share in zip(size.network_vox, measured.body, strict=True))
     return i, j, k
 
 
 def _work(box: Shape, measured: Measured, room_bytes: float) -> tuple[Way, float, float]:
-    """Return how the network sees a part of its grid, its memory, and how many voxels it computes, as those measured.
-
-    What does not fit in any way needs what the last way needs.
-    """
-    voxels, streaming, windows = math.prod(box), measured.streaming, measured.windows
+    """Return how the network sees a part of its grid, what that takes, and how many voxels it computes."""
+    streaming, windows = measured.streaming, measured.windows
     if windows is None:
-        return Way.UNKNOWN, measured.unknown_bytes * voxels, voxels
+        return Way.WHOLE, measured.whole_bytes * math.prod(box), math.prod(box)
+    if streaming is not None and streaming.least_bytes(box) <= room_bytes:
+        return Way.STREAMING, streaming.needed_bytes(box), math.prod(box)
     plan = windows.plan(box, room_bytes)
-    if streaming is not None and (streaming.fits(box, room_bytes) or plan is None):
-        return Way.STREAMING, streaming.needed_bytes(box), voxels
-    if plan is None:
-        return Way.WINDOWS, math.inf, math.inf
     slower = 1.0 if streaming is None else WINDOWS_SLOWER
-    return Way.WINDOWS, windows.needed_bytes(plan) * measured.is_on_host, slower * plan.computed_vox
+    return Way.WINDOWS, windows.needed_bytes(plan) * measured.is_on_host, slower * computed_vox(plan)
 
 
-def _together_bytes(cases: Sequence[CaseForecast]) -> float:
-    """Return the peak of one case with the network and another one being read; infinite if there is no other."""
+def _together_bytes(cases: Sequence[CaseForecast], base_bytes: int) -> float:
+    """Return the peak of a process in which one case has the network and another one is read."""
     if len(cases) < 2:
-        return math.inf
-    by_network = sorted(cases, key=lambda case: case.network_bytes)[-2:]
-    by_files = sorted(cases, key=lambda case: case.files_bytes)[-2:]
-    return max(a.network_bytes + b.files_bytes for a in by_network for b in by_files if a is not b)
+        return base_bytes + max((case.alone_bytes for case in cases), default=0)
+    network = sorted(cases, key=lambda case: case.network_bytes)[-2:]
+    files = sorted(cases, key=lambda case: case.files_bytes)[-2:]
+    return base_bytes + max(one.network_bytes + other.files_bytes for one in network for other in files if one != other)
 
 
-def _disk_bytes(source: int, in_body: float, measured: Measured, outputs: Sequence[Output]) -> int:
+def _allows(room: Room, peak_bytes: float, idle_bytes: int) -> bool:
+    return peak_bytes + idle_bytes <= room.process_bytes and room.processes * peak_bytes <= room.machine_bytes
+
+
+def _disk_bytes(size: Size, segments: int, outputs: Iterable[Output]) -> int:
     per_vox = dict(DISK_BYTES_PER_VOX)
-    per_vox[Output.NIFTI] = measured.label_bytes * in_body
-    if (segments := measured.classes - 1) <= MOST_BIT_PLANES:
+    if segments <= MOST_BIT_PLANES:
         per_vox[Output.SEG] = segments / 8
-    return sum(int(per_vox.get(kind, 0.0) * source) + DISK_BYTES_PER_CASE[kind] for kind in outputs)
+    return sum(int(per_vox.get(kind, 0.0) * math.prod(size.source_vox)) + DISK_BYTES_PER_CASE[kind] for kind in outputs)
 
 
-def _sentence(case: CaseForecast, measured: Measured, limit_bytes: float) -> str:
-    needed = (measured.base_bytes + case.alone_bytes) / 2**30
+def _sentence(size: Size, measured: Measured, limit_bytes: float) -> str:
+    needed = (measured.base_bytes + measured.idle_bytes + _least_bytes(size, measured)) / GIB
     return (
-        f"{case.case_id}: needs {needed:.2f} GiB, but a process has {limit_bytes / 2**30:.2f} GiB; raise --max-memory, "
-        "use a machine with more memory, or crop the image."
+        f"{size.case_id}: needs {needed:.2f} GiB of memory, and a process may have {limit_bytes / GIB:.2f} GiB; raise "
+        "--max-memory, take a machine with more memory, or crop the image."
     )

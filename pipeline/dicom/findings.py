@@ -113,8 +113,8 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        """Return code and sentence, as in reports."""
-        return f"{self.code}: {self.message}"
+        """Return code and sentence, as in reports; a note says that it is one, so that it is taken for no warning."""
+        return f"{self.code}{' (note)' if self.severity is Severity.NOTE else ''}: {self.message}"
 
 
 def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
