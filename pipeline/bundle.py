@@ -117,7 +117,7 @@ def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = Fa
     network = cast("nn.Module", parser.get_parsed_content("network_def"))
     if is_ensemble:
         network = _ensemble(network, root)
-        fingerprint = hashlib.sha256(f"{fingerprint} ensemble".encode()).hexdigest()
+        fingerprint = ensemble_fingerprint(fingerprint)
     else:
         _load_weights(network, root / WEIGHTS)
     return Bundle(
@@ -150,6 +150,11 @@ def _cleaning(parser: ConfigParser) -> Callable[[MetaTensor], MetaTensor]:
         return cleaned[None].to(labels.dtype)
 
     return clean
+
+
+def ensemble_fingerprint(fingerprint: str) -> str:
+    """Return what names the networks of all folds of a bundle together."""
+    return hashlib.sha256(f"{fingerprint} ensemble".encode()).hexdigest()
 
 
 def _ensemble(network: nn.Module, root: Path) -> nn.ModuleList:

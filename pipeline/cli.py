@@ -296,6 +296,7 @@ def segment_command(
     runtime: Annotated[
         Runtime | None, typer.Option(help="How the network runs.", show_default="the fastest known here")
     ] = None,
+    is_ensemble: Annotated[bool, typer.Option("--ensemble", help="Average the networks of all folds.")] = False,
     engine: Annotated[
         str, typer.Option(help="Where cases run: serial, processes:N, or dask:ADDRESS of a scheduler.")
     ] = DEFAULT_ENGINE,
@@ -326,7 +327,7 @@ def segment_command(
     """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
     wanted = _choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
     options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips)
-    setup = setup_of(bundle, out, options, device)
+    setup = setup_of(bundle, out, options, device, is_ensemble=is_ensemble)
     means = Means(engine, Limits(timeout, attempts), max_memory)
     if is_watching:
         reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None

@@ -10,13 +10,16 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
 from pipeline.bundle import WEIGHTS, open_bundle, seal, verify
+from pipeline.case_report import CaseStatus
 from pipeline.errors import BundleError, OutputError, UsageError
 from pipeline.manifest import load
 from pipeline.monai_io import as_image
 from pipeline.planning import Cleaning, Plan
 from pipeline.planning.cleaning import choose_cleaning
 from pipeline.planning.write import rewrite_bundle
+from pipeline.segment import Options
 from pipeline.training import TRAINING, Job
 from pipeline.training_folds import FOLD_MANIFEST, FOLD_SCORES, CrossValidation, executor_named, train_folds
 from pipeline.volumes import read_volume
@@ -71,6 +74,20 @@ def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidati
     alone = [asked(image, network) for network in networks]
     assert torch.allclose(together, sum(alone) / FOLDS, atol=1e-5)
     open_bundle.cache_clear()
+
+
+def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, job: Job, tmp_path: Path) -> None:
+    image = load(job.manifest).cases[0].image
+    setup = setup_of(done.bundle, tmp_path / "out", Options(), "cpu", is_ensemble=True)
+
+    (report,) = segment_cases(cases_in([Path(str(image))], setup), setup, Means("serial"))
+
+    assert report.status is CaseStatus.DONE, report.findings
+    opened = open_bundle(done.bundle, "cpu", is_ensemble=True)
+    assert report.bundle_sha256 == opened.fingerprint
+    prepared = opened.preprocessing({"image": as_image(*read_volume(image))})["image"][None]
+    expected = opened.cleaning(opened.inferer(prepared, opened.network))[0, 0].numpy()
+    np.testing.assert_array_equal(read_volume(report.outputs["nifti"])[0], expected)
 
 
 def test_an_ensemble_of_a_bundle_without_folds_is_refused(done: CrossValidation, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.batch.lock import locked
 from pipeline.batch.runner import run
 from pipeline.batch.watch import Patience, watch
 from pipeline.batch.worker import Setup
-from pipeline.bundle import read_metadata, series_rule_of, verify
+from pipeline.bundle import ensemble_fingerprint, read_metadata, series_rule_of, verify
 from pipeline.case_report import CaseReport
 from pipeline.cases import Case, find_cases
 from pipeline.results import make_folder
@@ -37,15 +37,19 @@ class Means:
     max_gib: float | None = None
 
 
-def setup_of(bundle: Path, out_dir: Path, options: Options, device: str | None = None) -> Setup:
+def setup_of(
+    bundle: Path, out_dir: Path, options: Options, device: str | None = None, *, is_ensemble: bool = False
+) -> Setup:
     """Return what all cases of a run share; the network is not loaded.
 
     Raises:
         BundleError: the bundle is none, or was altered.
     """
     fingerprint, metadata = verify(bundle), read_metadata(bundle)
+    if is_ensemble:
+        fingerprint = ensemble_fingerprint(fingerprint)
     name, version = metadata["name"], metadata["version"]
-    return Setup(bundle.absolute(), fingerprint, name, version, out_dir.absolute(), options, device)
+    return Setup(bundle.absolute(), fingerprint, name, version, out_dir.absolute(), options, device, is_ensemble)
 
 
 def cases_in(inputs: Sequence[Path], setup: Setup, progress: Callable[[int, int], None] | None = None) -> list[Case]:

@@ -39,6 +39,7 @@ class Setup:
         out_dir: the output folder, absolute.
         options: what to write and accept.
         device: where to run; None for what the bundle chooses.
+        is_ensemble: average the networks of all folds.
     """
 
     bundle: Path
@@ -48,6 +49,7 @@ class Setup:
     out_dir: Path
     options: Options
     device: str | None = None
+    is_ensemble: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,10 @@ def _moving(report: CaseReport) -> CaseReport:
 @functools.lru_cache(maxsize=4)
 def _bundle(setup: Setup, shrinks: int) -> Bundle:
     """Open the bundle, with windows as small as memory was found to demand; on a GPU, then on the CPU."""
-    bundle = open_bundle(setup.bundle, setup.device)
+    bundle = open_bundle(setup.bundle, setup.device, is_ensemble=setup.is_ensemble)
     if bundle.fingerprint != setup.bundle_sha256:  # a worker of a cluster may have it from an earlier run
         open_bundle.cache_clear()
-        bundle = open_bundle(setup.bundle, setup.device)
+        bundle = open_bundle(setup.bundle, setup.device, is_ensemble=setup.is_ensemble)
     if bundle.fingerprint != setup.bundle_sha256:
         raise BundleError(
             f"{setup.bundle.name}: changed while it was used; run the command again with one or the other."
@@ -147,7 +149,7 @@ def _bundle(setup: Setup, shrinks: int) -> Bundle:
         return bundle
     can_shrink = isinstance(bundle.inferer, RestoringSlidingWindowInferer)
     if bundle.device.type != "cpu" and (shrinks > 1 or not can_shrink):
-        bundle = open_bundle(setup.bundle, "cpu")
+        bundle = open_bundle(setup.bundle, "cpu", is_ensemble=setup.is_ensemble)
     if not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
         return bundle
     return replace(bundle, inferer=with_smaller_windows(bundle.inferer, shrinks))
