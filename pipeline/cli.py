@@ -25,6 +25,7 @@ from pipeline.batch.segmentation import (
     DEFAULT_ENGINE,
     Means,
     cases_in,
+    fitted,
     segment_arrivals,
     segment_cases,
     setup_of,
@@ -307,6 +308,9 @@ def segment_command(
     max_memory: Annotated[
         float | None, typer.Option(min=0.5, help="GiB that each process may allocate.", show_default="no limit")
     ] = None,
+    forecast: Annotated[
+        bool, typer.Option(help="Say first what a batch of ten or more will need, and refuse what cannot fit.")
+    ] = True,
     previews: Annotated[bool, typer.Option(help="Write the pictures that the report page shows.")] = True,
     check_flips: Annotated[
         bool, typer.Option("--check-flips", help="Segment the mirrored image too, and judge the result by it.")
@@ -334,6 +338,9 @@ def segment_command(
     else:
         with _progress("reading headers") as progress:
             cases = cases_in(inputs, setup, progress)
+        foretold, setup, means = fitted(cases, setup, means) if forecast else ("", setup, means)
+        if foretold:
+            errors.print(foretold, markup=False, soft_wrap=True)
         reports, total = segment_cases(cases, setup, means), len(cases)
     ended, is_interrupted = _show_reports(reports, total, as_json=as_json)
     if not as_json:

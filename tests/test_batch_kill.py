@@ -42,7 +42,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segment(bundle: Path, inputs: Path, out: Path) -> Command:
-    options = ("--engine", "processes:2", "--timeout", TIMEOUT_S, "--attempts", 2, "--max-memory", 2)
+    options = ("--engine", "processes:2", "--timeout", TIMEOUT_S, "--attempts", 2, "--max-memory", 2, "--no-forecast")
     return start(out.with_suffix(".log"), "segment", bundle, inputs, "--out", out, *options)
 
 

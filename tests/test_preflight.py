@@ -17,7 +17,7 @@ from pipeline.batch.demand import StreamingModel, WindowModel
 from pipeline.batch.forecast import GIB, Measured, Room, Size, Way, forecast
 from pipeline.batch.preflight import preflight, summary, volume_of
 from pipeline.batch.processes import Share, WorkerProcess
-from pipeline.batch.segmentation import cases_in, setup_of
+from pipeline.batch.segmentation import Means, cases_in, fitted, segment_cases, setup_of
 from pipeline.batch.worker import Job, Setup, work
 from pipeline.cases import Case
 from pipeline.errors import OutputError, UsageError
@@ -285,3 +285,15 @@ def test_a_scaled_image_counts_as_the_numbers_it_becomes(tmp_path: Path) -> None
 
     assert volume is not None
     assert volume[1] == read_volume(tmp_path / "case.nii.gz")[0].dtype == np.float64
+
+
+def test_a_case_that_does_not_fit_is_refused_and_the_others_are_done(tmp_path: Path, threshold: Path) -> None:
+    cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("huge", 240))]
+
+    line, limited, means = fitted(cases, setup(threshold, tmp_path / "out"), Means(max_gib=0.6))
+    reports = {report.case_id: report for report in segment_cases(cases, limited, replace(means, max_gib=None))}
+
+    assert "1 case, about" in line
+    assert reports["one"].status == "done", reports["one"].findings
+    assert reports["huge"].status == "refused"
+    assert reports["huge"].findings[0].startswith("huge: needs ")

@@ -14,12 +14,15 @@ from pipeline.inference.windows import PIECE_SCORES, WindowPlan
 
 Shape = tuple[int, int, int]
 
-ALLOCATED = 1.4
-"""What buffers of streaming take of the allocator, as a multiple of their size: 1.3 to 1.5 were measured with glibc,
-more on longer volumes; `STREAMING_RESERVE`, the most that was ever seen, decides whether they fit."""
+ALLOCATED = 1.45
+"""What buffers of streaming take of the allocator, as a multiple of their size: 1.3 to 1.6 were measured with glibc in
+the threads of a worker, more on longer volumes."""
 
-SLABS = 5
-"""Slabs of scores that are alive at a time while one is restored: logits, a copy in work, and what they pick."""
+SLABS = 6
+"""Slabs of scores that are alive at a time while one is restored: logits, copies in work, and what they pick."""
+
+WINDOW_ALLOCATED = 1.2
+"""The same for the tensors of a window: 1 to 1.6 were measured."""
 
 PIECES = 5
 """Pieces of blended scores that are alive at a time: two in the sweep, three while they are restored, as in
@@ -98,11 +101,12 @@ class WindowModel:
         return self.memory.needed_bytes(self._smallest(box_vox))
 
     def needed_bytes(self, plan: WindowPlan) -> int:
-        """Return the peak of running a plan and restoring; `MemoryModel.needed_bytes` is never less, and often more."""
+        """Return the peak to expect; the inferer decides by what it may be at most."""
         classes, plane = self.memory.classes, math.prod(plan.plane_vox)
         piece = min(PIECE_SCORES, classes * plane * plan.depth_vox)  # no more slices are finished at a time
         scores = (classes + 1) * plane * plan.depth_vox + PIECES * piece + 3 * classes * plane
-        return int(self.memory.bytes_per_voxel * math.prod(plan.window_vox) * plan.batch) + 4 * scores
+        network_bytes = self.memory.bytes_per_voxel * math.prod(plan.window_vox) * plan.batch
+        return min(int(WINDOW_ALLOCATED * network_bytes) + 4 * scores, self.memory.needed_bytes(plan))
 
     def plan(self, box_vox: Shape, room_bytes: float) -> WindowPlan:
         """Return where windows will lie in a part of the network grid, if so much memory is enough for any."""

@@ -7,7 +7,7 @@ only what happens to a case alone counts as an attempt. So a case is done in the
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -31,10 +31,12 @@ class Limits:
     Args:
         timeout_s: longest time for one attempt.
         attempts: how often a case is tried that hangs, runs out of memory or loses its worker.
+        refused: why cases cannot be done here, by the identity of their input.
     """
 
     timeout_s: float = 1800.0
     attempts: int = 3
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

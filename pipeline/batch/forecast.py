@@ -175,20 +175,21 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
     """
     given = room or Room()
     limit_bytes = given.process_bytes - measured.base_bytes - measured.idle_bytes
-    fitting = [size for size in sizes if _least_bytes(size, measured) <= limit_bytes]
+    least = {size.case_id: _least_bytes(size, measured) for size in sizes}
+    fitting = [size for size in sizes if least[size.case_id] <= limit_bytes]
     held_bytes = max((_held_bytes(size, measured) for size in fitting), default=0)
     network_bytes = limit_bytes - held_bytes  # one number for all cases, for all have the same inferer
     found = [_case(size, measured, network_bytes, given.outputs) for size in fitting]
     cases = tuple(case for case in found if case.alone_bytes <= limit_bytes)
-    done = {case.case_id for case in cases}
-    left = [size for size in sizes if size.case_id not in done]
+    needed = least | {case.case_id: case.alone_bytes for case in found}
+    unfit = {case_id: most for case_id, most in needed.items() if most > limit_bytes}
     together_bytes = _together_bytes(cases, measured.base_bytes)
     is_company = given.cases_at_a_time > 1 and _allows(given, together_bytes, measured.idle_bytes)
     alone_bytes = measured.base_bytes + max((case.alone_bytes for case in cases), default=0)
     total_s = sum(case.elapsed_s for case in cases)
     return Forecast(
         cases,
-        {size.case_id: _sentence(size, measured, given.process_bytes) for size in left},
+        {case_id: _sentence(case_id, given.process_bytes, most - limit_bytes) for case_id, most in unfit.items()},
         peak_bytes=int(together_bytes if is_company else alone_bytes),
         cases_at_a_time=given.cases_at_a_time if is_company else 1,
         network_bytes=None if math.isinf(network_bytes) else int(network_bytes),
@@ -270,9 +271,8 @@ def _disk_bytes(size: Size, segments: int, outputs: Iterable[Output]) -> int:
     return sum(int(per_vox.get(kind, 0.0) * math.prod(size.source_vox)) + DISK_BYTES_PER_CASE[kind] for kind in outputs)
 
 
-def _sentence(size: Size, measured: Measured, limit_bytes: float) -> str:
-    needed = (measured.base_bytes + measured.idle_bytes + _least_bytes(size, measured)) / GIB
+def _sentence(case_id: str, limit_bytes: float, beyond_bytes: float) -> str:
     return (
-        f"{size.case_id}: needs {needed:.2f} GiB of memory, and a process may have {limit_bytes / GIB:.2f} GiB; raise "
-        "--max-memory, take a machine with more memory, or crop the image."
+        f"{case_id}: needs {(limit_bytes + beyond_bytes) / GIB:.2f} GiB of memory, and a process may have "
+        f"{limit_bytes / GIB:.2f} GiB; raise --max-memory, take a machine with more memory, or crop the image."
     )

@@ -3,7 +3,6 @@
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,13 +125,17 @@ def _refuse_full_disk(found: Forecast, out_dir: Path) -> None:
 
 
 def _sampled(setup: Setup, cases: Sequence[Case], processes: int) -> list[Sample]:
-    """Measure in a process like those of `ProcessEngine`; nothing is known if a case ends it, or takes too long."""
+    """Measure in a process like those of `ProcessEngine`; nothing is known if a case ends it, or takes too long.
+
+    Raises:
+        VoxelgateError: the bundle or the device cannot be used.
+    """
     if not cases:
         return []
     worker = WorkerProcess(Share(max(1, torch.get_num_threads() // processes)))
     try:
         return worker.submit(sample, setup, cases).result(SAMPLES_S)
-    except (BrokenExecutor, TimeoutError):
+    except (RuntimeError, TimeoutError):  # of the process, or what no case should raise; its report will tell
         return []
     finally:
         worker.kill()

@@ -69,6 +69,7 @@ class _Runner:
     def __init__(self, setup: Setup, engine: Engine, ledger: Ledger, limits: Limits) -> None:
         self._setup, self._engine, self._ledger = setup, engine, ledger
         self._options = _text(setup)
+        self._refused = limits.refused
         self._dispatcher = Dispatcher(engine, limits, self)
         self._ended: deque[CaseReport] = deque()
         self._again: dict[str, Case] = {}
@@ -122,6 +123,9 @@ class _Runner:
         known_sha256 = self._known(entry)
         if known_sha256 and entry.report is not None and _is_unchanged(ticket.case, entry):
             self._ended.append(entry.report)
+            return None
+        if reason := self._refused.get(ticket.case.identity):
+            self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REFUSED, reason)))
             return None
         return Job(ticket.case, self._setup, new_scratch(self._setup.out_dir), ticket.shrinks, known_sha256)
 

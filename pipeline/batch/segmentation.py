@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.batch.dispatch import Limits
 from pipeline.batch.engine import engine_of
 from pipeline.batch.ledger import Ledger
 from pipeline.batch.lock import locked
+from pipeline.batch.preflight import preflight, summary
 from pipeline.batch.runner import run
 from pipeline.batch.watch import Patience, watch
 from pipeline.batch.worker import Setup
@@ -20,6 +21,10 @@ from pipeline.segment import Options
 
 DEFAULT_ENGINE = "processes:1"
 """One process, so that an image that crashes the network ends its own case and no more."""
+
+
+FORETOLD_CASES = 10
+"""Batches of at least so many are foretold, which takes 10 to 40 s."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,34 @@ def cases_in(inputs: Sequence[Path], setup: Setup, progress: Callable[[int, int]
         allow=setup.options.allow,
         out_dir=setup.out_dir,
         progress=progress,
+    )
+
+
+def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setup, Means]:
+    """Foretell what a batch will need, and return that in a line, and settings with which it fits.
+
+    A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told.
+
+    Args:
+        cases: from `cases_in`.
+        setup: from `setup_of`.
+        means: what was asked for.
+
+    Raises:
+        OutputError: the disk is too small.
+        UsageError: so many processes need more memory than the machine has.
+    """
+    kind, _, count = means.engine.partition(":")
+    if kind != "processes" or (len(cases) < FORETOLD_CASES and means.max_gib is None):
+        return "", setup, means
+    processes = int(count) if count.isdecimal() else 1
+    found = preflight(cases, setup, processes=processes, max_gib=means.max_gib)
+    identity_of = {case.case_id: case.identity for case in cases}
+    refused = {identity_of[case_id]: sentence for case_id, sentence in found.unfit.items()}
+    return (
+        summary(found, processes),
+        replace(setup, network_bytes=found.network_bytes),
+        replace(means, limits=replace(means.limits, refused=refused)),
     )
 
 

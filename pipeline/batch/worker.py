@@ -40,6 +40,7 @@ class Setup:
         options: what to write and accept.
         device: where to run; None for what the bundle chooses.
         is_ensemble: average the networks of all folds.
+        network_bytes: what the network may take beside image and labels; None for any.
     """
 
     bundle: Path
@@ -50,6 +51,7 @@ class Setup:
     options: Options
     device: str | None = None
     is_ensemble: bool = False
+    network_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,22 @@ def _bundle(setup: Setup, shrinks: int) -> Bundle:
             f"{setup.bundle.name}: changed while it was used; run the command again with one or the other."
         )
     if not shrinks:
-        return bundle
+        return _within(bundle, setup.network_bytes)
     can_shrink = isinstance(bundle.inferer, RestoringSlidingWindowInferer)
     if bundle.device.type != "cpu" and (shrinks > 1 or not can_shrink):
         bundle = open_bundle(setup.bundle, "cpu", is_ensemble=setup.is_ensemble)
     if not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
         return bundle
     return replace(bundle, inferer=with_smaller_windows(bundle.inferer, shrinks))
+
+
+def _within(bundle: Bundle, network_bytes: int | None) -> Bundle:
+    """Return the bundle with an inferer that keeps to a limit: where streaming takes more, it takes windows."""
+    if network_bytes is None or not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
+        return bundle
+    limited = copy.copy(bundle.inferer)
+    limited.max_memory = min(network_bytes, limited.max_memory or network_bytes)
+    return replace(bundle, inferer=limited)
 
 
 def with_smaller_windows(inferer: RestoringSlidingWindowInferer, halvings: int) -> RestoringSlidingWindowInferer:
