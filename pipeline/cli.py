@@ -5,19 +5,12 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pipeline.batch.dispatch import Limits
 from pipeline.batch.report import build as build_report
@@ -30,7 +23,7 @@ from pipeline.batch.segmentation import (
     segment_cases,
     setup_of,
 )
-from pipeline.batch.status import Status, status_of
+from pipeline.batch.status import status_of
 from pipeline.batch.watch import Patience
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
 from pipeline.bundle_gates import pass_gates
@@ -38,9 +31,9 @@ from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import find_cases, read_case
 from pipeline.demo.run import run_demo
 from pipeline.dicom.findings import Allow
-from pipeline.dicom.inspect import Inspected, inspect
+from pipeline.dicom.inspect import inspect
 from pipeline.errors import OutputError, UsageError, VoxelgateError
-from pipeline.evaluation import LabelScores, evaluate_pairs, pair_files, summarise, write_csv
+from pipeline.evaluation import evaluate_pairs, pair_files, write_csv
 from pipeline.inference.choice import calibrate_windows
 from pipeline.inference.execution import Runtime
 from pipeline.inference.runtime import keep_large_buffers
@@ -49,12 +42,23 @@ from pipeline.manifest import load
 from pipeline.manifest_build import build, write
 from pipeline.monai_io import as_image
 from pipeline.networks import describe
-from pipeline.planning import Device, Plan, read_overrides, survey
-from pipeline.planning.explain import explain
+from pipeline.planning import Device, read_overrides, survey
 from pipeline.planning.make import budget_here, make_bundle
-from pipeline.planning.show import Facts, facts_tables, write_facts_page
+from pipeline.planning.show import facts_tables, write_facts_page
 from pipeline.results import Output
 from pipeline.segment import Options
+from pipeline.terminal import (
+    console,
+    errors,
+    print_facts,
+    print_findings,
+    print_plan,
+    print_reports,
+    print_scores,
+    print_series,
+    print_status,
+    progress_bar,
+)
 from pipeline.training import TRAINING, Job, evaluate_fold, train
 from pipeline.training_folds import devices_here, executor_named, train_folds
 
@@ -69,20 +73,10 @@ app = typer.Typer(
 bundle_app = typer.Typer(no_args_is_help=True, help="Look after a bundle: verify, seal, describe.")
 app.add_typer(bundle_app, name="bundle")
 
-PIPED_WIDTH = 120
-"""Columns of a table that goes to a file or another program."""
-
-MOST_ROWS = 50
-"""Cases that are listed on the screen; of more there is the table in the output folder."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
-SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
-SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
-
-errors = Console(stderr=True, highlight=False)
-console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)]
 ManifestArgument = Annotated[Path, typer.Argument(help="Manifest (JSON).", show_default=False)]
@@ -115,7 +109,7 @@ def manifest_command(
     """Make a manifest from a folder of images and labels, and check every file."""
     names = [name.strip() for name in labels.split(",")] if labels else []
     table = {str(value): text for value, text in enumerate(("background", *names))} if names else None
-    with _progress("checking") as progress:
+    with progress_bar("checking") as progress:
         document = build(
             folder,
             name=name or folder.resolve().name,
@@ -147,11 +141,11 @@ def plan_command(
     """Make an untrained bundle whose numbers fit a data set and a budget, and give the reason of each."""
     overrides = None if override is None else read_overrides(override)
     budget = budget_here(minutes, device, memory)
-    with _progress("measuring cases") as progress:
+    with progress_bar("measuring cases") as progress:
         made = make_bundle(manifest, out, budget, data_root=data_root, overrides=overrides, progress=progress)
     for facts in facts_tables(made.survey):
-        _print_facts(facts)
-    _print_plan(made.plan)
+        print_facts(facts)
+    print_plan(made.plan)
     root = "" if data_root is None and made.manifest == manifest else f" --data-root {data_root or manifest.parent}"
     console.print(
         f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{root} --out {out}_trained`",
@@ -182,11 +176,11 @@ def train_command(
     if folds is not None:
         _train_folds(job, folds, engine)
         return
-    with _progress("checking cases") as progress:
+    with progress_bar("checking cases") as progress:
         trained = train(job, progress=progress)
     if fold >= 0:
         subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
-        _print_scores(
+        print_scores(
             evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold),
             f"fold {fold}, not seen in training",
             subject_of,
@@ -195,10 +189,10 @@ def train_command(
 
 
 def _train_folds(job: Job, folds: int, engine: str) -> None:
-    with _progress("checking cases") as progress, executor_named(engine) as executor:
+    with progress_bar("checking cases") as progress, executor_named(engine) as executor:
         done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
     subject_of = {case.case_id: case.subject for case in load(job.manifest, job.data_root).cases}
-    _print_scores(list(done.scores), f"{folds} folds, none seen in training", subject_of)
+    print_scores(list(done.scores), f"{folds} folds, none seen in training", subject_of)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
     console.print(
         f"{done.bundle}: the best fold; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
@@ -230,14 +224,14 @@ def evaluate_command(
     else:
         table = None if labels_from is None else labels_of(labels_from)
         pairs = pair_files(prediction, reference)
-        with _progress("measuring") as progress:
+        with progress_bar("measuring") as progress:
             found = evaluate_pairs(pairs, table, workers=workers, progress=progress)
             scores = [row for rows in found for row in rows]
     if csv is not None:
         write_csv(scores, csv, overwrite=overwrite)
     subject_of = {} if subjects is None else {case.case_id: case.subject for case in load(subjects).all_cases}
     cases = len({row.case_id for row in scores})
-    _print_scores(scores, f"{cases} case{'' if cases == 1 else 's'}", subject_of)
+    print_scores(scores, f"{cases} case{'' if cases == 1 else 's'}", subject_of)
 
 
 @app.command("inspect")
@@ -259,23 +253,23 @@ def inspect_command(
     if len(inputs) == 1 and inputs[0].suffix == ".json":
         _inspect_manifest(inputs[0], data_root, page)
         return
-    with _progress("reading headers") as headers, _progress("reading pixels") as pixels:
+    with progress_bar("reading headers") as headers, progress_bar("reading pixels") as pixels:
         found = inspect(
             inputs, allow=_choices(Allow, allow, "--allow"), headers_only=headers_only, progress=(headers, pixels)
         )
     if as_json:
         sys.stdout.write(json.dumps([one.summary() for one in found], indent=2, ensure_ascii=False) + "\n")
     else:
-        _print_series(found)
+        print_series(found)
     if not any(one.series.is_usable for one in found):
         raise typer.Exit(1)
 
 
 def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None) -> None:
-    with _progress("measuring cases") as progress:
+    with progress_bar("measuring cases") as progress:
         found = survey(load(manifest, data_root), progress=progress)
     for facts in facts_tables(found):
-        _print_facts(facts)
+        print_facts(facts)
     if page is not None:
         write_facts_page(found, page)
 
@@ -336,7 +330,7 @@ def segment_command(
     if is_watching:
         reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None
     else:
-        with _progress("reading headers") as progress:
+        with progress_bar("reading headers") as progress:
             cases = cases_in(inputs, setup, progress)
         foretold, setup, means = fitted(cases, setup, means) if forecast else ("", setup, means)
         if foretold:
@@ -344,7 +338,7 @@ def segment_command(
         reports, total = segment_cases(cases, setup, means), len(cases)
     ended, is_interrupted = _show_reports(reports, total, as_json=as_json)
     if not as_json:
-        _print_reports(ended, out)
+        print_reports(ended, out)
     if is_interrupted:
         errors.print("Interrupted; the same command goes on with the cases that are left.")
         raise typer.Exit(INTERRUPTED)
@@ -361,7 +355,7 @@ def status_command(
     if as_json:
         sys.stdout.write(status.to_json() + "\n")
     else:
-        _print_status(status)
+        print_status(status)
 
 
 @app.command("report")
@@ -401,7 +395,7 @@ def demo_command(
 ) -> None:
     """Make a synthetic CT cohort, train a small bundle on it, segment held-out volumes, and show them."""
     result = run_demo(out, seed=seed, say=lambda text: console.print(text, markup=False), overwrite=overwrite)
-    _print_scores(list(result.scores), "held-out volumes")
+    print_scores(list(result.scores), "held-out volumes")
     console.print(f"Mean Dice {result.mean_dice:.3f}. Open {result.page} in a browser.\n\nWith your own data:")
     for command in result.next_commands:
         console.print(f"  {command.line}    # {command.purpose}", markup=False, soft_wrap=True)
@@ -486,20 +480,6 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
     return overrides
 
 
-@contextmanager
-def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-
-        def show(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of, visible=done < of)
-            if done >= of:
-                bar.stop()  # what follows, such as a training, shows its own
-
-        yield show
-
-
 def _choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]:
     """Return the members of a closed set that a text names, separated by commas, in the order of the set."""
     names = {name.strip().lower() for name in text.split(",") if name.strip()}
@@ -511,7 +491,7 @@ def _choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]
 def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: bool) -> tuple[list[CaseReport], bool]:
     """Print reports as they come; return them, and whether Ctrl-C ended them."""
     ended: list[CaseReport] = []
-    with _progress("segmenting", total) as progress:
+    with progress_bar("segmenting", total) as progress:
         try:
             for report in reports:
                 ended.append(report)
@@ -521,106 +501,7 @@ def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: 
                     sys.stdout.write(report.to_json() + "\n")
                     sys.stdout.flush()
                 else:
-                    _print_findings(report)
+                    print_findings(report)
         except KeyboardInterrupt:
             return ended, True
     return ended, False
-
-
-def _print_status(status: Status) -> None:
-    console.print("A run works in this folder." if status.is_running else "No run works in this folder.")
-    console.print(", ".join(f"{count} {state}" for state, count in status.counts.items() if count) or "no cases")
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in status.verdicts.items() if count)
-    if verdicts:
-        console.print(f"Verdicts: {verdicts}")
-    if status.ended_per_hour:
-        left = "" if status.left_s is None else f", about {timedelta(seconds=round(status.left_s))} left"
-        console.print(f"{status.ended_per_hour:g} cases an hour{left}")
-    for case in status.running:
-        line = f"{case.case_id}: for {case.elapsed_s:.0f} s on {case.worker}, attempt {case.attempt}"
-        console.print(line, markup=False, soft_wrap=True)
-    for bad in status.bad:
-        console.print(f"{bad.case_id}: {bad.status}: {bad.reason}", markup=False, soft_wrap=True)
-
-
-def _print_findings(report: CaseReport) -> None:
-    """Print why a case ended badly, or what should be looked at."""
-    if report.status is not CaseStatus.DONE:
-        line = f"{report.case_id}: {report.status}: {' '.join(report.findings)}"
-        errors.print(line, markup=False, soft_wrap=True)
-        return
-    for finding in report.findings:
-        errors.print(f"{report.case_id}: {finding}", markup=False, soft_wrap=True)
-
-
-def _print_series(found: list[Inspected]) -> None:
-    table = Table(*SERIES_COLUMNS, box=box.SIMPLE_HEAD)
-    table.columns[0].no_wrap = True
-    for one in found:
-        facts = one.summary()
-        shape, spacing = facts["shape"] or (), facts["spacing_mm"] or ()
-        table.add_row(
-            facts["series_id"],
-            facts["modality"],
-            str(facts["images"]),
-            " x ".join(map(str, shape)),
-            " x ".join(f"{value:.2f}" for value in spacing),
-            "[green]usable[/]" if one.series.is_usable else "[red]refused[/]",
-            ", ".join(finding.code for finding in one.series.findings),
-        )
-    console.print(table)
-    for one in found:
-        for finding in one.series.findings:
-            console.print(f"{one.series.series_id}: {finding.severity}: {finding}", markup=False, soft_wrap=True)
-    console.print(f"{sum(one.series.is_usable for one in found)} of {len(found)} series can be used")
-
-
-def _print_facts(facts: Facts) -> None:
-    table = Table(*facts.columns, title=facts.title, box=box.SIMPLE_HEAD)
-    for row in facts.rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
-
-
-def _print_plan(made: Plan) -> None:
-    table = Table("choice", "value", "reason", title=made.name, box=box.SIMPLE_HEAD)
-    for row in explain(made):
-        table.add_row(row.name, escape(row.value), escape(row.reason))
-    console.print(table)
-
-
-def _print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str, str] | None = None) -> None:
-    summaries = summarise(scores, subject_of or None)
-    if subject_of:
-        title += f", means by subject of {len({subject_of[row.case_id] for row in scores})}"
-    table = Table(*SCORE_COLUMNS, title=title, box=box.SIMPLE_HEAD)
-    table.columns[0].no_wrap = True
-    for row in summaries:
-        values = {measure.value: statistic.mean for measure, statistic in row.statistics.items()}
-        table.add_row(
-            row.label,
-            f"{values['dice']:.3f}",
-            f"{values['iou']:.3f}",
-            *(f"{values[name]:.2f}" for name in ("hd95_mm", "assd_mm", "mssd_mm")),
-            f"{values['ravd_percent']:.3f}",
-            f"{values['volume_ml']:.2f}",
-            str(row.missed),
-        )
-    console.print(table)
-
-
-def _print_reports(reports: list[CaseReport], out: Path) -> None:
-    done = [report for report in reports if report.status is CaseStatus.DONE]
-    table = Table(
-        "case",
-        *(f"{name} ml" for name in (done[0].volumes_ml if done else ())),
-        "verdict",
-        "seconds",
-        box=box.SIMPLE_HEAD,
-    )
-    for report in done:
-        volumes = (f"{value:.2f}" for value in report.volumes_ml.values())
-        table.add_row(report.case_id, *volumes, report.quality.verdict, f"{sum(report.seconds.values()):.1f}")
-    if 0 < len(done) <= MOST_ROWS:
-        console.print(table)
-    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}")
