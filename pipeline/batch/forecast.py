@@ -149,7 +149,7 @@ class Forecast:
         unfit: a sentence for each case that does not, by its id.
         peak_bytes: resident memory of a process.
         cases_at_a_time: in a process, so that it stays within what there is.
-        network_bytes: what the network may take beside image and labels; None for any.
+        network_bytes: what the network may take beside image and labels; None for any, as on a GPU.
         elapsed_s: for all cases that fit.
         disk_bytes: of all results at most.
     """
@@ -192,7 +192,7 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
         {case_id: _sentence(case_id, given.process_bytes, most - limit_bytes) for case_id, most in unfit.items()},
         peak_bytes=int(together_bytes if is_company else alone_bytes),
         cases_at_a_time=given.cases_at_a_time if is_company else 1,
-        network_bytes=None if math.isinf(network_bytes) else int(network_bytes),
+        network_bytes=int(network_bytes) if measured.is_on_host and math.isfinite(network_bytes) else None,
         elapsed_s=max(total_s / given.processes, max((case.elapsed_s for case in cases), default=0.0)),
         disk_bytes=sum(case.disk_bytes for case in cases),
     )
