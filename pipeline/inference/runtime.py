@@ -23,6 +23,7 @@ AMPERE = 8
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 """Parameter numbers of glibc's `mallopt` (malloc.h)."""
 
 KEPT_BYTES = 2**30
@@ -108,3 +109,4 @@ def keep_large_buffers() -> None:
     mallopt = ctypes.CDLL(library).mallopt
     mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_ARENA_MAX, 1)  # a thread with an arena of its own keeps what others could use, and returns large buffers
