@@ -194,7 +194,6 @@ def test_memory_is_as_foretold(tmp_path: Path, threshold: Path, bundle: str, sha
     assert report is not None
     assert report.status == "done", report.findings
     assert foretold.peak_bytes / MIB == pytest.approx(report.peak_mib, rel=0.25)
-    assert foretold.elapsed_s > 0  # how near it comes depends on what else the machine does
     written = sum(path.stat().st_size for path in (tmp_path / "out" / "scratch").rglob("*") if path.is_file())
     assert written <= foretold.disk_bytes
 
