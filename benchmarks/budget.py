@@ -16,7 +16,7 @@ import torch
 from pipeline.evaluation import MEAN_OVER_LABELS, Measure, summarise
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.manifest import load
-from pipeline.planning import Budget
+from pipeline.planning import Budget, Plan
 from pipeline.planning.make import make_bundle
 from pipeline.training import TRAINING, Job, evaluate_fold, train
 
@@ -44,21 +44,24 @@ class Point:
 
 
 def measure(manifest: Path, data_root: Path, out: Path, minutes: float, fold: int) -> Point:
-    """Plan for a budget, train and measure; a folder that is there is not trained again."""
+    """Plan for a budget, train and measure; what is there is neither planned nor trained again."""
     folder = out / f"{minutes:g}_minutes"
     done = folder / "point.json"
     if done.is_file():
         return Point(**json.loads(done.read_text(encoding="utf-8")))
-    made = make_bundle(manifest, folder / "bundle", Budget(minutes=minutes), data_root=data_root)
+    bundle = folder / "bundle"
+    if not bundle.exists():
+        make_bundle(manifest, bundle, Budget(minutes=minutes), data_root=data_root)
+    plan = Plan.from_json(bundle / "plan.json")
     start_s = time.monotonic()
-    trained = train(Job(folder / "bundle", manifest, folder / "trained", data_root=data_root, fold=fold))
+    trained = train(Job(bundle, manifest, folder / "trained", data_root=data_root, fold=fold))
     used_minutes = (time.monotonic() - start_s) / 60
     scores = evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold)
     subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
     mean = next(row for row in summarise(scores, subject_of) if row.label == MEAN_OVER_LABELS)
-    pace = made.plan.training
+    pace = plan.training
     steps = pace.epochs * pace.steps_per_epoch
-    point = Point(minutes, used_minutes, steps, made.plan.budget.step_s, mean.statistics[Measure.DICE].mean)
+    point = Point(minutes, used_minutes, steps, plan.budget.step_s, mean.statistics[Measure.DICE].mean)
     done.write_text(json.dumps(asdict(point)), encoding="utf-8")
     return point
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import product
 from math import prod
 from typing import Any
@@ -10,18 +9,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data.utils import compute_importance_map
 from scipy.ndimage import affine_transform
+from scipy.special import xlogy
+from torch import nn
 
+from pipeline.case_report import GateReport, GateVerdict
 from pipeline.errors import InputError, UsageError
 from pipeline.geometry import Grid
+from pipeline.inference.placement import SNAP_VOX
 from pipeline.networks import AttentionUNet
+from pipeline.transforms.linear import interpolate_rows
 
 Shape = tuple[int, int, int]
 Floats = npt.NDArray[np.float32]
+Spans = tuple[slice, ...]
 
 OVERLAP = 0.25
 """Part of a window that the next one repeats; maps are blended like scores, by weights that fall to the border."""
+
+WEIGHT_SIGMA = 0.125
+"""Width of the bell of weights as a part of the window, as in MONAI's `compute_importance_map`."""
+
+LEAST_WEIGHT = 1e-3
+"""Of a voxel at the border of a window along one axis, so that where one window is alone its map stays what it is."""
+
+SLAB_VOXELS = 2**22
+"""Voxels that are brought to another grid at a time, at least one slice."""
+
+QUANTILE_VOXELS = 2**22
+"""Voxels from which the range of a gate is told; of larger maps every n-th counts."""
 
 TAIL = 0.001
 """Part of the voxels at each end of a gate's values that says nothing about the gate as a whole."""
@@ -35,15 +51,6 @@ SATURATED_ABOVE = 0.95
 
 SELECTIVE_CONTRAST = 0.1
 """Difference between the means inside and outside the labels from which on a gate tells them apart."""
-
-
-class Verdict(StrEnum):
-    """What a gate does: the same everywhere, nothing or everything, tell the labels apart, or vary without them."""
-
-    UNIFORM = "uniform"
-    SATURATED = "saturated"
-    SELECTIVE = "selective"
-    UNRELATED = "unrelated"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,45 +68,31 @@ class GateMap:
     grid: Grid
 
 
-@dataclass(frozen=True)
-class GateReport:
-    """What the coefficients of one gate say.
+def gate_levels(network: nn.Module) -> tuple[int, ...]:
+    """Return the levels of the gates that `gate_maps` can show, 0 the finest skip connection.
 
-    Args:
-        level: of its skip connection, 0 the finest.
-        verdict: in a word.
-        low: value that all but a thousandth of the voxels exceed.
-        high: value that only a thousandth of the voxels exceed.
-        entropy: of the coefficients as a distribution over the voxels, 1 where all are equal, 0 for a single voxel.
-        mass_inside: part of the sum of the coefficients that lies inside the labels.
-        label_share: part of the voxels inside the labels: `mass_inside` of a gate that is the same everywhere.
-        contrast: mean inside minus mean outside the labels; 0 if one of them is empty.
+    Raises:
+        UsageError: there are none; the message says what the network is instead.
     """
-
-    level: int
-    verdict: Verdict
-    low: float
-    high: float
-    entropy: float
-    mass_inside: float
-    label_share: float
-    contrast: float
-
-    def __str__(self) -> str:
-        return (
-            f"gate {self.level} is {self.verdict}: {self.low:.2f} to {self.high:.2f}, entropy {self.entropy:.3f}, "
-            f"{100 * self.mass_inside:.1f} % of its mass on {100 * self.label_share:.1f} % of the voxels, the labels"
+    if isinstance(network, nn.ModuleList):
+        raise UsageError("an ensemble has the gates of several networks; ask for attention maps of one, without it.")
+    if not isinstance(network, AttentionUNet) or network.spatial_dims != 3 or not network.gates:
+        raise UsageError(
+            f"attention maps are those of a 3D AttentionUNet with gates, and this {type(network).__name__} is none; "
+            "leave out --attention, or take another bundle."
         )
+    levels = len(network.decoder)
+    return tuple(range(levels - len(network.gates), levels))
 
 
-def gate_maps(network: AttentionUNet, image: torch.Tensor, grid: Grid, window_vox: Shape) -> list[GateMap]:
-    """Return the coefficients of every gate over one volume, finest first; none in a plain U-Net.
+def gate_maps(network: nn.Module, image: torch.Tensor, grid: Grid, window_vox: Shape) -> list[GateMap]:
+    """Return the coefficients of every gate over one volume, finest first.
 
     The network sees windows, as in a sliding window inference; beside a window's features only the maps are held, for
     each gate as many float32 as its level has voxels. Windows begin at multiples of the strides, where levels meet.
 
     Args:
-        network: in eval mode, 3D.
+        network: in eval mode, one that `gate_levels` takes.
         image: (1, C, i, j, k) on the network grid, on any device.
         grid: of `image`.
         window_vox: size of a window.
@@ -108,16 +101,14 @@ def gate_maps(network: AttentionUNet, image: torch.Tensor, grid: Grid, window_vo
         UsageError: a network without gates to ask, or in training mode.
         InputError: the network refuses the size of the window.
     """
-    if not isinstance(network, AttentionUNet) or network.spatial_dims != 3 or network.training:
-        raise UsageError(f"gate maps are those of a 3D AttentionUNet in eval mode, found {type(network).__name__}.")
-    if not network.gates:
-        return []
+    levels = gate_levels(network)
+    if not isinstance(network, AttentionUNet) or network.training:
+        raise UsageError("attention maps are those of a network in use; call eval() first.")
     size = (image.shape[2], image.shape[3], image.shape[4])
-    steps = network.map_reductions()
-    blends = [_Blend(size, step) for step in steps]
+    spans = _spans(size, window_vox, [prod(steps) for steps in zip(*network.strides, strict=True)])
+    blends = [_Blend(size, step, spans) for step in network.map_reductions()]
     device = next(network.parameters()).device
-    deepest = [prod(steps) for steps in zip(*network.strides, strict=True)]
-    for window in _windows(size, window_vox, deepest):
+    for window in product(*spans):
         try:
             with torch.no_grad():
                 maps = network.attention_maps(image[(slice(None), slice(None), *window)].to(device).float())
@@ -125,36 +116,47 @@ def gate_maps(network: AttentionUNet, image: torch.Tensor, grid: Grid, window_vo
             raise InputError(f"the network cannot take this volume: {error}.") from error
         for blend, alpha in zip(blends, maps, strict=True):
             blend.add(window, alpha[0, 0].float().cpu())
-    levels = range(len(network.decoder) - len(blends), len(network.decoder))
     return [
         GateMap(level, blend.result(), _coarser(grid, blend.step)) for level, blend in zip(levels, blends, strict=True)
     ]
 
 
-def on_grid(gate: GateMap, target: Grid) -> Floats:
+def on_grid(gate: GateMap, target: Grid, slices: slice | None = None) -> Floats:
     """Return the coefficients of a gate on another grid, interpolated trilinearly through patient space.
 
     Args:
         gate: from `gate_maps`.
         target: RAS+ mm, such as that of the file; it may be turned. Voxels beyond the last ones get their value.
+        slices: part of the third axis of `target`, with both ends; all of it if not given.
 
     Returns:
-        (I, J, K), 0..1.
+        (I, J, K), 0..1; of the third axis as many as `slices` spans.
     """
+    first, last = (0, target.shape[2]) if slices is None else (slices.start, slices.stop)
     to_gate = np.linalg.inv(gate.grid.affine) @ target.affine
-    values: Floats = affine_transform(
-        gate.alpha, to_gate[:3, :3], to_gate[:3, 3], output_shape=target.shape, order=1, mode="nearest"
-    )
-    return values
+    to_gate[:3, 3] += to_gate[:3, 2] * first
+    shape = (target.shape[0], target.shape[1], last - first)
+    along = np.abs(to_gate[:3, :3]).argmax(axis=1)
+    across = to_gate[:3, :3].copy()
+    across[range(3), along] = 0
+    if len(set(along)) < 3 or (np.abs(across) * target.shape).max() > SNAP_VOX:
+        oblique: Floats = affine_transform(
+            gate.alpha, to_gate[:3, :3], to_gate[:3, 3], output_shape=shape, order=1, mode="nearest"
+        )
+        return oblique
+    rows = [np.arange(shape[axis]) * row[axis] + row[3] for row, axis in zip(to_gate, along, strict=False)]
+    values: Floats = interpolate_rows(torch.from_numpy(gate.alpha)[None], rows)[0].numpy()
+    return values.transpose(np.argsort(along))
 
 
-def attention_volumes(gates: Sequence[GateMap], target: Grid) -> Iterator[tuple[int, Floats]]:
-    """Yield the level and the map of each gate on `target`, one float32 volume at a time, to be written and let go."""
-    for gate in gates:
-        yield gate.level, on_grid(gate, target)
+def slabs(grid: Grid) -> Iterator[slice]:
+    """Yield parts of the third axis of a grid, each of a size that fits in memory beside a volume."""
+    step = max(1, SLAB_VOXELS // (grid.shape[0] * grid.shape[1]))
+    for start in range(0, grid.shape[2], step):
+        yield slice(start, min(start + step, grid.shape[2]))
 
 
-def diagnose(gates: Sequence[GateMap], labels: npt.NDArray[Any], grid: Grid) -> list[GateReport]:
+def diagnose(gates: Sequence[GateMap], labels: npt.NDArray[Any], grid: Grid) -> tuple[GateReport, ...]:
     """Say of each gate whether it learnt anything.
 
     Args:
@@ -167,15 +169,18 @@ def diagnose(gates: Sequence[GateMap], labels: npt.NDArray[Any], grid: Grid) -> 
     """
     if labels.shape != grid.shape:
         raise UsageError(f"labels of shape {labels.shape} on a grid of {grid.shape}; pass the grid they lie on.")
-    inside = labels > 0
-    return [_report(gate, on_grid(gate, grid), inside) for gate in gates]
+    return tuple(_report(gate, labels, grid) for gate in gates)
 
 
-def _report(gate: GateMap, alpha: Floats, inside: npt.NDArray[np.bool_]) -> GateReport:
-    low, high = (float(value) for value in np.quantile(gate.alpha, (TAIL, 1 - TAIL)))
-    count, voxels = int(inside.sum()), inside.size
-    total, within = float(alpha.sum(dtype=np.float64)), float(alpha.sum(dtype=np.float64, where=inside))
+def _report(gate: GateMap, labels: npt.NDArray[Any], grid: Grid) -> GateReport:
+    total, within, count, voxels = 0.0, 0.0, 0, labels.size
+    for span in slabs(grid):
+        alpha, inside = on_grid(gate, grid, span), labels[..., span] > 0
+        total += float(alpha.sum(dtype=np.float64))
+        within += float(alpha.sum(dtype=np.float64, where=inside))
+        count += int(inside.sum())
     contrast = within / count - (total - within) / (voxels - count) if 0 < count < voxels else 0.0
+    low, high = _range(gate.alpha)
     return GateReport(
         level=gate.level,
         verdict=_verdict(low, high, contrast),
@@ -188,12 +193,18 @@ def _report(gate: GateMap, alpha: Floats, inside: npt.NDArray[np.bool_]) -> Gate
     )
 
 
-def _verdict(low: float, high: float, contrast: float) -> Verdict:
+def _range(alpha: Floats) -> tuple[float, float]:
+    step = -(-alpha.size // QUANTILE_VOXELS)
+    low, high = np.quantile(alpha.reshape(-1)[::step], (TAIL, 1 - TAIL)).tolist()
+    return low, high
+
+
+def _verdict(low: float, high: float, contrast: float) -> GateVerdict:
     if high < SATURATED_BELOW or low > SATURATED_ABOVE:
-        return Verdict.SATURATED
+        return GateVerdict.SATURATED
     if high - low < UNIFORM_RANGE:
-        return Verdict.UNIFORM
-    return Verdict.SELECTIVE if abs(contrast) >= SELECTIVE_CONTRAST else Verdict.UNRELATED
+        return GateVerdict.UNIFORM
+    return GateVerdict.SELECTIVE if abs(contrast) >= SELECTIVE_CONTRAST else GateVerdict.UNRELATED
 
 
 def _entropy(alpha: Floats) -> float:
@@ -201,48 +212,65 @@ def _entropy(alpha: Floats) -> float:
     total = float(alpha.sum(dtype=np.float64))
     if total == 0 or alpha.size == 1:
         return 0.0
-    share = alpha[alpha > 0].astype(np.float64) / total
-    return float(-(share * np.log(share)).sum() / np.log(alpha.size))
+    weighted = sum(float(xlogy(plane, plane).sum(dtype=np.float64)) for plane in alpha)
+    return float((np.log(total) - weighted / total) / np.log(alpha.size))
 
 
-def _windows(size: Shape, window_vox: Shape, multiple: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Yield windows that begin at multiples of `multiple`; those at the far end reach to it."""
+def _spans(size: Shape, window_vox: Shape, multiple: Sequence[int]) -> list[list[slice]]:
+    """Return for each axis windows that begin at multiples of `multiple`; the last one reaches to the far end."""
     spans = []
     for n, window, step in zip(size, window_vox, multiple, strict=True):
         last = max(0, n - window) // step * step
         interval = max(1, int(window * (1 - OVERLAP)) // step) * step
         starts = [*range(0, last, interval), last]
         spans.append([slice(start, n if start == last else start + max(window, step)) for start in starts])
-    return product(*spans)
+    return spans
 
 
 class _Blend:
-    """Weighted sum of the maps of one gate from many windows.
+    """Weighted mean of the maps of one gate from many windows.
+
+    The weight of a voxel is a product of one number for each axis, and so is the sum of all its weights.
 
     Args:
         size: of the image.
         step: voxels of the image that a voxel of the map spans along each axis.
+        spans: for each axis, the windows.
     """
 
-    def __init__(self, size: Shape, step: tuple[int, ...]) -> None:
+    def __init__(self, size: Shape, step: tuple[int, ...], spans: Sequence[Sequence[slice]]) -> None:
         self.step = step
-        shape = [-(-n // s) for n, s in zip(size, step, strict=True)]
-        self.total, self.weight = torch.zeros(shape), torch.zeros(shape)
+        self.total = torch.zeros([-(-n // s) for n, s in zip(size, step, strict=True)])
+        self.weights = [torch.zeros(n) for n in self.total.shape]
+        for axis, windows in enumerate(spans):
+            for place in (self._place(window, axis) for window in windows):
+                self.weights[axis][place] += _bell(place.stop - place.start)
 
-    def add(self, window: tuple[slice, ...], alpha: torch.Tensor) -> None:
-        """Add the map of one window; of its far end as much as lies in the image."""
-        weight = compute_importance_map(tuple(alpha.shape), mode="gaussian", device="cpu", dtype=torch.float32)
-        place = tuple(
-            slice(span.start // step, span.start // step + n)
-            for span, step, n in zip(window, self.step, alpha.shape, strict=True)
-        )
-        self.total[place] += weight * alpha
-        self.weight[place] += weight
+    def add(self, window: Spans, alpha: torch.Tensor) -> None:
+        """Add the map of one window."""
+        place = tuple(self._place(span, axis) for axis, span in enumerate(window))
+        self.total[place] += _scaled(alpha, [_bell(n) for n in alpha.shape])
 
     def result(self) -> Floats:
-        """Return the mean, weighted."""
-        mean: Floats = (self.total / self.weight).numpy()
+        """Return the mean."""
+        mean: Floats = _scaled(self.total, [1 / line for line in self.weights]).numpy()
         return mean
+
+    def _place(self, span: slice, axis: int) -> slice:
+        return slice(span.start // self.step[axis], -(-span.stop // self.step[axis]))
+
+
+def _bell(length: int) -> torch.Tensor:
+    """Return weights that fall from 1 in the middle of a window to its border."""
+    from_middle = torch.arange(length) - (length - 1) / 2
+    return torch.exp(-0.5 * (from_middle / (WEIGHT_SIGMA * length)) ** 2).clamp(min=LEAST_WEIGHT)
+
+
+def _scaled(values: torch.Tensor, lines: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Multiply (i, j, k) in place by a number for each index of each axis, and return it."""
+    for axis, line in enumerate(lines):
+        values *= line.reshape([-1 if other == axis else 1 for other in range(3)])
+    return values
 
 
 def _coarser(grid: Grid, step: tuple[int, ...]) -> Grid:

@@ -41,7 +41,9 @@ class Line:
 
     def room(self, count: int) -> torch.Tensor:
         """Return the place of the next `count` slices, (count, h, w, c), which the caller writes at once."""
-        carried = self._slices[self._start : self._stop].clone()
+        carried = self._slices[self._start : self._stop]
+        if self._start < len(carried):  # it moves onto itself
+            carried = carried.clone()
         self._start = max(self._start - self._stop, 0)
         self._stop = len(carried) + count
         if self._stop > len(self._slices):

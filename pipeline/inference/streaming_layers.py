@@ -117,13 +117,21 @@ class TransposedUpsampling:
         """Yield (n, stride * h, stride * w, out), `stride * deep_size[0]` slices in total."""
         return map(self._enlarged, deep)
 
+    def write(self, slab: Slab, out: torch.Tensor) -> None:
+        """Write what a slab (n, h, w, in) becomes into `out`, which may be smaller at the far ends."""
+        slices, rows = self.rows.shape[:2]
+        for index in product(range(slices), range(rows)):
+            block = out[index[0] :: slices, index[1] :: rows]
+            products = F.linear(slab[: len(block), : block.shape[1]], self.rows[index], self.bias)
+            columns = products.unflatten(-1, (-1, self.channels)).flatten(2, 3)
+            block.copy_(columns[:, :, : block.shape[2]])
+
     def _enlarged(self, slab: Slab) -> Slab:
         n, h, w, _ = slab.shape
         slices, rows = self.rows.shape[:2]
-        enlarged = slab.new_empty(n, slices, h, rows, w, len(self.bias))
-        for index in product(range(slices), range(rows)):
-            enlarged[:, index[0], :, index[1]] = F.linear(slab, self.rows[index], self.bias)
-        return enlarged.view(n * slices, h * rows, -1, self.channels)
+        enlarged = slab.new_empty(n * slices, h * rows, w * len(self.bias) // self.channels, self.channels)
+        self.write(slab, enlarged)
+        return enlarged
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,13 +264,31 @@ class Level:
         line = buffers.line((height, width), self.block.first.weight.shape[1])
         join = partial(self._join, line, skips)
         deep = at_most(deep, max(1, chunk // self.up.factor))
-        if self.gate is None or self.gate.deep is None:
-            filled: Iterator[None] = map(join, first(self.up.run(deep, deep_size, buffers), depth))
+        filled: Iterator[None]
+        if isinstance(self.up, TransposedUpsampling) and (self.gate is None or self.gate.deep is None):
+            filled = self._enlarged_in_place(self.up, line, skips, deep, depth)
+        elif self.gate is None or self.gate.deep is None:
+            filled = map(join, first(self.up.run(deep, deep_size, buffers), depth))
         else:
             deep, for_gate = tee(deep)  # the gate sees one slab further, since interpolation looks ahead
             enlarged = first(self.up.run(deep, deep_size, buffers), depth)
             filled = starmap(join, in_step(enlarged, self.gate.signals(for_gate, sizes, buffers)))
         return self.block.run(line, filled, buffers, (height, width))
+
+    def _enlarged_in_place(
+        self, up: TransposedUpsampling, line: Line, skips: SkipQueue, deep: Iterator[Slab], depth: int
+    ) -> Iterator[None]:
+        """Put joined slices on the line, one deep slice at a time: what the gate reads is still in the cache then."""
+        for slab in deep:
+            room = line.room(min(len(slab) * up.factor, depth))
+            depth -= len(room)
+            channels = room.shape[-1] // 2
+            for deep_slice, joined in zip(slab.split(1), room.split(up.factor), strict=True):
+                skips.pour(joined[..., :channels])
+                up.write(deep_slice, joined[..., channels:])
+                if self.gate is not None:
+                    self.gate.apply(joined, None)
+            yield
 
     def _join(self, line: Line, skips: SkipQueue, enlarged: Slab, signal: Slab | None = None) -> None:
         room = line.room(len(enlarged))
