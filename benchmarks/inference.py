@@ -161,11 +161,11 @@ def print_agreement(job: Job, contenders: list[str]) -> None:
 def print_roofline(job: Job, run: Runs) -> None:
     """Print the time of the network against that of its operations at the machine's best rate."""
     network_s = run.median_s("network")
-    gflop, (gflops, where) = network_gflop(run.streamed_vox, job.classes), fastest_rate(CLOCKS[job.clock])
+    gflop, (gflops, lasting, where) = network_gflop(run.streamed_vox, job.classes), fastest_rate(CLOCKS[job.clock])
     print(
-        f"\nThe network needs {gflop:.0f} GFLOP on the {run.streamed_vox} voxels of the body; the fastest convolution "
-        f"({where}) ran at {gflops:.0f} GFLOP/s, so that {gflop / gflops:.2f} s are the least. Streaming took "
-        f"{network_s:.2f} s, {network_s * gflops / gflop:.2f} times as long, at {gflop / network_s:.0f} GFLOP/s."
+        f"\nThe network needs {gflop:.0f} GFLOP on the {run.streamed_vox} voxels of the body. The fastest convolution "
+        f"({where}) ran at {lasting:.0f} GFLOP/s for seconds, {gflops:.0f} at its best. Streaming took {network_s:.2f} "
+        f"s, {network_s * lasting / gflop:.2f} ({network_s * gflops / gflop:.2f}) times as long as that takes."
     )
 
 

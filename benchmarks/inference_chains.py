@@ -41,8 +41,11 @@ from pipeline.transforms import ResampleToSpacingd, WindowHUd
 
 WINDOW = (96, 96, 96)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-SETTINGS = {"skip_below": 0.0, "window": "largest", "max_memory": 2**31}
-"""Of our inferer; the last two matter to windows."""
+SKIP_BELOW = 0.0
+"""Of our inferer: air is not run."""
+
+LARGE_WINDOWS = {"window": "largest", "max_memory": 2**31}
+"""Of our inferer, for windows."""
 
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """Environment in which glibc keeps freed buffers, for programs that do not ask it to."""
@@ -264,7 +267,8 @@ def main() -> None:
     net, watch = network(contender.network, asked.classes, weights), Stopwatch(CLOCKS[asked.clock])
     before_mib = resident_mib("VmRSS")
     if contender.is_ours:
-        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, streaming=contender.streaming, **SETTINGS)
+        way: dict[str, Any] = {"streaming": True} if contender.streaming else LARGE_WINDOWS
+        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, skip_below=SKIP_BELOW, **way)
     elif asked.contender == "reference":
         whole(asked.image, asked.out, net, watch)
     else:

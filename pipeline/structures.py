@@ -19,11 +19,24 @@ def structure_boxes(labels: npt.NDArray[Any], highest: int) -> dict[int, Box]:
         highest: values above it are passed over.
     """
     order = np.argsort([-abs(stride) for stride in labels.strides], kind="stable")  # along memory, whatever its order
-    found = ndimage.find_objects(labels.transpose(order), max_label=highest)
+    planes = labels.transpose(order)
+    corner, filled = _filled(planes)
+    found = ndimage.find_objects(filled, max_label=highest)
     back = np.argsort(order).tolist()
-    return {
-        value: (box[back[0]], box[back[1]], box[back[2]]) for value, box in enumerate(found, start=1) if box is not None
-    }
+    boxes = {value: _moved(box, corner) for value, box in enumerate(found, start=1) if box is not None}
+    return {value: (box[back[0]], box[back[1]], box[back[2]]) for value, box in boxes.items()}
+
+
+def _filled(planes: npt.NDArray[Any]) -> tuple[tuple[int, ...], npt.NDArray[Any]]:
+    """Return the first corner of the box around all that is not 0, and the box; looking for it is quick."""
+    shadow = np.bitwise_or.reduce(planes, axis=0)
+    masks = np.array([plane.any() for plane in planes]), shadow.any(axis=1), shadow.any(axis=0)
+    ends = [(int(hits[0]), int(hits[-1]) + 1) if len(hits := np.flatnonzero(mask)) else (0, 0) for mask in masks]
+    return tuple(start for start, _ in ends), planes[tuple(slice(*end) for end in ends)]
+
+
+def _moved(box: tuple[slice, ...], corner: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(span.start + by, span.stop + by) for span, by in zip(box, corner, strict=True))
 
 
 @dataclass(frozen=True)
