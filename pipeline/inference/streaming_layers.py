@@ -119,17 +119,17 @@ class TransposedUpsampling:
 
     def write(self, slab: Slab, out: torch.Tensor) -> None:
         """Write what a slab (n, h, w, in) becomes into `out`, which may be smaller at the far ends."""
-        slices, rows = self.rows.shape[:2]
+        slices, rows, columns = *self.rows.shape[:2], len(self.bias) // self.channels
         for index in product(range(slices), range(rows)):
             block = out[index[0] :: slices, index[1] :: rows]
             products = F.linear(slab[: len(block), : block.shape[1]], self.rows[index], self.bias)
-            columns = products.unflatten(-1, (-1, self.channels)).flatten(2, 3)
-            block.copy_(columns[:, :, : block.shape[2]])
+            whole = products.view(*products.shape[:2], slab.shape[2] * columns, self.channels)
+            block.copy_(whole[:, :, : block.shape[2]])
 
     def _enlarged(self, slab: Slab) -> Slab:
         n, h, w, _ = slab.shape
         slices, rows = self.rows.shape[:2]
-        enlarged = slab.new_empty(n * slices, h * rows, w * len(self.bias) // self.channels, self.channels)
+        enlarged = slab.new_empty(n * slices, h * rows, w * (len(self.bias) // self.channels), self.channels)
         self.write(slab, enlarged)
         return enlarged
 
@@ -283,7 +283,7 @@ class Level:
             room = line.room(min(len(slab) * up.factor, depth))
             depth -= len(room)
             channels = room.shape[-1] // 2
-            for deep_slice, joined in zip(slab.split(1), room.split(up.factor), strict=True):
+            for deep_slice, joined in zip(torch.split(slab, 1), torch.split(room, up.factor), strict=True):
                 skips.pour(joined[..., :channels])
                 up.write(deep_slice, joined[..., channels:])
                 if self.gate is not None:
