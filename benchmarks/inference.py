@@ -18,7 +18,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from benchmarks.inference_chains import CLOCKS, CONTENDERS
+from benchmarks import inference_nnunet
+from benchmarks.inference_chains import CONTENDERS
+from benchmarks.inference_clock import CLOCKS
 from benchmarks.inference_phantom import trained, volume
 from benchmarks.inference_plot import draw
 from benchmarks.inference_speed import fastest_rate, network_gflop, probe_gflops
@@ -27,6 +29,7 @@ from pipeline.inference.runtime import keep_large_buffers
 STAGES = ("read", "preprocess", "network", "restore", "write")
 LAW = {"slices": (200, 400, 800), "classes": (5, 105)}
 MIB = 2**20
+WITHOUT_NNUNET = [name for name, contender in CONTENDERS.items() if contender.network != "nnunet"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,10 @@ class Runs:
         options = {"image": job.image, "out": job.result_of(contender).parent, "weights": trained(job.cache)}
         given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         numbers = ["--classes", str(job.classes), "--overlap", str(job.overlap), "--clock", job.clock]
-        command = [sys.executable, "-m", "benchmarks.inference_chains", contender, *given, *numbers]
+        is_nnunet = CONTENDERS[contender].network == "nnunet"
+        python = inference_nnunet.python_of(job.cache) if is_nnunet else sys.executable
+        module = f"benchmarks.{'inference_nnunet' if is_nnunet else 'inference_chains'}"
+        command = [python, "-m", module, contender, *given, *numbers]
         self.probes_gflops.append(probe_gflops(CLOCKS[job.clock]))
         environment = os.environ | CONTENDERS[contender].environment
         done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
@@ -205,7 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=5)
     parser.add_argument("--overlap", type=float, default=0.25, help="of windows")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=WITHOUT_NNUNET, help="contenders")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
     parser.add_argument("--plot", type=Path, help="SVG file to draw the seconds into")
     parser.add_argument("--law", action="store_true", help="time and memory of streaming over slices and classes")

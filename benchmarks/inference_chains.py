@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from monai.transforms import (
 )
 from torch import nn
 
+from benchmarks.inference_clock import CLOCKS, Stopwatch, resident_mib
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
 from pipeline.case_report import CaseStatus
 from pipeline.cases import Case, read_case
@@ -40,7 +39,6 @@ from pipeline.segment import Options, segment
 from pipeline.transforms import ResampleToSpacingd, WindowHUd
 
 WINDOW = (96, 96, 96)
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SKIP_BELOW = 0.0
 """Of our inferer: air is not run."""
 
@@ -51,66 +49,14 @@ KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**3
 """Environment in which glibc keeps freed buffers, for programs that do not ask it to."""
 
 
-@dataclass
-class Stopwatch:
-    """Seconds and peak memory of stages, one after the other.
+def noted(stream: Callable[..., Any], streamed_vox: list[int]) -> Callable[..., Any]:
+    """Return `Views.stream`, noting the size of what it is given: (i, j, k) without the air around the body."""
 
-    Args:
-        now_s: the clock.
-        seconds: by stage.
-        peaks_mib: resident memory at its highest, by stage; Linux.
-        running: stages that have begun, outermost first.
-        streamed_vox: (i, j, k) of what was streamed, without the air around the body.
-    """
+    def run(views: Views, image: torch.Tensor, *args: Any) -> Any:
+        streamed_vox[:] = image.shape[2:]
+        return stream(views, image, *args)
 
-    now_s: Callable[[], float]
-    seconds: dict[str, float] = field(default_factory=dict)
-    peaks_mib: dict[str, float] = field(default_factory=dict)
-    running: list[str] = field(default_factory=list)
-    streamed_vox: list[int] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what runs inside; a stage inside another one takes its seconds from it, but counts for its peak."""
-        self._note_peak()
-        self.running.append(name)
-        start_s, before_s = self.now_s(), sum(self.seconds.values())
-        yield
-        inner_s = sum(self.seconds.values()) - before_s
-        self.seconds[name] = self.seconds.get(name, 0.0) + self.now_s() - start_s - inner_s
-        self._note_peak()
-        self.running.pop()
-
-    def _note_peak(self) -> None:
-        """Give the peak since the last call to all stages that are running, and begin anew."""
-        peak_mib = resident_mib("VmHWM")
-        for name in self.running:
-            self.peaks_mib[name] = max(self.peaks_mib.get(name, 0.0), peak_mib)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-    def measured(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function whose every call is such a stage."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return run
-
-    def noted(self, stream: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `Views.stream`, noting what it is given."""
-
-        def run(views: Views, image: torch.Tensor, *args: Any) -> Any:
-            self.streamed_vox[:] = image.shape[2:]
-            return stream(views, image, *args)
-
-        return run
-
-
-def resident_mib(name: str) -> float:
-    """Return the memory of this process now (`VmRSS`) or at its peak (`VmHWM`)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(name))
+    return run
 
 
 @dataclass(frozen=True)
@@ -133,8 +79,8 @@ class InMemoryBundle:
         return labels
 
 
-def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: Any) -> None:
-    """Do what `voxelgate segment` does for one NIfTI file."""
+def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: Any) -> list[int]:
+    """Do what `voxelgate segment` does for one NIfTI file, and return the size of what was streamed."""
     classes = net.heads[0].weight.shape[0]
     names = LABELS + tuple(f"structure {value}" for value in range(len(LABELS), classes))
     sliding = RestoringSlidingWindowInferer(roi_size=WINDOW, **inferer)
@@ -145,15 +91,17 @@ def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: An
         net,
         torch.device("cpu"),
     )
+    streamed_vox: list[int] = []
     with (
         watch.stage("write"),  # and what else there is
         patch("pipeline.segment.read_case", watch.measured("read", read_case)),
         patch.object(Restorer, "push", watch.measured("restore", Restorer.push)),
-        patch.object(Views, "stream", watch.noted(Views.stream)),
+        patch.object(Views, "stream", noted(Views.stream, streamed_vox)),
     ):
         report = segment(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
     if report.status is not CaseStatus.DONE:
         raise SystemExit(f"not done: {report.findings}")
+    return streamed_vox
 
 
 def preprocessing() -> Compose:
@@ -221,7 +169,7 @@ class Contender:
 
     Args:
         title: for the tables.
-        network: "ours" or "monai".
+        network: "ours", "monai" or "nnunet", which `inference_nnunet` runs.
         environment: variables of its process.
         is_ours: our chain, else one of MONAI's transforms.
         streaming: of our inferer.
@@ -240,6 +188,8 @@ CONTENDERS = {
     "stock": Contender("MONAI", "monai"),
     "stock-tuned": Contender("MONAI, allocator tuned", "monai", KEEP),
     "stock-same": Contender("the same with our network", "ours", KEEP),
+    "nnunet": Contender("nnU-Net's predictor", "nnunet"),
+    "nnunet-tuned": Contender("nnU-Net's predictor, allocator tuned", "nnunet", KEEP),
     "reference": Contender("whole volume at once", "ours", KEEP),
 }
 
@@ -265,17 +215,17 @@ def main() -> None:
         keep_large_buffers()
     weights = asked.weights if contender.network == "ours" else None
     net, watch = network(contender.network, asked.classes, weights), Stopwatch(CLOCKS[asked.clock])
-    before_mib = resident_mib("VmRSS")
+    before_mib, streamed_vox = resident_mib("VmRSS"), []
     if contender.is_ours:
         way: dict[str, Any] = {"streaming": True} if contender.streaming else LARGE_WINDOWS
-        ours(asked.image, asked.out, net, watch, overlap=asked.overlap, skip_below=SKIP_BELOW, **way)
+        streamed_vox = ours(asked.image, asked.out, net, watch, overlap=asked.overlap, skip_below=SKIP_BELOW, **way)
     elif asked.contender == "reference":
         whole(asked.image, asked.out, net, watch)
     else:
         stock(asked.image, asked.out, net, watch, overlap=asked.overlap)
     seconds = watch.seconds | {"total": sum(watch.seconds.values())}
     taken = {"seconds": seconds, "peaks_mib": watch.peaks_mib, "libraries_mib": before_mib}
-    print(json.dumps(taken | {"streamed_vox": watch.streamed_vox}))
+    print(json.dumps(taken | {"streamed_vox": streamed_vox}))
 
 
 if __name__ == "__main__":
