@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,14 @@ from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from pipeline.bundle import config_ids, open_bundle, read_configs, read_metadata, run_workflow, verify
+from pipeline.bundle import config_ids, image_rule_of, open_bundle, read_configs, read_metadata, run_workflow, verify
+from pipeline.bundle_export import export
 from pipeline.errors import BundleError, VoxelgateError
+from pipeline.images import ImageRule
+from pipeline.inference.exporting import SUFFIXES, Format, is_installed
+from pipeline.manifest import Modality
 from pipeline.manifest_build import write
+from pipeline.pictures import is_picture, write_picture
 from pipeline.planning.records import Plan
 from pipeline.planning.write import bundle_files
 
@@ -36,9 +40,6 @@ FILES = (
     "models/model.pt",
 )
 """What MONAI's bundle specification asks for, and our own `checksums.json`."""
-
-PARITY = 1e-4
-"""Largest difference of logits between the network and its exported form, as a part of their range."""
 
 INSTALLED = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")
 """What metadata say of the machine on which they were written; another machine writes others."""
@@ -144,22 +145,12 @@ def _network_format(root: Path) -> str:
 
 
 def _export(root: Path) -> str:
-    """Export as TorchScript and as a `torch.export` program, read both back, and compare logits."""
-    network, image = open_bundle(root, "cpu").network, _image(root)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Converting a tensor")  # sizes become those of this image
-        expected = network(image)
-        torch.jit.save(torch.jit.trace(network, image), f"{folder}/model.ts")  # type: ignore[no-untyped-call]  # torch
-        torch.export.save(torch.export.export(network, (image,)), f"{folder}/model.pt2")
-        exported: Mapping[str, Callable[..., torch.Tensor]] = {
-            "TorchScript": torch.jit.load(f"{folder}/model.ts"),  # type: ignore[no-untyped-call]  # torch
-            "torch.export": torch.export.load(f"{folder}/model.pt2").module(),
-        }
-        worst = max(float((run(image) - expected).abs().max()) for run in exported.values())
-    limit = PARITY * float(expected.max() - expected.min())
-    if worst > limit:
-        raise BundleError(f"exported logits differ by {worst:.2g}, at most {limit:.2g} is rounding; do not export")
-    return f"{', '.join(exported)}: largest difference {worst:.1g}"
+    """Export to every format whose packages are installed."""
+    seen = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in filter(is_installed, Format):
+            seen[form] = export(root, form, Path(folder) / f"model{SUFFIXES[form][0]}").agreement.difference
+    return f"{', '.join(seen)}: logits differ by at most {max(seen.values()):.1g} of their range"
 
 
 def _properties(root: Path) -> str:
@@ -214,12 +205,8 @@ def _two_iterations(root: Path) -> str:
         run_workflow(root, ["train"], where | weights | short)
         run_workflow(root, ["train", "evaluate"], where | weights)
         images = {"dataset_dir": str(folder / "data" / "images"), "output_dir": str(folder / "labels")}
-        if len(read_metadata(root)["network_data_format"]["inputs"]["image"]["channel_def"]) > 1:
-            return (
-                f"{TRIAL_STEPS} steps, evaluation; inference needs the channels of a case, which a folder does not say"
-            )
         run_workflow(root, ["inference"], images)
-        found = len(list((folder / "labels").glob("*.nii.gz")))
+        found = len(list((folder / "labels").glob("*")))
     if found != TRIAL_CASES:
         raise BundleError(f"inference.json wrote {found} label maps of {TRIAL_CASES} images; see its postprocessing")
     return f"{TRIAL_STEPS} steps, evaluation and inference on {TRIAL_CASES} cases"
@@ -227,10 +214,9 @@ def _two_iterations(root: Path) -> str:
 
 def _trial_cases(root: Path, folder: Path) -> Path:
     """Write images of noise on the network's grid with a box of each structure, and their manifest."""
-    formats, rng = read_metadata(root)["network_data_format"], np.random.default_rng(0)
-    labels, channels = formats["outputs"]["pred"]["channel_def"], formats["inputs"]["image"]["channel_def"]
-    is_ct = formats["inputs"]["image"]["modality"] == "CT"
-    shape = tuple(formats["inputs"]["image"]["spatial_shape"])
+    formats, rng, rule = read_metadata(root)["network_data_format"], np.random.default_rng(0), image_rule_of(root)
+    labels, image = formats["outputs"]["pred"]["channel_def"], formats["inputs"]["image"]
+    is_ct, shape, suffix = image["modality"] == "CT", tuple(image["spatial_shape"]), _suffix(rule)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     rows = []
@@ -238,21 +224,37 @@ def _trial_cases(root: Path, folder: Path) -> Path:
         label = np.zeros(shape, np.uint8)
         for value, at in zip(range(1, len(labels)), np.array_split(np.arange(shape[0]), len(labels) - 1), strict=True):
             label[at[0] : at[-1] + 1, shape[1] // 4 : -(shape[1] // 4)] = value
-        names = [f"images/{case}_{channel}.nii.gz" for channel in channels]
+        names = [f"images/{case}_{number:04d}{suffix}" for number in range(rule.files)]
         for name in names:
-            noise = rng.normal(0, 100, shape) - (1000 * (label == 0) if is_ct else 0)
-            _save(folder / name, noise.astype(np.float32))
-        _save(folder / f"labels/{case}.nii.gz", label)
+            noise = rng.normal(0, 100, (rule.channels_per_file, *shape)) - (1000 * (label == 0) if is_ct else 0)
+            _save(folder / name, noise)
+        _save(folder / f"labels/{case}{suffix}", label[None])
         named: str | list[str] = names[0] if len(names) == 1 else names
-        rows.append({"image": named, "label": f"labels/{case}.nii.gz", "subject": str(case), "fold": case})
-    modality = dict.fromkeys(channels, "CT" if is_ct else "MRI")
-    document = {"name": "trial", "licence": "CC0-1.0", "modality": modality, "labels": labels, "training": rows}
-    write(document, folder / "manifest.json")
+        rows.append({"image": named, "label": f"labels/{case}{suffix}", "subject": str(case), "fold": case})
+    channels = {str(number): name for number, name in enumerate(rule.channels)}
+    modality = dict.fromkeys(channels, _modality(rule, is_ct=is_ct))
+    head = {"name": "trial", "licence": "CC0-1.0", "modality": modality, "channels": channels, "labels": labels}
+    write(head | {"training": rows}, folder / "manifest.json")
     return folder / "manifest.json"
 
 
+def _suffix(rule: ImageRule) -> str:
+    return ".png" if rule.is_picture else ".nii.gz"
+
+
+def _modality(rule: ImageRule, *, is_ct: bool) -> Modality:
+    if rule.is_picture:
+        return Modality.PICTURE
+    return Modality.CT if is_ct else Modality.MRI
+
+
 def _save(path: Path, voxels: np.typing.NDArray[Any]) -> None:
-    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    """Write (C, i, j, k) as NIfTI, of which C is 1, or as a picture."""
+    is_image = voxels.dtype != np.uint8
+    if is_picture(path):
+        write_picture(path, np.clip(voxels + 128, 0, 255).astype(np.uint8) if is_image else voxels)
+    else:
+        nib.save(nib.Nifti1Image(voxels[0].astype(np.float32) if is_image else voxels[0], np.eye(4)), path)
 
 
 def _image(root: Path) -> torch.Tensor:

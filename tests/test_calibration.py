@@ -359,7 +359,8 @@ def test_network_shape_way_and_threads_each_have_a_place_of_their_own(place: Pla
     ]
     names = {one.name for one in (place, *others)}
     assert len(names) == 5
-    assert place.openvino.stem == place.calibration.stem == place.name
+    assert {path.stem for path in place.stored.values()} == {place.calibration.stem} == {place.name}
+    assert len(set(place.stored.values())) == len(place.stored)
 
 
 def test_the_processor_is_told_by_model_and_flags_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from monai.networks.nets import AttentionUnet
 from torch import nn
 
 from pipeline.errors import UsageError
-from pipeline.inference import execution, openvino_model
+from pipeline.inference import built_models, execution, onnx_model, openvino_model
 from pipeline.inference.execution import CPP_COMPILERS, Runtime, folded, prepare, runtimes_of
 from pipeline.inference.out_of_memory import HALVINGS, with_less_memory
 from pipeline.networks import AttentionUNet
@@ -20,7 +21,13 @@ from pipeline.networks import AttentionUNet
 CPU = torch.device("cpu")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 HAS_COMPILER = any(map(shutil.which, CPP_COMPILERS))
+HAS_ONNX = all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript")))
 needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="the extra openvino is not installed")
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
+BUILT = [
+    pytest.param(Runtime.OPENVINO, marks=needs_openvino),
+    pytest.param(Runtime.ONNX, marks=needs_onnx),
+]
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 
@@ -132,7 +139,7 @@ def test_the_original_is_unchanged_and_the_copy_follows_no_later_change(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("runtime", [*CHEAP, pytest.param(Runtime.OPENVINO, marks=needs_openvino)])
+@pytest.mark.parametrize("runtime", [*CHEAP, *BUILT])
 def test_every_runtime_takes_windows_of_any_shape_and_returns_float32(
     network: AttentionUNet, patch: torch.Tensor, runtime: Runtime
 ) -> None:
@@ -167,50 +174,52 @@ def test_the_inner_form_is_refused_for_networks_whose_levels_are_not_known(patch
         prepare(nn.Conv3d(1, 2, 1), Runtime.BFLOAT16_INNER, patch)
 
 
-@needs_openvino
 @torch.no_grad()
-def test_openvino_gives_the_same_logits_from_a_file_too(
-    network: AttentionUNet, patch: torch.Tensor, tmp_path: Path
+@pytest.mark.parametrize("runtime", BUILT)
+def test_what_was_built_gives_the_same_logits_from_a_file_too(
+    network: AttentionUNet, patch: torch.Tensor, tmp_path: Path, runtime: Runtime
 ) -> None:
     stored = tmp_path / "cache" / "model"
-    built = prepare(network, Runtime.OPENVINO, patch, stored=stored)
+    built = prepare(network, runtime, patch, stored=stored)
     content = stored.read_bytes()
-    read = prepare(network, Runtime.OPENVINO, patch, stored=stored)
+    read = prepare(network, runtime, patch, stored=stored)
     assert within_1e5(built(patch), network(patch))
     assert torch.equal(read(patch), built(patch))
     assert stored.read_bytes() == content
     assert [path.name for path in stored.parent.iterdir()] == ["model"]
 
 
-@needs_openvino
 @torch.no_grad()
-def test_a_damaged_file_of_openvino_is_built_anew(network: AttentionUNet, patch: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", BUILT)
+def test_a_damaged_file_is_built_anew(
+    network: AttentionUNet, patch: torch.Tensor, tmp_path: Path, runtime: Runtime
+) -> None:
     stored = tmp_path / "model"
     stored.write_bytes(b"damaged" * 100)
-    run = prepare(network, Runtime.OPENVINO, patch, stored=stored)
+    run = prepare(network, runtime, patch, stored=stored)
     assert within_1e5(run(patch), network(patch))
-    assert openvino_model._read(stored) is not None
+    assert built_models.read(stored) is not None
 
 
 @pytest.mark.parametrize("kept", [slice(0), slice(20), slice(-1)])
 def test_a_kept_model_is_read_only_if_it_is_whole(tmp_path: Path, kept: slice) -> None:
     stored = tmp_path / "model"
-    openvino_model._keep(b"a model", stored)
-    assert openvino_model._read(stored) == b"a model"
+    built_models.keep(b"a model", stored)
+    assert built_models.read(stored) == b"a model"
     stored.write_bytes(stored.read_bytes()[kept])
-    assert openvino_model._read(stored) is None
+    assert built_models.read(stored) is None
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    openvino_model._keep(b"a model", tmp_path / "cache" / "model")
+    built_models.keep(b"a model", tmp_path / "cache" / "model")
     assert "cannot be kept" in caplog.text
 
 
 @needs_openvino
 def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
     code = (
-        "from pipeline.inference.openvino_model import _library; library = _library();"
+        "from pipeline.inference.openvino_model import library; library();"
         "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
     )
     ran = subprocess.run(
@@ -228,9 +237,20 @@ def test_openvino_says_how_to_get_it_where_it_is_absent(
         prepare(network, Runtime.OPENVINO, patch)
 
 
-def test_openvino_is_refused_on_other_devices(network: AttentionUNet, patch: torch.Tensor) -> None:
+def test_onnx_says_how_to_get_it_where_it_is_absent(
+    network: AttentionUNet, patch: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"needs onnxruntime, .* pip install 'voxelgate\[onnx\]'"):
+        prepare(network, Runtime.ONNX, patch)
+
+
+@pytest.mark.parametrize("library", [openvino_model, onnx_model])
+def test_libraries_of_the_cpu_are_refused_on_other_devices(
+    network: AttentionUNet, patch: torch.Tensor, library: ModuleType
+) -> None:
     with pytest.raises(UsageError, match="on the CPU, not on meta"):
-        openvino_model.build(network, patch.to("meta"), None)
+        library.build(network, patch.to("meta"), None)
 
 
 def test_compiling_says_what_is_missing_without_a_compiler(

@@ -17,6 +17,10 @@ FLOAT32_TOLERANCE = 1e-3
 """Largest difference of logits, as a part of their range, in float32: another order of sums gives 1e-5, OpenVINO's
 functions 1e-4; bfloat16 gives 1e-2."""
 
+TIE = 1e-4
+"""Margin between the two best logits of eager, as a part of their range, up to which a label is a tie: ten times what
+another order of sums was seen to change."""
+
 MIN_STRUCTURE_VOXELS = 1000
 """A patch with fewer voxels of structures cannot show a Dice of 0.999, so it is no evidence for reduced precision."""
 
@@ -41,11 +45,15 @@ class Agreement:
         difference: largest absolute difference of logits, as a part of the range of the reference.
         dice: of each class (of each region where these overlap); 1 where neither has a voxel.
         structure_voxels: voxels of the reference that are not background, the fewest of a patch.
+        unequal: voxels with another label, of all patches; where regions overlap, one for each region.
+        beyond_ties: those of them that are no ties (`TIE`).
     """
 
     difference: float
     dice: tuple[float, ...]
     structure_voxels: int
+    unequal: int = 0
+    beyond_ties: int = 0
 
     def objection(self, min_dice: float, *, is_float32: bool) -> str:
         """Return why the labels cannot be trusted to be the same, or an empty text.
@@ -120,11 +128,18 @@ class Evidence:
                 _compared(run(patch), expected, are_regions=self.are_regions)
                 for patch, expected in zip(self.patches, self.references, strict=True)
             ]
-        return Agreement(
-            max(one.difference for one in found),
-            tuple(min(values) for values in zip(*(one.dice for one in found), strict=True)),
-            min(one.structure_voxels for one in found),
-        )
+        return worst_of(found)
+
+
+def worst_of(found: Sequence[Agreement]) -> Agreement:
+    """Return what is true of several comparisons together; at least one, of the same classes."""
+    return Agreement(
+        max(one.difference for one in found),
+        tuple(min(values) for values in zip(*(one.dice for one in found), strict=True)),
+        min(one.structure_voxels for one in found),
+        sum(one.unequal for one in found),
+        sum(one.beyond_ties for one in found),
+    )
 
 
 def _compared(logits: torch.Tensor, expected: torch.Tensor, *, are_regions: bool) -> Agreement:
@@ -137,7 +152,26 @@ def _compared(logits: torch.Tensor, expected: torch.Tensor, *, are_regions: bool
     both, each = (_region_counts if are_regions else _class_counts)(logits, expected)
     dice = torch.where(each.sum(0) > 0, 2 * both / each.sum(0).clamp(min=1), 1)
     structures = each[1] if are_regions else each[1, 1:]
-    return Agreement(difference / spread, tuple(dice.tolist()), int(structures.sum()))
+    is_unequal, margin = (_region_margins if are_regions else _class_margins)(logits, expected)
+    beyond_ties = is_unequal & (margin > TIE * spread)
+    return Agreement(
+        difference / spread,
+        tuple(dice.tolist()),
+        int(structures.sum()),
+        int(is_unequal.sum()),
+        int(beyond_ties.sum()),
+    )
+
+
+def _class_margins(logits: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where labels differ, and by how much the label of the reference won, (B, i, j, k) each."""
+    best = expected.topk(min(2, expected.shape[1]), dim=1).values
+    return logits.argmax(1) != expected.argmax(1), best[:, 0] - best[:, -1]
+
+
+def _region_margins(logits: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same of regions, (B, regions, i, j, k) each."""
+    return (logits > 0) != (expected > 0), expected.abs()
 
 
 def _class_counts(logits: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

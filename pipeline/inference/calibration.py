@@ -134,7 +134,7 @@ def window_ways(
     patch: torch.Tensor,
     *,
     candidates: Iterable[Runtime] | None = None,
-    stored: Path | None = None,
+    stored: Mapping[Runtime, Path] | None = None,
 ) -> Ways:
     """Return the ways to run a network on windows of the shape of a patch.
 
@@ -142,11 +142,11 @@ def window_ways(
         network: in evaluation mode, float32.
         patch: (1, C, i, j, k) float32 on the device of the network.
         candidates: beside `eager`; by default all that the device may know.
-        stored: file in which OpenVINO's model is kept, `Place.openvino`.
+        stored: files in which models are kept that take long to build, `Place.stored`.
     """
     asked = runtimes_of(patch.device) if candidates is None else candidates
     return {
-        runtime: partial(prepare, network, runtime, patch, stored=stored)
+        runtime: partial(prepare, network, runtime, patch, stored=(stored or {}).get(runtime))
         for runtime in dict.fromkeys((Runtime.EAGER, *asked))
     }
 
@@ -282,7 +282,11 @@ def _trial(record: Mapping[str, Any]) -> Trial:
         float(record["pass_s"]),
         float(record["gain"]),
         Agreement(
-            float(found["difference"]), tuple(float(value) for value in found["dice"]), int(found["structure_voxels"])
+            float(found["difference"]),
+            tuple(float(value) for value in found["dice"]),
+            int(found["structure_voxels"]),
+            int(found["unequal"]),
+            int(found["beyond_ties"]),
         ),
         str(record["objection"]),
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from pipeline.inference.calibration import Calibration
+from pipeline.inference.execution import BUILT, Runtime
 from pipeline.inference.files import write_atomically
 
-LIBRARIES = ("voxelgate", "torch", "openvino")
+LIBRARIES = ("voxelgate", "torch", "openvino", "onnxruntime")
 """Those whose version decides how fast a runtime is, or whether what it stored can be read."""
 
 CPU_FACTS = ("model name", "flags", "Features")
@@ -50,9 +51,9 @@ class Place:
         return self.folder / f"{self.name}.json"
 
     @property
-    def openvino(self) -> Path:
-        """Return the file of OpenVINO's model, made for these circumstances."""
-        return self.folder / f"{self.name}.openvino"
+    def stored(self) -> Mapping[Runtime, Path]:
+        """Return the files of the models that other libraries build for these circumstances."""
+        return {runtime: self.folder / f"{self.name}.{runtime}" for runtime in BUILT}
 
     def load(self) -> Calibration | None:
         """Return the calibration that was kept; None if there is none, or it is damaged or belongs elsewhere."""

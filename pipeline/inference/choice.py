@@ -64,7 +64,7 @@ class RuntimeChoice:
 
     def _choose(self, network: nn.Module, patch: torch.Tensor) -> Chosen:
         place = _place(self.fingerprint, patch)
-        ways = window_ways(network, patch, stored=place.openvino)
+        ways = window_ways(network, patch, stored=place.stored)
         evidence = _evidence(network, self.inferer, patch)
         if self.asked is not None:
             return Chosen(self.asked, checked(ways, self.asked, evidence))
@@ -88,7 +88,7 @@ def calibrate_windows(network: nn.Module, inferer: object, fingerprint: str, ima
         raise UsageError("this bundle streams, or has an inferer of its own; there is no runtime to choose.")
     patch = central_patch(image.as_subclass(torch.Tensor).float(), inferer.roi_size)
     place = _place(fingerprint, patch)
-    measured = calibrate(window_ways(network, patch, stored=place.openvino), _evidence(network, inferer, patch))
+    measured = calibrate(window_ways(network, patch, stored=place.stored), _evidence(network, inferer, patch))
     place.save(measured)
     return measured
 

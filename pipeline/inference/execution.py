@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UsageError
-from pipeline.inference import openvino_model
+from pipeline.inference import onnx_model, openvino_model
 from pipeline.networks import AttentionUNet
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -27,7 +27,7 @@ CPP_COMPILERS = ("g++", "clang++")
 class Runtime(StrEnum):
     """How a network runs; `eager` is what all others must agree with.
 
-    `compiled` and `openvino` are made for windows of one shape; windows of another shape run as `folded`.
+    `compiled`, `openvino` and `onnx` are made for windows of one shape; windows of another shape run as `folded`.
     """
 
     EAGER = "eager"
@@ -42,6 +42,9 @@ class Runtime(StrEnum):
     OPENVINO = "openvino"
     """OpenVINO on the CPU, float32; needs the extra `openvino`."""
 
+    ONNX = "onnx"
+    """ONNX Runtime on the CPU, float32; needs the extra `onnx`."""
+
     FLOAT16 = "float16"
     """Folded, convolutions in float16."""
 
@@ -52,8 +55,13 @@ class Runtime(StrEnum):
     """Folded, convolutions in bfloat16 but for the finest level; an `AttentionUNet` only."""
 
 
-FLOAT32_RUNTIMES = frozenset({Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, Runtime.OPENVINO})
+FLOAT32_RUNTIMES = frozenset({Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, Runtime.OPENVINO, Runtime.ONNX})
 """Those that compute in the same format as `eager`, and differ by the order of sums."""
+
+_BUILT = {Runtime.OPENVINO: openvino_model.build, Runtime.ONNX: onnx_model.build}
+"""Those whose models another library builds, and which are kept."""
+
+BUILT = tuple(_BUILT)
 
 
 def runtimes_of(device: torch.device) -> tuple[Runtime, ...]:
@@ -65,6 +73,7 @@ def runtimes_of(device: torch.device) -> tuple[Runtime, ...]:
         Runtime.FOLDED,
         Runtime.COMPILED,
         Runtime.OPENVINO,
+        Runtime.ONNX,
         Runtime.BFLOAT16,
         Runtime.BFLOAT16_INNER,
     )
@@ -77,7 +86,7 @@ def prepare(network: nn.Module, runtime: Runtime, patch: torch.Tensor, *, stored
         network: in evaluation mode, float32, on the device of `patch`; one tensor in, one out.
         runtime: the way.
         patch: (B, C, i, j, k) float32, of the shape of the windows to come.
-        stored: file of what takes long to build (`openvino`), read if it is there and intact, else written.
+        stored: file of what takes long to build (`BUILT`), read if it is there and intact, else written.
 
     Returns:
         A copy in evaluation mode for use under `torch.no_grad`, channels-last, that returns float32 logits.
@@ -90,8 +99,8 @@ def prepare(network: nn.Module, runtime: Runtime, patch: torch.Tensor, *, stored
     plain = folded(network)
     if runtime is Runtime.COMPILED:
         return _compiled(plain, patch)
-    if runtime is Runtime.OPENVINO:
-        run = openvino_model.build(plain, patch, stored)
+    if runtime in _BUILT:
+        run = _BUILT[runtime](plain, patch, stored)
         return _OneShape(run, patch.shape, _by_onednn(plain)).eval()
     if runtime is Runtime.BFLOAT16_INNER:
         return _Autocast(_finest_in_float32(plain), torch.bfloat16).eval()

@@ -1,24 +1,19 @@
-"""The only door to OpenVINO: a network of PyTorch, built for windows of one shape and kept on disk."""
+"""The only door to OpenVINO: a network of PyTorch, built for windows of one shape, or saved for many."""
 
-import hashlib
 import importlib
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from pipeline.errors import UsageError
-from pipeline.inference.files import write_atomically
+from pipeline.inference import built_models
+from pipeline.inference.programs import IMAGE, PRED, Sizes, of_many_sizes, of_one_shape, quiet
 
-logger = logging.getLogger(__name__)
-
-DIGEST_BYTES = hashlib.sha256().digest_size
 TELEMETRY = "openvino_telemetry"
 
 
@@ -36,77 +31,83 @@ def build(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> Calla
     """
     if patch.device.type != "cpu":
         raise UsageError(f"runtime openvino runs on the CPU, not on {patch.device.type}.")
-    core = _library().Core()
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": 1,
-    }
-    built = _read(stored)
+    core = library().Core()
+    built = built_models.read(stored)
     if built is not None:
-        model = core.import_model(built, "CPU", settings)
+        model = core.import_model(built, "CPU", _settings())
     else:
-        model = core.compile_model(_converted(network, patch), "CPU", settings)
-        _keep(bytes(model.export_model().getvalue()), stored)
-
-    def run(windows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model(windows.numpy(), share_inputs=True)[0])
-
-    return run
+        model = core.compile_model(_converted(of_one_shape(network, patch), is_dynamic=False), "CPU", _settings())
+        built_models.keep(bytes(model.export_model().getvalue()), stored)
+    return _running(model)
 
 
-def _library() -> Any:  # an optional extra, so mypy cannot count on its types
+def save(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
+    """Write a network in float32 as OpenVINO's `path` (.xml) and the weights beside it (.bin).
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        sizes: of windows.
+        path: file to write.
+        texts: kept in the file, as run-time information of the model.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+        RuntimeError: it cannot convert this network.
+    """
+    openvino = library()
+    model = _converted(of_many_sizes(network, sizes), is_dynamic=True)
+    model.inputs[0].get_tensor().set_names({IMAGE})
+    model.outputs[0].get_tensor().set_names({PRED})
+    model.reshape({IMAGE: openvino.PartialShape([-1, sizes.channels, *(n or -1 for n in sizes.fixed_vox)])})
+    for name, text in texts.items():
+        model.set_rt_info(text, [name])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def load(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what gives the logits of a model that was saved, as `build` does.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+        RuntimeError: it cannot read the file.
+    """
+    return _running(library().Core().compile_model(path, "CPU", _settings()))
+
+
+def library() -> Any:  # an optional extra, so mypy cannot count on its types
     """Import OpenVINO without its telemetry, which would report every import to Google Analytics unless opted out.
 
     `openvino/tools/ovc/telemetry_utils.py` takes a stub where the package of the reports cannot be imported.
+
+    Raises:
+        UsageError: it is not installed.
     """
     sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # None: cannot be imported (importlib reference)
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise UsageError("runtime openvino is not installed; pip install 'voxelgate[openvino]'.") from error
+        raise UsageError("OpenVINO is not installed; pip install 'voxelgate[openvino]'.") from error
 
 
-def _converted(network: nn.Module, patch: torch.Tensor) -> Any:
+def _settings() -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+    }
+
+
+def _running(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    def run(windows: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(model(windows.contiguous().numpy(), share_inputs=True)[0])
+
+    return run
+
+
+def _converted(program: ExportedProgram, *, is_dynamic: bool) -> Any:
     """Return OpenVINO's model; its `convert_model` does the same, and reports each use."""
     decoder = importlib.import_module("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
     frontend = importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
-    with torch.no_grad(), _quiet():
-        program = torch.export.export(network, (patch,))
-        decoded = decoder.from_exported_program(program, dynamic_shapes=False)  # must outlive the conversion
+    with torch.no_grad(), quiet():
+        decoded = decoder.from_exported_program(program, dynamic_shapes=is_dynamic)  # must outlive the conversion
         return frontend.convert(frontend.load(decoded))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back warnings of the conversion, which tell of operators that no network here has."""
-    root = logging.getLogger()
-
-    def is_grave(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.WARNING
-
-    root.addFilter(is_grave)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.removeFilter(is_grave)
-
-
-def _keep(built: bytes, stored: Path | None) -> None:
-    if stored is None:
-        return
-    try:
-        write_atomically(stored, hashlib.sha256(built).digest() + built)
-    except OSError as error:  # it is built again next time
-        logger.warning("OpenVINO's model cannot be kept in %s: %s", stored, error.strerror)
-
-
-def _read(stored: Path | None) -> bytes | None:
-    """Return a model that was kept, None if there is none or it is damaged."""
-    if stored is None or not stored.is_file():
-        return None
-    content = stored.read_bytes()
-    digest, built = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    return built if hashlib.sha256(built).digest() == digest else None

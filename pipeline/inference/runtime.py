@@ -11,6 +11,8 @@ from monai.inferers import SimpleInferer
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from pipeline.networks.bfloat16 import SoundGradients
+
 PROBE_CHANNELS = 32
 PROBE_SIDE = 32
 PROBE_REPEATS = 5
@@ -64,7 +66,8 @@ def needs_scaler(precision: Precision) -> bool:
 class MixedPrecisionInferer(SimpleInferer):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
     """Run a network under autocast on any device, and return float32.
 
-    MONAI's own `amp` knows CUDA only (`torch.autocast("cuda")` in monai/engines/trainer.py).
+    MONAI's own `amp` knows CUDA only (`torch.autocast("cuda")` in monai/engines/trainer.py). What has no sound gradient
+    in bfloat16 on a CPU is computed in float32.
 
     Args:
         precision: `float32`, `bfloat16` or `float16`.
@@ -80,7 +83,7 @@ class MixedPrecisionInferer(SimpleInferer):  # type: ignore[misc]  # MONAI ships
         """Return the network's output, a tensor or any nesting of them, as float32."""
         is_reduced = self.precision is not Precision.FLOAT32
         dtype = getattr(torch, self.precision.value) if is_reduced else None
-        with torch.autocast(inputs.device.type, dtype=dtype, enabled=is_reduced):
+        with torch.autocast(inputs.device.type, dtype=dtype, enabled=is_reduced), SoundGradients():
             output = network(inputs, *args, **kwargs)
         return tree_map(torch.Tensor.float, output)
 
