@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.batch.report.facts import RunFacts
-from pipeline.case_report import CaseReport, CaseStatus, Quality, Verdict
+from pipeline.case_report import CaseReport, CaseStatus, GateReport, GateVerdict, Quality, Verdict
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
 from pipeline.preview import sketch, write_preview
@@ -15,17 +15,24 @@ TABLE = LabelTable(("background", "liver", "spleen"))
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>&amp;\u2028"
 VERSIONS = {"bundle": "organs 1.0.0", "voxelgate": "0.2.0"}
 SHAPE = (40, 36, 30)
+GATES = (
+    GateReport(0, GateVerdict.SELECTIVE, 0.1, 0.9, 0.95, 0.4, 0.1, 0.5),
+    GateReport(1, GateVerdict.UNIFORM, 0.5, 0.5, 1.0, 0.1, 0.1, 0.0),
+)
 
 
-def preview_of(folder: Path, name: str) -> Path:
-    """Write a preview of two bright organs in noise."""
+def preview_of(folder: Path, name: str, *, has_attention: bool = False) -> Path:
+    """Write a preview of two bright organs in noise; on request a gate that rises to the left, and a uniform one."""
     path = folder / "previews" / f"{name}.webp"
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = np.zeros(SHAPE, np.uint8)
     labels[8:24, 8:26, 6:22] = 1
     labels[26:34, 12:24, 8:20] = 2
     voxels = np.random.default_rng(0).normal(60, 10, SHAPE) + 60 * labels
-    write_preview(path, sketch(voxels, Grid(SHAPE, np.diag((2.0, 2.0, 3.0, 1.0)))), labels, TABLE)
+    made = sketch(voxels, Grid(SHAPE, np.diag((2.0, 2.0, 3.0, 1.0))))
+    rising = np.linspace(1, 0, made.cells.shape[0], dtype=np.float32)[:, None, None]
+    maps = {0: np.broadcast_to(rising, made.cells.shape), 1: np.full(made.cells.shape, 0.5, np.float32)}
+    write_preview(path, made, labels, TABLE, maps if has_attention else None)
     return path
 
 
@@ -43,6 +50,13 @@ def done(out_dir: Path, name: str, liver_ml: float, quality: Quality | None = No
         quality or Quality(),
         900.0,
     )
+
+
+def with_attention(report: CaseReport, out_dir: Path) -> CaseReport:
+    """Return a case that was segmented with the attention maps of two gates."""
+    outputs = {"nifti": report.outputs["nifti"], "attention-0": out_dir / f"{report.case_id}.attention-0.nii.gz"}
+    preview = preview_of(out_dir, report.case_id, has_attention=True)
+    return replace(report, outputs=outputs | {"preview": preview}, attention=GATES)
 
 
 def some_cases(out_dir: Path) -> list[CaseReport]:

@@ -7,11 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
 
+from pipeline.case_report import GateVerdict
 from pipeline.errors import InputError, UsageError
 from pipeline.geometry import Grid
-from pipeline.inference.attention_maps import GateMap, Verdict, attention_volumes, diagnose, gate_maps, on_grid
-from pipeline.networks import AttentionUNet
+from pipeline.inference import attention_maps
+from pipeline.inference.attention_maps import GateMap, diagnose, gate_levels, gate_maps, on_grid, slabs
+from pipeline.networks import AttentionUNet, NonLocalUNet
+from pipeline.networks.flat import FlatNetwork
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.5, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 WHOLE = (64, 64, 64)
@@ -79,24 +83,86 @@ def test_a_map_on_another_grid_keeps_its_place_in_the_patient() -> None:
     ramp = (centres + fine.affine[:3, 3])[..., 2].astype(np.float32)
     turned = fine.affine @ np.array([[0, 0, 1.0, 1], [-1.0, 0, 0, 9], [0, 0.5, 0, 1], [0, 0, 0, 1]])
     target = Grid((9, 12, 6), turned)
-    (level, found), *rest = attention_volumes([GateMap(1, ramp, fine)], target)
-    assert (level, rest) == (1, [])
+    found = on_grid(GateMap(1, ramp, fine), target)
     assert found.dtype == np.float32
     middle = np.array([4, 5, 3])
     np.testing.assert_allclose(found[tuple(middle)], (turned @ [*middle, 1])[2], rtol=1e-6)
     assert on_grid(GateMap(1, ramp, fine), fine) == pytest.approx(ramp)
 
 
-@pytest.mark.parametrize("arguments", [{"spatial_dims": 2}, {"train": True}, {"other": True}], ids=str)
-def test_what_has_no_gates_to_ask_is_refused(arguments: dict[str, Any]) -> None:
-    net: Any = torch.nn.Identity() if arguments.pop("other", False) else None
-    net = net or network(spatial_dims=arguments.get("spatial_dims", 3)).train("train" in arguments)
-    with pytest.raises(UsageError, match="a 3D AttentionUNet in eval mode"):
-        gate_maps(net, image(8, 8, 8), grid(8, 8, 8), WHOLE)
+TILT = np.array([[0.98, -0.17, 0.1, 1], [0.17, 0.98, 0, -2], [-0.1, 0.02, 0.99, 1], [0, 0, 0, 1.0]])
+BETWEEN = np.array([[0, 0, 0.7, 0.2], [-1.0, 0, 0, 9], [0, 0.5, 0, 0], [0, 0, 0, 1]])
+FLIP = np.array([[0, 0, 1.0, 0], [-1.0, 0, 0, 9], [0, 0.5, 0, 0.2], [0, 0, 0, 1]])
 
 
-def test_a_plain_unet_has_no_maps_and_a_volume_too_small_is_refused() -> None:
-    assert gate_maps(network(attention=False), image(8, 8, 8), grid(8, 8, 8), WHOLE) == []
+@pytest.mark.parametrize("turn", [np.eye(4), FLIP, TILT], ids=["same", "swapped", "tilted"])
+def test_a_map_on_a_parallel_or_tilted_grid_is_trilinear_between_voxels_and_the_border_beyond(turn: np.ndarray) -> None:
+    alpha = np.random.default_rng(0).random((12, 10, 8), dtype=np.float32)
+    target = Grid((14, 11, 9), AFFINE @ turn)
+    found = on_grid(GateMap(0, alpha, grid(12, 10, 8)), target)
+    positions = np.stack([*np.indices(target.shape), np.ones(target.shape)], axis=-1) @ turn.T
+    expected = map_coordinates(alpha, np.moveaxis(positions[..., :3], -1, 0), order=1, mode="nearest")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("turn", [BETWEEN, FLIP, TILT], ids=["between", "swapped", "tilted"])
+def test_slabs_of_a_map_are_those_of_the_whole(turn: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_maps, "SLAB_VOXELS", 14 * 11 * 2)
+    gate = GateMap(0, np.random.default_rng(0).random((12, 10, 8), dtype=np.float32), grid(12, 10, 8))
+    target = Grid((14, 11, 9), AFFINE @ turn)
+    parts = [on_grid(gate, target, span) for span in slabs(target)]
+    assert [part.shape[2] for part in parts] == [2, 2, 2, 2, 1]
+    np.testing.assert_allclose(np.concatenate(parts, axis=2), on_grid(gate, target), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "found"),
+    [
+        (network(spatial_dims=2), "this AttentionUNet has none"),
+        (network(attention=False), "this AttentionUNet has none"),
+        (NonLocalUNet(in_channels=1, out_channels=2, channels=(4, 8)).eval(), "this NonLocalUNet has none"),
+        (torch.nn.Identity(), "this Identity has none"),
+        (torch.nn.ModuleList([network()]), "an ensemble has the gates of several networks"),
+    ],
+    ids=["2D", "plain", "non-local", "other", "ensemble"],
+)
+def test_what_has_no_gates_to_show_is_refused_in_a_sentence(net: torch.nn.Module, found: str) -> None:
+    for asked in (lambda: gate_levels(net), lambda: gate_maps(net, image(8, 8, 8), grid(8, 8, 8), WHOLE)):
+        with pytest.raises(UsageError, match=found):
+            asked()
+
+
+def test_a_network_in_training_mode_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"call eval\(\) first"):
+        gate_maps(network().train(), image(8, 8, 8), grid(8, 8, 8), WHOLE)
+
+
+def test_gates_are_called_by_their_level_where_the_finest_has_none() -> None:
+    net = network(ungated_levels=1, gating="coarse")
+    assert gate_levels(net) == (1,)
+    assert [gate.level for gate in gate_maps(net, image(12, 12, 12), grid(12, 12, 12), WHOLE)] == [1]
+
+
+def test_an_image_of_one_slice_has_maps_of_one_slice() -> None:
+    gates = gate_maps(network(strides=[[2, 2, 1], [2, 2, 1]]), image(20, 16, 1), grid(20, 16, 1), (16, 16, 1))
+    assert [gate.alpha.shape for gate in gates] == [(20, 16, 1), (10, 8, 1)]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@torch.no_grad()
+def test_a_2d_network_has_maps_of_the_slice_it_sees(axis: int) -> None:
+    flat = network(spatial_dims=2, strides=[[2, 1], [2, 3]], gating="coarse")
+    x = image(20, 16)
+    gates = gate_maps(
+        FlatNetwork(network=flat, axis=axis).eval(), x.unsqueeze(2 + axis), grid(*np.insert((20, 16), axis, 1)), WHOLE
+    )
+    assert [gate.alpha.shape for gate in gates] == [tuple(np.insert(size, axis, 1)) for size in ((10, 16), (5, 6))]
+    for gate, alpha in zip(gates, flat.attention_maps(x), strict=True):
+        np.testing.assert_allclose(gate.alpha.squeeze(axis), alpha[0, 0], atol=1e-6)
+        assert gate.grid.shape == gate.alpha.shape
+
+
+def test_a_volume_too_small_is_refused() -> None:
     with pytest.raises(InputError, match=r"the network cannot take this volume: .* single voxel"):
         gate_maps(network(), image(4, 4, 4), grid(4, 4, 4), WHOLE)
 
@@ -112,17 +178,17 @@ INSIDE = (LABELS > 0).astype(np.float32)
 @pytest.mark.parametrize(
     ("alpha", "verdict"),
     [
-        (np.full((10, 10, 10), 0.5), Verdict.UNIFORM),
-        (0.5 + 0.01 * INSIDE, Verdict.UNIFORM),
-        (np.full((10, 10, 10), 0.99), Verdict.SATURATED),
-        (0.02 * INSIDE, Verdict.SATURATED),
-        (0.2 + 0.6 * INSIDE, Verdict.SELECTIVE),
-        (0.9 - 0.8 * INSIDE, Verdict.SELECTIVE),
-        (INSIDE, Verdict.SELECTIVE),
-        (np.indices((10, 10, 10)).sum(axis=0) % 2 * 0.8 + 0.1, Verdict.UNRELATED),
+        (np.full((10, 10, 10), 0.5), GateVerdict.UNIFORM),
+        (0.5 + 0.01 * INSIDE, GateVerdict.UNIFORM),
+        (np.full((10, 10, 10), 0.99), GateVerdict.SATURATED),
+        (0.02 * INSIDE, GateVerdict.SATURATED),
+        (0.2 + 0.6 * INSIDE, GateVerdict.SELECTIVE),
+        (0.9 - 0.8 * INSIDE, GateVerdict.SELECTIVE),
+        (INSIDE, GateVerdict.SELECTIVE),
+        (np.indices((10, 10, 10)).sum(axis=0) % 2 * 0.8 + 0.1, GateVerdict.UNRELATED),
     ],
 )
-def test_a_gate_is_judged_by_its_range_and_by_the_labels(alpha: np.ndarray, verdict: Verdict) -> None:
+def test_a_gate_is_judged_by_its_range_and_by_the_labels(alpha: np.ndarray, verdict: GateVerdict) -> None:
     (report,) = diagnose([GateMap(0, alpha.astype(np.float32), FINE)], LABELS, FINE)
     assert report.verdict is verdict
     assert f"gate 0 is {verdict}" in str(report)
@@ -150,7 +216,7 @@ def test_a_coarse_gate_is_compared_with_fine_labels_of_another_grid() -> None:
     alpha = np.full((5, 5, 5), 0.1, np.float32)
     alpha[1:3, 1:3, 1:3] = 0.9
     (report,) = diagnose([GateMap(1, alpha, coarse)], LABELS, FINE)
-    assert report.verdict is Verdict.SELECTIVE
+    assert report.verdict is GateVerdict.SELECTIVE
     assert report.mass_inside > 4 * report.label_share
 
 
@@ -158,7 +224,7 @@ def test_a_coarse_gate_is_compared_with_fine_labels_of_another_grid() -> None:
 def test_labels_that_are_nowhere_or_everywhere_tell_nothing_of_a_gate(labels: np.ndarray) -> None:
     (report,) = diagnose([GateMap(0, INSIDE, FINE)], labels, FINE)
     assert report.contrast == 0
-    assert report.verdict is Verdict.UNRELATED
+    assert report.verdict is GateVerdict.UNRELATED
 
 
 def test_labels_off_their_grid_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 from dataclasses import replace
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.batch.ledger import FileRecord, Ledger, PublishPlan, Versions
 from pipeline.batch.report import REPORT_NAME, build
@@ -17,7 +19,7 @@ from pipeline.batch.report.facts import RunFacts, case_rows, link
 from pipeline.case_report import CaseStatus
 from pipeline.cases import Case
 from pipeline.errors import OutputError
-from tests.report_cases import HOSTILE, done, some_cases, some_facts
+from tests.report_cases import GATES, HOSTILE, done, some_cases, some_facts, with_attention
 
 
 class Page(HTMLParser):
@@ -141,14 +143,22 @@ def test_a_preview_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert "preview-1" in ids
 
 
-def test_an_attention_picture_beside_a_preview_is_embedded(tmp_path: Path) -> None:
+def test_attention_is_embedded_with_what_is_said_of_each_gate(tmp_path: Path) -> None:
     facts = some_facts(tmp_path)
-    (tmp_path / "previews" / "case_10.attention.webp").write_bytes(b"picture")
+    facts = replace(facts, cases=[with_attention(facts.cases[0], tmp_path), *facts.cases[1:]])
 
     page = Page(write_report(facts))
 
-    assert page.island("preview-0")["attention"] == base64.b64encode(b"picture").decode()
-    assert page.island("preview-1")["attention"] == ""
+    preview, other = page.island("preview-0"), page.island("preview-1")
+    assert preview["layout"]["gates"] == [0, 1]  # type: ignore[index]  # JSON
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in preview["attention"]]  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "previews" / "case_10.webp") as image:
+        assert {one.size for one in pictures} == {image.size}
+    assert (other["layout"]["gates"], other["attention"]) == ([], [])  # type: ignore[index]
+    first, second = page.island("facts")["cases"][:2]  # type: ignore[index]
+    assert first["gates"] == [str(gate) for gate in GATES]
+    assert [kind for kind, _ in first["links"]] == ["nifti", "attention-0"]
+    assert second["gates"] == []
 
 
 def test_an_older_page_is_replaced_and_one_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.batch.report.build import write_report
 from pipeline.batch.report.facts import RunFacts
 from pipeline.case_report import CaseReport
-from tests.report_cases import HOSTILE, done, preview_of, some_facts
+from tests.report_cases import GATES, HOSTILE, done, preview_of, some_facts, with_attention
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 
@@ -78,10 +78,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a page with a case of each outcome, one of them hostile, and attention of one."""
     folder = tmp_path_factory.mktemp("report")
     facts = some_facts(folder)
-    with Image.open(folder / "previews" / "case_2.webp") as preview:
-        ramp = np.tile(np.linspace(0, 255, preview.width, dtype=np.uint8), (preview.height, 1))
-    Image.fromarray(ramp).save(folder / "previews" / "case_2.attention.webp")
-    return write_report(facts)
+    cases = [with_attention(case, folder) if case.case_id == "case_2" else case for case in facts.cases]
+    return write_report(replace(facts, cases=cases))
 
 
 @pytest.fixture
@@ -223,9 +221,47 @@ def test_attention_is_shown_on_request_where_it_was_written(visit: Visit) -> Non
     visit.press("a")
 
     assert (visit.pixels() != before).mean() > 0.3
-    visit.press("a", "Escape")
+    visit.press("a")
+    assert (visit.pixels() == before).all()
+    visit.press("Escape")
     visit.open("case_3")
     assert visit.page.get_by_role("checkbox", name="Attention").count() == 0
+    assert visit.page.get_by_role("combobox").count() == 0
+    visit.press("a", "g")
+    assert visit.colourful() > 1000  # still filled
+
+
+def test_attention_lies_where_the_gate_saw_it_over_the_image_and_below_the_outlines(visit: Visit) -> None:
+    visit.open("case_2")
+    visit.press("n", "o")
+    image = visit.pixels()
+    visit.press("a")  # rises to the patient's left, which is on the right
+    change = np.abs(visit.pixels() - image).sum(axis=(0, 2))
+    assert change[-20:].mean() > 5 * change[:20].mean()
+
+    visit.press("o")
+    seen = visit.pixels().reshape(-1, 3)
+    for colour in ((230, 159, 0), (86, 180, 233)):  # outlines of structures 1 and 2
+        assert (np.abs(seen - colour).sum(axis=1) < 12).sum() > 50
+    visit.press("]", "]")
+    assert (visit.pixels().reshape(-1, 3) == seen).all()  # no fill, whatever its strength
+
+
+def test_gates_are_chosen_by_key_and_by_list_and_what_they_do_is_said(visit: Visit) -> None:
+    visit.open("case_2")
+    choice, attention = visit.page.get_by_role("combobox"), visit.page.get_by_role("checkbox", name="Attention")
+
+    visit.press("g")
+    assert (choice.input_value(), attention.is_checked()) == ("0", True)
+    first = visit.pixels()
+    visit.press("g")
+    assert choice.input_value() == "1"
+    assert (visit.pixels() != first).mean() > 0.3
+    assert "attention of gate 1" in (visit.page.locator(".stage canvas").first.get_attribute("aria-label") or "")
+    choice.select_option("gate 0")
+    assert (visit.pixels() == first).all()
+    said = visit.page.locator("section", has=visit.page.get_by_role("heading", name="Attention gates")).last
+    assert said.locator("li").all_inner_texts() == [str(gate) for gate in GATES]
 
 
 def test_hostile_text_stays_text(visit: Visit) -> None:

@@ -18,11 +18,11 @@ from pipeline.errors import InputError, UsageError
 from pipeline.geometry import Grid
 from pipeline.inference.placement import SNAP_VOX
 from pipeline.networks import AttentionUNet
+from pipeline.networks.flat import FlatNetwork
 from pipeline.transforms.linear import interpolate_rows
 
 Shape = tuple[int, int, int]
 Floats = npt.NDArray[np.float32]
-Spans = tuple[slice, ...]
 
 OVERLAP = 0.25
 """Part of a window that the next one repeats; maps are blended like scores, by weights that fall to the border."""
@@ -74,15 +74,7 @@ def gate_levels(network: nn.Module) -> tuple[int, ...]:
     Raises:
         UsageError: there are none; the message says what the network is instead.
     """
-    if isinstance(network, nn.ModuleList):
-        raise UsageError("an ensemble has the gates of several networks; ask for attention maps of one, without it.")
-    if not isinstance(network, AttentionUNet) or network.spatial_dims != 3 or not network.gates:
-        raise UsageError(
-            f"attention maps are those of a 3D AttentionUNet with gates, and this {type(network).__name__} is none; "
-            "leave out --attention, or take another bundle."
-        )
-    levels = len(network.decoder)
-    return tuple(range(levels - len(network.gates), levels))
+    return _gated(network).levels
 
 
 def gate_maps(network: nn.Module, image: torch.Tensor, grid: Grid, window_vox: Shape) -> list[GateMap]:
@@ -101,23 +93,23 @@ def gate_maps(network: nn.Module, image: torch.Tensor, grid: Grid, window_vox: S
         UsageError: a network without gates to ask, or in training mode.
         InputError: the network refuses the size of the window.
     """
-    levels = gate_levels(network)
-    if not isinstance(network, AttentionUNet) or network.training:
+    gated = _gated(network)
+    if network.training:
         raise UsageError("attention maps are those of a network in use; call eval() first.")
     size = (image.shape[2], image.shape[3], image.shape[4])
-    spans = _spans(size, window_vox, [prod(steps) for steps in zip(*network.strides, strict=True)])
-    blends = [_Blend(size, step, spans) for step in network.map_reductions()]
+    spans = _spans(size, window_vox, gated.deepest)
+    blends = [_Blend(size, step, spans) for step in gated.reductions]
     device = next(network.parameters()).device
     for window in product(*spans):
         try:
-            with torch.no_grad():
-                maps = network.attention_maps(image[(slice(None), slice(None), *window)].to(device).float())
+            maps = gated.maps(image[(slice(None), slice(None), *window)].to(device).float())
         except ValueError as error:
             raise InputError(f"the network cannot take this volume: {error}.") from error
         for blend, alpha in zip(blends, maps, strict=True):
-            blend.add(window, alpha[0, 0].float().cpu())
+            blend.add(window, alpha.float().cpu())
     return [
-        GateMap(level, blend.result(), _coarser(grid, blend.step)) for level, blend in zip(levels, blends, strict=True)
+        GateMap(level, blend.mean.numpy(), _coarser(grid, blend.step))
+        for level, blend in zip(gated.levels, blends, strict=True)
     ]
 
 
@@ -130,7 +122,7 @@ def on_grid(gate: GateMap, target: Grid, slices: slice | None = None) -> Floats:
         slices: part of the third axis of `target`, with both ends; all of it if not given.
 
     Returns:
-        (I, J, K), 0..1; of the third axis as many as `slices` spans.
+        (I, J, K), 0..1, the first axis running fastest as in a file; of the third as many as `slices` spans.
     """
     first, last = (0, target.shape[2]) if slices is None else (slices.start, slices.stop)
     to_gate = np.linalg.inv(gate.grid.affine) @ target.affine
@@ -144,9 +136,13 @@ def on_grid(gate: GateMap, target: Grid, slices: slice | None = None) -> Floats:
             gate.alpha, to_gate[:3, :3], to_gate[:3, 3], output_shape=shape, order=1, mode="nearest"
         )
         return oblique
-    rows = [np.arange(shape[axis]) * row[axis] + row[3] for row, axis in zip(to_gate, along, strict=False)]
-    values: Floats = interpolate_rows(torch.from_numpy(gate.alpha)[None], rows)[0].numpy()
-    return values.transpose(np.argsort(along))
+    order = np.argsort(along)[::-1]  # of the gate's axes, so that what is asked for comes as it lies in a file
+    rows = [np.arange(shape[along[axis]]) * to_gate[axis, along[axis]] + to_gate[axis, 3] for axis in order]
+    alpha = gate.alpha.transpose(order)
+    low, high = (int(np.clip(end, 0, len(alpha) - 1)) for end in (np.floor(rows[0].min()), np.ceil(rows[0].max())))
+    part = torch.from_numpy(np.ascontiguousarray(alpha[low : high + 1]))
+    values: Floats = interpolate_rows(part[None], [rows[0] - low, *rows[1:]])[0].numpy()
+    return values.transpose()
 
 
 def slabs(grid: Grid) -> Iterator[slice]:
@@ -170,6 +166,61 @@ def diagnose(gates: Sequence[GateMap], labels: npt.NDArray[Any], grid: Grid) -> 
     if labels.shape != grid.shape:
         raise UsageError(f"labels of shape {labels.shape} on a grid of {grid.shape}; pass the grid they lie on.")
     return tuple(_report(gate, labels, grid) for gate in gates)
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """A network with gates, as it is for volumes.
+
+    Args:
+        unet: 3D, or 2D.
+        flat_axis: of size 1, which a 2D network does not see; None in 3D.
+    """
+
+    unet: AttentionUNet
+    flat_axis: int | None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Return the levels with a gate; those without are the finest."""
+        levels = len(self.unet.decoder)
+        return tuple(range(levels - len(self.unet.gates), levels))
+
+    @property
+    def reductions(self) -> list[Shape]:
+        """Return how many voxels of the image a voxel of each map spans along each axis."""
+        return [self._in_3d(steps) for steps in self.unet.map_reductions()]
+
+    @property
+    def deepest(self) -> Shape:
+        """Return the same for the deepest level."""
+        return self._in_3d([prod(steps) for steps in zip(*self.unet.strides, strict=True)])
+
+    @torch.no_grad()
+    def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps (i, j, k) for an image (1, C, i, j, k)."""
+        if self.flat_axis is None:
+            return [alpha[0, 0] for alpha in self.unet.attention_maps(image)]
+        maps = self.unet.attention_maps(image.squeeze(2 + self.flat_axis))
+        return [alpha[0, 0].unsqueeze(self.flat_axis) for alpha in maps]
+
+    def _in_3d(self, steps: Sequence[int]) -> Shape:
+        flat = len(steps) if self.flat_axis is None else self.flat_axis
+        i, j, k = [*steps[:flat], 1, *steps[flat:]][:3]
+        return i, j, k
+
+
+def _gated(network: nn.Module) -> _Gated:
+    if isinstance(network, nn.ModuleList):
+        raise UsageError("an ensemble has the gates of several networks; ask for attention maps without --ensemble.")
+    flat = network if isinstance(network, FlatNetwork) else None
+    unet = network if flat is None else flat.network
+    if not isinstance(unet, AttentionUNet) or unet.spatial_dims != (3 if flat is None else 2) or not unet.gates:
+        raise UsageError(
+            f"attention maps are those of an AttentionUNet with gates, and this {type(unet).__name__} has none for "
+            "volumes; leave out --attention, or take another bundle."
+        )
+    return _Gated(unet, None if flat is None else flat.axis)
 
 
 def _report(gate: GateMap, labels: npt.NDArray[Any], grid: Grid) -> GateReport:
@@ -228,7 +279,7 @@ def _spans(size: Shape, window_vox: Shape, multiple: Sequence[int]) -> list[list
 
 
 class _Blend:
-    """Weighted mean of the maps of one gate from many windows.
+    """Weighted mean of the maps of one gate from many windows; whole when every window was added once.
 
     The weight of a voxel is a product of one number for each axis, and so is the sum of all its weights.
 
@@ -240,37 +291,27 @@ class _Blend:
 
     def __init__(self, size: Shape, step: tuple[int, ...], spans: Sequence[Sequence[slice]]) -> None:
         self.step = step
-        self.total = torch.zeros([-(-n // s) for n, s in zip(size, step, strict=True)])
-        self.weights = [torch.zeros(n) for n in self.total.shape]
+        self.mean = torch.zeros([-(-n // s) for n, s in zip(size, step, strict=True)])
+        self.weights = [torch.zeros(n) for n in self.mean.shape]
         for axis, windows in enumerate(spans):
             for place in (self._place(window, axis) for window in windows):
-                self.weights[axis][place] += _bell(place.stop - place.start)
+                self.weights[axis][place] += _bell(place)
 
-    def add(self, window: Spans, alpha: torch.Tensor) -> None:
+    def add(self, window: tuple[slice, ...], alpha: torch.Tensor) -> None:
         """Add the map of one window."""
         place = tuple(self._place(span, axis) for axis, span in enumerate(window))
-        self.total[place] += _scaled(alpha, [_bell(n) for n in alpha.shape])
-
-    def result(self) -> Floats:
-        """Return the mean."""
-        mean: Floats = _scaled(self.total, [1 / line for line in self.weights]).numpy()
-        return mean
+        shares = [_bell(one) / weights[one] for one, weights in zip(place, self.weights, strict=True)]
+        self.mean[place] += alpha * torch.einsum("i,j,k->ijk", *shares)
 
     def _place(self, span: slice, axis: int) -> slice:
         return slice(span.start // self.step[axis], -(-span.stop // self.step[axis]))
 
 
-def _bell(length: int) -> torch.Tensor:
+def _bell(place: slice) -> torch.Tensor:
     """Return weights that fall from 1 in the middle of a window to its border."""
+    length = place.stop - place.start
     from_middle = torch.arange(length) - (length - 1) / 2
     return torch.exp(-0.5 * (from_middle / (WEIGHT_SIGMA * length)) ** 2).clamp(min=LEAST_WEIGHT)
-
-
-def _scaled(values: torch.Tensor, lines: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Multiply (i, j, k) in place by a number for each index of each axis, and return it."""
-    for axis, line in enumerate(lines):
-        values *= line.reshape([-1 if other == axis else 1 for other in range(3)])
-    return values
 
 
 def _coarser(grid: Grid, step: tuple[int, ...]) -> Grid:

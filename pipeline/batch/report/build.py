@@ -26,9 +26,6 @@ SCRIPTS = ("dom", "facts", "plots", "planes", "case", "list", "main")
 EMBEDDED_BYTES = 120_000_000
 """Previews, as text, that a page holds at most; browsers open larger ones slowly."""
 
-ATTENTION_SUFFIX = ".attention.webp"
-"""Of a picture beside a preview, on the same layout, whose grey values are attention."""
-
 
 def build(out_dir: Path) -> Path:
     """Write `report.html` into an output folder, from its ledger and previews; an older one is replaced.
@@ -140,14 +137,13 @@ def _previews(cases: Sequence[CaseReport], embedded: set[str]) -> Iterator[tuple
             preview = read_preview(path)
         except InputError:
             continue  # the page says of a case without one that it cannot be shown
-        attention = path.with_name(path.name.removesuffix(path.suffix) + ATTENTION_SUFFIX)
         yield (
             number,
             {
                 "layout": json.loads(preview.layout),
                 "image": _base64(preview.image),
                 "labels": _base64(preview.labels),
-                "attention": _base64(attention.read_bytes()) if attention.is_file() else "",
+                "attention": [_base64(one) for one in preview.attention],
             },
         )
 

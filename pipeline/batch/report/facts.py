@@ -95,6 +95,7 @@ def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
             "volumes": [case.volumes_ml.get(name) for name in structures],
             "seconds": dict(case.seconds),
             "peak_mib": round(case.peak_mib),
+            "gates": [str(gate) for gate in case.attention],
             "software": software.index(_software(case)),
             "links": [[kind, link(path, facts.out_dir)] for kind, path in case.outputs.items() if kind != PREVIEW_KIND],
         }

@@ -1,6 +1,6 @@
 // The view of one case: what to think of it, its three planes, its volumes among those of all cases, and its files.
 
-const LOOK = { overlay: true, outline: true, opacity: 0.3, numbers: true, lines: false, attention: false };
+const LOOK = { overlay: true, outline: true, opacity: 0.3, numbers: true, lines: false, attention: false, gate: 0 };
 const OPACITY_STEP = 0.1;
 let planes = null; // of the case that is shown
 let shownCase = null;
@@ -66,14 +66,31 @@ function reasons(one) {
 }
 
 function tools(preview) {
-  const checks = TOOLS.filter(([name]) => name !== "attention" || preview.attention).map(([name, key, text]) => {
+  const checks = TOOLS.filter(([name]) => name !== "attention" || preview.attention.length).map(([name, key, text]) => {
     const input = el("input", { type: "checkbox", id: `tool-${name}`, checked: LOOK[name], onchange: () => setLook(name, input.checked) });
     return el("label", {}, input, `${text} `, el("kbd", {}, key));
   });
   const opacity = el("input", { type: "range", id: "tool-opacity", min: 0, max: 1, step: OPACITY_STEP, value: LOOK.opacity, oninput: () => setLook("opacity", Number(opacity.value)) });
   const [low, high] = preview.window.map((value) => Number(value.toPrecision(3)));
   const window = `reduced copy of the image, ${low} to ${high}${preview.is_hu ? " HU" : ""}`;
-  return el("div", { class: "tools" }, ...checks, el("label", {}, "Fill ", opacity, el("kbd", {}, "["), el("kbd", {}, "]")), el("span", { class: "window" }, window));
+  return el("div", { class: "tools" }, ...checks, gateChoice(preview), el("label", {}, "Fill ", opacity, el("kbd", {}, "["), el("kbd", {}, "]")), el("span", { class: "window" }, window));
+}
+
+// Which gate's attention is shown; the finest first, as in the report.
+function gateChoice(preview) {
+  if (!preview.attention.length) return null;
+  LOOK.gate %= preview.attention.length;
+  const options = preview.gates.map((level, at) => el("option", { value: at, selected: at === LOOK.gate }, `gate ${level}`));
+  const choice = el("select", { id: "tool-gate", "aria-label": "Gate", "aria-keyshortcuts": "g", onchange: () => chooseGate(Number(choice.value)) }, ...options);
+  return el("label", { class: "gate" }, "of ", choice, " ", el("kbd", {}, "g"), heatScale());
+}
+
+// Whoever chooses a gate wants to see it.
+function chooseGate(at) {
+  const choice = byId("tool-gate");
+  if (!choice) return;
+  setLook("gate", at % choice.options.length);
+  setLook("attention", true);
 }
 
 function setLook(name, value) {
@@ -93,7 +110,7 @@ function below(one, preview) {
     "div",
     { class: "below" },
     el("section", { class: "panel", "aria-label": "Volumes" }, el("h2", {}, "Volumes among all cases of this report"), volumes(one, preview)),
-    el("div", { class: "side" }, findings(one), files(one), technical(one)),
+    el("div", { class: "side" }, gates(one), findings(one), files(one), technical(one)),
   );
 }
 
@@ -130,6 +147,11 @@ function shownCheck(value, name) {
   };
   const input = el("input", { type: "checkbox", checked: true, "aria-label": `Show ${name}`, onchange: change });
   return input;
+}
+
+function gates(one) {
+  if (!one.gates.length) return null;
+  return el("section", { class: "panel" }, el("h2", {}, "Attention gates"), el("ul", {}, ...one.gates.map((text) => el("li", {}, text))));
 }
 
 function findings(one) {

@@ -11,7 +11,8 @@ const KEYS = [
   ["l", "outlines on and off"],
   ["n", "numbers on and off"],
   ["c", "lines where the other planes cut, on and off; a click brings the other planes to a point"],
-  ["a", "attention on and off, where it was written"],
+  ["a", "attention on and off, where it was written; structures are outlined then, not filled"],
+  ["g", "attention of the next gate"],
   ["[ ]", "fainter and stronger fill"],
   ["Esc", "back to all cases"],
   ["?", "these keys"],
@@ -65,6 +66,7 @@ const CASE_KEYS = {
   End: () => planes?.step(Infinity),
   "[": () => changeOpacity(-OPACITY_STEP),
   "]": () => changeOpacity(OPACITY_STEP),
+  g: () => chooseGate(LOOK.attention ? LOOK.gate + 1 : LOOK.gate),
 };
 for (const [name, key] of TOOLS) CASE_KEYS[key] = () => setLook(name, !LOOK[name]);
 for (const number of [1, 2, 3]) CASE_KEYS[number] = () => planes?.activate(planes.views[number - 1]);

@@ -14,10 +14,10 @@ async function decoded(number) {
   const source = byId(`preview-${number}`);
   if (!source) return null;
   const preview = JSON.parse(source.textContent);
-  const [image, attention, bytes] = await Promise.all([
+  const [image, bytes, ...attention] = await Promise.all([
     picture(preview.image),
-    preview.attention ? picture(preview.attention) : null,
     inflated(preview.labels),
+    ...preview.attention.map(picture),
   ]);
   const labels = preview.layout.bits === 8 ? new Uint8Array(bytes) : new Uint16Array(bytes);
   const width = preview.layout.planes.reduce((sum, plane) => sum + plane.width, 0);
@@ -115,17 +115,25 @@ function canvasOf(image) {
   return canvas;
 }
 
-// Attention from none (clear) over violet and orange to all (yellow), brighter with each step.
-function heat(preview, plane, slice) {
+// The attention of a gate in a slice, from none (clear) over violet and orange to all (yellow), brighter with each step.
+function heat(attention, plane, slice) {
   const canvas = el("canvas", { width: plane.width, height: plane.height });
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(preview.attention, plane.x, slice * plane.height, plane.width, plane.height, 0, 0, plane.width, plane.height);
+  context.drawImage(attention, plane.x, slice * plane.height, plane.width, plane.height, 0, 0, plane.width, plane.height);
   const image = context.getImageData(0, 0, plane.width, plane.height);
-  for (let at = 0; at < image.data.length; at += 4) {
-    const share = image.data[at] / 255;
-    image.data.set([Math.min(255, 90 + 330 * share), Math.max(0, 300 * share - 60), Math.max(0, 150 - 260 * share), 200 * share], at);
-  }
+  for (let at = 0; at < image.data.length; at += 4) image.data.set(heatColour(image.data[at] / 255), at);
   return canvasOf(image);
+}
+
+function heatColour(share) {
+  return [Math.min(255, 90 + 330 * share), Math.max(0, 300 * share - 60), Math.max(0, 150 - 260 * share), 200 * share];
+}
+
+// What the colours of attention mean, from 0 to 1.
+function heatScale() {
+  const image = new ImageData(100, 1);
+  for (let x = 0; x < image.width; x++) image.data.set(heatColour(x / (image.width - 1)), 4 * x);
+  return el("span", { class: "heat-scale" }, "0 ", canvasOf(image), " 1");
 }
 
 class Planes {
@@ -218,13 +226,13 @@ class Planes {
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(this.preview.image, plane.x, slice * plane.height, plane.width, plane.height, 0, 0, canvas.width, canvas.height);
-    if (this.look.attention && this.preview.attention) {
-      context.drawImage(heat(this.preview, plane, slice), 0, 0, canvas.width, canvas.height);
-    }
+    const attention = this.look.attention ? this.preview.attention[this.look.gate] : undefined;
+    if (attention) context.drawImage(heat(attention, plane, slice), 0, 0, canvas.width, canvas.height);
     let found = [];
     if (this.look.overlay) {
       const labels = enlarged(this.preview, plane, slice, canvas.width, canvas.height, this.isShown);
-      context.drawImage(overlay(labels, canvas.width, canvas.height, this.look, devicePixelRatio), 0, 0);
+      const look = attention ? { ...this.look, opacity: 0, outline: true } : this.look; // a fill would change its colours
+      context.drawImage(overlay(labels, canvas.width, canvas.height, look, devicePixelRatio), 0, 0);
       found = numbered(context, labels, this.look.numbers);
     }
     if (this.look.lines) this.drawLines(view, context);
@@ -234,7 +242,8 @@ class Planes {
     view.slider.value = slice;
     view.slider.setAttribute("aria-valuetext", place);
     const names = found.map((value) => this.preview.names[value - 1]);
-    canvas.setAttribute("aria-label", `${plane.name} ${place}${names.length ? `, with ${names.join(", ")}` : ""}`);
+    const hot = attention ? `, attention of gate ${this.preview.gates[this.look.gate]}` : "";
+    canvas.setAttribute("aria-label", `${plane.name} ${place}${names.length ? `, with ${names.join(", ")}` : ""}${hot}`);
   }
 
   drawLines(view, context) {
