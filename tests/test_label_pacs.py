@@ -20,8 +20,10 @@ pytest.importorskip("monailabel", reason="needs the environment that `make label
 import requests
 from pydicom import dcmread
 
+from pipeline.bundle import seal
 from pipeline.dicom.reader import read_series
 from pipeline.dicom.series import scan
+from pipeline.label_app.versions import MODELS, Origin, Versions
 from pipeline.volumes import read_volume
 from tests.label_server import START_LIMIT_S, Server, running
 from tests.planted import ct_series, write
@@ -126,6 +128,7 @@ def test_a_series_is_proposed_for_and_what_is_submitted_becomes_a_seg_in_the_pac
     volume = read_series(series)
     sample = server.json("POST", "/activelearning/first")
     image_id = sample["id"]
+    assert sample["name"] == f"{image_id}.nii.gz"
 
     image = server.call("GET", "/datastore/image", params={"image": image_id})
     (tmp_path / "image.nii.gz").write_bytes(image.content)
@@ -144,11 +147,19 @@ def test_a_series_is_proposed_for_and_what_is_submitted_becomes_a_seg_in_the_pac
     assert dcmread(tmp_path / "proposal.dcm").SegmentSequence[0].SegmentLabel == "femur"
     assert found(pacs, "SEG") == []
 
+    versions = Versions(server.work / MODELS / MODEL)
+    shutil.copytree(versions.current_path, candidate := versions.scratch())
+    (candidate / "plan.json").write_text("{}", encoding="utf-8")
+    fingerprint = seal(candidate)
+    server.json("PUT", f"/versions/{MODEL}", params={"version": versions.add(candidate, Origin(parent=1))})
     answer = server.submit(image_id, tmp_path / "label.nii.gz")
     assert answer.status_code == 200, answer.text
 
     (kept,) = found(pacs, "SEG")
     assert kept["0020000D"] == found(pacs, "CT")[0]["0020000D"]
+    study_uid, series_uid = (kept[tag]["Value"][0] for tag in ("0020000D", "0020000E"))
+    (facts,) = requests.get(f"{pacs}/studies/{study_uid}/series/{series_uid}/metadata", timeout=60).json()
+    assert facts["00181000"]["Value"] == [fingerprint]
     assert server.json("GET", "/info/")["datastore"] == {
         "total": 1,
         "completed": 1,
@@ -170,7 +181,17 @@ def test_a_series_that_arrives_is_listed_at_once(server: Server, tmp_path: Path)
 def test_the_proxy_for_ohif_reaches_dicomweb_and_nothing_else_of_the_pacs(server: Server) -> None:
     assert server.call("GET", "/proxy/dicom/studies").status_code == 200
     assert "<html" in server.call("GET", "/ohif/").text
-    for path in ("/proxy/dicom/../system", "/proxy/dicom/%2e%2e/system", "/proxy/dicom/wado/..%2fsystem"):
+    found = server.json("GET", "/proxy/dicom/qido/studies?limit=1&offset=0&fuzzymatching=true&includefield=00081030")
+    uid = found[0]["0020000D"]["Value"][0]
+    assert server.json("GET", f"/proxy/dicom/qido/studies?StudyInstanceUID={uid}.0") == []
+    assert server.call("GET", f"/proxy/dicom/wado/studies/{uid}/metadata").status_code == 200
+    for path in (
+        "/proxy/dicom/../system",
+        "/proxy/dicom/%2e%2e/system",
+        "/proxy/dicom/%252e%252e/system",
+        "/proxy/dicom/wado/..%2fsystem",
+    ):
         answer = server.call("GET", path)
         assert 400 <= answer.status_code < 500, answer.text
         assert "DatabaseVersion" not in answer.text
+    assert server.call("POST", "/proxy/dicom/studies", data=b"nothing").status_code == 405

@@ -25,11 +25,12 @@ from pipeline.geometry import Grid
 from pipeline.label_app.doubt import dice_of, disagreement, label_map, mean_dice, uncertainty
 from pipeline.label_app.guard import JSON_BYTES, Guard, Message, Receive, Scope, Send
 from pipeline.label_app.label_files import LabelFormat, converted
+from pipeline.label_app.meaning import MEANING, remember_meaning
 from pipeline.label_app.names import check_id, check_tag, is_id
 from pipeline.label_app.rounds import PARTS, Annotated, Pace, Split, split_cases, train_round, validation_dice
 from pipeline.label_app.server import Serving, prepare
-from pipeline.label_app.submitted import read_submitted
-from pipeline.label_app.versions import SCRATCH_PREFIX, Origin, Versions, import_bundle
+from pipeline.label_app.submitted import read_submitted, segments_of
+from pipeline.label_app.versions import CURRENT, SCRATCH_PREFIX, Origin, Versions, import_bundle
 from pipeline.labels import LabelTable
 from pipeline.volumes import read_volume, write_label_map
 from tests.threshold_bundle import make_threshold_bundle
@@ -121,6 +122,10 @@ def test_raw_voxels_of_ohif_are_read_first_index_fastest(tmp_path: Path) -> None
         (LABELS, AFFINE, [{"name": "liver"}], r"holds 2, expected 0 \(background\), 1 \(liver\)"),
         (LABELS, AFFINE, [{"name": "liver"}, {"name": "kidney"}], "segment 2 .* no name that the model knows"),
         (LABELS, AFFINE, [{"name": "liver", "idx": 2}, {"name": "spleen", "idx": 2}], "a number of its own"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": 10**11}], "a number of its own"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": True}], "a number of its own"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": -1}], "a number of its own"),
+        (np.full(GRID.shape, np.nan, np.float32), AFFINE, (), "whole numbers"),
     ],
 )
 def test_a_label_map_that_does_not_fit_is_refused(
@@ -128,6 +133,25 @@ def test_a_label_map_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_submitted(save(tmp_path / "a.nii.gz", voxels, affine), GRID, TABLE, segments)
+
+
+@pytest.mark.parametrize("said", [5, "liver", {"name": "liver"}, ["liver"], [["liver"]]])
+def test_what_is_no_list_of_segments_is_refused(said: object) -> None:
+    assert segments_of(None) == ()
+    assert segments_of([{"name": "liver"}]) == [{"name": "liver"}]
+    with pytest.raises(InputError, match="no list of segments"):
+        segments_of(said)
+
+
+def test_label_maps_keep_their_meaning(tmp_path: Path) -> None:
+    other = LabelTable(("background", "spleen", "liver"))
+    remember_meaning(tmp_path, other, has_maps=False)
+    remember_meaning(tmp_path, TABLE, has_maps=False)
+    remember_meaning(tmp_path, TABLE, has_maps=True)
+
+    with pytest.raises(UsageError, match="are of 1 liver, 2 spleen, but the model knows 1 spleen, 2 liver"):
+        remember_meaning(tmp_path, other, has_maps=True)
+    assert json.loads((tmp_path / MEANING).read_text(encoding="utf-8")) == TABLE.to_mapping()
 
 
 @pytest.mark.parametrize("wanted", list(LabelFormat))
@@ -193,6 +217,15 @@ def test_another_bundle_of_the_name_is_a_version_of_its_own_and_comes_into_use(
     versions = import_bundle(newer, models)
 
     assert (versions.numbers(), versions.current) == ([1, 2], 2)
+
+
+def test_a_bundle_of_the_name_with_other_labels_is_no_version(models: Path, bundle: Path, tmp_path: Path) -> None:
+    import_bundle(bundle, models)
+    other = make_threshold_bundle(tmp_path / "other", {"0": "background", "1": "tibia"})
+
+    with pytest.raises(UsageError, match=r"versions of bright_ct with other labels.*another folder with --work"):
+        import_bundle(other, models)
+    assert Versions(models / "bright_ct").numbers() == [1]
 
 
 def test_an_earlier_version_can_be_used_again_and_no_other_number(models: Path, bundle: Path) -> None:
@@ -273,8 +306,15 @@ BIAS_OF = {"right": 0.0, "blind": -9.0, "wide": 0.2}
 """Bias of the class femur: with 0 it begins at 150 HU, with -9 nowhere, with 0.2 below soft tissue."""
 
 
-def taught_bundle(root: Path, start: str, learns: str) -> Path:
-    """Make a bundle whose weights are `start`, and whose training, which takes no time, makes them `learns`."""
+def taught_bundle(root: Path, start: str, learns: str, *, meanwhile: str = "") -> Path:
+    """Make a bundle whose weights are `start`, and whose training, which takes no time, makes them `learns`.
+
+    Args:
+        root: folder to make.
+        start: a key of `BIAS_OF`.
+        learns: another.
+        meanwhile: an expression that is evaluated during the training.
+    """
     make_threshold_bundle(root)
     weights = torch.load(root / WEIGHTS, weights_only=True)
     weights["bias"][1] = BIAS_OF[start]
@@ -290,7 +330,7 @@ def taught_bundle(root: Path, start: str, learns: str) -> Path:
         "init_weights": None,
         "train": {"dataset": {"data": []}},
         "validate": {"dataset": {"data": []}},
-        "run": [f"$torch.save({learnt}, @bundle_root + '/models/model.pt')"],
+        "run": [f"$torch.save({learnt}, @bundle_root + '/models/model.pt')", *([f"${meanwhile}"] if meanwhile else [])],
     }
     (root / "configs" / "train.json").write_text(json.dumps(config), encoding="utf-8")
     seal(root)
@@ -334,6 +374,55 @@ def test_a_round_that_makes_nothing_better_leaves_the_model_as_it_was(
     assert (versions.numbers(), versions.current) == ([1], 1)
     assert not list(versions.root.glob(f"{SCRATCH_PREFIX}*"))
     assert "version 1 stays in use" in done.sentence()
+
+
+def writes(path: Path, content: bytes) -> str:
+    return f"__import__('pathlib').Path({str(path)!r}).write_bytes({content!r})"
+
+
+def test_a_round_sees_the_label_maps_as_they_were_when_it_began(tmp_path: Path, models: Path) -> None:
+    cases = femurs(tmp_path)
+    half_written = "[" + ", ".join(writes(case.label, b"half") for case in cases) + "]"
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right", meanwhile=half_written), models)
+
+    done = train_round(versions, cases, Pace(epochs=1, val_split=0.5))
+
+    assert (done.version, done.origin.dice) == (2, 1.0)
+
+
+def test_a_version_that_somebody_chose_during_a_round_stays_in_use(tmp_path: Path, models: Path) -> None:
+    chosen = writes(models / "bright_ct" / CURRENT, b"1")
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right", meanwhile=chosen), models)
+    versions.use(versions.add(candidate_of(versions), Origin(parent=1)))
+
+    done = train_round(versions, femurs(tmp_path), Pace(epochs=1, val_split=0.5))
+
+    assert (done.version, done.is_used, versions.current) == (3, False, 1)
+    assert "version 3 is kept, but another was put into use meanwhile" in done.sentence()
+
+
+def test_a_round_removes_what_a_round_that_was_stopped_left_behind(tmp_path: Path, models: Path) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right"), models)
+    versions.scratch().mkdir()
+
+    train_round(versions, femurs(tmp_path), Pace(epochs=1, val_split=0.5))
+
+    assert not list(versions.root.glob(f"{SCRATCH_PREFIX}*"))
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [(np.zeros((9, 9, 8), np.uint8), "case_2: .*grid"), (np.full((9, 9, 9), 7), "case_2: .*holds 7")],
+)
+def test_a_label_map_that_nobody_submitted_is_checked_before_it_is_trained_on(
+    tmp_path: Path, models: Path, voxels: np.ndarray, message: str
+) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right"), models)
+    cases = femurs(tmp_path)
+    save(cases[2].label, voxels.astype(np.uint8))
+
+    with pytest.raises(InputError, match=message):
+        train_round(versions, cases, Pace(epochs=1, val_split=0.5))
 
 
 def test_a_round_that_fails_leaves_the_model_as_it_was(tmp_path: Path, models: Path) -> None:
@@ -384,6 +473,22 @@ def test_a_model_that_sees_no_sides_is_certain_and_one_that_does_is_not(tmp_path
 
     assert uncertainty(case, certain) == 0.0
     assert uncertainty(case, replace(certain, network=LeftOnly(certain.network))) > 0.5
+
+
+def test_an_image_in_which_nothing_is_found_is_the_most_doubtful(tmp_path: Path) -> None:
+    blind = open_bundle(taught_bundle(tmp_path / "blind", "blind", "blind"))
+    (one,) = femurs(tmp_path, 1)
+    case = Case("case", one.image)
+
+    assert uncertainty(case, blind) == 1.0
+    assert disagreement(case, blind, blind) == 1.0
+
+
+def test_what_is_validated_is_cleaned_as_a_proposal_is(tmp_path: Path) -> None:
+    right = open_bundle(taught_bundle(tmp_path / "right", "right", "right"))
+    (one,) = femurs(tmp_path, 1)
+
+    assert not label_map(Case("case", one.image), replace(right, cleaning=lambda labels: labels * 0)).any()
 
 
 class LeftOnly(torch.nn.Module):
@@ -444,6 +549,8 @@ def test_an_honest_request_passes_the_guard() -> None:
     [
         (400, {"path": "/proxy/dicom/../system"}),
         (400, {"path": "/proxy/dicom/a\\..\\b"}),
+        (400, {"path": "/proxy/dicom/..;x/system"}),
+        (400, {"path": "/proxy/dicom/%2e%2e/system"}),
         (400, {"query": "image=..%2Fx"}),
         (400, {"query": "image=a&image=%2Fetc%2Fpasswd"}),
         (400, {"query": "tag=..%2F..%2Fx"}),

@@ -166,7 +166,7 @@ def test_an_annotated_round_makes_the_model_better_on_what_it_has_not_seen(
     with zipfile.ZipFile(io.BytesIO(server.call("GET", "/datastore/dataset").content)) as archive:
         assert {f"label/{image_id}.nii.gz" for image_id in ANNOTATED} <= set(archive.namelist())
     assert not leftovers(server)
-    assert server.json("POST", "/activelearning/first")["id"] == "broken"
+    assert server.json("POST", "/activelearning/first")["id"] == "flipped"
     assert server.json("GET", "/info/")["datastore"]["completed"] == len(ANNOTATED)
     scores = server.json("POST", "/scoring/dice", params={"run_sync": "true"})
     assert set(scores) == set(ANNOTATED)
@@ -257,6 +257,15 @@ LABEL = {"label": ("x.nii.gz", b"nothing")}
         ("POST", "/train/unknown", {"json": {}}),
         ("POST", f"/batch/infer/{MODEL}", {"json": {"label_tag": "../../evil"}}),
         ("POST", "/scoring/dice?run_sync=true", {"json": {"y": "../../evil"}}),
+        ("POST", "/scoring/dice", {"json": {"bundle_path": "."}}),  # it went on the path that code is loaded from
+        ("POST", "/scoring/", {"json": {"dice": {"bundle_path": "."}}}),
+        ("POST", "/scoring/other", {"json": {}}),
+        ("PUT", "/datastore/image/info?image=case_1", {"data": {"info": '{"strategy": "x"}'}}),
+        ("PUT", "/datastore/image/info?image=case_1", {"data": {"info": '{"x": NaN}'}}),
+        ("PUT", "/datastore/updatelabelinfo?label=case_1&tag=final", {"data": {"params": "{}"}}),
+        ("PUT", "/datastore/label?image=case_1&tag=final", {"files": LABEL, "data": {"params": '{"label_info": 5}'}}),
+        ("GET", "/datastore/image?image=unknown", {}),
+        ("POST", "/proxy/dicom/studies", {"data": b"nothing"}),
         ("PUT", f"/model/{MODEL}", {"files": {"file": ("model.pt", b"nothing")}}),
         ("DELETE", f"/model/{MODEL}", {}),
         ("PUT", f"/versions/{MODEL}?version=9", {}),

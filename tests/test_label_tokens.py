@@ -81,6 +81,8 @@ def test_a_token_of_the_realm_opens_what_its_roles_allow(server: Server, realm: 
     assert status(server, admin, "PUT", "/versions/bright_ct?version=1") == 200
     assert status(server, user, "POST", "/infer/bright_ct?image=case_1&output=json") == 200
     assert status(server, jwt.encode(claims(realm), KEY, "RS256")) == 403
+    assert status(server, user, "POST", "/train/bright_ct") == 403
+    assert status(server, admin, "POST", "/train/bright_ct") == 422  # its bundle says nothing of training
 
 
 def test_no_other_token_opens_anything(server: Server, realm: str) -> None:

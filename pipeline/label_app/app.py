@@ -6,17 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
 
 from pipeline.errors import InputError
 from pipeline.label_app.batch import BatchTask
-from pipeline.label_app.choosing import DiceScoring, MostDoubtful, measure_disagreement, measure_uncertainty
-from pipeline.label_app.datastore import ImageStore, PacsStore
+from pipeline.label_app.choosing import (
+    DiceScoring,
+    MostDoubtful,
+    Picked,
+    anyone,
+    first,
+    measure_disagreement,
+    measure_uncertainty,
+)
+from pipeline.label_app.datastore import ImageStore
 from pipeline.label_app.infer_task import InferTask, facts_of
 from pipeline.label_app.names import check_tag
+from pipeline.label_app.pacs import PacsStore
+from pipeline.label_app.sessions import ImageSessions
 from pipeline.label_app.train_task import TrainTask
 from pipeline.label_app.versions import CURRENT, MODELS, Versions
 from pipeline.results import Output
@@ -35,7 +44,9 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        logging.getLogger("monailabel").setLevel(logging.WARNING)  # it logs what it knows of patients at INFO
+        logging.getLogger().setLevel(logging.WARNING)  # MONAI Label and its libraries log ids and names at INFO, and
+        logging.getLogger("monailabel").setLevel(logging.ERROR)  # where it warns, too
+        logging.getLogger("pipeline").setLevel(logging.INFO)
         roots = sorted(path.parent for path in (Path(app_dir) / MODELS).glob(f"*/{CURRENT}"))
         self.tasks = {root.name: InferTask(Versions(root)) for root in roots}
         self.first = self.tasks[roots[0].name]
@@ -43,10 +54,9 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
 
     def init_datastore(self) -> Datastore:
         """Return the images, from a folder or a PACS, with every label map checked on its way in."""
-        bundle = self.first.bundle()
         if not self.studies.startswith(("http://", "https://")):
-            return ImageStore(Path(self.studies), bundle.labels)
-        return PacsStore(self.studies, Path(self.app_dir) / COPIES, bundle)
+            return ImageStore(Path(self.studies), self.first.bundle().labels)
+        return PacsStore(self.studies, Path(self.app_dir) / COPIES, self.first.bundle)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return the models."""
@@ -60,8 +70,8 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
     def init_strategies(self) -> dict[str, Any]:
         """Return the ways to choose the next image."""
         return {
-            "first": First(),
-            "random": Random(),
+            "first": Picked(first, "The first image by name"),
+            "random": Picked(anyone, "An image by chance"),
             "uncertainty": MostDoubtful(
                 "uncertainty", measure_uncertainty, self.first, "The image whose mirror image gives another result"
             ),
@@ -88,6 +98,16 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
             raise InputError(f"there is no such model, only {', '.join(self.tasks)}.")
         return self.tasks[model]
 
+    def check_trainable(self, model: str) -> None:
+        """Do nothing if a model can be trained.
+
+        Raises:
+            InputError: there is none of that name, or its bundle does not say how it is trained.
+        """
+        self.task(model)
+        if model not in self._trainers:
+            raise InputError(f"{model} has no configs/train.json, so it cannot be trained.")
+
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Save a proposal for an image of the datastore; a path is no id here, unlike in MONAI Label.
 
@@ -98,12 +118,14 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
         task, image_id = self.task(request["model"]), request["image"]
         tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL))
         with tempfile.TemporaryDirectory() as folder:
-            report = task.propose(store.case(image_id), Path(folder))
-            facts = facts_of(report, task)
-            label_id = store.save_label(
-                image_id, str(report.outputs[Output.NIFTI]), tag, {"model": request["model"], "params": facts}
-            )
+            proposal = task.propose(store.case(image_id), Path(folder))
+            facts = facts_of(proposal, task)
+            label_map = str(proposal.report.outputs[Output.NIFTI])
+            label_id = store.save_label(image_id, label_map, tag, {"model": request["model"], "params": facts})
         return {"label": label_id, "tag": tag, "file": None, "params": facts}
+
+    def _load_sessions(self, load: bool = False) -> ImageSessions:  # noqa: ARG002, FBT001, FBT002  # MONAI Label's interface
+        return ImageSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
 
     def _download_dcmqi_tools(self) -> None:
         """Download nothing: SEG is written by `pipeline.dicom.seg`."""

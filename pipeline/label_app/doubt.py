@@ -20,7 +20,8 @@ Labels = npt.NDArray[np.integer]
 def uncertainty(case: Case, bundle: Bundle) -> float:
     """Return 1 minus the agreement of a result with that of the mirrored image, mean Dice over the structures.
 
-    An inferer that averages over mirrorings would agree with itself, so it is asked without them.
+    An image in which nothing is found has a doubt of 1: a model that knows nothing of it would else be sure of it. An
+    inferer that averages over mirrorings would agree with itself, so it is asked without them.
 
     Args:
         case: the image.
@@ -41,6 +42,8 @@ def uncertainty(case: Case, bundle: Bundle) -> float:
 
 def disagreement(case: Case, bundle: Bundle, other: Bundle) -> float:
     """Return 1 minus the agreement of two versions of a model on an image, mean Dice over the structures.
+
+    An image in which neither finds anything has a doubt of 1.
 
     Args:
         case: the image.
@@ -64,7 +67,7 @@ def label_map(case: Case, bundle: Bundle) -> Labels:
     """
     scan = read_case(case, bundle.labels)
     image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(bundle.device)
-    labels: Labels = bundle.inferer(image, bundle.network).as_tensor()[0, 0].cpu().numpy()
+    labels: Labels = bundle.cleaning(bundle.inferer(image, bundle.network)).as_tensor()[0, 0].cpu().numpy()
     return labels
 
 
@@ -92,4 +95,5 @@ def mean_dice(dices: Iterable[float]) -> float:
 
 
 def _doubt(dices: Iterable[float]) -> float:
-    return round(1.0 - mean_dice(dices), 6)
+    found = [dice for dice in dices if not math.isnan(dice)]
+    return round(1.0 - mean_dice(found), 6) if found else 1.0

@@ -72,9 +72,8 @@ class Guard:
         is_foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
         if is_foreign and origin not in self.origins:
             return 403, "requests from pages of other servers are not allowed; start the server with this origin."
-        if any(part in {"..", "."} for part in scope["path"].replace("\\", "/").split("/")):
-            return 400, "the path names a folder above it; leave the dots out."
         try:
+            _check_path(scope["path"])
             _check_query(scope["query_string"])
         except InputError as error:
             return 400, str(error)
@@ -117,6 +116,19 @@ class Guard:
 
 def _too_large(limit: int) -> tuple[int, str]:
     return 413, f"the body is too large, expected at most {limit} bytes; send less, or raise the server's limit."
+
+
+def _check_path(path: str) -> None:
+    """Refuse a path that somebody behind this server could take for one that leads upwards.
+
+    Raises:
+        InputError: a part of it is made of dots, also up to a semicolon, where some servers cut it; or it is still
+            encoded after it was decoded, and what sends it on will decode it again.
+    """
+    if any(part.partition(";")[0] in {"..", "."} for part in path.replace("\\", "/").split("/")):
+        raise InputError("the path names a folder above it; leave the dots out.")
+    if "%" in path:
+        raise InputError("the path is encoded twice; encode it once.")
 
 
 def _check_query(query: bytes) -> None:

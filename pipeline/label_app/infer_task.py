@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from monailabel.tasks.infer.bundle import BundleInferTask
 
@@ -21,6 +22,13 @@ GOLDEN_RATIO = 0.618034
 """Steps of so much around the circle of hues never come close to an earlier one."""
 
 
+class Proposal(NamedTuple):
+    """What came of an image, and the version of the model that made it; another may be in use by now."""
+
+    report: CaseReport
+    version: int
+
+
 class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no types for mypy
     """Propose a label map with the version of a model that is in use.
 
@@ -34,7 +42,8 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
     def __init__(self, versions: Versions) -> None:
         super().__init__(str(versions.current_path), {}, load_strict=True)
         self.versions = versions
-        self._turn = Lock()
+        self.turn: AbstractContextManager[bool] = Lock()
+        """To be held by whoever runs the model."""
 
     def info(self) -> dict[str, Any]:
         """Return what a client shows of the model: labels with their numbers and colours, and the version in use."""
@@ -49,20 +58,21 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
         """Return the bundle of the version in use; `open_bundle` keeps it in memory."""
         return open_bundle(self.versions.current_path, device)
 
-    def propose(self, case: Case, folder: Path, outputs: Sequence[Output] = (Output.NIFTI,)) -> CaseReport:
+    def propose(self, case: Case, folder: Path, outputs: Sequence[Output] = (Output.NIFTI,)) -> Proposal:
         """Segment an image into a folder, as the command line does.
 
         Raises:
             InputError: the image was refused.
             VoxelgateError: it failed for another reason.
         """
-        with self._turn:
-            report = segment(case, self.bundle(), folder, Options(tuple(outputs)))
+        with self.turn:
+            version = self.versions.current
+            report = segment(case, open_bundle(self.versions.path(version)), folder, Options(tuple(outputs)))
         if report.status is CaseStatus.REFUSED:
             raise InputError(" ".join(report.findings))
         if report.status is CaseStatus.FAILED:
             raise VoxelgateError(" ".join(report.findings))
-        return report
+        return Proposal(report, version)
 
 
 def colours(table: LabelTable) -> dict[str, list[int]]:
@@ -76,15 +86,16 @@ def colours(table: LabelTable) -> dict[str, list[int]]:
     return found
 
 
-def facts_of(report: CaseReport, task: InferTask) -> dict[str, Any]:
+def facts_of(proposal: Proposal, task: InferTask) -> dict[str, Any]:
     """Return what a client is told of a proposal, as JSON."""
+    report = proposal.report
     return {
         "label_names": task.labels,
         "label_colors": colours(task.bundle().labels),
         "volumes_ml": dict(report.volumes_ml),
         "findings": list(report.findings),
         "quality": {"verdict": str(report.quality.verdict), "reasons": list(report.quality.reasons)},
-        "version": task.versions.current,
+        "version": proposal.version,
         "bundle_sha256": report.bundle_sha256,
         "seconds": dict(report.seconds),
     }

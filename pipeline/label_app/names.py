@@ -34,13 +34,22 @@ def check_id(text: str) -> str:
     return text
 
 
+def is_tag(text: str) -> bool:
+    """Return whether a text can be the tag of a label map.
+
+    >>> is_tag("final"), is_tag("../final")
+    (True, False)
+    """
+    return _TAG.fullmatch(text) is not None
+
+
 def check_tag(text: str) -> str:
     """Return the tag of a label, which becomes the name of a folder.
 
     Raises:
         InputError: it is no such name.
     """
-    if _TAG.fullmatch(text) is None:
+    if not is_tag(text):
         raise InputError(
             f"a tag of {len(text)} characters is no plain name; use up to 64 letters, digits, - and _, such as final."
         )

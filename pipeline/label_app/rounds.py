@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from pipeline.bundle import CHECKSUMS, WEIGHTS, Bundle, open_bundle, run_workflo
 from pipeline.cases import Case
 from pipeline.errors import InputError, UsageError
 from pipeline.label_app.doubt import dice_of, label_map, mean_dice
+from pipeline.label_app.files import write_text
+from pipeline.label_app.submitted import read_submitted
 from pipeline.label_app.versions import ORIGIN, Origin, Versions
+from pipeline.labels import LabelTable
 from pipeline.manifest import Part
 from pipeline.training import TRAINING
-from pipeline.volumes import read_grid, read_volume
+from pipeline.volumes import read_grid, read_volume, write_label_map
 
 PARTS = "parts.json"
 """File beside the versions that says which case trains and which validates."""
@@ -69,15 +73,19 @@ class Round:
     Args:
         version: number of the new version, or None if it was not better and is not kept.
         origin: of the new version, or of what would have been it.
+        is_used: whether the new version is in use; not if somebody put another one into use meanwhile.
     """
 
     version: int | None
     origin: Origin
+    is_used: bool
 
     def sentence(self) -> str:
         """Say it for people."""
         facts = self.origin
-        became = f"version {self.version} is in use" if self.version else f"version {facts.parent} stays in use"
+        became = f"version {self.version} is in use" if self.is_used else f"version {facts.parent} stays in use"
+        if self.version and not self.is_used:
+            became = f"version {self.version} is kept, but another was put into use meanwhile"
         cases = f"{facts.validation_cases} cases"
         return f"validation Dice {facts.dice:.4f} after {facts.parent_dice:.4f} on {cases}: {became}"
 
@@ -85,18 +93,26 @@ class Round:
 def train_round(versions: Versions, cases: Sequence[Annotated], pace: Pace) -> Round:
     """Train the version in use on annotated cases, and put the result into use if it is better on cases it did not see.
 
+    It sees the label maps as they are now, whatever annotators submit before it ends.
+
     Args:
         versions: of the model.
         cases: what was annotated.
         pace: how long, and how many cases only measure.
 
     Raises:
-        InputError: there are too few cases to train and to validate, or one cannot be read.
+        InputError: there are too few cases to train and to validate, or one cannot be read, or a label map does not lie
+            on the grid of its image or holds a value that the bundle does not know.
         BundleError: the bundle cannot be trained.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        return _train(versions, cases, pace, Path(folder))
+
+
+def _train(versions: Versions, cases: Sequence[Annotated], pace: Pace, labels: Path) -> Round:
     parent = versions.current
     bundle = open_bundle(versions.path(parent), pace.device)
-    split = split_cases(versions, cases, pace.val_split)
+    split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in cases], pace.val_split)
     candidate = _candidate(versions)
     try:
         run_workflow(candidate, ["train"], _overrides(bundle, split, pace))
@@ -138,9 +154,7 @@ def split_cases(versions: Versions, cases: Sequence[Annotated], share: float) ->
             f"and {len(split.validation)} to validate on, expected at least one of each; annotate more images, or "
             "change val_split."
         )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(parts, indent=0) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(parts, indent=0) + "\n")
     return split
 
 
@@ -148,20 +162,30 @@ def validation_dice(bundle: Bundle, cases: Sequence[Annotated]) -> float:
     """Return the mean Dice of a bundle on annotated cases: over the structures of each, then over the cases.
 
     Raises:
-        InputError: a case cannot be segmented, or its label map does not lie on its grid.
+        InputError: a case cannot be segmented.
     """
     return fmean(_case_dice(bundle, case) for case in cases)
 
 
 def _case_dice(bundle: Bundle, case: Annotated) -> float:
     found = label_map(Case(case.image_id, case.image), bundle)
-    meant, grid = read_volume(case.label)
-    if (difference := read_grid(case.image).difference(grid)) is not None:
-        raise InputError(f"the label map of an image does not lie on its grid: {difference}; submit it again.")
-    return mean_dice(dice_of(found, meant, bundle.labels).values())
+    return mean_dice(dice_of(found, read_volume(case.label)[0], bundle.labels).values())
+
+
+def _as_now(case: Annotated, table: LabelTable, folder: Path) -> Annotated:
+    """Copy the label map of a case, with a check: it may lie in the folder without having been submitted."""
+    grid = read_grid(case.image)
+    try:
+        labels = read_submitted(case.label, grid, table)
+    except InputError as error:
+        raise InputError(f"{case.image_id}: {error} Or remove it from the label maps.") from error
+    copied = folder / f"{case.image_id}.nii.gz"
+    write_label_map(copied, labels, grid, like=case.image)
+    return case._replace(label=copied)
 
 
 def _candidate(versions: Versions) -> Path:
+    versions.remove_left_behind()
     candidate = versions.scratch()
     shutil.copytree(
         versions.current_path, candidate, ignore=shutil.ignore_patterns(TRAINING, ORIGIN, CHECKSUMS, "*.pt")
@@ -185,10 +209,12 @@ def _overrides(bundle: Bundle, split: Split, pace: Pace) -> dict[str, Any]:
 def _published(versions: Versions, candidate: Path, origin: Origin) -> Round:
     """Keep a candidate and put it into use if it is better than its parent; the caller removes what is not kept."""
     if origin.dice is None or origin.parent_dice is None or origin.dice <= origin.parent_dice:
-        return Round(None, origin)
+        return Round(None, origin, is_used=False)
     number = versions.add(candidate, origin)
-    versions.use(number)
-    return Round(number, origin)
+    is_used = versions.current == origin.parent
+    if is_used:
+        versions.use(number)
+    return Round(number, origin, is_used)
 
 
 def _hashed(name: str) -> str:

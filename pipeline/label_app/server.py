@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.batch.lock import locked
 from pipeline.bundle import labels_of, open_bundle
 from pipeline.errors import UsageError
 from pipeline.label_app.guard import Guard
@@ -85,18 +87,30 @@ def serve(serving: Serving) -> None:
     """Check, prepare and run the server until it is stopped.
 
     Raises:
-        UsageError: MONAI Label is not installed here.
+        UsageError: MONAI Label is not installed here, the port is taken, the label maps that are there are those of
+            other labels, or as `prepare` says.
+        OutputError: a server works in the same folder.
         BundleError: a bundle was changed, its weights do not fit, or its labels are not named.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise UsageError("MONAI Label is not installed here; `make label` builds an environment that has it.")
-    prepare(serving)
+    _refuse_taken_port(serving)
+    serving.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(serving.work):
+        prepare(serving)
+        _run(serving)
+
+
+def _run(serving: Serving) -> None:
+    logging.getLogger("monailabel").setLevel(logging.ERROR)
     import uvicorn  # noqa: PLC0415 - of the optional extra
+    from monailabel.config import settings  # noqa: PLC0415 - made of what `prepare` set, as the next ones
     from monailabel.utils.others.generic import init_log_config  # noqa: PLC0415
 
-    from pipeline.label_app.web import make_web  # noqa: PLC0415 - reads the settings that `prepare` makes
+    from pipeline.label_app.web import make_web, voxelgate_app  # noqa: PLC0415
 
-    if not serving.is_loopback and not os.environ.get("MONAI_LABEL_AUTH_ENABLE"):
+    voxelgate_app()  # what it refuses is said before the server listens
+    if not serving.is_loopback and not settings.MONAI_LABEL_AUTH_ENABLE:
         logger.warning("everybody who reaches %s may read and change all images and label maps", serving.host)
     hosts = (serving.host, LOOPBACK, "localhost") if serving.is_loopback else ()
     guard = Guard(make_web(serving.origins), serving.most_mib * 2**20, hosts, serving.origins)
@@ -108,14 +122,19 @@ def prepare(serving: Serving) -> None:
     """Check the bundles, fill the work folder, and tell MONAI Label by its settings, which its processes inherit.
 
     Raises:
-        UsageError: the bundles segment different structures.
+        UsageError: the bundles segment different structures, or one of them takes other images than MONAI Label.
         BundleError: a bundle cannot be used.
     """
     work = serving.work.resolve()
     _refuse_other_labels(serving.bundles)
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     for bundle in serving.bundles:
-        open_bundle(import_bundle(bundle, work / MODELS).current_path)
+        opened = open_bundle(import_bundle(bundle, work / MODELS).current_path)
+        if opened.images.is_picture or opened.images.files > 1:
+            taken = "pictures" if opened.images.is_picture else f"{opened.images.files} channels"
+            raise UsageError(
+                f"{bundle.name}: takes {taken}, but MONAI Label serves volumes of one channel; use voxelgate segment."
+            )
     (work / "main.py").write_text(MAIN, encoding="utf-8")
     (work / "logs").mkdir(exist_ok=True)
     for emptied in ("tmp", "sessions"):  # what a server that was killed left behind, images among it
@@ -139,6 +158,17 @@ def prepare(serving: Serving) -> None:
     }
 
 
+def _refuse_taken_port(serving: Serving) -> None:
+    try:
+        found = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM)
+        socket.create_server(found[0][4][:2], family=found[0][0]).close()
+    except OSError as error:
+        raise UsageError(
+            f"the server cannot listen to {serving.host}, port {serving.port} ({error.strerror}); choose others with "
+            "--host and --port."
+        ) from error
+
+
 def _refuse_other_labels(bundles: Sequence[Path]) -> None:
     """Refuse bundles whose label maps mean different things, for the images have one label map each."""
     first, *others = [(bundle.name, labels_of(bundle).names) for bundle in bundles]
@@ -150,4 +180,9 @@ def _refuse_other_labels(bundles: Sequence[Path]) -> None:
 def missing_modules() -> list[str]:
     """Return the folders that stand in for modules which are not installed, for `PYTHONPATH`."""
     root = Path(__file__).parent / "stand_ins"
-    return [str(root / folder) for name, folder in STAND_INS.items() if importlib.util.find_spec(name) is None]
+    return [str(root / folder) for name, folder in STAND_INS.items() if _is_missing(name, root)]
+
+
+def _is_missing(name: str, root: Path) -> bool:
+    found = importlib.util.find_spec(name)
+    return found is None or (found.origin is not None and Path(found.origin).is_relative_to(root))

@@ -10,13 +10,26 @@ import numpy.typing as npt
 from pipeline.errors import InputError
 from pipeline.geometry import AGREEMENT_TOLERANCE_MM, Grid
 from pipeline.labels import LabelTable
-from pipeline.volumes import is_volume, read_grid, read_volume
+from pipeline.volumes import MOST_LABEL_VALUE, is_volume, read_grid, read_volume
 
 RAW_SUFFIX = ".bin"
 """What OHIF sends: one byte a voxel and no header, first index fastest (monailabel/datastore/utils/convert.py)."""
 
 Segments = Sequence[Mapping[str, Any]]
 """`label_info` of a client: a name and perhaps an `idx` for each segment."""
+
+
+def segments_of(label_info: object) -> Segments:
+    """Return what a client says of its values, checked for form.
+
+    Raises:
+        InputError: it is no list of objects.
+    """
+    if label_info is None:
+        return ()
+    if not isinstance(label_info, list) or not all(isinstance(segment, dict) for segment in label_info):
+        raise InputError('label_info is no list of segments; send [{"name": ..., "idx": ...}, ...], or leave it out.')
+    return label_info
 
 
 def read_submitted(path: Path, image: Grid, table: LabelTable, segments: Segments = ()) -> npt.NDArray[Any]:
@@ -38,7 +51,8 @@ def read_submitted(path: Path, image: Grid, table: LabelTable, segments: Segment
         InputError: another grid, no whole numbers, or a value or name that the bundle does not know.
     """
     voxels = _raw(path, image) if path.name.endswith(RAW_SUFFIX) else _volume(path, image)
-    labels = voxels.astype(np.uint16)
+    with np.errstate(invalid="ignore"):
+        labels = voxels.astype(np.uint16)
     if not np.array_equal(labels, voxels):
         raise InputError("the label map holds values that are no whole numbers from 0 to 65535; send a label map.")
     meaning = _meaning(segments, table)
@@ -80,7 +94,7 @@ def _meaning(segments: Segments, table: LabelTable) -> dict[int, int]:
     for place, segment in enumerate(segments, start=1):
         name = str(segment.get("name", "")).strip().lower()
         value = segment.get("idx", place)
-        if name not in known or not isinstance(value, int) or value in meaning:
+        if name not in known or type(value) is not int or value in meaning or not 0 < value <= MOST_LABEL_VALUE:
             raise InputError(
                 f"segment {place} of the label map has no name that the model knows, or a number of its own; expected "
                 f"{', '.join(table.foreground.values())}."

@@ -8,8 +8,9 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.bundle import read_metadata, verify
-from pipeline.errors import BundleError, InputError
+from pipeline.bundle import labels_of, read_metadata, verify
+from pipeline.errors import BundleError, InputError, UsageError
+from pipeline.label_app.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +106,17 @@ class Versions:
             BundleError: its files have changed.
         """
         verify(self.path(number))
-        partial = self.root / f".{CURRENT}-{secrets.token_hex(4)}"
-        partial.write_text(f"{number}\n", encoding="utf-8")
-        partial.replace(self.root / CURRENT)
+        write_text(self.root / CURRENT, f"{number}\n")
         logger.info("%s: version %d is in use", self.root.name, number)
 
     def scratch(self) -> Path:
         """Return a folder that does not exist, in which a candidate may grow."""
         return self.root / f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
+
+    def remove_left_behind(self) -> None:
+        """Remove the candidates of processes that died; one at a time makes any: the server, later a training."""
+        for left_behind in self.root.glob(f"{SCRATCH_PREFIX}*"):
+            shutil.rmtree(left_behind)
 
     def add(self, candidate: Path, origin: Origin) -> int:
         """Make a sealed bundle the newest version, not yet in use; return its number.
@@ -145,14 +149,19 @@ def import_bundle(bundle: Path, models: Path) -> Versions:
 
     Raises:
         BundleError: it is no sealed bundle, or its files have changed.
+        UsageError: the versions of its name that are known have other labels.
     """
     fingerprint = verify(bundle)
     versions = Versions(models / str(read_metadata(bundle)["name"]))
     versions.root.mkdir(parents=True, exist_ok=True)
-    for left_behind in versions.root.glob(f"{SCRATCH_PREFIX}*"):
-        shutil.rmtree(left_behind)
+    versions.remove_left_behind()
     if fingerprint in {verify(versions.path(number)) for number in versions.numbers()}:
         return versions
+    if versions.numbers() and labels_of(versions.current_path).names != labels_of(bundle).names:
+        raise UsageError(
+            f"{bundle.name}: {models.parent} holds versions of {versions.root.name} with other labels, which it cannot "
+            "replace; choose another folder with --work."
+        )
     candidate = versions.scratch()
     shutil.copytree(bundle, candidate, ignore=shutil.ignore_patterns("training"))
     versions.use(versions.add(candidate, Origin()))

@@ -1,6 +1,7 @@
 """The HTTP server: MONAI Label's endpoints, and in place of those that trust what they are given, our own."""
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,6 @@ from monailabel.endpoints import (
     login,
     logs,
     ohif,
-    proxy,
     scoring,
     session,
     train,
@@ -33,7 +33,6 @@ from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
 
@@ -42,12 +41,29 @@ from pipeline.errors import InputError, UsageError, VoxelgateError
 from pipeline.label_app.app import VoxelgateApp
 from pipeline.label_app.datastore import ImageStore
 from pipeline.label_app.infer_task import facts_of
-from pipeline.label_app.label_files import LabelFormat, converted
+from pipeline.label_app.label_files import converted
 from pipeline.label_app.names import check_id, check_tag
+from pipeline.label_app.proxy import read_pacs
 from pipeline.label_app.submitted import RAW_SUFFIX
 from pipeline.label_app.tokens import anonymous, current_user
+from pipeline.label_app.wishes import (
+    OWN_FACTS,
+    BatchWish,
+    NextWish,
+    ScoreWish,
+    TrainWish,
+    facts_in,
+    further_facts,
+    infer_wish,
+)
 from pipeline.results import Output
-from pipeline.volumes import SUFFIXES, is_volume
+from pipeline.volumes import SUFFIXES, is_volume, read_grid
+
+HARMLESS = {"GET", "HEAD", "DELETE"}
+"""Methods of HTTP that bring nothing to the server."""
+
+MOST_VOXELS = 2**30
+"""Largest volume that is taken, four times a CT of 1000 slices; some KiB of gzip can hold one that fills any memory."""
 
 ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
@@ -61,39 +77,6 @@ class Answer(StrEnum):
     JSON = "json"
     ALL = "all"
     DICOM_SEG = "dicom_seg"
-
-
-class InferWish(BaseModel):  # type: ignore[misc]  # pydantic is not there where mypy runs
-    """What counts of a client's `params`; 3D Slicer and OHIF send more, which a bundle has no use for."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-    result_extension: LabelFormat = LabelFormat.NIFTI
-    model_filename: str = "model.pt"
-
-
-class TrainWish(BaseModel):  # type: ignore[misc]  # as above
-    """How a client wants a model to be trained; whatever else is refused, since it would have no effect."""
-
-    model_config = ConfigDict(extra="forbid")
-    device: str = Field("", pattern=r"^[\w .:()/-]*$")
-    max_epochs: int = Field(20, ge=1, le=10_000)
-    val_split: float = Field(0.2, gt=0, lt=1)
-    client_id: str = ""
-
-
-class BatchWish(BaseModel):  # type: ignore[misc]  # as above
-    """What a client may say of a batch; devices are named for compatibility, the bundle chooses its own."""
-
-    model_config = ConfigDict(extra="forbid")
-    label_tag: str = DefaultLabelTag.ORIGINAL.value
-    max_batch_size: int = Field(0, ge=0)
-    device: str = ""
-    multi_gpu: bool = False
-    gpus: str = "all"
-    logging: str = ""
-    save_label: bool = True
-    max_workers: int = 1
-    client_id: str = ""
 
 
 def voxelgate_app() -> VoxelgateApp:
@@ -110,7 +93,7 @@ def infer(
     output: Answer = Answer.ALL,
 ) -> Response:
     """Propose a label map for an image of the datastore, of a session, or one that is sent and deleted afterwards."""
-    wish = _infer_wish(params)
+    wish = infer_wish(params)
     if wish.model_filename != "model.pt":
         raise InputError("a model runs with its own weights only; leave model_filename out.")
     app = voxelgate_app()
@@ -118,12 +101,13 @@ def infer(
     outputs = (Output.NIFTI, Output.SEG) if output is Answer.DICOM_SEG else (Output.NIFTI,)
     with tempfile.TemporaryDirectory() as folder:
         case = _wanted(app, image, session_id, file, Path(folder))
-        report = task.propose(case, Path(folder) / "out", outputs)
+        proposal = task.propose(case, Path(folder) / "out", outputs)
+        report = proposal.report
         if output is Answer.DICOM_SEG:
             if Output.SEG not in report.outputs:
                 raise InputError("nothing was found in the image, so there is no SEG; ask for the image.")
             return Response(report.outputs[Output.SEG].read_bytes(), media_type="application/dicom")
-        facts = facts_of(report, task)
+        facts = facts_of(proposal, task)
         if output is Answer.JSON:
             return JSONResponse(facts)
         label_map = converted(report.outputs[Output.NIFTI], wish.result_extension)
@@ -137,8 +121,8 @@ def save_label(
     tag: str = DefaultLabelTag.FINAL.value,
     user: User = ANNOTATOR,
 ) -> dict[str, str]:
-    """Take a label map that an annotator submits."""
-    facts = _object(params) | {"user": user.username}
+    """Take a label map that an annotator submits; one that it replaces is kept."""
+    facts = _facts(params, user)
     with tempfile.TemporaryDirectory() as folder:
         path = _saved(label, Path(folder), (*SUFFIXES, RAW_SUFFIX))
         label_id = voxelgate_app().datastore().save_label(check_id(image), str(path), check_tag(tag), facts)
@@ -152,12 +136,30 @@ def add_image(
     user: User = ANNOTATOR,
 ) -> dict[str, str]:
     """Take an image."""
-    facts = _object(params) | {"user": user.username}
+    facts = _facts(params, user)
     with tempfile.TemporaryDirectory() as folder:
         path = _saved(file, Path(folder), SUFFIXES)
         suffix = _suffix(file, SUFFIXES)
         image_id = image or Path(file.filename or "").name[: -len(suffix)]
         return {"image": voxelgate_app().datastore().add_image(check_id(image_id), str(path), facts)}
+
+
+def download_image(image: str) -> FileResponse:
+    """Send an image; one of a PACS is copied and made a volume first, while others are answered."""
+    path = Path(str(voxelgate_app().datastore().case_file(check_id(image))))
+    return FileResponse(path, media_type=get_mime_type(path.name), filename=path.name)
+
+
+def add_image_facts(image: str, info: Annotated[str, Form()] = "{}") -> dict[str, str]:
+    """Keep facts with an image."""
+    voxelgate_app().datastore().update_image_info(check_id(image), further_facts(info))
+    return {"image": image}
+
+
+def add_label_facts(label: str, tag: str, info: Annotated[str, Form()] = "{}") -> dict[str, str]:
+    """Keep facts with a label map."""
+    voxelgate_app().datastore().update_label_info(check_id(label), check_tag(tag), further_facts(info))
+    return {"label": label}
 
 
 def download_dataset(limit_cases: int | None = None) -> FileResponse:
@@ -176,14 +178,14 @@ def create_session(files: Annotated[UploadFile, File()], expiry: int = 0) -> dic
     sessions = voxelgate_app().sessions()
     with tempfile.TemporaryDirectory() as folder:
         path = _saved(files, Path(folder), SUFFIXES)
-        session_id, kept = sessions.add_session(str(path), max(0, expiry))
+        session_id, kept = sessions.keep(path, expiry)
     return {"session_id": session_id, "session_info": kept.to_json()}
 
 
 def start_training(model: str, wish: TrainWish | None = None, *, enqueue: bool = False) -> Any:
     """Train a model in a process of its own."""
-    voxelgate_app().task(model)
-    return train.run_model(model, _train_request(wish), run_sync=False, enqueue=enqueue)
+    voxelgate_app().check_trainable(model)
+    return train.run_model(model, (wish or TrainWish()).request(), run_sync=False, enqueue=enqueue)
 
 
 def start_trainings(wishes: dict[str, TrainWish] | None = None) -> Any:
@@ -202,9 +204,18 @@ def start_batch(
     return batch_infer.run(model, images, request)
 
 
-def next_sample(strategy: str, params: dict[str, Any] | None = None, user: User = USER) -> Any:
-    """Choose the next image to annotate."""
-    return activelearning.sample(strategy, {"client_id": (params or {}).get("client_id")}, user.username)
+def start_scoring(method: str, wish: ScoreWish | None = None, *, run_sync: bool = False) -> Any:
+    """Compare label maps, in a process of its own unless it is to be waited for."""
+    if method != "dice":
+        raise InputError("there is no such way to compare, only dice.")
+    asked = wish or ScoreWish()
+    return scoring.run_method(method, {"y": check_tag(asked.y), "y_pred": check_tag(asked.y_pred)}, run_sync)
+
+
+def next_sample(strategy: str, wish: NextWish | None = None, user: User = USER) -> Any:
+    """Choose the next image to annotate, another for each annotator: a user, or a client where there are no tokens."""
+    client = user.username if settings.MONAI_LABEL_AUTH_ENABLE else (wish or NextWish()).client_id
+    return activelearning.sample(strategy, {"client_id": client})
 
 
 def versions(model: str) -> dict[str, Any]:
@@ -219,24 +230,6 @@ def use_version(model: str, version: int) -> dict[str, int]:
     kept = voxelgate_app().task(model).versions
     kept.use(version)
     return {"current": kept.current}
-
-
-def _infer_wish(params: str) -> InferWish:
-    try:
-        return cast("InferWish", InferWish.model_validate_json(params or "{}"))
-    except ValidationError as error:
-        fields = ", ".join(str(place) for fault in error.errors() for place in fault["loc"]) or "no JSON object"
-        raise InputError(f"params cannot be used ({fields}); send a JSON object with known values.") from error
-
-
-def _object(params: str) -> dict[str, Any]:
-    try:
-        found = json.loads(params or "{}")
-    except ValueError as error:
-        raise InputError("params are no JSON; send a JSON object.") from error
-    if not isinstance(found, dict):
-        raise InputError("params are no JSON object; send one.")
-    return found
 
 
 def _wanted(app: VoxelgateApp, image: str, session_id: str, file: UploadFile | None, folder: Path) -> Case:
@@ -264,7 +257,15 @@ def _saved(file: UploadFile, folder: Path, allowed: tuple[str, ...]) -> Path:
     path = folder / f"upload{_suffix(file, allowed)}"
     with path.open("wb") as stream:
         shutil.copyfileobj(file.file, stream)
+    if is_volume(path) and math.prod(read_grid(path).shape) > MOST_VOXELS:
+        raise InputError(f"the file unpacks to more than {MOST_VOXELS} voxels; send the part that matters.")
     return path
+
+
+def _facts(params: str, user: User) -> dict[str, Any]:
+    """Return what a client says of what it uploads, and who it is."""
+    said = {name: value for name, value in facts_in(params).items() if name not in OWN_FACTS}
+    return said | {"user": user.username}
 
 
 def _label_answer(label_map: Path, facts: dict[str, Any], output: Answer) -> Response:
@@ -276,11 +277,6 @@ def _label_answer(label_map: Path, facts: dict[str, Any], output: Answer) -> Res
         {"params": (None, json.dumps(facts), "application/json"), "image": (label_map.name, content, kind)}
     )
     return Response(parts.to_string(), media_type=parts.content_type)
-
-
-def _train_request(wish: TrainWish | None) -> dict[str, Any]:
-    asked = wish or TrainWish()
-    return {name: value for name, value in asked.model_dump(exclude={"client_id"}).items() if value != ""}
 
 
 def _refused(status: HTTPStatus) -> Callable[[Request, Any], JSONResponse]:
@@ -305,23 +301,32 @@ def _own_routes() -> APIRouter:
         ("/datastore/label", save_label, "PUT", ANNOTATOR),
         ("/datastore/image", add_image, "PUT", ANNOTATOR),
         ("/datastore/", add_image, "PUT", ANNOTATOR),
+        ("/datastore/image/info", add_image_facts, "PUT", ANNOTATOR),
+        ("/datastore/label/info", add_label_facts, "PUT", ANNOTATOR),
+        ("/datastore/image", download_image, "GET", USER),
         ("/datastore/dataset", download_dataset, "GET", ANNOTATOR),
         ("/session/", create_session, "PUT", USER),
         ("/train/", start_trainings, "POST", ADMIN),
         ("/train/{model}", start_training, "POST", ADMIN),
         ("/batch/infer/{model}", start_batch, "POST", ADMIN),
+        ("/scoring/{method}", start_scoring, "POST", ANNOTATOR),
         ("/activelearning/{strategy}", next_sample, "POST", USER),
         ("/versions/{model}", versions, "GET", USER),
         ("/versions/{model}", use_version, "PUT", ADMIN),
     ):
         router.add_api_route(path, endpoint, methods=[method], dependencies=[role])
+    if settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+        router.add_api_route("/proxy/dicom/{path:path}", read_pacs, methods=["GET"], dependencies=[USER])
     return router
+
+
+def _harmless(router: APIRouter) -> APIRouter:
+    """Return those of MONAI Label's endpoints that read or remove; what takes something from a client is ours."""
+    return APIRouter(routes=[route for route in router.routes if route.methods <= HARMLESS])
 
 
 def make_web(origins: tuple[str, ...] = ()) -> FastAPI:
     """Return the application; what it serves is set in MONAI Label's settings.
-
-    Left out are endpoints that change a model's file, that load whole slides, and that reload the app.
 
     Args:
         origins: pages of other servers that may read answers; none by default.
@@ -329,10 +334,9 @@ def make_web(origins: tuple[str, ...] = ()) -> FastAPI:
     web = FastAPI(title="voxelgate", lifespan=_lifespan, docs_url="/docs", redoc_url=None)
     if origins:
         web.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    parts = [info, train, batch_infer, activelearning, scoring, datastore, logs, session, ohif]
-    parts += [login] if settings.MONAI_LABEL_AUTH_ENABLE else []
-    parts += [proxy] if settings.MONAI_LABEL_STUDIES.startswith("http") else []
-    for router in (_own_routes(), *(part.router for part in parts)):
+    parts = (info, train, batch_infer, scoring, datastore, logs, session, ohif)
+    tokens = (login.router,) if settings.MONAI_LABEL_AUTH_ENABLE else ()
+    for router in (_own_routes(), *tokens, *(_harmless(part.router) for part in parts)):
         web.include_router(router)
     web.dependency_overrides[get_current_user] = current_user if settings.MONAI_LABEL_AUTH_ENABLE else anonymous
     for error, status in (
