@@ -1,19 +1,24 @@
 """Workers that die, hang or run out of memory: each costs its case attempts, and the run nothing."""
 
+import multiprocessing
 import os
 import signal
 import time
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pipeline.batch.dispatch import Limits
+from pipeline.batch.engine import ExecutorEngine
+from pipeline.batch.ledger import Ledger
 from pipeline.batch.processes import Share, WorkerProcess
+from pipeline.batch.runner import run
 from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
 from pipeline.batch.status import status_of
 from pipeline.case_report import CaseStatus
-from pipeline.errors import InputError, OutputError, UsageError
+from pipeline.errors import EngineError, InputError, OutputError, UsageError
 from pipeline.segment import Options
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, HUNGRY_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import start, tree, wait_until
@@ -57,6 +62,21 @@ def test_a_worker_that_is_killed_breaks_what_it_had_and_says_how() -> None:
         sleeping.result(30)
     with pytest.raises(BrokenExecutor):
         worker.submit(os.getpid)
+
+
+def test_a_call_for_a_worker_that_stands_still_is_not_waited_for() -> None:
+    worker = WorkerProcess(Share())
+    os.kill(worker.submit(os.getpid).result(), signal.SIGSTOP)
+
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(worker.submit, len, bytes(2**24))
+        try:
+            future = sending.result(30)
+        finally:
+            worker.kill()
+
+    with pytest.raises(BrokenExecutor, match="was killed by SIGKILL"):
+        future.result(30)
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path, bundle: Path) -> None:
@@ -105,6 +125,81 @@ def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path
     assert reports["b"].status is CaseStatus.DONE
 
 
+def test_a_case_whose_neighbour_hangs_with_the_files_is_done(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz", SLOW_HU)
+    save_case(tmp_path / "in" / "b.nii.gz")
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    cases = cases_in([tmp_path / "in"], setup)
+    (tmp_path / "in" / "b.nii.gz").unlink()
+    os.mkfifo(tmp_path / "in" / "b.nii.gz")  # opening it takes forever, as on a server that does not answer
+    means = Means("processes:1", Limits(timeout_s=15, attempts=1))
+
+    reports = {report.case_id: report for report in segment_cases(cases, setup, means)}
+
+    assert reports["a"].status is CaseStatus.DONE
+    assert reports["b"].status is CaseStatus.FAILED
+
+
+def test_a_run_whose_workers_cannot_even_start_ends_and_its_cases_wait(tmp_path: Path, bundle: Path) -> None:
+    for number in range(8):
+        save_case(tmp_path / "in" / f"{number}.nii.gz")
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    means = Means("processes:1", Limits(attempts=1), max_gib=0.001)
+
+    with pytest.raises(EngineError, match="no worker has finished a case, and 5 cases in a row were given up"):
+        list(segment_cases(cases_in([tmp_path / "in"], setup), setup, means))
+
+    counts = status_of(tmp_path / "out").counts
+    assert (counts["failed"], counts["waiting"]) == (4, 4)
+
+
+def test_many_cases_that_kill_their_workers_end_no_run_in_which_others_were_done(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz")
+    for number in range(5):
+        save_case(tmp_path / "in" / f"deadly{number}.nii.gz", DEADLY_HU)
+    save_case(tmp_path / "in" / "z.nii.gz")
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    means = Means("processes:1", Limits(attempts=1))
+
+    for _ in range(2):  # what is done already counts too
+        reports = list(segment_cases(cases_in([tmp_path / "in"], setup), setup, means))
+
+        assert [report.status for report in reports].count(CaseStatus.DONE) == 2
+
+
+def test_an_executor_that_broke_for_good_fails_its_cases_in_words(tmp_path: Path, bundle: Path) -> None:
+    for name in ("a_deadly", "b"):
+        save_case(tmp_path / "in" / f"{name}.nii.gz", DEADLY_HU)
+    setup = setup_of(bundle, tmp_path / "out", Options())
+    (tmp_path / "out").mkdir()
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+
+    with closing(Ledger(setup.out_dir)) as ledger:
+        cases = iter([cases_in([tmp_path / "in"], setup)])
+        reports = list(run(cases, setup, ExecutorEngine(pool), ledger, Limits(attempts=2)))
+
+    assert [report.status for report in reports] == [CaseStatus.FAILED] * 2
+    assert all("its worker " in report.findings[0] for report in reports)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_a_worker_has_as_many_cases_at_a_time_as_it_may_and_the_results_are_equal(
+    tmp_path: Path, bundle: Path, at_a_time: int
+) -> None:
+    for number in range(4):
+        save_case(tmp_path / "in" / f"{number}.nii.gz", SLOW_HU, seed=number)
+    setup, serial = (setup_of(bundle, tmp_path / name, Options()) for name in ("out", "serial"))
+    cases = cases_in([tmp_path / "in"], setup)
+    list(segment_cases(cases, serial, Means("serial")))
+
+    most = 0
+    for _ in segment_cases(cases, setup, Means("processes:1", Limits(cases_at_a_time=at_a_time))):
+        most = max(most, status_of(tmp_path / "out").counts["running"] + 1)  # and the one that has just ended
+
+    assert most == at_a_time
+    assert tree(tmp_path / "out") == tree(tmp_path / "serial")
+
+
 def test_every_engine_of_this_machine_gives_the_same_tree(tmp_path: Path, bundle: Path) -> None:
     for number in range(6):
         save_case(tmp_path / "in" / f"{number}.nii.gz", seed=number)
@@ -136,6 +231,22 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path, bundle
     save_case(tmp_path / "in" / "hanging.nii.gz")
     assert start(tmp_path / "log", *arguments).end() == 0
     assert tree(tmp_path / "out").items() >= {name: before[name] for name in before if name != "cases.csv"}.items()
+
+
+def test_ctrl_c_twice_ends_like_once(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz", HANGING_HU)
+    arguments = ("segment", bundle, tmp_path / "in", "--out", tmp_path / "out")
+    command = start(tmp_path / "log", *arguments)
+    worker_of(tmp_path / "out")
+
+    for _ in range(2):
+        os.kill(command.process.pid or 0, signal.SIGINT)
+        time.sleep(0.05)
+
+    assert command.end(60) == INTERRUPTED
+    assert "Traceback" not in command.printed
+    save_case(tmp_path / "in" / "a.nii.gz")
+    assert start(tmp_path / "log", *arguments).end() == 0
 
 
 def test_status_tells_of_a_run_that_is_on(tmp_path: Path, bundle: Path) -> None:

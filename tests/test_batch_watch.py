@@ -1,7 +1,9 @@
 """A folder that something else fills: studies and files are taken when they are complete, and again when they grow."""
 
 import math
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,36 @@ def test_files_that_vanish_and_results_are_passed_over(tmp_path: Path) -> None:
     gone.unlink()
 
     assert clock.look(SETTLE_S) == []
+
+
+def test_a_folder_that_is_moved_away_while_it_is_listed_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(tmp_path)
+    save_case(tmp_path / "a.nii.gz")
+    clock.look(0)
+    (tmp_path / "receiving").mkdir()
+    walk = os.walk
+
+    def walk_meanwhile(*arguments: object, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(*arguments, **options):
+            shutil.rmtree(tmp_path / "receiving", ignore_errors=True)
+            yield found
+
+    monkeypatch.setattr("pipeline.dicom.files.os.walk", walk_meanwhile)
+
+    assert clock.look(SETTLE_S) == []
+    assert names(clock.look(0)) == ["a"]
+
+
+def test_a_folder_that_is_gone_for_good_ends_the_watch(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "in")
+    (tmp_path / "in").mkdir()
+    clock.look(0)
+    (tmp_path / "in").rmdir()
+
+    with pytest.raises(InputError, match="does not exist"):
+        clock.look(1)
 
 
 def test_what_comes_in_during_a_run_is_segmented_and_idleness_ends_it(tmp_path: Path) -> None:

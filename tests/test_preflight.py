@@ -14,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batch.demand import StreamingModel, WindowModel
+from pipeline.batch.dispatch import Limits
 from pipeline.batch.forecast import GIB, Measured, Room, Size, Way, forecast
 from pipeline.batch.preflight import preflight, summary, volume_of
 from pipeline.batch.processes import Share, WorkerProcess
+from pipeline.batch.sample import sample
 from pipeline.batch.segmentation import Means, cases_in, fitted, segment_cases, setup_of
+from pipeline.batch.status import status_of
 from pipeline.batch.worker import Job, Setup, work
 from pipeline.cases import Case
 from pipeline.errors import OutputError, UsageError
@@ -26,6 +29,7 @@ from pipeline.results import Output
 from pipeline.segment import Options
 from pipeline.volumes import is_nifti, read_volume
 from tests.batch_bundle import DEADLY_HU, make_moody_bundle, save_case
+from tests.batch_runs import tree
 from tests.dicom_files import stack, write_all
 from tests.threshold_bundle import make_threshold_bundle
 
@@ -152,6 +156,27 @@ def test_a_limit_of_the_process_does_not_bind_a_network_on_a_gpu() -> None:
     assert found[1].peak_bytes < found[0].peak_bytes
 
 
+def test_a_volume_is_streamed_on_a_gpu_whatever_the_process_may_allocate() -> None:
+    large = size((400, 400, 400))
+
+    found = [forecast([large], replace(HUNGRY, is_on_host=host), Room(process_bytes=3 * GIB)) for host in (True, False)]
+
+    assert [one.cases[0].way for one in found] == [Way.WINDOWS, Way.STREAMING]
+
+
+def test_what_too_little_memory_changes_is_told() -> None:
+    pair = [size((300, 300, 300), "one"), size((300, 300, 300), "other")]
+    alone, together = (forecast(pair, STREAMING, Room(cases_at_a_time=count)) for count in (1, 2))
+    between = (alone.peak_bytes + together.peak_bytes) // 2
+
+    slow = summary(forecast(pair, STREAMING, Room(machine_bytes=between, cases_at_a_time=2)))
+    tight = summary(forecast([size((400, 400, 400)), size((60, 60, 60))], HUNGRY, Room(3 * GIB, cases_at_a_time=2)))
+
+    assert summary(together).endswith(" of disk.")
+    assert slow.endswith("; one at a time in a process, since memory does not hold two.")
+    assert "; 1 of them in windows, since memory is too small to stream, which changes labels a little" in tight
+
+
 def test_what_a_batch_will_need_is_told_in_one_line() -> None:
     found = forecast([size((200, 200, 200))], STREAMING, Room(outputs=(Output.NIFTI, Output.PREVIEW)))
 
@@ -207,6 +232,47 @@ def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: P
     assert found.unfit.keys() == {"huge"}
     assert found.peak_bytes <= 0.6 * GIB
     assert summary(found).endswith("of disk; 1 more does not fit in memory.")
+
+
+@pytest.mark.slow
+def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equal_results(
+    tmp_path: Path, threshold: Path
+) -> None:
+    cases = [save(tmp_path / "in" / f"{name}.nii.gz", (160, 160, 160)) for name in "abc"]
+    free, limited = (setup(threshold, tmp_path / name) for name in ("free", "limited"))
+    alone, together = (preflight(some, free) for some in (cases[:1], cases))
+    with WorkerProcess(Share()) as worker:
+        idle_bytes = worker.submit(sample, free, cases[:1]).result()[0].measured.idle_bytes
+    max_gib = ((alone.peak_bytes + together.peak_bytes) / 2 + idle_bytes) / GIB
+
+    found = preflight(cases, limited, max_gib=max_gib)
+    means = Means(limits=Limits(cases_at_a_time=found.cases_at_a_time), max_gib=max_gib)
+    most = 0
+    for report in segment_cases(cases, replace(limited, network_bytes=found.network_bytes), means):
+        assert report.status == "done", report.findings
+        most = max(most, status_of(tmp_path / "limited").counts["running"] + 1)
+    list(segment_cases(cases, free))
+
+    assert (together.cases_at_a_time, found.cases_at_a_time, most) == (2, 1, 1)
+    assert "one at a time" in summary(found)
+    assert tree(tmp_path / "limited") == tree(tmp_path / "free")
+
+
+def test_what_is_done_is_not_foretold_again(tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [save(tmp_path / f"{name}.nii.gz", (32, 32, 32)) for name in ("a", "b", "c")]
+    planned = setup(threshold, tmp_path / "out")
+    list(segment_cases(cases[:2], planned, Means("serial")))
+
+    left = preflight(cases, planned)
+    list(segment_cases(cases, planned, Means("serial")))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(2**30, 2**30, 0))
+    nothing = preflight(cases, planned)
+
+    assert [case.case_id for case in left.cases] == ["c"]
+    assert summary(left).endswith("; 2 more are done already.")
+    assert summary(nothing) == "All cases are done already."
+    with pytest.raises(OutputError, match="make room"):
+        preflight(cases, replace(planned, options=Options((Output.NIFTI,))))  # other options, so all anew
 
 
 def test_more_processes_than_memory_holds_are_refused_with_the_number_that_fits(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pipeline.inference.memory import MemoryModel, available_bytes, enlarged, measure, narrowest
-from pipeline.inference.sliding_window import STREAMING_RESERVE, RestoringSlidingWindowInferer, WindowSize
-from pipeline.inference.streaming import CHUNK, LOGITS_BYTES, streaming_cost
+from pipeline.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
+from pipeline.inference.streaming import CHUNK, LOGITS_BYTES, reserved_bytes, streamed_axis
 from pipeline.inference.views import Views
 from pipeline.inference.windows import PIECE_SCORES, WindowPlan
 
@@ -56,12 +56,12 @@ class StreamingModel:
     is_on_host: bool = True
 
     def plane_vox(self, box_vox: Shape) -> int:
-        """Return the voxels of a slice across the longest axis that may be streamed."""
-        return math.prod(box_vox) // max(box_vox[axis] for axis in self.axes)
+        """Return the voxels of a slice."""
+        return math.prod(box_vox) // box_vox[streamed_axis(box_vox, self.axes)]
 
     def least_bytes(self, box_vox: Shape) -> float:
         """Return the memory below which the inferer will not stream a part of the network grid."""
-        return STREAMING_RESERVE * self._buffer_bytes(box_vox)
+        return reserved_bytes(self._buffer_bytes(box_vox))
 
     def needed_bytes(self, box_vox: Shape) -> int:
         """Return the peak of streaming and restoring, beside the image and the result."""
@@ -135,7 +135,7 @@ def networks_of(network: nn.Module) -> list[nn.Module]:
 
 def is_streamed(inferer: RestoringSlidingWindowInferer, network: nn.Module) -> bool:
     """Return whether volumes pass through all networks slice by slice, as far as memory allows."""
-    return all(map(inferer.streams, networks_of(network)))
+    return inferer.all_stream(networks_of(network))
 
 
 def window_model(inferer: RestoringSlidingWindowInferer, network: nn.Module, image: torch.Tensor) -> WindowModel:
@@ -175,16 +175,14 @@ def streaming_model(inferer: RestoringSlidingWindowInferer, network: nn.Module, 
         classes: of the scores.
     """
     networks = networks_of(network)
-    axes = tuple(axis for axis in range(3) if axis not in inferer.flip_axes)
-    dtype = None if inferer.compute_dtype is None else torch.bfloat16
-    low, high = (streaming_cost(networks[0], (n, n), axis=axes[0], dtype=dtype).peak_bytes for n in PLANES_VOX)
+    axes = inferer.streamable_axes
+    low, high = (inferer.streaming_bytes(networks, (n, n), axes[0]) for n in PLANES_VOX)
     plane_bytes = (high - low) / (PLANES_VOX[1] ** 2 - PLANES_VOX[0] ** 2)
-    views = len(networks) * 2 ** len(inferer.flip_axes)
     return StreamingModel(
-        fixed_bytes=max(0, int(views * (low - plane_bytes * PLANES_VOX[0] ** 2))),
-        plane_bytes=views * plane_bytes,
+        fixed_bytes=max(0, int(low - plane_bytes * PLANES_VOX[0] ** 2)),
+        plane_bytes=plane_bytes,
         axes=axes,
         classes=classes,
-        views=views,
+        views=len(networks) * 2 ** len(inferer.flip_axes),
         is_on_host=next(networks[0].parameters()).device.type == "cpu",
     )

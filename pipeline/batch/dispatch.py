@@ -8,20 +8,25 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.batch.engine import Engine, Lane
+from pipeline.batch.processes import CASES_AT_A_TIME
 from pipeline.batch.worker import Job, Outcome
 from pipeline.cases import Case
-from pipeline.errors import VoxelgateError
+from pipeline.errors import EngineError, VoxelgateError
 from pipeline.segment import Fault
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 """How long results are waited for before clocks, workers and arrivals are looked at again."""
+
+
+MOST_FRUITLESS = 5
+"""Cases that lose their workers before any case of a run has ended otherwise: then it is not the cases' fault."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Limits:
         timeout_s: longest time for one attempt.
         attempts: how often a case is tried that hangs, runs out of memory or loses its worker.
         refused: why cases cannot be done here, by the identity of their input.
+        cases_at_a_time: that a worker may have; it may take fewer.
     """
 
     timeout_s: float = 1800.0
     attempts: int = 3
     refused: Mapping[str, str] = field(default_factory=dict)
+    cases_at_a_time: int = CASES_AT_A_TIME
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,8 @@ class Dispatcher:
         self._suspects: deque[Ticket] = deque()
         self._workers: dict[Lane, _Occupied] = {}
         self._is_deserted = False
+        self._is_fruitful = False
+        self._given_up = 0
 
     @property
     def active(self) -> set[str]:
@@ -175,8 +184,9 @@ class Dispatcher:
         while (ticket := self._next_for(worker)) is not None:
             job = self._clerk.job_for(ticket)
             if job is None:
+                self._is_fruitful = True  # workers have done it before
                 continue
-            future = worker.lane.submit(job)
+            future = _submitted(worker.lane, job)
             self._clerk.started(ticket, job, worker.lane.name)
             worker.running.append(_Running(ticket, job, future, time.monotonic(), had_company=False))
             for one in worker.running if len(worker.running) > 1 else ():
@@ -186,7 +196,8 @@ class Dispatcher:
         """Return what a worker can take now; while cases must be alone, no worker takes a second one."""
         if self._suspects:
             return None if worker.running else self._suspects.popleft()
-        is_full = len(worker.running) >= worker.lane.depth or any(one.ticket.is_alone for one in worker.running)
+        most = min(worker.lane.depth, self._limits.cases_at_a_time)
+        is_full = len(worker.running) >= most or any(one.ticket.is_alone for one in worker.running)
         return self._waiting.popleft() if self._waiting and not is_full else None
 
     def _collect(self, worker: _Occupied) -> Iterator[Ended]:
@@ -203,6 +214,7 @@ class Dispatcher:
             yield from self._lose(worker, "died" if error is None else str(error))
 
     def _judge(self, one: _Running, outcome: Outcome) -> Iterator[Ended]:
+        self._is_fruitful = True
         if outcome.fault is not Fault.MEMORY:
             yield Ended(one.ticket, one.job, outcome)
         elif one.had_company:
@@ -218,10 +230,25 @@ class Dispatcher:
                 self._try_alone(one, ticket)
             else:  # a system that runs out of memory kills without a word; so may anybody, once
                 ticket = replace(ticket, shrinks=ticket.shrinks + (ticket.losses > 1))
-                yield from self._charge(one, ticket, f"its worker {reason}")
+                for ended in self._charge(one, ticket, f"its worker {reason}"):
+                    self._refuse_fruitless(reason)
+                    yield ended
+
+    def _refuse_fruitless(self, reason: str) -> None:
+        """End the run if workers die of every case, such as where they cannot even start.
+
+        Raises:
+            EngineError: they do.
+        """
+        self._given_up += 1
+        if self._given_up == MOST_FRUITLESS and not self._is_fruitful:
+            raise EngineError(
+                f"no worker has finished a case, and {MOST_FRUITLESS} cases in a row were given up, the last since its "
+                f"worker {reason}; see what it printed, and give it more memory if there was too little."
+            )
 
     def _expire(self, worker: _Occupied) -> Iterator[Ended]:
-        """End a worker whose oldest case takes too long; the other case it had is not to blame."""
+        """End a worker whose oldest case takes too long; it is tried alone if it had company, which may have hung."""
         if not worker.running or not worker.lane.can_be_killed:
             return
         first, *others = worker.running
@@ -232,7 +259,10 @@ class Dispatcher:
         for other in others:
             self._clerk.put_aside(other.ticket, other.job)
             self._waiting.appendleft(other.ticket)
-        yield from self._charge(first, first.ticket, f"it took longer than {self._limits.timeout_s:g} s")
+        if first.had_company:
+            self._try_alone(first, first.ticket)
+        else:
+            yield from self._charge(first, first.ticket, f"it took longer than {self._limits.timeout_s:g} s")
 
     def _try_alone(self, one: _Running, ticket: Ticket) -> None:
         self._clerk.put_aside(ticket, one.job)
@@ -245,6 +275,16 @@ class Dispatcher:
             self._try_alone(one, ticket)
         else:
             yield Ended(ticket, one.job, None, f"{reason} in attempt {ticket.attempts} of {self._limits.attempts}")
+
+
+def _submitted(lane: Lane, job: Job) -> Future[Outcome]:
+    """Give a job to a worker; one that cannot take any, not even anew, has died."""
+    try:
+        return lane.submit(job)
+    except BrokenExecutor as error:
+        future: Future[Outcome] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _has_outcome(future: Future[Outcome]) -> bool:

@@ -1,7 +1,6 @@
 """Where cases are worked on: in this process, in processes beside it, or on the workers of a Dask cluster."""
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any, Protocol, TypeVar
@@ -10,6 +9,7 @@ import torch
 
 from pipeline.batch.processes import CASES_AT_A_TIME, Share, WorkerProcess
 from pipeline.batch.worker import Job, Outcome, work, worker_name
+from pipeline.engine_names import EngineKind, dask_client, engine_named
 from pipeline.errors import EngineError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,11 @@ class Lane(Protocol):
         """Return whether a case that hangs can be ended."""
 
     def submit(self, job: Job) -> Future[Outcome]:
-        """Start a job; its future ends with `BrokenExecutor` if the worker dies."""
+        """Start a job; its future ends with `BrokenExecutor` if the worker dies.
+
+        Raises:
+            BrokenExecutor: the worker is dead, and a new one died at once.
+        """
 
     def kill(self) -> None:
         """End a worker that hangs, and all that runs in it; the next job gets a new one."""
@@ -205,7 +209,10 @@ class DaskLane:
 
     def submit(self, job: Job) -> Future[Outcome]:
         """Start a job."""
-        return self._executor.submit(work, job)
+        try:
+            return self._executor.submit(work, job)
+        except (OSError, RuntimeError) as error:  # the scheduler is gone, as will be seen when workers are listed
+            raise BrokenExecutor("went away") from error
 
     def give_up(self) -> None:
         """Take back its tasks; one that runs goes on, but nobody looks at what it leaves."""
@@ -235,14 +242,7 @@ class DaskEngine:
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            from distributed import Client  # noqa: PLC0415 - an optional extra
-        except ImportError as error:
-            raise UsageError("dask needs the extra: pip install 'voxelgate[dask]'.") from error
-        try:
-            self._client = Client(scheduler_file=address) if address.endswith(".json") else Client(address)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"no Dask scheduler answers at {address}; start one, or correct the address.") from error
+        self._client = dask_client(address)
         self._lanes: dict[str, DaskLane] = {}
 
     def lanes(self) -> Sequence[Lane]:
@@ -272,22 +272,20 @@ class DaskEngine:
 
 
 def engine_of(name: str, max_gib: float | None = None) -> Engine:
-    """Return the engine of a name: `serial`, `processes:N` or `dask:ADDRESS`.
+    """Return the engine of a name.
 
     Args:
-        name: as above; `processes` alone is one process.
+        name: as for `engine_named`.
         max_gib: memory that a process may allocate; None for any.
 
     Raises:
         UsageError: no such engine, or one that cannot be limited.
     """
-    kind, _, rest = name.partition(":")
-    if max_gib is not None and kind != "processes":
-        raise UsageError(f"--max-memory goes with processes only, not with {kind}; limit the memory of workers there.")
-    if name == "serial":
-        return ExecutorEngine(SerialExecutor())
-    if kind == "processes" and re.fullmatch(r"(:[1-9][0-9]{0,3})?", name[len(kind) :]):
-        return ProcessEngine(int(rest or 1), max_gib)
-    if kind == "dask" and rest:
-        return DaskEngine(rest)
-    raise UsageError(f"engine {name!r}: expected serial, processes:N or dask:ADDRESS.")
+    found = engine_named(name)
+    if found.kind is EngineKind.PROCESSES:
+        return ProcessEngine(found.count, max_gib)
+    if max_gib is not None:
+        raise UsageError(
+            f"--max-memory goes with processes only, not with {found.kind}; limit the memory of workers there."
+        )
+    return DaskEngine(found.address) if found.kind is EngineKind.DASK else ExecutorEngine(SerialExecutor())

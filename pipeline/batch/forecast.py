@@ -152,6 +152,8 @@ class Forecast:
         network_bytes: what the network may take beside image and labels; None for any, as on a GPU.
         elapsed_s: for all cases that fit.
         disk_bytes: of all results at most.
+        unstreamed: how many cases take windows because there is too little memory to stream.
+        done: how many further cases are done already.
     """
 
     cases: tuple[CaseForecast, ...] = ()
@@ -161,6 +163,8 @@ class Forecast:
     network_bytes: int | None = None
     elapsed_s: float = 0.0
     disk_bytes: int = 0
+    unstreamed: int = 0
+    done: int = 0
 
 
 def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None) -> Forecast:
@@ -178,7 +182,7 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
     least = {size.case_id: _least_bytes(size, measured) for size in sizes}
     fitting = [size for size in sizes if least[size.case_id] <= limit_bytes]
     held_bytes = max((_held_bytes(size, measured) for size in fitting), default=0)
-    network_bytes = limit_bytes - held_bytes  # one number for all cases, for all have the same inferer
+    network_bytes = limit_bytes - held_bytes if measured.is_on_host else math.inf  # of all cases, for the one inferer
     found = [_case(size, measured, network_bytes, given.outputs) for size in fitting]
     cases = tuple(case for case in found if case.alone_bytes <= limit_bytes)
     needed = least | {case.case_id: case.alone_bytes for case in found}
@@ -192,9 +196,10 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
         {case_id: _sentence(case_id, given.process_bytes, most - limit_bytes) for case_id, most in unfit.items()},
         peak_bytes=int(together_bytes if is_company else alone_bytes),
         cases_at_a_time=given.cases_at_a_time if is_company else 1,
-        network_bytes=int(network_bytes) if measured.is_on_host and math.isfinite(network_bytes) else None,
+        network_bytes=int(network_bytes) if math.isfinite(network_bytes) else None,
         elapsed_s=max(total_s / given.processes, max((case.elapsed_s for case in cases), default=0.0)),
         disk_bytes=sum(case.disk_bytes for case in cases),
+        unstreamed=0 if measured.streaming is None else sum(case.way is Way.WINDOWS for case in cases),
     )
 
 

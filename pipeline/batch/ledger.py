@@ -2,28 +2,37 @@
 
 Table `cases` has a row for each case: its state, the SHA-256 of input and bundle, options, attempts, worker, and the
 report as JSON with findings, seconds and peak memory (`json_extract(report, '$.findings')`). Table `outputs` has a row
-for each file with its SHA-256. The file is in WAL mode, which needs a file system of this machine, or one that only
-this machine uses while a run is on (https://www.sqlite.org/wal.html).
+for each file with its SHA-256. While a run is on the file is in WAL mode, which needs a file system of this machine, or
+one that only this machine uses (https://www.sqlite.org/wal.html); afterwards it can be read from anywhere, by those too
+who may not write.
 """
 
 import json
 import sqlite3
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
 from pipeline.case_report import CaseReport
-from pipeline.cases import Case, with_hash
+from pipeline.cases import HASH_DIGITS, Case
 from pipeline.errors import OutputError
 
 LEDGER_NAME = "ledger.sqlite"
 
 SCHEMA_VERSION = 1
+
+NAME_BYTES = 200
+"""Longest name of a result without its folder and suffix; with a hash and the longest suffix, file systems take 255."""
+
+UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what no line can show: control and formatting, ends of lines, bytes that are no text."""
 
 SCHEMA = """
 CREATE TABLE cases (
@@ -118,6 +127,13 @@ class Entry:
     ended_s: float
     report: CaseReport | None
 
+    def is_done_as(self, bundle_sha256: str, options: str) -> bool:
+        """Return whether it was done by a bundle with some options; its input may have changed since."""
+        return self.state is State.DONE and (self.versions.bundle_sha256, self.versions.options) == (
+            bundle_sha256,
+            options,
+        )
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -194,22 +210,24 @@ class Ledger:
         self.out_dir = out_dir
         with _reworded(out_dir):
             self._connection = sqlite3.connect(out_dir / LEDGER_NAME, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            with self._transaction():
-                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    for statement in SCHEMA.split(";"):
-                        self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if version not in {0, SCHEMA_VERSION}:
-            self.close()
-            raise OutputError(
-                f"{out_dir}: its ledger has version {version}, expected {SCHEMA_VERSION}; choose another folder."
-            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        with self._transaction():
+            if not _version(self._connection, self.out_dir):
+                for statement in SCHEMA.split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and leave it without the others of WAL mode, unless somebody reads it just now."""
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
 
     def begin_run(self, engine: str, bundle: str) -> None:
@@ -221,35 +239,40 @@ class Ledger:
     def end_run(self) -> None:
         """Note that the run ended by itself; what it did not finish waits."""
         with self._transaction():
-            self._connection.execute("UPDATE runs SET ended_s = ? WHERE ended_s IS NULL", (time.time(),))
+            self._connection.execute(
+                "UPDATE runs SET ended_s = ? WHERE rowid = (SELECT max(rowid) FROM runs)", (time.time(),)
+            )
             self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
 
     def enrol(self, cases: Sequence[Case]) -> list[Case]:
         """Give each case the id that its input has for good, and let what is not done wait.
 
         A known input keeps its id. A new one whose id belongs to another input, or to several new ones, gets the id
-        with the start of its identity appended.
+        with the start of its identity appended. Of an id that no file or text can have, the rest is taken.
         """
-        wanted = Counter({case.identity: case.case_id.casefold() for case in cases}.values())
+        named = [(case.identity, replace(case, case_id=_storable(case.case_id))) for case in cases]
+        wanted = Counter({identity: _folded(case.case_id) for identity, case in named}.values())
         with self._transaction():
-            return [self._enrolled(case, is_shared=wanted[case.case_id.casefold()] > 1) for case in cases]
+            return [
+                self._enrolled(case, identity, is_shared=wanted[_folded(case.case_id)] > 1) for identity, case in named
+            ]
 
-    def _enrolled(self, case: Case, *, is_shared: bool) -> Case:
+    def _enrolled(self, case: Case, identity: str, *, is_shared: bool) -> Case:
         if case.supersedes:
             self._forget(case.supersedes)
-        row = self._connection.execute("SELECT case_id FROM cases WHERE identity = ?", (case.identity,)).fetchone()
+        row = self._connection.execute("SELECT case_id FROM cases WHERE identity = ?", (identity,)).fetchone()
         if row is not None:
             self._connection.execute(
                 "UPDATE cases SET state = ?, attempts = 0 WHERE identity = ? AND state IN (?, ?)",
-                (State.WAITING, case.identity, State.REFUSED, State.FAILED),
+                (State.WAITING, identity, State.REFUSED, State.FAILED),
             )
             return replace(case, case_id=row[0])
-        names = [] if is_shared else [case.case_id]
-        names += [with_hash(case), with_hash(case, len(case.identity))]
+        hashed = (f"{case.case_id}-{identity[:digits]}" for digits in (HASH_DIGITS, len(identity)))
+        names = hashed if is_shared else chain([case.case_id], hashed)
         name = next(name for name in names if not self._is_taken(name))
         self._connection.execute(
             "INSERT INTO cases (case_id, folded, identity, state) VALUES (?, ?, ?, ?)",
-            (name, name.casefold(), case.identity, State.WAITING),
+            (name, _folded(name), identity, State.WAITING),
         )
         return replace(case, case_id=name)
 
@@ -258,8 +281,8 @@ class Ledger:
         self._connection.execute("DELETE FROM cases WHERE identity = ?", (identity,))
 
     def _is_taken(self, name: str) -> bool:
-        """Return whether an input has the id; on some file systems names that differ in case are one."""
-        found = self._connection.execute("SELECT 1 FROM cases WHERE folded = ?", (name.casefold(),)).fetchone()
+        """Return whether an input has the id."""
+        found = self._connection.execute("SELECT 1 FROM cases WHERE folded = ?", (_folded(name),)).fetchone()
         return found is not None
 
     def entry(self, case_id: str) -> Entry:
@@ -276,6 +299,12 @@ class Ledger:
         """Return the files that were written of a case, whether they still stand or not."""
         with _reworded(self.out_dir):
             return _files(self._connection, case_id)
+
+    def owner_of(self, path: Path) -> str:
+        """Return which case wrote a file, relative to the output folder; empty if none did."""
+        with _reworded(self.out_dir):
+            row = self._connection.execute("SELECT case_id FROM outputs WHERE path = ?", (str(path),)).fetchone()
+        return "" if row is None else row[0]
 
     def start(self, case_id: str, worker: str, attempt: int) -> None:
         """Note that a worker has a case now."""
@@ -352,17 +381,15 @@ class Ledger:
     @contextmanager
     def _transaction(self, *, is_durable: bool = False) -> Iterator[None]:
         with _reworded(self.out_dir):
-            if is_durable:
-                self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk may have ended it
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
-            if is_durable:
-                self._connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
@@ -376,8 +403,24 @@ def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
         raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
     with _reworded(out_dir), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         connection.execute("BEGIN")  # both tables as they are at one time
-        runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY started_s")
+        if not _version(connection, out_dir):  # a run has begun this moment
+            return [], []
+        runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY rowid")
         return list(_entries(connection, out_dir)), [RunRecord(*row) for row in runs]
+
+
+def _version(connection: sqlite3.Connection, out_dir: Path) -> int:
+    """Return the version of a ledger, 0 of one without tables.
+
+    Raises:
+        OutputError: another program made it.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in {0, SCHEMA_VERSION}:
+        raise OutputError(
+            f"{out_dir}: its ledger has version {version}, expected {SCHEMA_VERSION}; choose another folder."
+        )
+    return version
 
 
 def _entries(
@@ -399,6 +442,28 @@ def _report(text: str | None, out_dir: Path) -> CaseReport | None:
 def _files(connection: sqlite3.Connection, case_id: str) -> list[FileRecord]:
     rows = connection.execute("SELECT path, kind, sha256, stamp FROM outputs WHERE case_id = ?", (case_id,))
     return [FileRecord(Path(path), kind, sha256, stamp) for path, kind, sha256, stamp in rows]
+
+
+def _folded(name: str) -> str:
+    """Return what names share that are one where a file system ignores case, or how an accent is written."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def shown(text: str) -> str:
+    """Return a text as a line can show it, and UTF-8 can hold it.
+
+    >>> shown("two" + chr(10) + "lines")
+    'two_lines'
+    """
+    if text.isprintable():
+        return text
+    return "".join("_" if unicodedata.category(char) in UNSHOWN else char for char in text)
+
+
+def _storable(name: str) -> str:
+    """Return a name that a file, the ledger and a line of text can have."""
+    folder, slash, last = shown(name).rpartition("/")
+    return f"{folder}{slash}{last.encode()[:NAME_BYTES].decode(errors='ignore')}"
 
 
 def _columns(versions: Versions) -> tuple[str, str, str, str]:

@@ -27,11 +27,22 @@ def locked(out_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{out_dir}: cannot be written ({error.strerror}); choose another output folder.") from error
     try:
-        if not _took(descriptor, fcntl.LOCK_EX, PATIENCE_S):
-            raise OutputError(f"{out_dir}: another run works in this folder; wait for it, or choose another folder.")
+        _take(descriptor, out_dir)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, out_dir: Path) -> None:
+    try:
+        if _took(descriptor, fcntl.LOCK_EX, PATIENCE_S):
+            return
+    except OSError as error:
+        raise OutputError(
+            f"{out_dir}: its file system keeps no locks ({error.strerror}), so that two runs could mix their results; "
+            "choose a folder on another, or have locks turned on."
+        ) from error
+    raise OutputError(f"{out_dir}: another run works in this folder; wait for it, or choose another folder.")
 
 
 def is_held(out_dir: Path) -> bool:
@@ -42,6 +53,8 @@ def is_held(out_dir: Path) -> bool:
         return False
     try:
         return not _took(descriptor, fcntl.LOCK_SH, 0.0)
+    except OSError:  # a file system without locks, so nobody can hold one
+        return False
     finally:
         os.close(descriptor)
 

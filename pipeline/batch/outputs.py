@@ -36,7 +36,10 @@ def is_unmodified(ledger: Ledger, record: FileRecord) -> bool:
 def is_intact(ledger: Ledger, case_id: str, path: Path) -> bool:
     """Return whether a file of a case stands as it was written."""
     records = [one for one in ledger.files_of(case_id) if ledger.out_dir / one.path == path]
-    return path.is_file() and bool(records) and is_unmodified(ledger, records[0])
+    try:
+        return path.is_file() and bool(records) and is_unmodified(ledger, records[0])
+    except OSError:
+        return False
 
 
 def refuse_foreign(ledger: Ledger, case_id: str, names: Iterable[Path], *, overwrite: bool) -> None:
@@ -46,21 +49,34 @@ def refuse_foreign(ledger: Ledger, case_id: str, names: Iterable[Path], *, overw
         ledger: of the output folder.
         case_id: whose files may be replaced.
         names: where its files shall stand.
-        overwrite: replace other files too.
+        overwrite: replace other files too, but never those of another case.
 
     Raises:
         OutputError: names the file.
     """
     own = {ledger.out_dir / record.path: record for record in ledger.files_of(case_id)}
     for path in names:
-        if path.is_dir():
-            raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
-        if overwrite or not path.exists():
+        try:
+            path.lstat()  # of a link too that leads nowhere
+            _refuse_foreign(ledger, path, own.get(path), overwrite=overwrite)
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if path not in own:
-            raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
-        if not is_unmodified(ledger, own[path]):
-            raise OutputError(f"{path.name}: was changed since it was written; move it away, or pass --overwrite.")
+        except OSError as error:
+            raise OutputError(f"{path.name}: cannot be read, or is no name here ({error.strerror}).") from error
+
+
+def _refuse_foreign(ledger: Ledger, path: Path, own: FileRecord | None, *, overwrite: bool) -> None:
+    """Refuse a name under which something stands; `own` is what the case wrote there, if it did."""
+    if path.is_dir():
+        raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
+    if own is None and (owner := ledger.owner_of(path.relative_to(ledger.out_dir))):
+        raise OutputError(f"{path.name}: is a result of the case {owner}; rename the image of one of them.")
+    if overwrite:
+        return
+    if own is None:
+        raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
+    if not is_unmodified(ledger, own):
+        raise OutputError(f"{path.name}: was changed since it was written; move it away, or pass --overwrite.")
 
 
 def publish_case(
@@ -96,9 +112,9 @@ def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versi
     is_same = (old.input_sha256, old.bundle_sha256) == (versions.input_sha256, versions.bundle_sha256)
     asked = old.options == versions.options
     for record in ledger.files_of(entry.case_id):
-        if record.path in kept or not (ledger.out_dir / record.path).is_file():
+        if record.path in kept:
             continue
-        if (asked or not is_same) and is_unmodified(ledger, record):
+        if (asked or not is_same) and is_intact(ledger, entry.case_id, ledger.out_dir / record.path):
             yield record.path
 
 
@@ -106,7 +122,8 @@ def _carry_out(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
     out_dir, scratch = ledger.out_dir, ledger.out_dir / plan.scratch
     moves = {out_dir / file.path: scratch / file.path.name for file in plan.files}
     finished = {path: source for path, source in moves.items() if source.exists()}
-    publish(finished, [out_dir / path for path in plan.removed], new_scratch(scratch))
+    if finished or plan.removed:
+        publish(finished, [out_dir / path for path in plan.removed], new_scratch(scratch))
     ledger.finish(case_id, plan, {file.path: stamp([out_dir / file.path]) for file in plan.files})
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -144,7 +161,10 @@ def _resume(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
 
 
 def _has(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path) == sha256
+    try:
+        return path.is_file() and file_sha256(path) == sha256
+    except OSError:
+        return False
 
 
 def _remove_scratch(ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.batch.forecast import GIB, Forecast, Measured, Room, Size, forecast
+from pipeline.batch.ledger import LEDGER_NAME, read_ledger
 from pipeline.batch.processes import CASES_AT_A_TIME, Share, WorkerProcess
 from pipeline.batch.sample import Sample, Scale, axes_of, sample
 from pipeline.batch.worker import Setup
@@ -21,6 +22,8 @@ from pipeline.errors import InputError, OutputError, UsageError
 from pipeline.geometry import Grid
 from pipeline.inference.memory import SHARE, available_bytes
 from pipeline.volumes import is_nifti, read_grid
+
+UNKNOWN = "What it will need is not known: none of the first images could be tried."
 
 SAMPLES = 2
 """Cases that are read to see how much of an image is air."""
@@ -39,19 +42,21 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
 
     Args:
         cases: of the batch; those that nothing can be said of are in no part of the result.
-        setup: of the batch.
+        setup: of the batch; what is done in its output folder is counted, and needs nothing more.
         processes: that will share the work.
-        max_gib: resident memory that each may have; None for what the machine has.
+        max_gib: memory that each may allocate, libraries included; None for what the machine has.
 
     Returns:
         What it will need; empty if no header, or none of the samples, can be read and segmented.
 
     Raises:
-        OutputError: the disk is too small.
+        OutputError: the disk is too small, or a ledger that is there cannot be read.
         UsageError: so many processes need more memory than the machine has.
     """
-    volumes = {case.case_id: volume for case in cases if (volume := volume_of(case)) is not None}
-    middling = _middling([case for case in cases if case.case_id in volumes], volumes)
+    if not (left := _left(cases, setup)):
+        return Forecast(done=len(cases))
+    volumes = {case.case_id: volume for case in left if (volume := volume_of(case)) is not None}
+    middling = _middling([case for case in left if case.case_id in volumes], volumes)
     samples = _sampled(setup, middling, processes)
     if not samples:
         return Forecast()
@@ -66,7 +71,7 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
     found = _fitted(sizes, _together(samples), room)
     _refuse_crowd(found, room)
     _refuse_full_disk(found, setup.out_dir)
-    return found
+    return replace(found, done=len(cases) - len(left))
 
 
 def summary(found: Forecast, processes: int = 1) -> str:
@@ -76,16 +81,27 @@ def summary(found: Forecast, processes: int = 1) -> str:
     'What it will need is not known: none of the first images could be tried.'
     """
     if not found.cases and not found.unfit:
-        return "What it will need is not known: none of the first images could be tried."
-    count = "1 case" if len(found.cases) == 1 else f"{len(found.cases)} cases"
+        return "All cases are done already." if found.done else UNKNOWN
     where = "" if processes == 1 else f" in each of {processes} processes"
-    line = (
-        f"{count}, about {_duration(found.elapsed_s)}, {found.peak_bytes / GIB:.1f} GiB of memory{where}, at most "
-        f"{_size_text(found.disk_bytes)} of disk"
+    needs = (
+        f"{_count(len(found.cases))}, about {_duration(found.elapsed_s)}, {found.peak_bytes / GIB:.1f} GiB of "
+        f"memory{where}, at most {_size_text(found.disk_bytes)} of disk"
     )
-    if not found.unfit:
-        return f"{line}."
-    return f"{line}; {len(found.unfit)} more {'does' if len(found.unfit) == 1 else 'do'} not fit in memory."
+    return f"{'; '.join([needs, *_remarks(found)])}."
+
+
+def _remarks(found: Forecast) -> list[str]:
+    remarks = []
+    if found.cases_at_a_time == 1 and len(found.cases) > 1:
+        remarks.append("one at a time in a process, since memory does not hold two")
+    if found.unstreamed:
+        which = "all" if found.unstreamed == len(found.cases) else f"{found.unstreamed} of them"
+        remarks.append(f"{which} in windows, since memory is too small to stream, which changes labels a little")
+    if found.unfit:
+        remarks.append(f"{len(found.unfit)} more {'does' if len(found.unfit) == 1 else 'do'} not fit in memory")
+    if found.done:
+        remarks.append(f"{found.done} more {'is' if found.done == 1 else 'are'} done already")
+    return remarks
 
 
 def free_bytes() -> float:
@@ -94,6 +110,19 @@ def free_bytes() -> float:
         return available_bytes(torch.device("cpu")) / SHARE
     except UsageError:
         return math.inf
+
+
+def _left(cases: Sequence[Case], setup: Setup) -> list[Case]:
+    """Return the cases that the output folder has no results of, made by this bundle with these options.
+
+    Raises:
+        OutputError: its ledger cannot be read.
+    """
+    if not (setup.out_dir / LEDGER_NAME).is_file():
+        return list(cases)
+    entries, _ = read_ledger(setup.out_dir)
+    done = {entry.identity for entry in entries if entry.is_done_as(setup.bundle_sha256, setup.choices)}
+    return [case for case in cases if case.identity not in done]
 
 
 def _fitted(sizes: Sequence[Size], measured: Measured, room: Room) -> Forecast:
@@ -169,16 +198,16 @@ def volume_of(case: Case) -> tuple[Grid, "np.dtype[Any]"] | None:
     if case.image is None:
         return None
     try:
-        return read_grid(case.image), _type_of(case.image)
+        return read_grid(case.image), _type_of(case)
     except InputError:
         return None
 
 
-def _type_of(path: Path) -> "np.dtype[Any]":
-    """Return the type of the voxels that `read_volume` gives; of other formats than NIfTI a usual one."""
-    if not is_nifti(path):
+def _type_of(case: Case) -> "np.dtype[Any]":
+    """Return the type of the voxels that are read; of several channels and other formats than NIfTI a usual one."""
+    if not isinstance(case.image, Path) or case.further_channels or not is_nifti(case.image):
         return np.dtype(np.float32)
-    stored = nib.load(path).dataobj
+    stored = nib.load(case.image).dataobj
     return np.dtype(stored.dtype if (stored.slope, stored.inter) == (1, 0) else np.float64)
 
 
@@ -202,6 +231,10 @@ def _size(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale: Scale) -
         stored_bytes=voxels * voxel_type.itemsize,
         turned_bytes=voxels * working * (is_copied + is_flipped),
     )
+
+
+def _count(cases: int) -> str:
+    return "1 case" if cases == 1 else f"{cases} cases"
 
 
 def _duration(elapsed_s: float) -> str:

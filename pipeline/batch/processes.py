@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +36,7 @@ class Share:
 
     Args:
         threads: for the network.
-        max_gib: memory that it may allocate, libraries aside; None for any.
+        max_gib: memory that it may allocate, of which the libraries take about 0.45 GiB; None for any.
         log_level: from which on it logs, to the error output of the coordinator.
     """
 
@@ -65,7 +67,10 @@ class WorkerProcess(Executor):
         self._is_over = False
         self._count = 0
         self._pending: dict[int, Future[Any]] = {}
+        self._calls: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._sender = threading.Thread(target=self._send, daemon=True)
         self._receiver = threading.Thread(target=self._receive, daemon=True)
+        self._sender.start()
         self._receiver.start()
 
     @property
@@ -74,7 +79,7 @@ class WorkerProcess(Executor):
         return self._process.pid or 0
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """Send a call to the process.
+        """Send a call to the process; also to one that hangs and takes nothing, without waiting for it.
 
         Raises:
             BrokenExecutor: the process has ended.
@@ -85,11 +90,9 @@ class WorkerProcess(Executor):
             if self._is_over:
                 raise BrokenExecutor(self._ending())
             self._count += 1
+            call = ForkingPickler.dumps((self._count, fn, args, kwargs))
             self._pending[self._count] = future
-            try:
-                self._connection.send((self._count, fn, args, kwargs))
-            except OSError as error:
-                raise BrokenExecutor(self._ending()) from error
+            self._calls.put(call)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in Executor
@@ -97,14 +100,20 @@ class WorkerProcess(Executor):
         if cancel_futures:
             self.kill()
         else:
-            with self._lock, suppress(OSError):  # it may have ended
-                self._connection.send(None)
+            self._calls.put(None)
         if wait:
             self._receiver.join()
 
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()
+
+    def _send(self) -> None:
+        """Send calls until there is None; a process that hangs takes no more than the pipe holds."""
+        with suppress(OSError):  # it has ended, as the receiver sees
+            while (call := self._calls.get()) is not None:
+                self._connection.send_bytes(call)
+            self._connection.send(None)
 
     def _receive(self) -> None:
         while self._connection in wait([self._connection, self._process.sentinel]):
@@ -120,7 +129,9 @@ class WorkerProcess(Executor):
         self._process.join()
         with self._lock:
             self._is_over = True
-            self._connection.close()
+        self._calls.put(None)
+        self._sender.join()  # before its pipe is closed, whose number might be given to another file
+        self._connection.close()
         for future in self._pending.values():
             future.set_exception(BrokenExecutor(self._ending()))
 

@@ -1,17 +1,18 @@
 """Bring cases to their end on the workers of an engine, and keep the ledger of it."""
 
-import json
 import logging
 import shutil
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from pipeline.batch.dispatch import Dispatcher, Ended, Limits, Ticket
 from pipeline.batch.engine import Engine
 from pipeline.batch.inputs import stamp_of
-from pipeline.batch.ledger import LEDGER_NAME, Entry, Ledger, State, Versions
+from pipeline.batch.ledger import LEDGER_NAME, Entry, Ledger, Versions, shown
 from pipeline.batch.outputs import is_intact, publish_case, recover, refuse_foreign
 from pipeline.batch.table import write_table
 from pipeline.batch.worker import Job, Outcome, Setup
@@ -68,11 +69,11 @@ def _closing(runner: "_Runner") -> Iterator[None]:
 class _Runner:
     def __init__(self, setup: Setup, engine: Engine, ledger: Ledger, limits: Limits) -> None:
         self._setup, self._engine, self._ledger = setup, engine, ledger
-        self._options = _text(setup)
         self._refused = limits.refused
         self._dispatcher = Dispatcher(engine, limits, self)
         self._ended: deque[CaseReport] = deque()
         self._again: dict[str, Case] = {}
+        self._images: set[Path] = set()
         self._table_s = time.monotonic()
 
     @property
@@ -83,6 +84,7 @@ class _Runner:
     def enrol(self, cases: Sequence[Case]) -> None:
         """Take in cases; one that is worked on now, such as a study that got new images, comes after its end."""
         active = self._dispatcher.active if cases else set()
+        self._images.update(path.resolve() for case in cases for path in case.channels)
         for case in self._ledger.enrol(cases) if cases else ():
             if case.case_id in active:
                 self._again[case.case_id] = case
@@ -99,24 +101,33 @@ class _Runner:
                 self._dispatcher.add(self._again.pop(report.case_id))
             yield report
         if time.monotonic() - self._table_s > TABLE_EVERY_S:
+            self._try_table()
+
+    def _try_table(self) -> None:
+        """Write the table, unless somebody has it open in a program that lets nobody replace it."""
+        try:
             write_table(self._ledger.out_dir, self._ledger.entries())
-            self._table_s = time.monotonic()
+        except OutputError as error:
+            logger.warning("%s", error)
+        self._table_s = time.monotonic()
 
     def close(self, *, is_abandoned: bool) -> None:
         """Let the workers go, and leave ledger, table and folder as they shall be found."""
         self._engine.close(is_abandoned=is_abandoned)
-        with suppress(OutputError):  # if the disk is full, the next run will do it
+        try:
             recover(self._ledger)
-        self._ledger.end_run()
-        write_table(self._ledger.out_dir, self._ledger.entries())
+            self._ledger.end_run()
+            write_table(self._ledger.out_dir, self._ledger.entries())
+        except OutputError:
+            if not is_abandoned:
+                raise  # else what ended the run is told, and the next one will do it
 
     def job_for(self, ticket: Ticket) -> Job | None:
         """Return what to do for a case, or end it if nothing is."""
-        case_id, options = ticket.case.case_id, self._setup.options
+        case_id = ticket.case.case_id
         entry = self._ledger.entry(case_id)
-        names = output_paths(case_id, self._setup.out_dir, options.outputs)
         try:
-            refuse_foreign(self._ledger, case_id, names.values(), overwrite=options.overwrite)
+            self._refuse_names(ticket.case)
         except OutputError as error:
             self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REFUSED, str(error))))
             return None
@@ -124,16 +135,27 @@ class _Runner:
         if known_sha256 and entry.report is not None and _is_unchanged(ticket.case, entry):
             self._ended.append(entry.report)
             return None
-        if reason := self._refused.get(ticket.case.identity):
+        if self._refused and (reason := self._refused.get(ticket.case.identity)):
             self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REFUSED, reason)))
             return None
         return Job(ticket.case, self._setup, new_scratch(self._setup.out_dir), ticket.shrinks, known_sha256)
 
+    def _refuse_names(self, case: Case) -> None:
+        """Refuse names of results under which stands something else.
+
+        Raises:
+            OutputError: names the file; whether overwriting is allowed or not, none is that of an image.
+        """
+        options = self._setup.options
+        names = output_paths(case, self._setup.out_dir, options.outputs, options.attention).values()
+        refuse_foreign(self._ledger, case.case_id, names, overwrite=options.overwrite)
+        for path in names:
+            if path.exists() and path.resolve() in self._images:
+                raise OutputError(f"{path.name}: is an image to segment; choose another output folder.")
+
     def _known(self, entry: Entry) -> str:
         """Return the SHA-256 of the input whose results stand; empty if none do, by this bundle and these options."""
-        wanted = (self._setup.bundle_sha256, self._options)
-        found = (entry.versions.bundle_sha256, entry.versions.options)
-        if entry.state is not State.DONE or entry.report is None or found != wanted:
+        if entry.report is None or not entry.is_done_as(self._setup.bundle_sha256, self._setup.choices):
             return ""
         gone = [path for path in entry.report.outputs.values() if not is_intact(self._ledger, entry.case_id, path)]
         for path in gone:
@@ -167,13 +189,12 @@ class _Runner:
         if outcome.fault is Fault.STORAGE:
             raise OutputError(outcome.report.findings[-1])
         if outcome.report.status is CaseStatus.DONE:
-            return self._published(ended.job, outcome.report, outcome)
+            return self._published(ended.job, _legible(outcome.report), outcome)
         return self._end(outcome.report, outcome)
 
     def _published(self, job: Job, report: CaseReport, outcome: Outcome) -> CaseReport:
-        names = output_paths(report.case_id, self._setup.out_dir, self._setup.options.outputs).values()
         try:
-            refuse_foreign(self._ledger, report.case_id, names, overwrite=self._setup.options.overwrite)
+            self._refuse_names(job.case)
             publish_case(self._ledger, report, job.scratch, outcome.sha256s, self._versions(outcome))
         except OutputError as error:
             if fault_of(error) is Fault.STORAGE:
@@ -191,28 +212,21 @@ class _Runner:
         return report
 
     def _end(self, report: CaseReport, outcome: Outcome | None = None) -> CaseReport:
-        self._ledger.end(report, self._versions(outcome))
-        return report
+        legible = _legible(report)
+        self._ledger.end(legible, self._versions(outcome))
+        return legible
 
     def _versions(self, outcome: Outcome | None) -> Versions:
         of_input = ("", "") if outcome is None else (outcome.input_sha256, outcome.input_stamp)
-        return Versions(*of_input, self._setup.bundle_sha256, self._options)
+        return Versions(*of_input, self._setup.bundle_sha256, self._setup.choices)
 
     def _unfinished(self, case_id: str, status: CaseStatus, sentence: str) -> CaseReport:
         return unfinished(case_id, status, self._setup.bundle_sha256, versions(self._setup), sentence)
 
 
-def _text(setup: Setup) -> str:
-    """Return the options on which a result depends, as the ledger keeps them."""
-    options = setup.options
-    chosen = {
-        "outputs": sorted(options.outputs),
-        "allow": sorted(options.allow),
-        "runtime": options.runtime,
-        "check_flips": options.check_flips,
-        "device": setup.device,
-    }
-    return json.dumps(chosen, sort_keys=True)
+def _legible(report: CaseReport) -> CaseReport:
+    """Return a report whose findings can be stored and shown; they name files, which may be called anything."""
+    return replace(report, findings=tuple(map(shown, report.findings)))
 
 
 def _is_unchanged(case: Case, entry: Entry) -> bool:

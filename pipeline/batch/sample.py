@@ -111,7 +111,7 @@ def axes_of(grid: Grid, *, is_turned: bool) -> list[int]:
 
 
 def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, int]) -> Sample:
-    scan, read_s = _timed(lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow))
+    scan, read_s = _timed(lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow, bundle.images))
     whole, prepare_s = _timed(lambda: _prepared(bundle, scan))
     scale, body = _scale(bundle, scan.grid, _shape(whole)), _body(bundle, whole)
     side_mm = _window_mm(bundle.inferer, whole)
@@ -134,7 +134,7 @@ def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, in
         windows=windows,
         whole_bytes=run.grown_bytes / math.prod(box),
         network_s=run.elapsed_s / computed,
-        files_s=(read_s + prepare_s + write_s) / scan.voxels.size,
+        files_s=(read_s + prepare_s + write_s) / scan.voxels[0].size,
         is_on_host=bundle.device.type == "cpu",
     )
     return Sample(measured, scale)
@@ -191,11 +191,11 @@ def _run(bundle: Bundle, choice: RuntimeChoice, block: Image) -> _Run:
 def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) -> float:
     """Judge and write a label map of the whole case that holds a block; DICOM outputs would need a real series."""
     chosen = [Output.NIFTI, *(kind for kind in outputs if kind is Output.PREVIEW)]
-    labels = np.zeros(scan.voxels.shape, run.labels.dtype, order="F")
+    labels = np.zeros(scan.grid.shape, run.labels.dtype, order="F")
     labels[_middle(labels.shape, run.labels.shape)] = run.labels
     volumes_ml = dict.fromkeys(bundle.labels.foreground.values(), 1.0)
     started_s = time.perf_counter()
-    result = Result(labels, scan.grid, bundle.labels, volumes_ml, None, sketch(scan.voxels, scan.grid))
+    result = Result(labels, scan.grid, bundle.labels, volumes_ml, None, sketch(scan.shown, scan.grid))
     with tempfile.TemporaryDirectory() as folder:
         write_results(result, Case("sample", None), chosen, None, Path(folder) / "files")
     assess(labels, scan.grid, bundle.labels, bundle.expected)
@@ -216,7 +216,7 @@ def _block(scan: Image, side_mm: float) -> Image:
     spans = _middle(scan.grid.shape, (i, j, k))
     affine = scan.grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [span.start for span in spans]
-    return Image(np.asfortranarray(scan.voxels[spans]), Grid((i, j, k), affine), ())
+    return Image(np.asfortranarray(scan.voxels[:, *spans]), Grid((i, j, k), affine), ())
 
 
 def _middle(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.batch.ledger import Entry, State, read_ledger
+from pipeline.batch.ledger import Entry, RunRecord, State, read_ledger
 from pipeline.batch.lock import is_held
 from pipeline.case_report import Verdict
 
@@ -85,7 +85,7 @@ def status_of(out_dir: Path) -> Status:
     now_s = time.time()
     states = Counter(entry.state for entry in entries)
     done = [entry.report.quality.verdict for entry in entries if entry.state is State.DONE and entry.report]
-    rate = _ended_per_s(entries, runs[-1].started_s, runs[-1].ended_s or now_s) if runs else 0.0
+    rate = _ended_per_s(entries, runs[-1], now_s if is_running else None) if runs else 0.0
     waiting = sum(states[state] for state in OPEN)
     return Status(
         is_running,
@@ -98,10 +98,14 @@ def status_of(out_dir: Path) -> Status:
     )
 
 
-def _ended_per_s(entries: Sequence[Entry], started_s: float, until_s: float) -> float:
-    """Return how many cases a run ended in a second; one that was killed counts up to its last case."""
-    ended_s = [entry.ended_s for entry in entries if entry.ended_s >= started_s]
-    return len(ended_s) / max(until_s - started_s, 1e-3) if ended_s else 0.0
+def _ended_per_s(entries: Sequence[Entry], run: RunRecord, now_s: float | None) -> float:
+    """Return how many cases a run ended in a second, up to now; one that was killed counts up to its last case.
+
+    Where somebody has set the clock back, nothing can be said, which is 0.
+    """
+    ended_s = [entry.ended_s for entry in entries if entry.ended_s >= run.started_s]
+    until_s = now_s or run.ended_s or max(ended_s, default=0.0)
+    return len(ended_s) / (until_s - run.started_s) if until_s > run.started_s else 0.0
 
 
 def _running(entry: Entry, now_s: float) -> RunningCase:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cases import Case, Listing, list_input, study_cases, volume_cases
+from pipeline.cases import Case, Listing, image_cases, list_input, study_cases, with_own_ids
 from pipeline.dicom.choose import SeriesRule
 from pipeline.dicom.files import DICOMDIR_CLASS, FileRef
 from pipeline.dicom.findings import Allow
@@ -16,6 +16,7 @@ from pipeline.dicom.headers import Header, UnreadableFileError, read_header
 from pipeline.dicom.quiet import quiet_pydicom
 from pipeline.dicom.series import group
 from pipeline.errors import InputError
+from pipeline.images import ONE_VOLUME, ImageRule
 
 LOOKS_PER_SETTLING = 4
 """How often a folder is looked at in the time after which something is complete."""
@@ -62,10 +63,19 @@ class Inbox:
         rule: which series of a study to take.
         allow: as for `find_cases`.
         out_dir: folder that is passed over.
+        images: what an image consists of: one file.
     """
 
-    def __init__(self, folders: Sequence[Path], rule: SeriesRule, allow: Iterable[Allow], out_dir: Path) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        rule: SeriesRule,
+        allow: Iterable[Allow],
+        out_dir: Path,
+        images: ImageRule = ONE_VOLUME,
+    ) -> None:
         self._folders, self._rule, self._allow, self._out_dir = folders, rule, tuple(allow), out_dir
+        self._images = images
         self._files: dict[FileRef, _Seen] = {}
         self._oldest_s = -math.inf
         self._taken: dict[tuple[str, ...], frozenset[tuple[FileRef, tuple[int, int]]]] = {}
@@ -82,16 +92,21 @@ class Inbox:
         Raises:
             InputError: a folder cannot be listed.
         """
-        listings = [list_input(folder, self._out_dir) for folder in self._folders]
+        try:
+            listings = [list_input(folder, self._out_dir, self._images) for folder in self._folders]
+        except InputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # moved away meanwhile; the next look finds the rest
+                return []
+            raise
         volumes = {FileRef(path) for listing in listings for path, _ in listing.volumes}
-        others = {file for listing in listings for file in listing.others}
+        others = {file for listing in listings for file in listing.others if not self._images.is_picture}
         with quiet_pydicom():
             seen = {file: self._seen(file, now_s, is_dicom=file in others) for file in sorted(volumes | others)}
         self._files = {file: one for file, one in seen.items() if one is not None}
         self._oldest_s = now_s - settle_s
         complete = {file for file in volumes if self._is_complete(("file", str(file.path)), [file])}
         found = [Listing([pair for pair in one.volumes if FileRef(pair[0]) in complete], []) for one in listings]
-        return volume_cases(found) + self._studies()
+        return with_own_ids(image_cases(found, self._images)) + self._studies()
 
     @property
     def is_settled(self) -> bool:
@@ -99,14 +114,14 @@ class Inbox:
         return all(one.since_s <= self._oldest_s for one in self._files.values())
 
     def _seen(self, file: FileRef, now_s: float, *, is_dicom: bool) -> _Seen | None:
-        """Return what is known of a file, None if it is gone again; its header is read when it changed."""
+        """Return what is known of a file, None if it cannot be looked at now; its header is read when it changed."""
         try:
             facts = file.path.stat()
             known, found = self._files.get(file), (facts.st_size, facts.st_mtime_ns)
             if known is not None and known.size_and_time == found:
                 return known
             return _Seen(found, now_s, read_header(file) if is_dicom else None)
-        except FileNotFoundError:
+        except OSError:
             return None
         except UnreadableFileError:
             return _Seen(found, now_s, is_damaged=True)
@@ -141,7 +156,13 @@ class Inbox:
 
 
 def watch(
-    folders: Sequence[Path], patience: Patience, *, rule: SeriesRule, allow: Iterable[Allow], out_dir: Path
+    folders: Sequence[Path],
+    patience: Patience,
+    *,
+    rule: SeriesRule,
+    allow: Iterable[Allow],
+    out_dir: Path,
+    images: ImageRule = ONE_VOLUME,
 ) -> Iterator[Sequence[Case]]:
     """Yield cases as they become complete, and nothing very often meanwhile, so that the caller can do other work.
 
@@ -151,6 +172,7 @@ def watch(
         rule: which series of a study to take.
         allow: as for `find_cases`.
         out_dir: folder that is passed over.
+        images: what an image consists of: one file.
 
     Raises:
         InputError: an input is no folder, or cannot be listed.
@@ -158,7 +180,7 @@ def watch(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder.name}: is no folder, and only folders can be watched; leave out --watch.")
-    inbox = Inbox(folders, rule, allow, out_dir)
+    inbox = Inbox(folders, rule, allow, out_dir, images)
     last_news_s = time.monotonic()
     with ThreadPoolExecutor(1) as reader:
         while True:

@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import json
 import math
 import os
 import shutil
 import socket
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +18,18 @@ from pipeline.batch.inputs import content_sha256, file_sha256, lasting_stamp_of,
 from pipeline.bundle import Bundle, open_bundle
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import Case
+from pipeline.dicom.headers import Header, UnreadableFileError, read_header
+from pipeline.dicom.quiet import quiet_pydicom
+from pipeline.dicom.series import Series
 from pipeline.errors import BundleError
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from pipeline.segment import Fault, Options, Turns, attempt, unfinished
 
 SMALLEST_WINDOW_VOX = 32
 """Side below which a window is not halved: overlaps and context would cost more than memory is won."""
+
+UNREADABLE = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a file or a member of an archive may raise; `RuntimeError` if it is encrypted."""
 
 TURNS = Turns(threading.Lock(), threading.Lock())
 """Of this process: while one case has the network, another is read or written."""
@@ -53,10 +61,24 @@ class Setup:
     is_ensemble: bool = False
     network_bytes: int | None = None
 
+    @property
+    def choices(self) -> str:
+        """Return the options on which a result depends, as the ledger keeps them."""
+        options = self.options
+        chosen = {
+            "outputs": sorted(options.outputs),
+            "allow": sorted(options.allow),
+            "runtime": options.runtime,
+            "check_flips": options.check_flips,
+            "device": self.device,
+        }
+        gates = {"attention": options.attention} if options.attention else {}  # of which older ledgers know nothing
+        return json.dumps(chosen | gates, sort_keys=True)
+
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at one case.
+    """One attempt at one case; `repr` does not show it, since a cluster logs that, and folders are named like patients.
 
     Args:
         case: the volume.
@@ -66,8 +88,8 @@ class Job:
         known_sha256: of an input whose results stand; if it still is that, there is nothing to do.
     """
 
-    case: Case
-    setup: Setup
+    case: Case = field(repr=False)
+    setup: Setup = field(repr=False)
     scratch: Path
     shrinks: int = 0
     known_sha256: str = ""
@@ -113,8 +135,8 @@ def work(job: Job) -> Outcome:
     case = replace(job.case, findings=job.case.findings + _told(bundle, job))
     made = attempt(case, bundle, (job.setup.out_dir, job.scratch), job.setup.options, TURNS)
     report = made.report
-    if report.status is CaseStatus.DONE and _read_off(stamp_of, job.case) != before:
-        report = _moving(report)
+    if report.status is CaseStatus.DONE and (_read_off(stamp_of, job.case) != before or not _is_as_found(job.case)):
+        report = _changed(report)
     if report.status is not CaseStatus.DONE:
         shutil.rmtree(job.scratch, ignore_errors=True)
     sha256s = {kind: file_sha256(job.scratch / path.name) for kind, path in report.outputs.items()}
@@ -125,13 +147,39 @@ def _read_off(measure: Callable[[Case], str], case: Case) -> str:
     """Return what a function finds out about the input files; nothing if they cannot be read, which reading tells."""
     try:
         return measure(case)
-    except (OSError, zipfile.BadZipFile, KeyError):
+    except UNREADABLE:
         return ""
 
 
-def _moving(report: CaseReport) -> CaseReport:
+def _is_as_found(case: Case) -> bool:
+    """Return whether the files of a series are those that were found, hours ago perhaps, and not another patient's."""
+    if not isinstance(case.image, Series):
+        return True
+    with TURNS.files, quiet_pydicom():
+        try:
+            return all(_whose(read_header(header.file)) == _whose(header) for header in case.image.headers)
+        except UnreadableFileError:
+            return False
+
+
+def _whose(header: Header | None) -> tuple[object, ...]:
+    """Return which image of which patient a file holds, and where."""
+    if header is None:
+        return ()
+    return (
+        header.sop_instance_uid,
+        header.series_uid,
+        header.study_uid,
+        header.patient,
+        header.size,
+        header.pixel_offset,
+    )
+
+
+def _changed(report: CaseReport) -> CaseReport:
     sentence = (
-        f"{report.case_id}: its files changed while they were read; run the command again when they are complete."
+        f"{report.case_id}: its files are others than those that were found, or changed while they were read; run the "
+        "command again when they are complete."
     )
     return unfinished(report.case_id, CaseStatus.REFUSED, report.bundle_sha256, report.versions, sentence)
 
