@@ -3,10 +3,13 @@
 Each goes into the `train_handlers` of any MONAI trainer and needs nothing else of this package.
 """
 
+import hashlib
+import json
 import logging
 import math
 import os
 import pickle
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +24,18 @@ from torch import nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, UsageError, reason_of
 
 logger = logging.getLogger(__name__)
 
 SEED_LIMIT = 2**32
 """NumPy takes seeds below this."""
+
+STATE = "state.pt"
+"""File in the folder of a training from which it can go on."""
+
+UNREADABLE_STATE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
+"""What `torch.load` and `load_state_dict` raise on files that hold no state."""
 
 
 class Stateful(Protocol):
@@ -77,6 +86,53 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
             f"{weights} cannot start this network ({reason}); name the model.pt of an equal one"
         ) from error
     return network
+
+
+def set_aside(folder: str | Path, weights: str | Path, *, resume: bool = False) -> None:
+    """Keep what an earlier training left before a new one begins, so that none is ever lost.
+
+    Its folder `training` becomes `training_1`, or the next number that is free, and gets a copy of the weights that the
+    new training will replace. Nothing happens where there is nothing to keep, or where the earlier training goes on. Of
+    processes that train together the first does it, and the others wait.
+
+    Args:
+        folder: with state and events of the earlier training.
+        weights: that the new training will replace.
+        resume: whether a training whose state lies in `folder` goes on.
+    """
+    if rank() == 0:
+        _set_aside(Path(folder), Path(weights), is_wanted=resume)
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _set_aside(folder: Path, weights: Path, *, is_wanted: bool) -> None:
+    has_state = (folder / STATE).is_file()
+    if (has_state and is_wanted) or not (has_state or weights.is_file()):
+        return
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}_{number}")).exists():
+        number += 1
+    if folder.exists():
+        folder.rename(kept)
+    if weights.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, kept / weights.name)
+    logger.info("what an earlier training left is kept in %s", kept)
+
+
+def identify(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many cases these are, and a hash that tells whether others are the same in the same order.
+
+    Args:
+        rows: of a datalist; cases are told by "case_id", by the names of the files of the "image" where there is none.
+    """
+    names = [row.get("case_id") or _file_names(row["image"]) for row in rows]
+    return f"{len(rows)} cases {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"
+
+
+def _file_names(files: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    return [Path(file).name for file in ([files] if isinstance(files, str | os.PathLike) else files)]
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
@@ -202,7 +258,8 @@ class StopOnBadLoss:
 class KeepBest:
     """Save the weights whenever the validation measure is the best so far; stop when it no longer improves.
 
-    A training that ends without any validation, or with none that gave a number, keeps its last weights.
+    A training that ends without any validation, or with none that gave a number, keeps its last weights. So does one
+    whose measure has always been 0, which is what MONAI gives too where no case holds any structure.
 
     Args:
         path: where the plain state dict goes, written atomically.
@@ -233,6 +290,7 @@ class KeepBest:
 
     def attach(self, engine: Engine) -> None:
         """Listen to the end of each epoch; put this handler behind the one that validates."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._end_if_stale)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._save_if_never_best)
         self.validator.add_event_handler(Events.COMPLETED, self._count)
@@ -255,10 +313,21 @@ class KeepBest:
         if value > self.best:
             self.best, self.best_epoch, self.stale = value, engine.state.epoch, 0
             self._save()
-        if self.patience and self.stale >= self.patience:
+        elif value == self.best == 0:
+            self.best_epoch = engine.state.epoch
+            self._save()
+        if self._is_stale():
             logger.info(
                 "no better validation in %d tries: training ends after epoch %d", self.stale, engine.state.epoch
             )
+            engine.terminate()
+
+    def _is_stale(self) -> bool:
+        return 0 < self.patience <= self.stale
+
+    def _end_if_stale(self, engine: Engine) -> None:
+        """End a training that is taken up again although it had ended."""
+        if self._is_stale():
             engine.terminate()
 
     def _count(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
@@ -319,19 +388,24 @@ class ResumeState:
         """Read the state if there is one.
 
         Raises:
-            UsageError: a state is there and `resume` was not asked for, or it belongs to other settings.
+            UsageError: a state is there and `resume` was not asked for, or it belongs to other settings, or is none.
         """
         if not self.path.is_file():
             return
         if not self.resume:
             raise UsageError(f"{self.path} holds an earlier run: resume it (--resume), or train into another folder")
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
-        self._refuse_other(content["identity"])
-        for name, thing in self.objects.items():
-            thing.load_state_dict(content[name])
-        if "scaler" in content and getattr(engine, "scaler", None) is not None:
-            engine.scaler.load_state_dict(content["scaler"])
-        engine.state.epoch = content["epoch"]
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            self._refuse_other(content["identity"])
+            for name, thing in self.objects.items():
+                thing.load_state_dict(content[name])
+            if "scaler" in content and getattr(engine, "scaler", None) is not None:
+                engine.scaler.load_state_dict(content["scaler"])
+            engine.state.epoch = content["epoch"]
+        except UNREADABLE_STATE as error:
+            raise UsageError(
+                f"{self.path} cannot be taken up ({reason_of(error)}): train anew, without resume or elsewhere"
+            ) from error
         engine.state.iteration = content["epoch"] * engine.state.epoch_length
         logger.info("resuming after epoch %d of %d", engine.state.epoch, engine.state.max_epochs)
 

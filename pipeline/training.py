@@ -1,10 +1,11 @@
 """Train a copy of a bundle on a manifest, check its weights on the cases it has not seen, and seal it."""
 
+import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ from typing import Any
 from pipeline.bundle import labels_of, read_configs, run_workflow, seal
 from pipeline.errors import OutputError, UsageError
 from pipeline.evaluation import LabelScores
-from pipeline.manifest import ALL_FOLDS, Manifest, load
+from pipeline.manifest import ALL_FOLDS, Manifest, Part, datalist, load
 from pipeline.manifest_check import check
 
 logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 """Folder in a trained bundle with state, TensorBoard events and scores; not needed to segment."""
+
+SEEN = "seen.json"
+"""File in the training folder with case id and subject of every case that the weights were trained on."""
+
+OF_THE_JOB = ("manifest", "data_root", "fold", "resume", "bundle_root", "output_dir", "model_path")
+"""Settings that follow from a job; another value of one would train on or into something else than the job says."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,9 @@ class Job:
         fold: the fold that validates; `ALL_FOLDS` trains on every case.
         resume: take up a training in `out` that was interrupted.
         overrides: further settings of the bundle's `train.json`, by id.
+
+    Raises:
+        UsageError: an override of what the job itself says.
     """
 
     bundle: Path
@@ -42,6 +52,13 @@ class Job:
     fold: int = 0
     resume: bool = False
     overrides: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if clash := sorted(set(self.overrides or {}) & set(OF_THE_JOB)):
+            raise UsageError(
+                f"setting {', '.join(clash)}: says again, and perhaps otherwise, what to train on or where; use the "
+                "arguments and options for it"
+            )
 
 
 def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -65,6 +82,10 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
         raise UsageError(
             f"{manifest.name} has the folds {manifest.folds}, not {job.fold}; choose one of them, or -1 for all"
         )
+    training, _ = (
+        datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=part)
+        for part in (Part.TRAINING, Part.VALIDATION)
+    )
     settings = settings_of(job) | {"resume": job.resume}
     read_configs(job.bundle, ["train"], settings)
     check(manifest, progress=progress)
@@ -72,6 +93,7 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
     start_s = time.monotonic()
     run_workflow(job.out, ["train"], settings)
     logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
+    _write_seen(training, job.out / TRAINING / SEEN)
     seal(job.out)
     return job.out
 
@@ -81,6 +103,8 @@ def evaluate_fold(
 ) -> list[LabelScores]:
     """Run a bundle's evaluate workflow on the validation cases of a fold.
 
+    A warning says so if the bundle was trained on some of them, or on others of the same subjects.
+
     Args:
         bundle: a trained bundle.
         manifest: the labelled cases.
@@ -89,6 +113,15 @@ def evaluate_fold(
         fold: whose validation cases are measured.
     """
     settings = settings_of(Job(bundle, manifest, bundle, data_root, fold)) | {"output_dir": str(output_dir.resolve())}
+    rows = datalist(manifest, data_root=data_root, fold=fold, part=Part.VALIDATION)
+    if seen := count_seen(bundle, rows):
+        logger.warning(
+            "%d of the %d cases of fold %d, or others of their subjects, were seen in training: the scores say nothing "
+            "about new cases",
+            seen,
+            len(rows),
+            fold,
+        )
     parser = run_workflow(bundle, ["train", "evaluate"], settings)
     scores: list[LabelScores] = parser.get_parsed_content("score_cases").scores
     return scores
@@ -102,6 +135,25 @@ def settings_of(job: Job) -> dict[str, Any]:
         "fold": job.fold,
         **(job.overrides or {}),
     }
+
+
+def count_seen(bundle: Path, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many cases of a datalist the weights of a bundle were trained on, as far as the bundle knows.
+
+    Another case of a subject that was seen counts too.
+    """
+    path = bundle / TRAINING / SEEN
+    if not path.is_file():
+        return 0
+    subject_of: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    subjects = set(subject_of.values())
+    return sum(row["case_id"] in subject_of or row["subject"] in subjects for row in rows)
+
+
+def _write_seen(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({row["case_id"]: row["subject"] for row in rows}) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
@@ -130,6 +182,8 @@ def prepare_folder(job: Job) -> None:
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}-") as partial:
         copy = Path(partial) / job.out.name
-        shutil.copytree(job.bundle, copy, ignore=shutil.ignore_patterns(TRAINING, "checksums.json", "*.pt"))
+        shutil.copytree(
+            job.bundle, copy, ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", "checksums.json", "*.pt")
+        )
         (copy / "models").mkdir(exist_ok=True)
         copy.rename(job.out)

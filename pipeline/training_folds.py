@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isnan
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,25 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from pipeline.bundle import WEIGHTS, is_sealed, labels_of, run_workflow, seal
+from pipeline.bundle import WEIGHTS, is_sealed, labels_of, read_configs, run_workflow, seal
+from pipeline.engine_names import EngineKind, dask_client, engine_named
 from pipeline.errors import UsageError
 from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, ScoreCases, summarise, write_csv
-from pipeline.manifest import load
+from pipeline.manifest import Part, datalist, load
 from pipeline.manifest_build import with_folds, write
 from pipeline.planning.cleaning import Trial, choose_cleaning, trials_of
 from pipeline.planning.records import Cleaning, Plan
 from pipeline.planning.write import cleaned, is_as_planned, rewrite_bundle
-from pipeline.training import TRAINING, Job, prepare_folder, refuse_other_labels, settings_of, train
+from pipeline.training import (
+    SEEN,
+    TRAINING,
+    Job,
+    count_seen,
+    prepare_folder,
+    refuse_other_labels,
+    settings_of,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +71,7 @@ class CrossValidation:
         bundle: the folder: the weights of every fold, and as its own those of the best fold.
         scores: of every case by the network of its fold, which has not seen it; before cleaning.
         trials: what cleaning would do to them.
-        mean_dice: of each fold.
+        mean_dice: of each fold, over its subjects and the labels; NaN if its cases hold no structure.
     """
 
     bundle: Path
@@ -110,26 +121,20 @@ def executor_named(name: str) -> Iterator[Executor | None]:
     """Open what trains folds side by side, and close it at the end.
 
     Args:
-        name: `serial`, `processes:N`, or `dask:ADDRESS` of a scheduler whose workers see the same files.
+        name: as for `engine_named`; the workers of a Dask cluster see the same files.
 
     Raises:
-        UsageError: another name, or Dask is not installed.
+        UsageError: as for `engine_named` and `dask_client`.
     """
-    kind, _, detail = name.partition(":")
-    if kind == "serial" and not detail:
-        yield None
-    elif kind == "processes" and detail.isdecimal() and int(detail) > 0:
-        with ProcessPoolExecutor(int(detail), mp_context=get_context("spawn")) as pool:
+    found = engine_named(name)
+    if found.kind is EngineKind.PROCESSES:
+        with ProcessPoolExecutor(found.count, mp_context=get_context("spawn")) as pool:
             yield pool
-    elif kind == "dask" and detail:
-        try:
-            from distributed import Client  # noqa: PLC0415  # an optional extra
-        except ImportError as error:
-            raise UsageError("dask needs the extra: pip install 'voxelgate[dask]'") from error
-        with Client(detail) as client:
+    elif found.kind is EngineKind.DASK:
+        with dask_client(found.address) as client:
             yield client.get_executor()
     else:
-        raise UsageError(f"engine {name!r}: expected serial, processes:N or dask:ADDRESS")
+        yield None
 
 
 def devices_here() -> list[str]:
@@ -142,10 +147,12 @@ class _FoldResult:
     bundle: Path
     scores: tuple[LabelScores, ...]
     trials: tuple[Trial, ...]
+    subject_of: Mapping[str, str]
 
     @property
     def mean_dice(self) -> float:
-        mean = next(row for row in summarise(self.scores) if row.label == MEAN_OVER_LABELS)
+        """Return the mean over subjects and labels; NaN if no case holds any structure."""
+        mean = next(row for row in summarise(self.scores, self.subject_of) if row.label == MEAN_OVER_LABELS)
         return mean.statistics[Measure.DICE].mean
 
 
@@ -169,13 +176,21 @@ def _fold_jobs(job: Job, folds: int, devices: Sequence[str]) -> list[Job]:
 
 
 def _train_fold(job: Job, progress: Callable[[int, int], None] | None = None) -> _FoldResult:
-    """Train one fold unless it is done, and score the cases that it has not seen."""
+    """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
+    rows = datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=Part.VALIDATION)
     if not is_sealed(job.out):
         train(replace(job, resume=job.out.exists()), progress=progress)
-    settings = settings_of(job) | SCORE_CLEANINGS | {"output_dir": str(job.out / TRAINING)}
+    if seen := count_seen(job.out, rows):
+        raise UsageError(
+            f"{job.out.name} was trained on {seen} of the {len(rows)} cases that shall validate it, or on others of "
+            "their subjects: the manifest is not the one it was trained with; train all folds anew into another folder"
+        )
+    uncleaned = {"validate#postprocessing": read_configs(job.out, ["train"], {}).get("validate#postprocessing")}
+    settings = settings_of(job) | SCORE_CLEANINGS | uncleaned | {"output_dir": str(job.out / TRAINING)}
     parser = run_workflow(job.out, ["train", "evaluate"], settings)
     found = parser.get_parsed_content("score_cases")
-    return _FoldResult(job.out, tuple(found.scores), tuple(found.trials))
+    subject_of = {str(row["case_id"]): str(row["subject"]) for row in rows}
+    return _FoldResult(job.out, tuple(found.scores), tuple(found.trials), subject_of)
 
 
 def _put_together(job: Job, done: Sequence[_FoldResult]) -> CrossValidation:
@@ -188,8 +203,9 @@ def _put_together(job: Job, done: Sequence[_FoldResult]) -> CrossValidation:
     write_csv(list(result.scores), job.out / TRAINING / FOLD_SCORES, overwrite=True)
     for number, fold in enumerate(done):
         shutil.copyfile(fold.bundle / WEIGHTS, job.out / "models" / f"fold_{number}.pt")
-    best = max(range(len(done)), key=lambda number: result.mean_dice[number])
+    best = max(range(len(done)), key=lambda number: (not isnan(result.mean_dice[number]), result.mean_dice[number]))
     shutil.copyfile(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
+    shutil.copyfile(done[best].bundle / TRAINING / SEEN, job.out / TRAINING / SEEN)
     _clean_by_plan(job.out, choose_cleaning(result.trials))
     seal(job.out)
     return result

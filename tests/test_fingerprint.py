@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, OutputError, UsageError
 from pipeline.manifest import Manifest, load
 from pipeline.manifest_build import write
-from pipeline.planning import Budget, Fingerprint, survey
+from pipeline.manifest_check import MOST_READERS
+from pipeline.planning import Budget, Device, Fingerprint, plan, survey
+from pipeline.planning.fingerprint import _keep, _readers
 from pipeline.planning.make import make_bundle
 from pipeline.planning.show import facts_tables, write_facts_page
 from pipeline.structures import StructureRange
@@ -108,6 +112,39 @@ def test_an_offset_of_ct_values_is_found(folder: Path, offset: int) -> None:
     assert facts_of(folder).hu_offset == offset
 
 
+def test_cases_without_structures_do_not_shrink_the_box_around_them(folder: Path) -> None:
+    before = facts_of(folder)
+    for case in range(CASES - 2):
+        save(folder / "labels" / f"c{case}.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert facts_of(folder).foreground_vox == before.foreground_vox
+
+
+def test_images_with_and_without_an_offset_give_the_values_of_structures_on_one_scale(folder: Path) -> None:
+    alone = facts_of(folder)
+    for case in range(CASES - 1):
+        save(folder / "images" / f"c{case}.nii.gz", image_of(anatomy(), case, 1024))
+    mixed = facts_of(folder)
+    assert mixed.hu_offset == 1024
+    assert plan(mixed).intensity == replace(plan(alone).intensity, offset_hu=1024.0)
+    cord = mixed.structures[2]
+    assert cord.intensity[0][2] - 1024 == pytest.approx(300, abs=2)
+
+
+def test_ct_that_was_cut_off_at_0_hu_is_not_taken_for_stored_with_an_offset(folder: Path) -> None:
+    for case in range(CASES):
+        save(folder / "images" / f"c{case}.nii.gz", np.maximum(image_of(anatomy(), case), 0))
+    assert facts_of(folder).hu_offset == 0
+
+
+def test_large_images_are_measured_one_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load(folder / "manifest.json")
+    assert _readers(manifest) == MOST_READERS
+    monkeypatch.setattr("pipeline.planning.fingerprint.MOST_VOXELS_AT_ONCE", 2 * np.prod(SHAPE) + 1)
+    assert _readers(manifest) == 2
+    monkeypatch.setattr("pipeline.planning.fingerprint.MOST_VOXELS_AT_ONCE", 1)
+    assert _readers(manifest) == 1
+
+
 def test_processes_measure_what_threads_do(folder: Path) -> None:
     manifest = load(folder / "manifest.json")
     with ProcessPoolExecutor(1) as processes:
@@ -150,6 +187,28 @@ def test_a_damaged_record_is_measured_anew(folder: Path, tmp_path: Path) -> None
     assert survey(manifest, cache=cache) == before
 
 
+def test_a_fault_of_files_is_not_remembered(folder: Path, tmp_path: Path) -> None:
+    manifest, cache = load(folder / "manifest.json"), tmp_path / "cache"
+    moved = [folder / kind / f"c{case}.nii.gz" for kind in ("images", "labels") for case in (0, 1)]
+    for path in moved:
+        path.rename(path.with_suffix(".away"))
+    found = survey(manifest, cache=cache).defects
+    assert {defect.found.partition(":")[0] for defect in found if defect.case_id == "c1"} == {
+        "images/c1.nii.gz",
+        "labels/c1.nii.gz",
+    }
+    for path in moved:
+        path.with_suffix(".away").rename(path)
+    assert survey(manifest, cache=cache).defects == ()
+
+
+def test_two_readers_may_keep_the_same_content_at_one_time(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "same.json"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda value: _keep(path, {"value": value}), range(400)))
+    assert [file.name for file in path.parent.iterdir()] == ["same.json"]
+
+
 # --- defects ------------------------------------------------------------------------------------------------------
 
 
@@ -188,9 +247,28 @@ def empty(folder: Path) -> None:
     save(folder / "labels" / "c0.nii.gz", np.zeros(SHAPE, np.uint8))
 
 
+def make_constant(folder: Path) -> None:
+    save(folder / "images" / "c0.nii.gz", np.full(SHAPE, 7, np.int16))
+
+
+def store_one_without_air(folder: Path) -> None:
+    for case in range(1, CASES):
+        save(folder / "images" / f"c{case}.nii.gz", image_of(anatomy(), case, 1024))
+    save(folder / "images" / "c0.nii.gz", np.maximum(image_of(anatomy(), 0), -100))
+
+
+def store_in_spite_of_padding(folder: Path) -> None:
+    image = image_of(anatomy(), 0, 1024)
+    image[:2] = -2000
+    save(folder / "images" / "c0.nii.gz", image)
+
+
 @pytest.mark.parametrize(
     ("plant", "found", "action"),
     [
+        (make_constant, "images/c0.nii.gz: its values span 0, less than 20", "left out"),
+        (store_one_without_air, "neither HU with air nor stored without a sign, as 5 others are", "left out"),
+        (store_in_spite_of_padding, "as if 1024 were added to HU in spite of negative values", "kept"),
         (swap_sides, "left gland and right gland lie the other way round", "left out"),
         (repeat, "holds the same voxels as c4", "left out"),
         (cut_off, "ends too early", "left out"),
@@ -212,10 +290,47 @@ def test_a_planted_defect_is_named_with_what_was_done(
     assert result.fingerprint.cases == CASES - (action == "left out")
 
 
-def test_the_other_side_is_no_defect_where_cases_do_not_agree(folder: Path) -> None:
-    for case in range(3):
+@pytest.mark.parametrize("swapped", [2, 3, CASES - 1, CASES])
+def test_sides_that_are_wrong_in_many_cases_are_refused_and_never_learnt(folder: Path, swapped: int) -> None:
+    for case in range(swapped):
         save(folder / "labels" / f"c{case}.nii.gz", np.choose(anatomy(), [0, 2, 1, 3]).astype(np.uint8))
-    assert survey(load(folder / "manifest.json")).defects == ()
+    with pytest.raises(ManifestError, match=f"left gland lies to the right of right gland in {swapped} of 6 cases"):
+        facts_of(folder)
+
+
+def test_one_case_in_five_may_be_swapped(folder: Path) -> None:
+    swap_sides(folder)
+    for kind in ("images", "labels"):
+        (folder / kind / "c5.nii.gz").unlink()
+    defects = survey(load(folder / "manifest.json")).defects
+    assert [(one.case_id, one.is_left_out) for one in defects] == [("c0", True), ("c5", True), ("c5", True)]
+
+
+def test_mri_with_a_channel_of_one_value_is_left_out(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text(encoding="utf-8").replace('"CT"', '"MRI"')
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    image = np.zeros(SHAPE, np.int16)
+    image[3:] = 9
+    save(folder / "images" / "c0.nii.gz", image)
+    (defect,) = survey(load(folder / "manifest.json")).defects
+    assert "channel 0 holds one value only beside 0" in defect.found
+    assert defect.is_left_out
+
+
+def test_a_data_set_without_any_structure_is_refused(folder: Path) -> None:
+    for path in (folder / "labels").iterdir():
+        save(path, np.zeros(SHAPE, np.uint8))
+    with pytest.raises(ManifestError, match="glands: no case holds any structure"):
+        facts_of(folder)
+
+
+def test_a_fold_whose_cases_are_all_left_out_is_closed_up(folder: Path, tmp_path: Path) -> None:
+    for case in (0, 1):
+        (folder / "images" / f"c{case}.nii.gz").unlink()
+    assert survey(load(folder / "manifest.json")).manifest.folds == (0, 1)
+    made = make_bundle(folder / "manifest.json", tmp_path / "b", Budget(step_s=1.0))
+    rest = load(made.manifest, folder)
+    assert [(case.case_id, case.fold) for case in rest.cases] == [("c2", 0), ("c3", 0), ("c4", 1), ("c5", 1)]
 
 
 def test_a_data_set_without_a_sound_case_is_refused_with_all_defects(folder: Path) -> None:
@@ -239,6 +354,54 @@ def test_a_sound_data_set_trains_on_its_own_manifest_and_its_steps_are_timed(fol
     assert made.manifest == folder / "manifest.json"
     assert made.plan.budget.step_s > 0
     assert "measured" in made.plan.reasons["training"]
+
+
+def test_a_folder_that_is_there_is_refused_before_any_case_is_read(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "images").iterdir():
+        path.unlink()
+    with pytest.raises(OutputError, match="exists already"):
+        make_bundle(folder / "manifest.json", tmp_path, Budget())
+
+
+def test_the_manifest_of_the_rest_is_never_written_over_and_no_bundle_is_left_without_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    swap_sides(folder)
+    (tmp_path / "b_manifest.json").write_text("mine", encoding="utf-8")
+    with pytest.raises(OutputError, match="exists"):
+        make_bundle(folder / "manifest.json", tmp_path / "b", Budget(step_s=1.0))
+    assert not (tmp_path / "b").exists()
+
+
+TOO_DEEP = {
+    "patch_vox": [2, 2, 2],
+    "strides": [[2, 2, 2]],
+    "channels": [4, 8],
+    "network": {"deep_supervision": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (TOO_DEEP, "shrinks to a single voxel"),
+        ({"network": {"gate_fraction": 5}}, "gate_fraction lies above 0 and at most at 1, found 5"),
+        ({"network": {"gates": 5}}, "unexpected keyword argument 'gates'"),
+    ],
+)
+def test_a_plan_whose_network_cannot_be_trained_is_refused_with_a_sentence(
+    folder: Path, tmp_path: Path, overrides: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"cannot be trained on its patches \(.*{reason}"):
+        make_bundle(folder / "manifest.json", tmp_path / "b", Budget(minutes=1), overrides=overrides)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is done without a GPU")
+def test_steps_for_a_gpu_are_not_timed_on_a_processor(folder: Path, tmp_path: Path) -> None:
+    made = make_bundle(folder / "manifest.json", tmp_path / "b", Budget(Device.GPU, memory_gb=16.0, minutes=5))
+    assert made.plan.budget.step_s == 0
+    assert "estimated" in made.plan.reasons["training"]
 
 
 # --- shown --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The training handlers on tiny ignite engines."""
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from pipeline import handlers
 from pipeline.errors import InputError, UsageError
 from pipeline.handlers import (
+    STATE,
     KeepBest,
     ResumeState,
     SeedEpochs,
@@ -24,7 +26,9 @@ from pipeline.handlers import (
     ShowProgress,
     StopOnBadLoss,
     UpdateAverage,
+    identify,
     save_atomically,
+    set_aside,
     start_from,
 )
 
@@ -191,6 +195,24 @@ def test_a_measure_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
     assert saved_epoch(tmp_path / "model.pt") == 1
 
 
+def test_a_measure_that_is_always_0_keeps_the_last_weights(tmp_path: Path) -> None:
+    keep, _ = run_keep_best(tmp_path / "model.pt", [0.0, 0.0, 0.0])
+    assert saved_epoch(tmp_path / "model.pt") == 3
+    assert keep.state_dict() == {"best": 0.0, "best_epoch": 3, "stale": 2}
+
+
+def test_a_training_that_patience_ended_is_not_taken_up_again(tmp_path: Path) -> None:
+    keep, _ = run_keep_best(tmp_path / "model.pt", [0.5, 0.4, 0.3], patience=2)
+    steps: list[int] = []
+    engine = trainer(lambda engine, _batch: steps.append(engine.state.iteration))
+    again = KeepBest(path=tmp_path / "model.pt", network=nn.Linear(1, 1), validator=validator_of([]), patience=2)
+    again.attach(engine)
+    again.load_state_dict(keep.state_dict())
+    engine.run([0], max_epochs=9)
+    assert not steps
+    assert saved_epoch(tmp_path / "model.pt") == 1
+
+
 def test_an_epoch_without_validation_counts_for_nothing(tmp_path: Path) -> None:
     validator = validator_of([0.5, 0.4])
     engine = trainer()
@@ -274,6 +296,81 @@ def test_a_state_that_is_there_is_refused_without_resume(tmp_path: Path) -> None
     with pytest.raises(UsageError, match=r"state\.pt holds an earlier run: resume it"):
         run_with_state(path, epochs=1, identity=IDENTITY, resume=False)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", [1, 2], {"epoch": 3}])
+def test_a_file_that_is_no_state_is_refused_by_name(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "state.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UsageError, match=r"state\.pt cannot be taken up"):
+        run_with_state(path, epochs=1, identity={}, resume=True)
+
+
+# --- an earlier training ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> tuple[Path, Path]:
+    """Return the folder of a training and the weights that it left."""
+    folder, weights = tmp_path / "training", tmp_path / "models" / "model.pt"
+    for path, text in ((folder / STATE, "state"), (folder / "events" / "1", "events"), (weights, "weights")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder, weights
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_earlier_training_is_kept_beside_with_its_weights(tmp_path: Path, earlier: tuple[Path, Path]) -> None:
+    before = files_in(tmp_path / "training")
+    set_aside(*earlier)
+    assert files_in(tmp_path / "training_1") == before | {"model.pt": "weights"}
+    assert not earlier[0].exists()
+    assert earlier[1].read_text(encoding="utf-8") == "weights"  # where a training may start from them
+
+
+def test_no_earlier_training_is_ever_replaced(tmp_path: Path, earlier: tuple[Path, Path]) -> None:
+    (tmp_path / "training_1").mkdir()
+    (tmp_path / "training_2").write_text("mine", encoding="utf-8")
+    set_aside(*earlier)
+    assert list((tmp_path / "training_1").iterdir()) == []
+    assert (tmp_path / "training_2").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / "training_3" / STATE).is_file()
+
+
+def test_a_training_that_goes_on_stays_where_it_is(tmp_path: Path, earlier: tuple[Path, Path]) -> None:
+    before = files_in(tmp_path)
+    set_aside(*earlier, resume=True)
+    assert files_in(tmp_path) == before
+
+
+def test_weights_without_a_training_are_kept_too_even_if_one_should_go_on(
+    tmp_path: Path, earlier: tuple[Path, Path]
+) -> None:
+    shutil.rmtree(earlier[0])
+    set_aside(*earlier, resume=True)
+    assert files_in(tmp_path / "training_1") == {"model.pt": "weights"}
+
+
+def test_where_nothing_is_nothing_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "training" / "events").mkdir(parents=True)
+    set_aside(tmp_path / "training", tmp_path / "models" / "model.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["training"]
+
+
+def test_cases_are_told_by_their_names_and_their_order() -> None:
+    rows = [{"case_id": name, "image": f"/data/{name}.nii.gz"} for name in "abc"]
+    moved = [{"case_id": name, "image": f"/mnt/{name}.nii.gz"} for name in "abc"]
+    assert identify(rows) == identify(moved)
+    assert identify(rows).startswith("3 cases ")
+    others = ([*rows[:2], {"case_id": "d"}], rows[::-1], rows[:2], [{"image": f"/x/{name}.nii"} for name in "abc"])
+    assert len({identify(each) for each in (rows, *others)}) == 5
+    assert identify([{"image": ["/data/a_0.nii", "/data/a_1.nii"]}]) == identify([{"image": ["/a_0.nii", "/a_1.nii"]}])
 
 
 # --- saving -------------------------------------------------------------------------------------------------------

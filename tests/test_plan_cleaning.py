@@ -28,6 +28,10 @@ def reference() -> np.ndarray:
     return label
 
 
+def dice_of(mask: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (mask & other).sum() / (mask.sum() + other.sum()))
+
+
 def island(label: np.ndarray) -> np.ndarray:
     made = label.copy()
     made[0:2, 12:14, 0:2] = 1
@@ -45,6 +49,21 @@ def test_an_island_is_gone_and_a_hole_is_filled_on_trial(reference: np.ndarray) 
     assert one.before < one.after[Step.KEEP_LARGEST] == 1.0
     assert one.after[Step.FILL_HOLES] == one.before
     assert two.before < two.after[Step.FILL_HOLES] == 1.0
+
+
+def test_a_step_is_charged_with_what_it_takes_from_a_structure_inside(reference: np.ndarray) -> None:
+    reference[reference == 2] = 0
+    reference[4:6, 4:6, 4] = 2  # enclosed, as a tumour is by its organ
+    prediction = reference.copy()
+    prediction[3:7, 3:7, 6] = 0
+    one, _ = trials_of(one_hot(prediction), one_hot(reference), LABELS)
+    steps = cleaning(cleaned(plan(FACTS), Cleaning(fill_holes=(1,))))
+    labels = MetaTensor(torch.from_numpy(prediction.astype(np.uint8))[None])
+    filled = build({"_target_": "Compose", "transforms": steps})({"pred": labels})["pred"][0].numpy()
+    assert not (filled == 2).any()  # MONAI fills the tumour too
+    before, after = (dice_of(labels == 1, reference == 1) for labels in (prediction, filled))
+    assert one.before == before < after
+    assert one.after[Step.FILL_HOLES] == after - 1.0
 
 
 def test_a_structure_that_one_of_both_lacks_is_no_trial(reference: np.ndarray) -> None:

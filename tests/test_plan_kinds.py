@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from pipeline.bundle import open_bundle
 from pipeline.errors import InputError, ManifestError
+from pipeline.images import ImageRule
 from pipeline.manifest import load
 from pipeline.manifest_build import write
 from pipeline.planning import Budget, Plan, Training, plan, survey, write_bundle
@@ -97,7 +98,7 @@ def test_two_channels_plan_and_train_where_one_alone_would_not_do(tmp_path: Path
     assert made.image_channels == ("T1", "T2")
     assert dice > BETTER_THAN_CHANCE
     opened = open_bundle(tmp_path / "out")
-    assert opened.channels == 2
+    assert opened.images == ImageRule(("T1", "T2"))
     with torch.no_grad():
         assert opened.network(torch.zeros(1, 2, 16, 16, 16)).shape[1] == 2
 

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
+from pipeline.bundle import build
 from pipeline.errors import OutputError, UsageError
 from pipeline.labels import LabelTable
 from pipeline.manifest import Modality
@@ -24,6 +26,7 @@ from pipeline.planning import (
     Intensity,
     Plan,
     StructureFacts,
+    parts,
     plan,
     read_overrides,
     write_bundle,
@@ -31,7 +34,9 @@ from pipeline.planning import (
 from pipeline.planning.explain import explain
 from pipeline.planning.plan import (
     ANISOTROPY,
+    FORWARD_SHARE,
     MOST_PATCH_VOX,
+    READ_S_PER_VOXEL,
     SMALLEST_BOTTLENECK_VOX,
     STEPS_PER_EPOCH,
     USED_SHARE,
@@ -111,6 +116,52 @@ def test_the_steps_fit_the_minutes(minutes: float, step_s: float) -> None:
     assert pace.steps_per_epoch <= STEPS_PER_EPOCH
 
 
+@given(st.floats(1, 600), st.floats(0.05, 5), st.integers(1, 2000))
+def test_validations_take_no_more_than_their_share_of_the_minutes(minutes: float, step_s: float, cases: int) -> None:
+    made = plan(replace(FACTS, cases=cases), Budget(minutes=minutes, step_s=step_s))
+    pace, step_vox = made.training, float(np.prod(made.patch_vox)) * made.training.batch_size
+    validation_s = FORWARD_SHARE * step_s / step_vox * float(np.prod(FACTS.shape_vox)) * cases / 5
+    validations = -(-pace.epochs // pace.validate_every)
+    assert 1 <= validations <= VALIDATIONS
+    assert validations == 1 or validations * validation_s <= 60 * minutes / 3
+
+
+def test_reading_many_large_cases_is_part_of_the_minutes() -> None:
+    few, many = (plan(replace(FACTS, cases=cases), Budget(minutes=20, step_s=1e-3)) for cases in (1, 200))
+    voxels = 199 * float(np.prod(FACTS.shape_vox))
+    steps = [made.training.epochs * made.training.steps_per_epoch for made in (few, many)]
+    assert (steps[0] - steps[1]) * 1e-3 >= voxels * READ_S_PER_VOXEL
+
+
+def test_minutes_that_are_too_few_are_said_to_be() -> None:
+    enough, too_few = (plan(FACTS, Budget(minutes=minutes, step_s=30.0)) for minutes in (600, 1))
+    assert "steps fit into 600 minutes" in enough.reasons["training"]
+    assert "they do not fit into 1 minutes" in too_few.reasons["training"]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "turned"),
+    [
+        ((1.0, 1.0, 1.0), [True, True, True]),
+        ((4.2, 4.2, 2.5), [True, True, True]),
+        ((1.0, 1.0, 5.0), [False, False, True]),
+        ((4.0, 0.8, 0.8), [True, False, False]),
+        ((1.0, 2.0, 4.0), [False, False, False]),
+    ],
+)
+def test_long_voxels_are_not_turned_into_short_ones(spacing: tuple[float, float, float], turned: list[bool]) -> None:
+    steps = parts.augmentation(plan(replace(FACTS, spacing_mm=spacing)))
+    (affine,) = [step for step in steps if step["_target_"] == "RandAffined"]
+    assert [angle > 0 for angle in affine["rotate_range"]] == turned
+
+
+def test_the_ct_window_spans_the_values_of_every_channel() -> None:
+    two = tuple(replace(one, intensity=(*one.intensity, (300.0,) * 5)) for one in FACTS.structures)
+    made = plan(replace(FACTS, structures=two, channel_names=("venous", "arterial")))
+    assert made.intensity.high_hu is not None
+    assert made.intensity.high_hu >= 300.0
+
+
 def test_more_minutes_are_more_steps_and_nothing_else_but_the_pace() -> None:
     short, long = (plan(FACTS, Budget(minutes=minutes)) for minutes in (10, 60))
     assert long.training.epochs > 4 * short.training.epochs
@@ -174,6 +225,38 @@ def test_an_override_changes_its_value_alone_and_says_so() -> None:
     assert plan(FACTS, made.budget, made.overrides) == made
 
 
+RESNET = {
+    "_target_": "monai.networks.nets.ResNet",
+    "block": "basic",
+    "layers": [1, 1, 1, 1],
+    "block_inplanes": [4, 8, 16, 32],
+    "n_input_channels": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "multiple"),
+    [
+        ({"_target_": "pipeline.networks.presets.unet"}, 1),
+        ({"_target_": "pipeline.networks.NonLocalUNet"}, 1),
+        ({"_target_": "pipeline.networks.GuidedAttentionNet", "width": 4, "backbone": RESNET}, 1),
+        ({"_target_": "monai.networks.nets.AttentionUnet"}, 8),
+        ({"_target_": "monai.networks.nets.UNet"}, 8),
+    ],
+    ids=lambda value: value["_target_"].rpartition(".")[2] if isinstance(value, dict) else str(value),
+)
+@torch.no_grad()
+def test_one_line_exchanges_the_network_and_the_inferer_runs_it(network: dict[str, Any], multiple: int) -> None:
+    levels = {"channels": [4, 8, 16, 32], "strides": [[2, 2, 2]] * 3, "window_vox": [48, 48, 48]}
+    made = plan(FACTS, overrides={"network": network, **levels})
+    inferer, module = build(parts.inferer(made)), build(parts.network(made)).eval()
+    size = (33, 21, 18)
+    meta = {"original_affine": np.eye(4), "spatial_shape": np.array(size)}
+    image = MetaTensor(torch.rand(1, 1, *size), affine=torch.eye(4), meta=meta)
+    assert inferer(image, module).shape == (1, 1, *size)
+    assert inferer.window_multiple == multiple
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -181,6 +264,21 @@ def test_an_override_changes_its_value_alone_and_says_so() -> None:
         ({"training": {"epoch": 3}}, r"override training\.epoch: a plan has no such value; did you mean epochs"),
         ({"channels": [8, 16]}, "override channels and strides together"),
         ({"modality": "PET"}, "overrides make no plan"),
+        ({"budget": {"minutes": 5}}, "override budget: it says what was asked for"),
+        ({"spacing_mm": [1, 1]}, r"spacing_mm is \(1, 1\), expected a number for each of three axes"),
+        ({"spacing_mm": [1, 1, 0]}, "expected a number above 0"),
+        ({"spacing_mm": [1, 1, "3"]}, "expected a number above 0"),
+        ({"patch_vox": [16, 16, 0]}, "patch_vox is .* expected a whole number from 1"),
+        ({"patch_vox": [16, 16, 8.5]}, "patch_vox is .* expected a whole number from 1"),
+        ({"strides": [[2, 2]], "channels": [8, 16]}, r"strides is .*, expected a number for each of three axes"),
+        ({"overlap": 1.0}, "overlap is 1.0, expected a number from 0 to below 1"),
+        ({"training": {"epochs": 0}}, "epochs is 0, expected a whole number from 1"),
+        ({"training": {"epochs": "20"}}, "epochs is '20', expected a whole number from 1"),
+        ({"training": {"learning_rate": -1}}, "learning_rate is -1, expected a number above 0"),
+        ({"training": {"average_decay": 1.0}}, "average_decay is 1.0"),
+        ({"training": {"foreground_probability": float("nan")}}, "foreground_probability is nan"),
+        ({"augmentation": {"affine": 70}}, "affine is 70, expected a number from 0 to 1"),
+        ({"augmentation": {"flip_sagittal": 0}}, "flip_test shows the network mirror images, which it never saw"),
     ],
 )
 def test_an_override_of_nothing_is_refused(overrides: dict[str, Any], message: str) -> None:
@@ -193,6 +291,12 @@ def test_a_file_without_overrides_is_refused_by_name(tmp_path: Path, text: str) 
     (tmp_path / "mine.json").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"mine\.json"):
         read_overrides(tmp_path / "mine.json")
+
+
+def test_mirroring_can_be_left_out_of_training_and_test_together() -> None:
+    made = plan(FACTS, overrides={"augmentation": {"flip_sagittal": 0}, "flip_test": False})
+    assert parts.inferer(made)["flip_axes"] == []
+    assert "RandSideSafeFlipd" not in str(parts.augmentation(made))
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The law that makes resuming safe: a training that is killed and taken up again ends with the same weights."""
 
+import json
 import multiprocessing
 import random
 import signal
@@ -152,3 +153,12 @@ def test_resuming_a_finished_training_changes_nothing(processes: ForkServerConte
 def test_a_training_is_not_resumed_with_other_settings(whole: Job) -> None:
     with pytest.raises(UsageError, match=r"made with learning_rate=0\.002, not 0\.1"):
         train(replace(whole, resume=True, overrides=SETTINGS | {"learning_rate": 0.1}))
+
+
+def test_a_training_is_not_resumed_on_other_cases(whole: Job, tmp_path: Path) -> None:
+    document = json.loads(whole.manifest.read_text(encoding="utf-8"))
+    document["training"] = [row | {"fold": 1 - row["fold"]} for row in document["training"]]
+    other = tmp_path / "manifest.json"
+    other.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"made with cases=. cases \w+, not . cases"):
+        train(replace(whole, resume=True, manifest=other, data_root=whole.manifest.parent))

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.bundle import WEIGHTS, open_bundle, seal, verify
+from pipeline.bundle import WEIGHTS, open_bundle, run_workflow, seal, verify
 from pipeline.errors import BundleError, OutputError, UsageError
 from pipeline.manifest import load
 from pipeline.networks import AttentionUNet
-from pipeline.training import Job, evaluate_fold, train
-from tests.test_resume import EPOCHS, STATE, tiny_job
+from pipeline.training import SEEN, TRAINING, Job, count_seen, evaluate_fold, train
+from tests.test_resume import EPOCHS, SETTINGS, STATE, tiny_job
 
 TIME_LIMIT_S = 900
 
@@ -47,6 +47,22 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 def test_an_unknown_setting_is_refused_with_what_was_meant(job: Job, tmp_path: Path, name: str, meant: str) -> None:
     with pytest.raises(UsageError, match=rf"no setting '{name}'; did you mean .*{meant}"):
         train(replace(job, out=tmp_path / "out", overrides={name: 5}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["fold", "manifest", "data_root", "resume", "output_dir", "model_path"])
+def test_a_setting_that_says_otherwise_what_the_job_says_is_refused(job: Job, name: str) -> None:
+    with pytest.raises(UsageError, match=f"setting {name}: says again"):
+        replace(job, overrides={"epochs": 1, name: 1})
+
+
+def test_a_fold_that_leaves_no_case_to_train_on_is_refused_before_anything_is_made(job: Job, tmp_path: Path) -> None:
+    document = json.loads(job.manifest.read_text(encoding="utf-8"))
+    document["training"] = [row | {"fold": 0} for row in document["training"]]
+    single = tmp_path / "manifest.json"
+    single.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError, match="part training of fold 0 holds no case"):
+        train(replace(job, manifest=single, data_root=job.manifest.parent, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -94,6 +110,21 @@ def test_the_scores_of_a_fold_are_those_of_its_validation_cases(trained: Path, j
         )
         assert (tmp_path / str(fold) / "scores.csv").is_file()
     verify(trained)
+
+
+def test_scores_of_cases_that_were_seen_in_training_come_with_a_warning(
+    trained: Path, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate_fold(trained, job.manifest, tmp_path / "unseen", fold=0)
+    assert "seen in training" not in caplog.text
+    evaluate_fold(trained, job.manifest, tmp_path / "seen", fold=1)
+    assert "2 of the 2 cases of fold 1, or others of their subjects, were seen in training" in caplog.text
+
+
+def test_another_case_of_a_subject_that_was_seen_counts_as_seen(trained: Path) -> None:
+    subject = next(iter(json.loads((trained / TRAINING / SEEN).read_text(encoding="utf-8")).values()))
+    rows = [{"case_id": "new", "subject": subject}, {"case_id": "newer", "subject": "nobody"}]
+    assert count_seen(trained, rows) == 1
 
 
 @pytest.mark.parametrize("name", ["configs/inference.json", "configs/train.json", "plan.json", WEIGHTS])
@@ -170,6 +201,29 @@ def run_plainly(command: Sequence[str], bundle: Path, job: Job) -> None:
 @pytest.fixture
 def untrained(job: Job, tmp_path: Path) -> Path:
     return Path(shutil.copytree(job.bundle, tmp_path / "bundle"))
+
+
+def test_a_second_training_in_a_bundle_keeps_the_first_beside_and_resume_goes_on_with_the_last(
+    untrained: Path, job: Job
+) -> None:
+    settings: dict[str, object] = {"manifest": str(job.manifest), "data_root": str(job.manifest.parent), **SETTINGS}
+    short = settings | {"steps_per_epoch": 1, "warmup_steps": 1, "epochs": 1}
+    run_workflow(untrained, ["train"], short)
+    first = (untrained / WEIGHTS).read_bytes()
+    events = [path.name for path in (untrained / TRAINING / "events").iterdir()]
+    run_workflow(untrained, ["train", "evaluate"], settings)
+    run_workflow(untrained, ["train"], short | {"seed": 1})
+    second = (untrained / WEIGHTS).read_bytes()
+    assert second != first
+    kept = untrained / f"{TRAINING}_1"
+    assert (kept / "model.pt").read_bytes() == first
+    assert [path.name for path in (kept / "events").iterdir()] == events
+    assert (kept / "scores.csv").is_file()
+    assert torch.load(untrained / STATE, weights_only=True)["identity"]["seed"] == 1
+
+    run_workflow(untrained, ["train"], short | {"seed": 1, "resume": True})
+    assert (untrained / WEIGHTS).read_bytes() == second
+    assert not (untrained / f"{TRAINING}_2").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Training of all folds: every case is scored by a network that has not seen it, and the folds become one bundle."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,18 @@ from pipeline.planning import Cleaning, Plan
 from pipeline.planning.cleaning import choose_cleaning
 from pipeline.planning.write import rewrite_bundle
 from pipeline.segment import Options
-from pipeline.training import TRAINING, Job
-from pipeline.training_folds import FOLD_MANIFEST, FOLD_SCORES, CrossValidation, executor_named, train_folds
-from pipeline.volumes import read_volume
+from pipeline.training import TRAINING, Job, evaluate_fold
+from pipeline.training_folds import (
+    FOLD_MANIFEST,
+    FOLD_SCORES,
+    CrossValidation,
+    _clean_by_plan,
+    _FoldResult,
+    _train_fold,
+    executor_named,
+    train_folds,
+)
+from pipeline.volumes import read_channels, read_volume
 from tests.test_resume import FOLDS, tiny_job
 
 
@@ -66,7 +76,7 @@ def test_the_bundle_holds_the_folds_and_as_its_own_weights_those_of_the_best(don
 def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidation, job: Job) -> None:
     opened = open_bundle(done.bundle, "cpu", is_ensemble=True)
     assert opened.fingerprint != open_bundle(done.bundle, "cpu").fingerprint
-    image = opened.preprocessing({"image": as_image(*read_volume(load(job.manifest).cases[0].image))})["image"][None]
+    image = opened.preprocessing({"image": as_image(*read_channels(load(job.manifest).cases[0].image))})["image"][None]
     asked = opened.inferer
     asked.maps = replace(asked.maps, classes=(1,))  # type: ignore[attr-defined]  # the inferer of the plan
     networks = list(opened.network)  # type: ignore[call-overload]  # a ModuleList
@@ -85,7 +95,7 @@ def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, jo
     assert report.status is CaseStatus.DONE, report.findings
     opened = open_bundle(done.bundle, "cpu", is_ensemble=True)
     assert report.bundle_sha256 == opened.fingerprint
-    prepared = opened.preprocessing({"image": as_image(*read_volume(image))})["image"][None]
+    prepared = opened.preprocessing({"image": as_image(*read_channels(image))})["image"][None]
     expected = opened.cleaning(opened.inferer(prepared, opened.network))[0, 0].numpy()
     np.testing.assert_array_equal(read_volume(report.outputs["nifti"])[0], expected)
 
@@ -136,6 +146,55 @@ def test_configs_that_were_changed_by_hand_are_left_alone(done: CrossValidation,
     shutil.copyfile(config, out / "configs" / "inference.json")
     train_folds(replace(job, bundle=bundle, out=out, resume=True), FOLDS)
     assert (out / "configs" / "inference.json").read_bytes() == config.read_bytes()
+
+
+def test_a_fold_that_has_seen_what_shall_validate_it_is_refused(
+    done: CrossValidation, job: Job, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done.bundle, tmp_path / "out"))
+    document = json.loads(job.manifest.read_text(encoding="utf-8"))
+    document["training"] = [row | {"fold": 1 - row["fold"]} for row in document["training"]]
+    other = tmp_path / "manifest.json"
+    other.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"fold_0 was trained on \d of the \d cases that shall validate it"):
+        train_folds(replace(job, out=out, manifest=other, data_root=job.manifest.parent, resume=True), FOLDS)
+
+
+def test_cleaning_that_a_bundle_brings_along_is_tried_anew_on_what_the_network_gives(
+    done: CrossValidation, job: Job, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    plain = Path(shutil.copytree(done.bundle / TRAINING / "fold_0", tmp_path / "plain"))
+    noise = {
+        name: values if "running" in name or not values.is_floating_point() else torch.randn_like(values)
+        for name, values in weights(plain / WEIGHTS).items()
+    }
+    torch.save(noise, plain / WEIGHTS)
+    seal(plain)
+    cleaning = Path(shutil.copytree(plain, tmp_path / "cleaning"))
+    rewrite_bundle(replace(Plan.from_json(cleaning / "plan.json"), cleaning=Cleaning(keep_largest=(1,))), cleaning)
+    seal(cleaning)
+    as_it_is, found = (_train_fold(replace(job, out=fold, fold=0)) for fold in (plain, cleaning))
+    assert (found.scores, found.trials) == (as_it_is.scores, as_it_is.trials)
+    assert evaluate_fold(cleaning, job.manifest, tmp_path / "scores", fold=0) != list(found.scores)
+
+
+def test_what_people_add_to_metadata_and_licences_outlives_the_cleaning(done: CrossValidation, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(done.bundle, tmp_path / "bundle"))
+    metadata = root / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text(encoding="utf-8")) | {"label_codes": {"1": "mine"}, "authors": "me"}
+    metadata.write_text(json.dumps(content), encoding="utf-8")
+    (root / "LICENSE").write_text("mine", encoding="utf-8")
+    _clean_by_plan(root, Cleaning(keep_largest=(1,)))
+    assert json.loads(metadata.read_text(encoding="utf-8")) == content
+    assert (root / "LICENSE").read_text(encoding="utf-8") == "mine"
+    assert "KeepLargest" in (root / "configs" / "inference.json").read_text(encoding="utf-8")
+
+
+def test_the_dice_of_a_fold_is_a_mean_over_subjects(job: Job, done: CrossValidation) -> None:
+    scores = [replace(done.scores[0], case_id=case, dice=dice) for case, dice in (("a", 0.4), ("b", 0.6), ("c", 0.9))]
+    fold = _FoldResult(job.out, tuple(scores), (), {"a": "one", "b": "one", "c": "other"})
+    assert fold.mean_dice == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("name", ["", "serial:2", "processes", "processes:0", "processes:-1", "dask:", "slurm:4"])

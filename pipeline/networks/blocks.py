@@ -1,7 +1,7 @@
 """Layers that the networks share, for two and three spatial dimensions."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from typing import Any, cast
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from pipeline.networks.bfloat16 import SoundGradients
 
 LEAKY_SLOPE = 0.01
 """Negative slope of every activation; the initialisation is matched to it."""
@@ -191,10 +193,16 @@ def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> Any:
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_frozen(module)
+        return SoundGradients(), _second_pass(module)
 
     run = cast("Callable[..., Any]", checkpoint)
     return run(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _second_pass(module: nn.Module) -> Iterator[None]:
+    with _statistics_frozen(module), SoundGradients():
+        yield
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Trial:
     Args:
         value: of the label.
         before: Dice as the network gives it.
-        after: Dice after each step alone.
+        after: Dice after each step alone, less what all other structures together lose by it.
     """
 
     value: int
@@ -49,15 +49,21 @@ def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Tri
         reference: the same.
         labels: names of the values.
     """
-    return [
-        Trial(
-            value,
-            _dice(prediction[value], reference[value]),
-            {step: _dice(do(prediction[value]), reference[value]) for step, do in _STEPS.items()},
-        )
-        for value in labels.foreground
-        if prediction[value].any() and reference[value].any()
-    ]
+    found = [value for value in labels.foreground if prediction[value].any() and reference[value].any()]
+    before = {value: _dice(prediction[value], reference[value]) for value in found}
+    trials = []
+    for value in found:
+        after = {}
+        for step, do in _STEPS.items():
+            cleaned = do(prediction[value])
+            lost = sum(
+                before[other] - _dice(prediction[other] & ~cleaned, reference[other])
+                for other in found
+                if other != value and (prediction[other] & cleaned).any()
+            )
+            after[step] = _dice(cleaned, reference[value]) - lost
+        trials.append(Trial(value, before[value], after))
+    return trials
 
 
 def choose_cleaning(trials: Sequence[Trial]) -> Cleaning:
@@ -88,7 +94,9 @@ def _filled(mask: Mask) -> Mask:
 
 
 _TOUCHING = np.ones((3, 3, 3))
-"""Voxels that touch by a corner are connected, as in MONAI's transforms of the same names."""
+"""Voxels that touch by a corner are connected, as in MONAI's transforms of the same names.
+
+Like those, filling gives a structure all that it encloses, other structures too."""
 
 _STEPS: Mapping[Step, Callable[[Mask], Mask]] = {Step.KEEP_LARGEST: _largest, Step.FILL_HOLES: _filled}
 

@@ -1,5 +1,7 @@
 """Texts that go with a bundle: its README, the licence of its data, its logging."""
 
+from pipeline.images import PICTURE_NAMES
+from pipeline.manifest import Modality
 from pipeline.planning.explain import explain
 from pipeline.planning.records import Plan
 
@@ -33,7 +35,9 @@ def readme(plan: Plan) -> str:
     labels = "\n".join(f"| {value} | {name} |" for value, name in plan.label_table.to_mapping().items())
     choices = "\n".join(f"| {row.name} | {row.value} | {row.reason} |" for row in explain(plan))
     image = f"one {plan.modality} volume"
-    if len(plan.image_channels) > 1:
+    if plan.modality is Modality.PICTURE:
+        image = f"one picture ({PICTURE_NAMES}), {'in colours' if plan.is_colour else 'grey'}, 8 or 16 bits"
+    elif len(plan.image_channels) > 1:
         image = f"{len(plan.image_channels)} {plan.modality} volumes on one grid: {', '.join(plan.image_channels)}"
     return f"""\
 # {plan.name}
@@ -58,6 +62,13 @@ python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN
 torchrun --nproc_per_node 2 -m monai.bundle run \\
     --config_file "['configs/train.json','configs/multi_gpu_train.json']" --manifest M.json --data_root DATA
 ```
+
+A training that was ended goes on with `--resume True`. Without it a new one begins, and nothing of an earlier one is
+lost: its folder `training` becomes `training_1`, or the next free number, with a copy of the weights that the new
+training replaces.
+
+The weights are those of the epoch with the best Dice on the validation cases, so that their Dice on these very cases is
+slightly optimistic; the measure of a bundle is its Dice on cases that chose nothing.
 
 From anywhere, with checks before the work and progress while it runs: `voxelgate train`, `voxelgate evaluate` and
 `voxelgate segment`.

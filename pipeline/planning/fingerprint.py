@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -13,22 +16,20 @@ from typing import Any, Self
 
 import numpy as np
 
-from pipeline.errors import ManifestError, OutputError, UsageError
+from pipeline.errors import InputError, ManifestError, OutputError, UsageError
 from pipeline.labels import LabelTable
-from pipeline.manifest import Manifest, Modality
-from pipeline.manifest_check import MOST_READERS, Progress
-from pipeline.planning.measure import CaseFacts, measure_case
+from pipeline.manifest import Case, Manifest, Modality, without
+from pipeline.manifest_check import MOST_READERS, Progress, checksum
+from pipeline.planning.measure import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
 from pipeline.planning.rescue import Defect, defects_between
 from pipeline.quality import Structure, structure_ranges
+from pipeline.volumes import read_grid
 
 Limits = tuple[float, float]
 Three = tuple[float, float, float]
 
-STORED_OFFSETS_HU = (1000.0, 1024.0)
-"""What is added to HU to store them without a sign: by OpenKBP and others, and by most scanners (PS3.3 C.11.1.1.2)."""
-
-TISSUE_HU = 40.0
-"""Muscle and brain, the commonest tissue of a body part without lungs."""
+MOST_VOXELS_AT_ONCE = 2**27
+"""Of all cases that are measured at a time; a NIfTI whose values are scaled took 21 bytes a voxel."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Fingerprint:
         fewest_slices: least size along any axis; 1 for flat images.
         foreground_vox: median size of the box around all structures, at the median spacing.
         body_share: median part of a volume inside the box of what is brighter than its background.
-        hu_offset: what was added to the HU of a CT whose images hold no negative value; 0 if nothing was.
+        hu_offset: what was added to the HU of those CT images that hold no negative value; 0 if nothing was.
         structures: facts of each structure, in the order of the labels.
         ranges: of each structure what is usual, as `pipeline.structures.StructureRange` reads it.
         licence: of the data.
@@ -150,27 +151,43 @@ def survey(
     Args:
         manifest: the data set.
         cache: folder that keeps what was measured, by the content of the files; None measures anew.
-        executor: where cases are measured, at most `MOST_READERS` at a time in threads if None.
+        executor: where cases are measured, in threads if None, at most `MOST_READERS` at a time and fewer large ones.
         progress: told how many cases are done.
 
     Raises:
-        ManifestError: no case is sound; lists all defects.
+        ManifestError: no case is sound, which lists all defects, or none holds a structure, or sides are wrong in most.
     """
     if executor is None:
-        with ThreadPoolExecutor(MOST_READERS) as threads:
+        with ThreadPoolExecutor(_readers(manifest)) as threads:
             return survey(manifest, cache=cache, executor=threads, progress=progress)
     measured = []
     for done, facts in enumerate(executor.map(partial(_measured, manifest, cache), range(len(manifest.cases))), 1):
         measured.append(facts)
         if progress is not None:
             progress(done, len(manifest.cases))
-    defects = defects_between(measured, manifest.labels)
+    defects = defects_between(measured, manifest.labels, manifest.modality)
     left_out = {defect.case_id for defect in defects if defect.is_left_out}
     sound = tuple(facts for facts in measured if facts.case_id not in left_out)
     if not sound:
         raise ManifestError([f"{defect.case_id}: {defect.found}" for defect in defects])
-    rest = dataclasses.replace(manifest, cases=tuple(c for c in manifest.cases if c.case_id not in left_out))
+    if not any(facts.structures for facts in sound):
+        raise ManifestError([f"{manifest.name}: no case holds any structure; give label maps that were drawn."])
+    rest = without(manifest, left_out)
     return Survey(rest, sound, _summary(rest, sound), defects)
+
+
+def _readers(manifest: Manifest) -> int:
+    """Return how many cases are measured at a time, so that even the largest of them fit into memory."""
+    largest = max((_voxels(case) for case in manifest.cases), default=0)
+    return max(1, min(MOST_READERS, MOST_VOXELS_AT_ONCE // max(1, largest)))
+
+
+def _voxels(case: Case) -> int:
+    """Return the voxels of all channels as the first header says; 0 if it cannot be read."""
+    try:
+        return len(case.channels) * math.prod(read_grid(case.image).shape)
+    except (InputError, OSError):
+        return 0
 
 
 def _measured(manifest: Manifest, cache: Path | None, index: int) -> CaseFacts:
@@ -184,22 +201,26 @@ def _measured(manifest: Manifest, cache: Path | None, index: int) -> CaseFacts:
         return dataclasses.replace(known, case_id=case.case_id)
     except (OSError, ValueError, KeyError, TypeError):
         facts = measure_case(case, manifest)
-        _keep(path, asdict(facts))
+        if not facts.problems:  # they name files, and may be gone the next time
+            _keep(path, asdict(facts))
         return facts
 
 
 def _content_key(manifest: Manifest, index: int) -> str:
     """Hash everything that the facts of a case follow from: bytes of its files, label values, version of the rules."""
     case = manifest.cases[index]
-    digest = hashlib.sha256(f"{CaseFacts.VERSION} {len(manifest.labels.names)} {manifest.modality}".encode())
-    digest.update(f"{case.image_sha256} {case.label_sha256}".encode())
+    rules = (CaseFacts.VERSION, len(manifest.labels.names), manifest.modality, manifest.channel_names)
+    digest = hashlib.sha256(f"{rules} {case.image_sha256} {case.label_sha256}".encode())
     for path in case.files:
-        digest.update(b"/" if not path.is_file() else hashlib.sha256(path.read_bytes()).digest())
+        try:
+            digest.update(bytes.fromhex(checksum(path)))
+        except InputError:
+            digest.update(b"/")
     return digest.hexdigest()
 
 
 def _keep(path: Path, record: Mapping[str, Any]) -> None:
-    partial_path = path.with_suffix(".partial")
+    partial_path = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_path.write_text(json.dumps(record), encoding="utf-8")
@@ -212,6 +233,7 @@ def _summary(manifest: Manifest, facts: Sequence[CaseFacts]) -> Fingerprint:
     shapes, spacings = np.array([one.shape_vox for one in facts]), np.array([one.spacing_mm for one in facts])
     spacing_mm = np.median(spacings, axis=0)
     boxes_mm = np.array([one.foreground_vox for one in facts]) * spacings
+    offset_hu = _hu_offset(facts) if manifest.modality is Modality.CT else 0.0
     labelled = Counter({value: sum(one.voxels_of(value) for one in facts) for value in manifest.labels.foreground})
     return Fingerprint(
         name=manifest.name,
@@ -225,10 +247,12 @@ def _summary(manifest: Manifest, facts: Sequence[CaseFacts]) -> Fingerprint:
         spacing_range_mm=_ranges(spacings, 3),
         extent_range_mm=_ranges(shapes * spacings, 1),
         fewest_slices=int(shapes.min()),
-        foreground_vox=_rounded(np.median(boxes_mm, axis=0) / spacing_mm, 1),
+        foreground_vox=_rounded(np.median(boxes_mm[boxes_mm.any(axis=1)], axis=0) / spacing_mm, 1),
         body_share=round(float(np.median([one.body_share for one in facts])), 3),
-        hu_offset=_hu_offset(facts) if manifest.modality is Modality.CT else 0.0,
-        structures=tuple(_structure(value, manifest.labels, facts, labelled) for value in manifest.labels.foreground),
+        hu_offset=offset_hu,
+        structures=tuple(
+            _structure(value, manifest.labels, facts, labelled, offset_hu) for value in manifest.labels.foreground
+        ),
         ranges={name: one.to_mapping() for name, one in structure_ranges(_looks(facts, manifest.labels)).items()},
         licence=manifest.licence,
         reference=manifest.reference,
@@ -245,10 +269,15 @@ def _looks(facts: Sequence[CaseFacts], labels: LabelTable) -> list[dict[str, Str
     ]
 
 
-def _structure(value: int, labels: LabelTable, facts: Sequence[CaseFacts], labelled: Counter[int]) -> StructureFacts:
-    found = [one for facts_of in facts for one in facts_of.structures if one.value == value]
+def _structure(
+    value: int, labels: LabelTable, facts: Sequence[CaseFacts], labelled: Counter[int], offset_hu: float
+) -> StructureFacts:
+    """Return the facts of one structure; its values with what was added to HU, if that was added in any image."""
+    where = [(facts_of, one) for facts_of in facts for one in facts_of.structures if one.value == value]
+    found = [one for _, one in where]
     volumes = sorted(one.volume_ml for one in found) or [0.0]
-    intensity = np.array([one.intensity for one in found])
+    lacking_hu = [0.0 if facts_of.is_stored_with_offset else offset_hu for facts_of, _ in where]
+    intensity = np.array([np.add(one.intensity, hu) for one, hu in zip(found, lacking_hu, strict=True)])
     return StructureFacts(
         name=labels.names[value],
         cases=len(found),
@@ -260,10 +289,11 @@ def _structure(value: int, labels: LabelTable, facts: Sequence[CaseFacts], label
 
 
 def _hu_offset(facts: Sequence[CaseFacts]) -> float:
-    """Return what was added to HU: nothing unless no image has a negative value, else what puts tissue in its place."""
-    if min(one.darkest for one in facts) < 0:
+    """Return what was added to the HU of some images: what puts their tissue in its place; 0 if nothing was to any."""
+    stored = [one.tissue for one in facts if one.is_stored_with_offset]
+    if not stored:
         return 0.0
-    tissue = float(np.median([one.tissue for one in facts]))
+    tissue = float(np.median(stored))
     return min(STORED_OFFSETS_HU, key=lambda offset: abs(tissue - offset - TISSUE_HU))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import UsageError, reason_of
 from pipeline.manifest import load
 from pipeline.manifest_build import leave_out, write
 from pipeline.manifest_check import Progress
@@ -14,7 +15,7 @@ from pipeline.planning.calibrate import step_time_s
 from pipeline.planning.fingerprint import Survey, survey
 from pipeline.planning.plan import plan
 from pipeline.planning.records import Budget, Device, Plan
-from pipeline.planning.write import write_bundle
+from pipeline.planning.write import refuse_existing, write_bundle
 
 SOUND_SUFFIX = "_manifest.json"
 """What follows the bundle's name in the file that lists the sound cases of a data set with defects."""
@@ -62,20 +63,20 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
 
     Raises:
         ManifestError: no manifest, or no sound case.
-        OutputError: `out` exists.
-        UsageError: overrides that make no plan.
+        OutputError: `out` exists, or the manifest of sound cases does.
+        UsageError: overrides that make no plan, or none whose network can be trained.
     """
+    refuse_existing(out)
     found = survey(load(manifest, data_root), cache=cache, progress=progress)
     first = plan(found.fingerprint, budget, overrides)
-    timed = budget if budget.step_s else replace(budget, step_s=round(step_time_s(first, _device(budget)), 4))
+    timed = budget if budget.step_s else replace(budget, step_s=_measured_s(first))
     made = plan(found.fingerprint, timed, overrides)
-    write_bundle(made, out, found.fingerprint)
     left_out = {defect.case_id for defect in found.defects if defect.is_left_out}
-    if not left_out:
-        return Made(made, found, manifest)
-    sound = out.with_name(out.name + SOUND_SUFFIX)
-    write(leave_out(manifest, left_out), sound)
-    return Made(made, found, sound)
+    used = out.with_name(out.name + SOUND_SUFFIX) if left_out else manifest
+    if left_out:
+        write(leave_out(manifest, left_out), used)
+    write_bundle(made, out, found.fingerprint)
+    return Made(made, found, used)
 
 
 def budget_here(minutes: float, device: Device | None = None, memory_gb: float | None = None) -> Budget:
@@ -92,6 +93,14 @@ def budget_here(minutes: float, device: Device | None = None, memory_gb: float |
     return Budget(chosen, memory_gb or free_gb, minutes)
 
 
-def _device(budget: Budget) -> torch.device:
-    has_gpu = budget.device is Device.GPU and torch.cuda.is_available()
-    return torch.device("cuda" if has_gpu else "cpu")
+def _measured_s(first: Plan) -> float:
+    """Return the time of a training step here; 0, for an estimate, where this machine has no such device."""
+    is_gpu = first.budget.device is Device.GPU
+    if is_gpu and not torch.cuda.is_available():
+        return 0.0
+    try:
+        return round(step_time_s(first, torch.device("cuda" if is_gpu else "cpu")), 4)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"the planned network cannot be trained on its patches ({reason_of(error)}); change the overrides"
+        ) from error

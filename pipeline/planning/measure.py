@@ -10,10 +10,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from pipeline.geometry import Grid
-from pipeline.manifest import Case, Manifest
+from pipeline.manifest import Case, Manifest, Modality
 from pipeline.manifest_check import inspect_case
 from pipeline.quality import Structure, measure
 from pipeline.structures import structure_boxes
+from pipeline.transforms.intensity import SMALLEST_HU_RANGE
 
 Labels = npt.NDArray[Any]
 
@@ -25,6 +26,12 @@ BIN_WIDTH = 5.0
 
 WHOLE = np.ones((3, 3, 3))
 """Voxels that touch by a corner belong to one piece."""
+
+STORED_OFFSETS_HU = (1000.0, 1024.0)
+"""What is added to HU to store them without a sign: by OpenKBP and others, and by most scanners (PS3.3 C.11.1.1.2)."""
+
+TISSUE_HU = 40.0
+"""Muscle and brain, the commonest tissue of a body part without lungs."""
 
 STRIPE_SHARE = 0.1
 """Part of a structure that must be missing between its slices before it counts as striped."""
@@ -76,7 +83,7 @@ class CaseFacts:
         structures: those that are there, in the order of their values.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     case_id: str
     problems: tuple[str, ...] = ()
@@ -92,6 +99,16 @@ class CaseFacts:
     def voxels_of(self, value: int) -> int:
         """Return the voxels of a structure, 0 if it is not there."""
         return sum(one.voxels for one in self.structures if one.value == value)
+
+    @property
+    def nearest_offset_hu(self) -> float:
+        """Return what must have been added to HU if the commonest tissue is the usual one: 0, or a stored offset."""
+        return min((0.0, *STORED_OFFSETS_HU), key=lambda offset: abs(self.tissue - offset - TISSUE_HU))
+
+    @property
+    def is_stored_with_offset(self) -> bool:
+        """Return whether something was added to the HU of a CT: nothing is negative, and its tissue lies higher."""
+        return self.darkest >= 0 and self.nearest_offset_hu > 0
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -116,6 +133,8 @@ def measure_case(case: Case, manifest: Manifest) -> CaseFacts:
         return CaseFacts(case.case_id, found.problems, found.content)
     grid = found.channels[0][1]
     channels = np.stack([_in_ras(voxels, grid) for voxels, _ in found.channels])
+    if (problem := _sameness(channels, manifest.modality)) is not None:
+        return CaseFacts(case.case_id, (f"{manifest.relative(case.image)}: {problem}",), found.content)
     labels = _in_ras(found.label[0], grid).astype(np.int32)
     order = nib.io_orientation(grid.affine)[:, 0].astype(int)
     spacing_mm = np.empty(3)
@@ -144,6 +163,22 @@ def measure_case(case: Case, manifest: Manifest) -> CaseFacts:
             for value, box in boxes.items()
         ),
     )
+
+
+def _sameness(channels: npt.NDArray[Any], modality: Modality) -> str | None:
+    """Say why no network could see anything in an image, which training would refuse; None if it could.
+
+    MRI is scaled channel by channel by its values that are not 0, pictures so with all channels together, CT by HU.
+    """
+    if modality is Modality.CT:
+        span = float(channels.max()) - float(channels.min())
+        is_same = span < SMALLEST_HU_RANGE
+        return f"its values span {span:g}, less than {SMALLEST_HU_RANGE:g}, so they are no HU." if is_same else None
+    for number, part in enumerate(channels if modality is Modality.MRI else channels[None]):
+        values = part[part != 0]
+        if not values.size or values.min() == values.max():
+            return f"channel {number} holds one value only beside 0, so there is nothing to see in it."
+    return None
 
 
 def _structure(  # where a box lies, and what is in it

@@ -1,11 +1,20 @@
 """The parts of which every config of a bundle is made; numbers come from the plan, the structure stands here."""
 
-from math import radians
+from math import prod, radians
 from typing import Any
 
+from pipeline.manifest import Modality
+from pipeline.planning.plan import ANISOTROPY
 from pipeline.planning.records import Plan
 
 Config = dict[str, Any]
+
+_WHOLE_RANGE = {"low_percentile": 0.0, "high_percentile": 100.0}
+_PICTURE_VALUES: dict[bool, Config] = {False: _WHOLE_RANGE, True: _WHOLE_RANGE | {"together": True}}
+"""How pictures are normalised, by whether they are in colours; nothing is clipped, since a tile may be nearly blank."""
+
+OWN_PACKAGE = "pipeline."
+"""Networks whose `_target_` begins so take images of any size."""
 
 AIR_IS_BELOW_HU = -500.0
 """An HU window that begins here or above makes 0 of air, noise and all, and shows no lung."""
@@ -24,13 +33,18 @@ ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
 def read(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the steps from files to channel-first volumes."""
+    volume: Config = {"reader": "pipeline.monai_io.VolumeReader"}
+    image: Config = volume if len(plan.image_channels) == 1 else {"reader": "pipeline.transforms.ChannelsReader"}
+    label = volume
+    if plan.modality is Modality.PICTURE:
+        label = {"reader": "pipeline.monai_io.MaskReader", "highest": len(plan.labels) - 1}
     first = {"_target_": "EnsureChannelFirstd", "keys": keys}
-    if len(plan.image_channels) == 1:
-        return [{"_target_": "LoadImaged", "keys": keys, "reader": "pipeline.monai_io.VolumeReader"}, first]
+    if image == label:
+        return [{"_target_": "LoadImaged", "keys": keys, **image}, first]
     others = [key for key in keys if key != "image"]
     load: list[Config] = [
-        {"_target_": "LoadImaged", "keys": ["image"], "reader": "pipeline.transforms.ChannelsReader"},
-        {"_target_": "LoadImaged", "keys": others, "reader": "pipeline.monai_io.VolumeReader"},
+        {"_target_": "LoadImaged", "keys": ["image"], **image},
+        {"_target_": "LoadImaged", "keys": others, **label},
     ]
     return [*(step for step in load if step["keys"]), first]
 
@@ -51,6 +65,8 @@ def prepare(plan: Plan, keys: list[str]) -> list[Config]:
 
 def _intensity(plan: Plan) -> list[Config]:
     rule = plan.intensity
+    if plan.modality is Modality.PICTURE:
+        return [{"_target_": "pipeline.transforms.NormalizeImaged", "keys": "image", **_PICTURE_VALUES[plan.is_colour]}]
     if rule.low_hu is None:
         return [{"_target_": "pipeline.transforms.NormalizeImaged", "keys": "image"}]
     offset = {"_target_": "pipeline.transforms.OffsetToHUd", "keys": "image", "offset_hu": rule.offset_hu}
@@ -69,7 +85,7 @@ def augmentation(plan: Plan) -> list[Config]:
     modes = ["bilinear", "nearest"]
     margin_vox = [n // AFFINE_MARGIN for n in plan.patch_vox] if change.affine > 0 else [0, 0, 0]
     is_flat = [n == 1 for n in plan.patch_vox]
-    turn = round(radians(change.rotation_deg), 4)
+    by_channel = {"channel_wise": True} if plan.is_colour else {}
     steps: list[Config] = [
         {
             "_target_": "pipeline.transforms.RandBalancedPatchd",
@@ -83,7 +99,7 @@ def augmentation(plan: Plan) -> list[Config]:
             "_target_": "pipeline.transforms.RandSideSafeFlipd",
             "keys": both,
             "label_key": "label",
-            "axes": ["sagittal"],
+            "axes": _mirrored_planes(plan),
             "side_pairs": [list(pair) for pair in plan.label_table.side_pairs],
             "unpaired_sides": list(plan.label_table.unpaired_sides),
             "prob": change.flip_sagittal,
@@ -92,7 +108,7 @@ def augmentation(plan: Plan) -> list[Config]:
             "_target_": "RandAffined",
             "keys": both,
             "prob": change.affine,
-            "rotate_range": [0.0 if any(is_flat) and not flat else turn for flat in is_flat],
+            "rotate_range": _turns(plan),
             "scale_range": [0.0 if flat else change.scaling for flat in is_flat],
             "spatial_size": list(plan.patch_vox),
             "mode": modes,
@@ -114,13 +130,37 @@ def augmentation(plan: Plan) -> list[Config]:
             "keys": "image",
             "prob": change.contrast,
             "factors": change.contrast_factor,
+            **by_channel,
         },
-        {"_target_": "RandShiftIntensityd", "keys": "image", "prob": change.contrast, "offsets": change.shift},
+        {
+            "_target_": "RandShiftIntensityd",
+            "keys": "image",
+            "prob": change.contrast,
+            "offsets": change.shift,
+            **by_channel,
+        },
     ]
     probabilities = (1.0, change.flip_sagittal, change.affine, change.elastic, change.noise, change.gamma)
     drawn = (*probabilities, change.contrast, change.contrast)
     kept = [step for step, prob in zip(steps, drawn, strict=True) if prob > 0]
     return [*kept, {"_target_": "ToTensord", "keys": both, "track_meta": False}]
+
+
+def _turns(plan: Plan) -> list[float]:
+    """Return the largest rotation around each axis in radians, none where it would make long voxels of short ones.
+
+    MONAI turns voxels, not mm: with slices five times as thick as pixels are wide, 15 degrees would tilt by 53.
+    """
+    turn = round(radians(plan.augmentation.rotation_deg), 4)
+    sides = list(zip(plan.spacing_mm, plan.patch_vox, strict=True))
+    across = [[mm for other, (mm, vox) in enumerate(sides) if other != axis and vox > 1] for axis in range(3)]
+    return [turn if len(two) == 2 and max(two) < ANISOTROPY * min(two) else 0.0 for two in across]
+
+
+def _mirrored_planes(plan: Plan) -> list[str]:
+    """Return across which planes a patient is mirrored, or a picture of no known side."""
+    has_sides = bool(plan.label_table.side_pairs or plan.label_table.unpaired_sides)
+    return ["sagittal", "coronal"] if plan.modality is Modality.PICTURE and not has_sides else ["sagittal"]
 
 
 def network(plan: Plan) -> Config:
@@ -129,15 +169,17 @@ def network(plan: Plan) -> Config:
     if "backbone" in plan.network:
         return {**ends, **plan.network}
     gates = {} if "_target_" in plan.network else {"attention": True}
-    return {
+    flat = plan.flat_axis
+    unet = {
         "_target_": "pipeline.networks.AttentionUNet",
-        "spatial_dims": 3,
+        "spatial_dims": 3 if flat is None else 2,
         **ends,
         "channels": list(plan.channels),
-        "strides": [list(stride) for stride in plan.strides],
+        "strides": [[step for axis, step in enumerate(stride) if axis != flat] for stride in plan.strides],
         **gates,
         **plan.network,
     }
+    return unet if flat is None else {"_target_": "pipeline.networks.FlatNetwork", "axis": flat, "network": unet}
 
 
 def inferer(plan: Plan) -> Config:
@@ -149,6 +191,7 @@ def inferer(plan: Plan) -> Config:
         "overlap": plan.overlap,
         "streaming": True,
         **_skipped(plan),
+        **_multiple(plan),
         "flip_axes": [0] if is_flipped else [],
         "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if is_flipped else [],
     }
@@ -158,6 +201,14 @@ def _skipped(plan: Plan) -> Config:
     """Return what leaves air out, where the HU window begins above it."""
     low_hu = plan.intensity.low_hu
     return {"skip_below": 0.0} if low_hu is not None and low_hu >= AIR_IS_BELOW_HU else {}
+
+
+def _multiple(plan: Plan) -> Config:
+    """Return what networks of other packages need: windows of whole multiples of their strides."""
+    is_own = str(plan.network.get("_target_", OWN_PACKAGE)).startswith(OWN_PACKAGE)
+    if is_own or plan.flat_axis is not None:
+        return {}
+    return {"window_multiple": max(prod(steps) for steps in zip(*plan.strides, strict=True))}
 
 
 def cleaning(plan: Plan) -> list[Config]:

@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,8 @@ SMALLEST_BOTTLENECK_VOX = 3
 """An axis is halved only while at least this many voxels of the patch remain."""
 
 ANISOTROPY = 2.0
-"""An axis is not halved while its voxels are this much longer than the shortest side (as nnU-Net does)."""
+"""An axis is not halved while its voxels are this much longer than the shortest side (as nnU-Net does), and patches are
+not turned from one axis to another whose voxels are so (nnU-Net from 3 on)."""
 
 WINDOW_MARGIN = 0.2
 """Part of the spread of the structures' HU that is added on both sides of the window, for what surrounds them."""
@@ -59,6 +60,12 @@ MOST_FIELD_OF_VIEW = 2
 STEPS_PER_EPOCH = 100
 VALIDATIONS = 4
 """How often a training is measured on its validation cases; each costs seconds a case."""
+
+MOST_VALIDATION_SHARE = 1 / 3
+"""Part of the minutes that validations may take; there are fewer of them where they would take more."""
+
+READ_S_PER_VOXEL = 2e-7
+"""Time to read, check and prepare a voxel of every case before the first step; one slow core, NIfTI, resampled."""
 
 USED_SHARE = 0.9
 """Part of the minutes that is planned for; the rest is for reading the cases and for other work of the machine."""
@@ -82,6 +89,16 @@ class _Choice:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Length:
+    """How long a training is, how often it validates, and the seconds that are not for steps."""
+
+    epochs: int
+    steps_per_epoch: int
+    validations: int
+    other_s: float
+
+
 def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[str, Any] | None = None) -> Plan:
     """Choose the numbers of a bundle; a pure function of its arguments.
 
@@ -99,24 +116,25 @@ def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[st
     strides = _strides(facts, patch.value)
     batch = _batch(patch.value, chosen)
     channels = _channels(len(strides.value) + 1, chosen)
+    is_flat = facts.shape_vox.count(1) == 1
     choices = {
-        "spacing_mm": _Choice(facts.spacing_mm, "the median of the data set, so that most images change little"),
+        "spacing_mm": _spacing(facts),
         "intensity": _intensity(facts),
         "patch_vox": patch,
         "strides": strides,
         "channels": channels,
         "window_vox": _Choice(
             tuple(n if n == 1 else MOST_FIELD_OF_VIEW * n for n in patch.value),
-            "twice the patch; used only where a volume cannot stream through the network",
+            "twice the patch" + ("" if is_flat else "; used only where a volume cannot stream through the network"),
         ),
-        "network": _network(channels.value),
+        "network": _network(channels.value, is_flat=is_flat),
         "augmentation": _augmentation(facts),
         "flip_test": _flip_test(facts),
         "training": _training(facts, patch.value, batch, chosen),
     }
     made = Plan(
         name=facts.name,
-        description=f"Segments {', '.join(facts.labels.foreground.values())} in {facts.modality} volumes.",
+        description=f"Segments {', '.join(facts.labels.foreground.values())} in {_images(facts)}.",
         modality=facts.modality,
         labels=facts.labels.names,
         image_channels=facts.channel_names,
@@ -152,7 +170,15 @@ def read_overrides(path: Path) -> dict[str, Any]:
 def _overridden(made: Plan, overrides: Mapping[str, Any]) -> Plan:
     if not overrides:
         return made
-    values = _laid_over(asdict(made), overrides, "")
+    if fixed := sorted(overrides.keys() & _FIXED):
+        raise UsageError(
+            f"override {', '.join(fixed)}: it says what was asked for, so that another value would belie the plan; ask "
+            "with --minutes, --device and --memory"
+        )
+    network = overrides.get("network")
+    is_other = isinstance(network, Mapping) and "_target_" in network
+    ruled = replace(made, network={}) if is_other else made  # the rules' arguments are those of the plan's own network
+    values = _laid_over(asdict(ruled), overrides, "")
     set_by_hand = {name: "set by hand" for name in overrides if name in made.reasons}
     reasons = dict(made.reasons) | set_by_hand | dict(overrides.get("reasons", {}))
     try:
@@ -175,14 +201,31 @@ def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any], prefix: 
     return result
 
 
+_FIXED = {"budget", "overrides", "plan_version"}
 _FREE = ("network.", "data.", "trained_on.", "changelog.", "reasons.")
 """Parts of a plan in which any name may stand."""
 
 
+def _images(facts: Fingerprint) -> str:
+    return "2D pictures" if facts.modality is Modality.PICTURE else f"{facts.modality} volumes"
+
+
+def _spacing(facts: Fingerprint) -> _Choice:
+    if facts.modality is Modality.PICTURE:
+        return _Choice(facts.spacing_mm, "a pixel counts as 1 mm, so that nothing is resampled")
+    return _Choice(facts.spacing_mm, "the median of the data set, so that most images change little")
+
+
 def _intensity(facts: Fingerprint) -> _Choice:
+    if facts.modality is Modality.PICTURE:
+        return _Choice(
+            Intensity(),
+            "each picture to mean 0 and deviation 1, whatever its bits and exposure; red, green and blue together, so "
+            "that colours keep their relation",
+        )
     if facts.modality is Modality.MRI:
         return _Choice(Intensity(), "MRI has no scale: each channel of each image to mean 0 and deviation 1")
-    spreads = [structure.intensity[0] for structure in facts.structures if structure.intensity]
+    spreads = [channel for structure in facts.structures for channel in structure.intensity]
     darkest, brightest = min(p1 for p1, *_ in spreads), max(p25 for _, p25, *_ in spreads)
     margin = WINDOW_MARGIN * (brightest - darkest)
     low, high = (
@@ -248,12 +291,13 @@ def _channels(levels: int, budget: Budget) -> _Choice:
     )
 
 
-def _network(channels: tuple[int, ...]) -> _Choice:
+def _network(channels: tuple[int, ...], *, is_flat: bool) -> _Choice:
+    norm = "batch norm, because only then a volume can stream through slice by slice with the same result"
     levels = max(0, min(2, len(channels) - 2))
     return _Choice(
         {"deep_supervision": levels},
         f"{levels} coarser levels learn directly too; attention gates of a quarter of the channels on every skip; "
-        "batch norm, because only then a volume can stream through slice by slice with the same result",
+        + ("in 2D, with batch norm" if is_flat else norm),
     )
 
 
@@ -263,10 +307,13 @@ def _augmentation(facts: Fingerprint) -> _Choice:
     if facts.labels.side_pairs:
         sides = "mirroring, in which left and right change their labels"
     flip = 0.0 if unpaired else 0.5
-    if facts.modality is Modality.MRI:
-        return _Choice(Augmentation(flip_sagittal=flip), f"{sides}; turns, sizes, noise and contrast as MRI differs")
+    is_long = max(facts.spacing_mm) >= ANISOTROPY * min(facts.spacing_mm)
+    turns = "turns where voxels are nearly as long as wide" if is_long else "turns"
+    if facts.modality is not Modality.CT:
+        what = "MRI differs" if facts.modality is Modality.MRI else "cameras, light and stains differ"
+        return _Choice(Augmentation(flip_sagittal=flip), f"{sides}; {turns}, sizes, noise and contrast as {what}")
     change = Augmentation(flip_sagittal=flip, gamma=0.15, noise_sd=0.05, contrast_factor=0.1, shift=0.05)
-    return _Choice(change, f"{sides}; turns and sizes, little change of values, for HU have a scale")
+    return _Choice(change, f"{sides}; {turns} and sizes, little change of values, for HU have a scale")
 
 
 def _flip_test(facts: Fingerprint) -> _Choice:
@@ -281,41 +328,54 @@ def _batch(patch: Three, budget: Budget) -> int:
 
 
 def _training(facts: Fingerprint, patch: Three, batch: int, budget: Budget) -> _Choice:
-    epochs, steps_per_epoch = _length(facts, int(np.prod(patch)) * batch, budget)
-    steps = epochs * steps_per_epoch
+    length = _length(facts, int(np.prod(patch)) * batch, budget)
+    steps = length.epochs * length.steps_per_epoch
     is_cut = np.prod(patch) < np.prod(np.minimum(facts.foreground_vox, facts.shape_vox))
     memory = min(LONGEST_AVERAGE, max(5, steps // 10))
     training = Training(
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
+        epochs=length.epochs,
+        steps_per_epoch=length.steps_per_epoch,
         batch_size=batch,
         learning_rate=3e-3,
         warmup_steps=max(1, min(LONGEST_WARMUP, round(steps * WARMUP_SHARE))),
         average_decay=round(1 - 1 / memory, 4),
         loss="batch_dice_ce" if is_cut else "dice_ce",
-        validate_every=-(-epochs // VALIDATIONS),
+        validate_every=-(-length.epochs // length.validations),
     )
     loss = "Dice over the whole batch, since no patch holds every structure" if is_cut else "Dice patch by patch"
-    pace = "measured" if budget.step_s else "estimated"
-    step_s = _step_s(int(np.prod(patch)) * batch, budget)
     return _Choice(
         training,
-        f"{steps} steps fit into {budget.minutes:g} minutes at {step_s:.2f} s each ({pace}); {batch} patches a step, "
+        f"{_pace(steps, length, int(np.prod(patch)) * batch, budget)}; {batch} patches a step, "
         f"{training.foreground_probability:.0%} of them around a structure, each structure equally often; {loss}, and "
         "cross-entropy; AdamW with a cosine to 0, and an average over the last "
         f"{memory} steps",
     )
 
 
-def _length(facts: Fingerprint, step_vox: int, budget: Budget) -> tuple[int, int]:
-    """Return epochs and steps an epoch that fit the minutes, validations included."""
-    step_s = _step_s(step_vox, budget)
-    validation_s = FORWARD_SHARE * step_s / step_vox * float(np.prod(facts.shape_vox)) * facts.cases / FOLDS
-    left_s = max(0.0, 60 * USED_SHARE * budget.minutes - VALIDATIONS * validation_s)
-    steps = max(VALIDATIONS, int(left_s / step_s))
+def _pace(steps: int, length: _Length, step_vox: int, budget: Budget) -> str:
+    """Say how many steps there are and why, or that even the fewest are too many."""
+    step_s, pace = _step_s(step_vox, budget), "measured" if budget.step_s else "estimated"
+    if steps * step_s + length.other_s <= 60 * budget.minutes:
+        return f"{steps} steps fit into {budget.minutes:g} minutes at {step_s:.2f} s each ({pace})"
+    return (
+        f"{steps} steps are the fewest, yet they do not fit into {budget.minutes:g} minutes at {step_s:.2f} s each "
+        f"({pace}) with {length.other_s / 60:.1f} minutes for reading and validation: allow more"
+    )
+
+
+def _length(facts: Fingerprint, step_vox: int, budget: Budget) -> _Length:
+    """Return the length that fits the minutes, reading and validations included."""
+    step_s, image_vox = _step_s(step_vox, budget), float(np.prod(facts.shape_vox))
+    granted_s = 60 * USED_SHARE * budget.minutes
+    reading_s = READ_S_PER_VOXEL * image_vox * facts.cases * len(facts.channel_names)
+    validation_s = FORWARD_SHARE * step_s / step_vox * image_vox * facts.cases / FOLDS
+    affordable = MOST_VALIDATION_SHARE * (granted_s - reading_s) / validation_s
+    validations = int(min(VALIDATIONS, max(1, affordable)))
+    other_s = reading_s + validations * validation_s
+    steps = max(VALIDATIONS, int((granted_s - other_s) / step_s))
     if steps < VALIDATIONS * STEPS_PER_EPOCH:
-        return VALIDATIONS, steps // VALIDATIONS
-    return steps // STEPS_PER_EPOCH, STEPS_PER_EPOCH
+        return _Length(VALIDATIONS, steps // VALIDATIONS, validations, other_s)
+    return _Length(steps // STEPS_PER_EPOCH, STEPS_PER_EPOCH, validations, other_s)
 
 
 def _step_s(step_vox: int, budget: Budget) -> float:

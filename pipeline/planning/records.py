@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import UsageError
+from pipeline.images import ImageRule
 from pipeline.labels import LabelTable
 from pipeline.manifest import Modality
+from pipeline.planning.ranges import AMOUNT, BELOW_1, COUNT, POSITIVE, SHARE, WHOLE, expect, expect_axes
 
 PLAN_VERSION = 2
 
@@ -96,6 +98,11 @@ class Augmentation:
     contrast_factor: float = 0.25
     shift: float = 0.2
 
+    def __post_init__(self) -> None:
+        expect(self, SHARE, "flip_sagittal", "affine", "elastic", "gamma", "noise", "contrast")
+        expect(self, AMOUNT, "rotation_deg", "noise_sd", "shift")
+        expect(self, BELOW_1, "scaling", "contrast_factor")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -129,6 +136,14 @@ class Training:
     patience: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        expect(self, COUNT, "epochs", "steps_per_epoch", "batch_size", "validate_every")
+        expect(self, WHOLE, "warmup_steps", "patience", "seed")
+        expect(self, POSITIVE, "learning_rate")
+        expect(self, AMOUNT, "weight_decay")
+        expect(self, BELOW_1, "average_decay")
+        expect(self, SHARE, "foreground_probability")
+
 
 @dataclass(frozen=True)
 class Cleaning:
@@ -150,7 +165,7 @@ class Plan:
     Args:
         name: of the bundle and its folder.
         description: one sentence for the metadata.
-        modality: CT or MRI.
+        modality: CT, MRI or pictures.
         labels: names of the label values, background first.
         spacing_mm: of the network grid, whose axes run to R, A, S.
         intensity: rule that makes the network input.
@@ -209,6 +224,15 @@ class Plan:
                 f"a network of {len(self.channels)} levels has a stride between each two of them, found "
                 f"{len(self.strides)}; override channels and strides together"
             )
+        expect_axes(self, "spacing_mm", "patch_vox", "window_vox", "strides")
+        expect(self, POSITIVE, "spacing_mm")
+        expect(self, COUNT, "patch_vox", "window_vox", "channels", "strides")
+        expect(self, BELOW_1, "overlap")
+        if self.flip_test and self.is_mirrored and self.augmentation.flip_sagittal == 0:
+            raise UsageError(
+                "flip_test shows the network mirror images, which it never saw in training "
+                "(augmentation.flip_sagittal is 0); override flip_test to false too"
+            )
 
     @property
     def label_table(self) -> LabelTable:
@@ -219,6 +243,25 @@ class Plan:
     def is_mirrored(self) -> bool:
         """Return whether mirroring left and right makes another plausible patient: no structure lacks its partner."""
         return not self.label_table.unpaired_sides
+
+    @property
+    def images(self) -> ImageRule:
+        """Return what every image consists of."""
+        return ImageRule(self.image_channels, self.modality is Modality.PICTURE)
+
+    @property
+    def is_colour(self) -> bool:
+        """Return whether images are pictures in colours."""
+        return self.images.channels_per_file > 1
+
+    @property
+    def flat_axis(self) -> int | None:
+        """Return the only axis along which images have one voxel; None for volumes, and where another network is set.
+
+        A network that says how many dimensions it has, or builds on another one, is taken as it is.
+        """
+        flat = [axis for axis, size in enumerate(self.patch_vox) if size == 1]
+        return flat[0] if len(flat) == 1 and not {"backbone", "spatial_dims"} & self.network.keys() else None
 
     def to_json(self) -> str:
         """Return the plan as a readable JSON document."""

@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import ManifestError
 from pipeline.labels import LabelTable
+from pipeline.manifest import Modality
 from pipeline.planning.measure import STRIPE_SHARE, CaseFacts, StructureOfCase
+from pipeline.transforms.intensity import HIGHEST_AIR_HU
 
 LEFT_OUT = "left out"
 KEPT = "kept"
@@ -13,7 +16,7 @@ ISLANDS = 0.1
 """Part of a structure outside its largest piece from which it counts as broken."""
 
 MAJORITY = 0.8
-"""Part of the cases that must agree on a side before the others count as swapped."""
+"""Part of the cases in which sides must be right before the others count as swapped."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,14 @@ class Defect:
         return self.action.startswith(LEFT_OUT)
 
 
-def defects_between(facts: Sequence[CaseFacts], labels: LabelTable) -> tuple[Defect, ...]:
-    """Return what is wrong with each case, also in comparison with the others; in their order."""
-    swapped = _swapped(facts, labels)
+def defects_between(facts: Sequence[CaseFacts], labels: LabelTable, modality: Modality) -> tuple[Defect, ...]:
+    """Return what is wrong with each case, also in comparison with the others; in their order.
+
+    Raises:
+        ManifestError: left and right lie the other way round in so many cases that names or orientation must be wrong.
+    """
+    swapped = _swapped(facts, labels, modality)
+    doubtful = _of_doubtful_scale(facts) if modality is Modality.CT else {}
     first_with: dict[str, str] = {}
     defects: list[Defect] = []
     for one in facts:
@@ -49,7 +57,7 @@ def defects_between(facts: Sequence[CaseFacts], labels: LabelTable) -> tuple[Def
         if twin != one.case_id:
             defects.append(Defect(one.case_id, f"holds the same voxels as {twin}", f"{LEFT_OUT}: it would count twice"))
         else:
-            defects += _oddities(one, labels, swapped)
+            defects += [*_oddities(one, labels, swapped), *doubtful.get(one.case_id, ())]
     return tuple(defects)
 
 
@@ -73,20 +81,50 @@ def _oddities(one: CaseFacts, labels: LabelTable, swapped: set[tuple[str, str]])
             yield Defect(one.case_id, found, f"{KEPT}: it may be so")
 
 
-def _swapped(facts: Sequence[CaseFacts], labels: LabelTable) -> set[tuple[str, str]]:
-    """Return case and pair of names wherever a pair lies the other way round than in nearly all cases."""
+def _swapped(facts: Sequence[CaseFacts], labels: LabelTable, modality: Modality) -> set[tuple[str, str]]:
+    """Return case and pair of names wherever the left one of a pair lies to the right of the other.
+
+    In pictures, which do not say where the patient's left is, wherever a pair lies the other way round than in nearly
+    all.
+    """
     found: set[tuple[str, str]] = set()
-    for first, second in labels.side_pairs:
-        distance_mm = {
-            one.case_id: centres[first] - centres[second]
+    for pair in labels.side_pairs:
+        left, right = sorted(pair, key=lambda value: labels.names[value].lower())
+        is_right = {
+            one.case_id: centres[left] <= centres[right]
             for one in facts
-            if {first, second} <= (centres := _centres_mm(one.structures)).keys()
+            if {left, right} <= (centres := _centres_mm(one.structures)).keys()
         }
-        to_right = [case_id for case_id, distance in distance_mm.items() if distance > 0]
-        to_left = sorted(distance_mm.keys() - set(to_right))
-        fewer = min(to_right, to_left, key=len)
-        if len(fewer) <= (1 - MAJORITY) * len(distance_mm):
-            found |= {(case_id, f"{labels.names[first]} and {labels.names[second]}") for case_id in fewer}
+        wrong = sorted(case_id for case_id, is_so in is_right.items() if not is_so)
+        if modality is Modality.PICTURE:
+            wrong = min(wrong, sorted(is_right.keys() - set(wrong)), key=len)
+        names = f"{labels.names[left]} and {labels.names[right]}"
+        if len(is_right) - len(wrong) >= MAJORITY * len(is_right):
+            found |= {(case_id, names) for case_id in wrong}
+        elif modality is not Modality.PICTURE:
+            raise ManifestError(
+                [
+                    f"labels: {labels.names[left]} lies to the right of {labels.names[right]} in {len(wrong)} of "
+                    f"{len(is_right)} cases; mend the label maps or the orientation of the files, or choose names "
+                    "without left and right."
+                ]
+            )
+    return found
+
+
+def _of_doubtful_scale(facts: Sequence[CaseFacts]) -> dict[str, list[Defect]]:
+    """Return the CT images of which nobody can tell whether they hold HU, or HU plus what was added to others."""
+    sound = [one for one in facts if not one.problems]
+    stored = [one.case_id for one in sound if one.is_stored_with_offset]
+    found: dict[str, list[Defect]] = {}
+    for one in sound:
+        values = f"its darkest value is {one.darkest:g} and its commonest tissue {one.tissue:g}"
+        if one.darkest < 0 < one.nearest_offset_hu:
+            sentence = f"{values}, as if {one.nearest_offset_hu:g} were added to HU in spite of negative values"
+            found[one.case_id] = [Defect(one.case_id, sentence, f"{KEPT}: it is taken for HU")]
+        elif stored and not one.is_stored_with_offset and one.darkest > HIGHEST_AIR_HU:
+            sentence = f"{values}: neither HU with air nor stored without a sign, as {len(stored)} others are"
+            found[one.case_id] = [Defect(one.case_id, sentence, f"{LEFT_OUT}: its scale cannot be told")]
     return found
 
 

@@ -1,6 +1,7 @@
 """The configs that train and measure: `train.json` and what is laid over it."""
 
 from pipeline.errors import UsageError
+from pipeline.handlers import STATE
 from pipeline.planning.parts import DEVICE, IMPORTS, Config, augmentation, cleaning, inferer, network, prepare, read
 from pipeline.planning.records import Plan
 
@@ -17,6 +18,9 @@ LAST_EPOCH = f"${LENGTH} if {LENGTH} % @validate_every else {LENGTH} + 1"
 
 KEEP_BEST: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_best"]}
 """The handler that `ResumeState` names too; no reference, since MONAI Label 0.8.5 takes each handler for a mapping."""
+
+SET_ASIDE = "$set_aside(@output_dir, @model_path, resume=@resume)"
+"""Comes before anything is built that writes into the folder of the training."""
 
 PLACE_LABEL: Config = {
     "_target_": "pipeline.transforms.placing.PlaceLabeld",
@@ -49,6 +53,8 @@ def train_config(plan: Plan) -> Config:
             "$from pipeline.inference.runtime import choose_precision",
             "$from pipeline.inference.runtime import keep_large_buffers",
             "$from pipeline.inference.runtime import needs_scaler",
+            "$from pipeline.handlers import identify",
+            "$from pipeline.handlers import set_aside",
             "$from pipeline.handlers import start_from",
             "$from pipeline.handlers import start_process_group",
             "$from pipeline.handlers import world_size",
@@ -101,7 +107,7 @@ def train_config(plan: Plan) -> Config:
         "train": _train_section(plan),
         "validate": _validate_section(plan),
         "initialize": ["$keep_large_buffers()", "$monai.utils.set_determinism(seed=@seed)"],
-        "run": ["$@train#trainer.run()"],
+        "run": [SET_ASIDE, "$@train#trainer.run()"],
     }
 
 
@@ -148,7 +154,7 @@ def multi_gpu_config() -> Config:
             "device_ids": "$None if @device.type == 'cpu' else [@device]",
         },
         "initialize": ["$keep_large_buffers()", "$@device", "$monai.utils.set_determinism(seed=@seed)"],
-        "run": ["$@train#trainer.run()", "$torch.distributed.destroy_process_group()"],
+        "run": [SET_ASIDE, "$@train#trainer.run()", "$torch.distributed.destroy_process_group()"],
     }
 
 
@@ -254,7 +260,7 @@ def _train_handlers() -> list[Config]:
         {"_target_": "pipeline.handlers.ShowProgress", "validator": "@validate#evaluator"},
         {
             "_target_": "pipeline.handlers.ResumeState",
-            "path": "$@output_dir + '/state.pt'",
+            "path": f"$@output_dir + '/{STATE}'",
             "objects": {
                 "network": "@network",
                 "averaged": "@averaged",
@@ -273,7 +279,8 @@ def _train_handlers() -> list[Config]:
                 "warmup_steps": "@warmup_steps",
                 "validate_every": "@validate_every",
                 "patience": "@patience",
-                "cases": "$len(@train#dataset)",
+                "cases": "$identify(@train#dataset.data)",
+                "validation": "$identify(@validate#dataset.data)",
                 "processes": "$world_size()",
                 "precision": "$str(@precision_used)",
             },

@@ -9,6 +9,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from pipeline.errors import OutputError
+from pipeline.images import ONE_VOLUME
 from pipeline.manifest import Modality
 from pipeline.planning.docs import LOGGING_CONF, data_licence, readme
 from pipeline.planning.fingerprint import Fingerprint
@@ -23,6 +24,7 @@ README = "docs/README.md"
 METADATA = "configs/metadata.json"
 
 DICOM_MODALITY = {Modality.CT: "CT", Modality.MRI: "MR"}
+"""Pictures come in no DICOM."""
 
 
 def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> None:
@@ -36,8 +38,7 @@ def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> No
     Raises:
         OutputError: `root` exists.
     """
-    if root.exists():
-        raise OutputError(f"{root} exists already; name another folder, or remove it first")
+    refuse_existing(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as partial:
         folder = Path(partial) / root.name
@@ -49,20 +50,34 @@ def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> No
         shutil.move(os.fspath(folder), root)
 
 
+def refuse_existing(root: Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        OutputError: it is.
+    """
+    if root.exists():
+        raise OutputError(f"{root} exists already; name another folder, or remove it first")
+
+
 def is_as_planned(plan: Plan, root: Path) -> bool:
     """Return whether the configs that run are those that a plan generates."""
-    texts = bundle_files(plan)
-    names = [name for name in texts if name.startswith("configs/") and name != METADATA]
-    return all((root / name).read_text(encoding="utf-8") == texts[name] for name in names)
+    return all((root / name).read_text(encoding="utf-8") == text for name, text in _configs(plan).items())
 
 
 def rewrite_bundle(plan: Plan, root: Path) -> None:
-    """Write the generated files of a bundle anew, each at once; its README and weights stay as they are."""
-    for name, text in bundle_files(plan).items():
-        if name != README:
-            partial = (root / name).with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(root / name)
+    """Write the plan and the configs that run anew, each at once.
+
+    Metadata, README, licences and weights stay as they are, for people add to them what no plan knows.
+    """
+    for name, text in ({"plan.json": plan.to_json()} | _configs(plan)).items():
+        partial = (root / name).with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(root / name)
+
+
+def _configs(plan: Plan) -> dict[str, str]:
+    return {name: text for name, text in bundle_files(plan).items() if name.startswith("configs/") and name != METADATA}
 
 
 def cleaned(plan: Plan, cleaning: Cleaning) -> Plan:
@@ -94,12 +109,15 @@ def bundle_files(plan: Plan) -> dict[str, str]:
 
 def inference_config(plan: Plan) -> Config:
     """Return `inference.json`: segment every volume of a folder, each on its own grid."""
+    finding, rule = ["$from pipeline.cases import find_cases"], ""
+    if plan.images != ONE_VOLUME:
+        finding, rule = [*finding, "$from pipeline.bundle import image_rule_of"], ", images=image_rule_of(@bundle_root)"
     return {
-        "imports": [*IMPORTS, "$from pathlib import Path", "$from pipeline.cases import find_cases"],
+        "imports": [*IMPORTS, "$from pathlib import Path", *finding],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/input'",
         "output_dir": "$@bundle_root + '/output'",
-        "data": "$[{'image': case.files} for case in find_cases([Path(@dataset_dir)])]",
+        "data": f"$[{{'image': case.files}} for case in find_cases([Path(@dataset_dir)]{rule})]",
         "device": DEVICE,
         "network_def": network(plan),
         "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
@@ -119,6 +137,7 @@ def inference_config(plan: Plan) -> Config:
                     "output_dtype": "uint8",
                     "resample": False,
                     "separate_folder": False,
+                    **({"output_ext": ".png"} if plan.images.is_picture else {}),
                     "writer": "pipeline.monai_io.LabelMapWriter",
                 },
             ],
@@ -166,14 +185,14 @@ def metadata(plan: Plan) -> Config:
         "data_source": plan.data.get("name", ""),
         "data_type": "nibabel",
         "intended_use": "Research only; not a medical device.",
-        "series_rule": {"modality": [DICOM_MODALITY[plan.modality]], "min_slices": plan.min_slices},
+        **_series_rule(plan),
         **({"trained_on": dict(plan.trained_on)} if plan.trained_on else {}),
         "references": [text for text in (plan.data.get("reference", ""),) if text],
         "network_data_format": {
             "inputs": {
                 "image": {
                     "type": "image",
-                    "format": "hounsfield" if plan.modality is Modality.CT else "magnitude",
+                    "format": _format(plan),
                     "modality": plan.modality.value,
                     "num_channels": len(plan.image_channels),
                     "spatial_shape": size,
@@ -197,6 +216,18 @@ def metadata(plan: Plan) -> Config:
             },
         },
     }
+
+
+def _series_rule(plan: Plan) -> Config:
+    if plan.modality not in DICOM_MODALITY:
+        return {}
+    return {"series_rule": {"modality": [DICOM_MODALITY[plan.modality]], "min_slices": plan.min_slices}}
+
+
+def _format(plan: Plan) -> str:
+    if plan.is_colour:
+        return "rgb"
+    return "hounsfield" if plan.modality is Modality.CT else "magnitude"
 
 
 def _installed(name: str) -> str:
