@@ -22,8 +22,10 @@ from torch import nn
 
 from pipeline.dicom.choose import SeriesRule
 from pipeline.dicom.plausibility import Expected
-from pipeline.errors import BundleError, UsageError, VoxelgateError
+from pipeline.errors import BundleError, UsageError, VoxelgateError, cause_of, reason_of
+from pipeline.images import ImageRule
 from pipeline.labels import LabelTable
+from pipeline.manifest import Modality
 from pipeline.transforms import ResampleToSpacingd
 
 CHECKSUMS = "checksums.json"
@@ -63,7 +65,7 @@ class Bundle:
         version: from its metadata.
         fingerprint: SHA-256 over the checksums of its files, hex.
         labels: what the label values mean.
-        preprocessing: `{"image": MetaTensor (1, I, J, K)}` on the source grid to `{"image": MetaTensor (C, i, j, k)}`
+        preprocessing: `{"image": MetaTensor (C, I, J, K)}` on the source grid to `{"image": MetaTensor (C, i, j, k)}`
             on the network grid; the steps of `inference.json` after those that read the file.
         inferer: gives labels (1, 1, I, J, K) on the source grid.
         network: in eval mode, on `device`, weights loaded.
@@ -72,7 +74,7 @@ class Bundle:
         expected: what images it was trained on, if its metadata say so.
         cleaning: labels (1, 1, I, J, K) from the inferer to labels without what cross-validation found to be mistakes;
             the steps of `postprocessing` in `inference.json` before it saves.
-        channels: files of one image.
+        images: what its images consist of.
     """
 
     root: Path
@@ -87,7 +89,7 @@ class Bundle:
     series_rule: SeriesRule
     expected: Expected | None
     cleaning: Callable[[MetaTensor], MetaTensor]
-    channels: int
+    images: ImageRule
 
 
 @functools.cache
@@ -128,13 +130,20 @@ def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = Fa
         labels=labels_of(root),
         preprocessing=_after_reading(parser.get_parsed_content("preprocessing"), root),
         inferer=parser.get_parsed_content("inferer"),
-        network=network.to(where, memory_format=torch.channels_last_3d).eval(),  # type: ignore[call-overload]  # stubs lack it
+        network=_placed(network, where).eval(),
         device=where,
         series_rule=series_rule_of(root),
         expected=_expected(root),
         cleaning=_cleaning(parser),
-        channels=int(metadata["network_data_format"].get("inputs", {}).get("image", {}).get("num_channels", 1)),
+        images=image_rule_of(root),
     )
+
+
+def _placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network, or those of an ensemble one by one, since each knows its own memory format."""
+    for one in network if isinstance(network, nn.ModuleList) else (network,):
+        one.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # stubs lack it
+    return network
 
 
 def _cleaning(parser: ConfigParser) -> Callable[[MetaTensor], MetaTensor]:
@@ -230,6 +239,23 @@ def series_rule_of(root: Path) -> SeriesRule:
         return SeriesRule.from_mapping(metadata.get("series_rule", default))
     except (AttributeError, TypeError, ValueError) as error:
         raise BundleError(f"{root.name}: series_rule in metadata.json is none ({error})") from error
+
+
+def image_rule_of(root: str | Path) -> ImageRule:
+    """Return what the images of a bundle consist of, as its metadata name channels and modality.
+
+    Raises:
+        BundleError: the channels are not 0, 1, 2, ...
+    """
+    stated = read_metadata(Path(root))["network_data_format"].get("inputs", {}).get("image", {})
+    count = int(stated.get("num_channels", 1))
+    names = stated.get("channel_def", {str(index): f"channel {index}" for index in range(count)})
+    if list(names) != [str(index) for index in range(count)]:
+        raise BundleError(
+            f"{Path(root).name}: metadata.json names the channels {', '.join(names)} of its image, expected 0 to "
+            f"{count - 1} as num_channels says; correct it"
+        )
+    return ImageRule(tuple(map(str, names.values())), stated.get("modality") == Modality.PICTURE)
 
 
 def _expected(root: Path) -> Expected | None:
@@ -387,12 +413,9 @@ def _refuse_other_type(name: str, present: object, asked: object) -> None:
 
 def _as_ours(error: BaseException, root: Path) -> VoxelgateError:
     """Find our own error behind those that MONAI and ignite wrap around it, or word the innermost one."""
-    cause = error
-    while not isinstance(cause, VoxelgateError) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    if isinstance(cause, VoxelgateError):
+    if isinstance(cause := cause_of(error), VoxelgateError):
         return cause
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    reason = reason_of(error)
     return BundleError(f"{root.name}: its workflow cannot run with these settings ({reason}); --debug shows where")
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,16 @@ from pipeline.dicom.reader import read_series
 from pipeline.dicom.series import Series, scan_files
 from pipeline.errors import InputError
 from pipeline.geometry import Grid
+from pipeline.images import ONE_VOLUME, PICTURE_NAMES, ImageRule, read_image
 from pipeline.labels import LabelTable
-from pipeline.volumes import SUFFIXES, has_orientation, is_volume, read_volume, volume_stem
+from pipeline.manifest import load
+from pipeline.pictures import RGB, counts_pixels
+from pipeline.volumes import SUFFIXES, has_orientation, volume_stem
+
+CHANNEL_ENDING = re.compile(r"_(\d{4})$")
+"""What the names of files of one image differ in: the number of the channel, as in nnU-Net."""
+
+PICTURES = f"picture ({PICTURE_NAMES})"
 
 HASH_DIGITS = 8
 """Hex digits that tell files of one name apart; two of 1000 such files share them once in 8000 runs."""
@@ -28,30 +37,38 @@ HASH_DIGITS = 8
 
 @dataclass(frozen=True)
 class Case:
-    """One volume to segment.
+    """One image to segment.
 
     Args:
         case_id: its name in reports and logs, and of its results: a relative path without a suffix. For DICOM it is
             made of hashes, never of what the header or a folder is called.
-        image: file or series to read, or None if there is none.
+        image: file or series to read, of the first channel if it has several; None if there is none.
         findings: a sentence for each thing worth knowing before it is read; without image, the reasons.
         unusable: without image, the series of its study.
+        further_channels: files of the second channel and those that follow; some may be missing.
     """
 
     case_id: str
     image: Path | Series | None
     findings: tuple[str, ...] = ()
     unusable: tuple[Series, ...] = ()
+    further_channels: tuple[Path, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Path, ...]:
+        """Return the files of the image, most often one; none of a series."""
+        return (self.image, *self.further_channels) if isinstance(self.image, Path) else ()
 
     @property
     def identity(self) -> str:
         """Return what tells its input from every other, whatever it holds now: a SHA-256, hex.
 
-        A file is its resolved path. A series is its UID, its study and its patient, wherever it lies; where its images
-        name nobody, it is its folders too, since anonymisers give one UID to several patients.
+        A file is its resolved path, several are theirs in the order of the channels. A series is its UID, its study and
+        its patient, wherever it lies; where its images name nobody, it is its folders too, since anonymisers give one
+        UID to several patients.
         """
         if isinstance(self.image, Path):
-            return _hashed(self.image.resolve())
+            return _hashed(*(path.resolve() for path in self.channels))
         if self.image is None:
             return _study_identity(self.unusable) if self.unusable else _hashed("nothing", self.case_id)
         return _hashed("series", self.image.series_id, self.image.study_id, *_whose((self.image,)))
@@ -65,7 +82,7 @@ class Case:
     def input_files(self) -> tuple[FileRef, ...]:
         """Return every file that is named as its input; those that a header file points to are not among them."""
         if isinstance(self.image, Path):
-            return (FileRef(self.image),)
+            return tuple(map(FileRef, self.channels))
         series = self.unusable if self.image is None else (self.image,)
         return tuple(sorted({file for one in series for file in one.files}))
 
@@ -79,7 +96,7 @@ class Case:
         if self.image is None:
             raise InputError(f"{self.case_id}: {' '.join(self.findings)}")
         if isinstance(self.image, Path):
-            return [str(self.image)]
+            return [str(path) for path in self.channels]
         if any(header.file.member for header in self.image.headers):
             raise InputError(f"{self.case_id}: lies in an archive, which MONAI cannot open; unpack it first.")
         return [str(header.file.path) for header in self.image.headers]
@@ -89,8 +106,8 @@ class Image(NamedTuple):
     """What was read of a case.
 
     Args:
-        voxels: (I, J, K), any real type.
-        grid: where they lie, RAS+ mm.
+        voxels: (C, I, J, K), any real type.
+        grid: of each channel, RAS+ mm.
         findings: a sentence for each thing worth knowing.
     """
 
@@ -98,16 +115,28 @@ class Image(NamedTuple):
     grid: Grid
     findings: tuple[str, ...]
 
+    @property
+    def shown(self) -> npt.NDArray[Any]:
+        """Return the voxels (I, J, K) by which a person knows the image: its first channel, of colours their mean."""
+        is_colour = len(self.voxels) == len(RGB) and counts_pixels(self.grid)
+        shown: npt.NDArray[Any] = self.voxels.mean(axis=0, dtype=np.float32) if is_colour else self.voxels[0]
+        return shown
 
-def find_cases(
+
+def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     inputs: Sequence[Path],
     *,
     rule: SeriesRule | None = None,
+    images: ImageRule = ONE_VOLUME,
+    data_root: Path | None = None,
     allow: Iterable[Allow] = (),
     out_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Case]:
-    """List what there is to segment in files and folders: volume files, and one DICOM series of each study.
+    """List what there is to segment in files, folders and manifests: images, and one DICOM series of each study.
+
+    An image of several channels is the files of one folder whose names differ in `_0000`, `_0001`, ... at their end, as
+    in nnU-Net, or a case of a manifest. Where pictures are looked for, nothing else is, and the other way round.
 
     A folder is searched with all its sub-folders. Volume files keep them in their case id; hidden files are passed
     over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their resolved
@@ -115,27 +144,38 @@ def find_cases(
     that a series in two folders is one. A study without a series that can be used is a case without image.
 
     Args:
-        inputs: files, folders, zips and DICOMDIRs.
+        inputs: files, folders, zips, DICOMDIRs, and manifests (`.json`), whose cases are all taken.
         rule: which series of a study to take; without a rule the one with the thinnest slices.
+        images: what an image consists of.
+        data_root: folder that the paths of manifests start from; their own folder if None.
         allow: faults of DICOM series that will be mended instead of refused.
         out_dir: folder that is passed over, so that results are not taken for images.
         progress: called with the number of DICOM files that were looked at and of all.
 
     Raises:
-        InputError: an input does not exist, is no readable volume, or holds none.
+        InputError: an input does not exist, is no readable volume, or holds none; a manifest whose channels are others.
     """
-    listings = [list_input(given, out_dir) for given in inputs]
-    dicom_files = dict.fromkeys(file for listing in listings for file in listing.others)
+    manifests = [given for given in inputs if is_manifest(given)]
+    others = [given for given in inputs if given not in manifests]
+    listings = [list_input(given, out_dir, images) for given in others]
+    dicom_files = dict.fromkeys(file for listing in listings for file in listing.others if not images.is_picture)
     found = scan_files(list(dicom_files), allow=allow, progress=progress)
     used = {file for series in found for file in series.files}
-    for given, listing in zip(inputs, listings, strict=True):
+    for given, listing in zip(others, listings, strict=True):
         if not listing.volumes and used.isdisjoint(listing.others):
-            endings = ", ".join(SUFFIXES)
-            raise InputError(f"{given.name}: holds no volume ({endings}) and no DICOM image; check the path.")
-    return volume_cases(listings) + study_cases(found, rule or SeriesRule())
+            wanted = f"volume ({', '.join(SUFFIXES)}) and no DICOM image"
+            raise InputError(f"{given.name}: holds no {PICTURES if images.is_picture else wanted}; check the path.")
+    named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
+    return with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
 
 
-def read_case(case: Case, labels: LabelTable, expected: Expected | None = None, allow: Iterable[Allow] = ()) -> Image:
+def read_case(
+    case: Case,
+    labels: LabelTable,
+    expected: Expected | None = None,
+    allow: Iterable[Allow] = (),
+    images: ImageRule = ONE_VOLUME,
+) -> Image:
     """Read the image of a case and refuse what cannot be segmented.
 
     Args:
@@ -143,20 +183,24 @@ def read_case(case: Case, labels: LabelTable, expected: Expected | None = None, 
         labels: of the bundle; if they tell sides apart, an image without a known left and right is refused.
         expected: what the bundle was trained on; what differs is told.
         allow: faults of a DICOM series to mend, as given to `find_cases`.
+        images: what the images of the bundle consist of.
 
     Raises:
-        InputError: no image, it cannot be read, or it holds NaN, infinite or all equal voxels.
+        InputError: no image, it cannot be read, it is not what the bundle takes, its channels lie on different grids or
+            are one and the same, or one holds NaN, infinite or all equal voxels.
     """
     if case.image is None:
         raise InputError(" ".join(case.findings))
     if isinstance(case.image, Path):
-        image = _read_file(case.image, labels)
+        image = _read_files(case.channels, labels, images)
         further: tuple[Finding, ...] = ()
     else:
+        if images != ImageRule(images.channels[:1]):
+            raise InputError(f"{case.case_id}: a DICOM series has one channel, {_wanted(images)}; give such files.")
         volume = read_series(case.image, allow=allow)
-        image = Image(volume.voxels, volume.grid, tuple(str(finding) for finding in volume.findings))
+        image = Image(volume.voxels[None], volume.grid, tuple(str(finding) for finding in volume.findings))
         further = check_values(volume.voxels, volume.grid, case.image.modality)
-    _refuse_unusable(image, case.case_id)
+    _refuse_unusable(image, case.case_id, images)
     if refused := refusals(further):
         raise InputError(f"{case.case_id}: {refused[0]}")
     if expected is not None:
@@ -164,8 +208,14 @@ def read_case(case: Case, labels: LabelTable, expected: Expected | None = None, 
     return image._replace(findings=case.findings + image.findings + tuple(map(str, further)))
 
 
-def _read_file(path: Path, labels: LabelTable) -> Image:
-    voxels, grid = read_volume(path)
+def _wanted(images: ImageRule) -> str:
+    kind = "pictures" if images.is_picture else "images"
+    return f"the bundle takes {kind} of {len(images.channels)} ({', '.join(images.channels)})"
+
+
+def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageRule) -> Image:
+    voxels, grid = read_image(paths, images)
+    path = paths[0]
     if has_orientation(path):
         return Image(voxels, grid, ())
     sentence = f"{path.name}: the header does not say where left and right are"
@@ -178,23 +228,24 @@ def _read_file(path: Path, labels: LabelTable) -> Image:
     )
 
 
-def _refuse_unusable(image: Image, name: str) -> None:
+def _refuse_unusable(image: Image, name: str, images: ImageRule) -> None:
     voxels = image.voxels
     unusable = 0 if voxels.dtype.kind != "f" else voxels.size - int(np.isfinite(voxels).sum())
     if unusable:
         raise InputError(f"{name}: {unusable} voxels are NaN or infinite, expected numbers; replace them first.")
-    if voxels.min() == voxels.max():
-        raise InputError(f"{name}: all voxels are {voxels.flat[0]}, expected an image; export it again.")
+    for file in voxels.reshape(images.files, -1, *voxels.shape[1:]):  # of colours one may be empty
+        if file.min() == file.max():
+            raise InputError(f"{name}: all voxels are {file.flat[0]}, expected an image; export it again.")
 
 
 class Listing(NamedTuple):
-    """The files of an input: volumes with their path relative to it, and all others, which may be DICOM."""
+    """The files of an input: images with their path relative to it, and all others, which may be DICOM."""
 
     volumes: list[tuple[Path, Path]]
     others: list[FileRef]
 
 
-def list_input(given: Path, out_dir: Path | None = None) -> Listing:
+def list_input(given: Path, out_dir: Path | None = None, images: ImageRule = ONE_VOLUME) -> Listing:
     """List the files of an input; those below `out_dir` are passed over.
 
     Raises:
@@ -208,20 +259,69 @@ def list_input(given: Path, out_dir: Path | None = None) -> Listing:
     is_within = skipped is not None and given.resolve() in skipped.parents
     files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
-    volumes = [(file.path, file.path.relative_to(start)) for file in files if is_volume(file.path)]
-    return Listing(volumes, [file for file in files if not is_volume(file.path)])
+    volumes = [(file.path, file.path.relative_to(start)) for file in files if images.admits(file.path)]
+    return Listing(volumes, [file for file in files if not images.admits(file.path)])
 
 
-def volume_cases(listings: Iterable[Listing]) -> list[Case]:
-    """Return a case for each volume file; those that would share an id all get a hash of their resolved path."""
-    volumes: dict[Path, Case] = {}
+def image_cases(listings: Iterable[Listing], images: ImageRule = ONE_VOLUME) -> list[Case]:
+    """Return a case for each image; files that are named twice count once."""
+    places: dict[Path, tuple[Path, Path]] = {}
     for path, relative in (pair for listing in listings for pair in listing.volumes):
-        volumes.setdefault(path.resolve(), Case((relative.parent / volume_stem(relative)).as_posix(), path))
-    uses = Counter(case.case_id.casefold() for case in volumes.values())  # one file where a file system ignores case
-    return [
-        case if uses[case.case_id.casefold()] == 1 else replace(case, case_id=with_hash(case))
-        for case in volumes.values()
-    ]
+        places.setdefault(path.resolve(), (path, relative))
+    if images.files == 1:
+        return [Case((relative.parent / volume_stem(relative)).as_posix(), path) for path, relative in places.values()]
+    groups: dict[tuple[Path, str], dict[Path, Path]] = defaultdict(dict)
+    for path, relative in places.values():  # a link counts where it lies
+        groups[path.parent.resolve(), CHANNEL_ENDING.sub("", volume_stem(path))][path] = relative
+    return [_channel_case(name, group, images) for (_, name), group in groups.items()]
+
+
+def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageRule) -> Case:
+    """Return the case of some files of one name; those that are missing stand in it too, by the name they would have.
+
+    A file without a number, or with one that is too high or there twice, makes more files than channels.
+    """
+    some = next(iter(relative_of))
+    stem = volume_stem(some)
+    names = [f"{name}_{number:04d}" for number in range(images.files)]
+    found = {volume_stem(path) for path in relative_of}
+    missing = [some.with_name(f"{one}{some.name[len(stem) :]}") for one in names if one not in found]
+    wanted = missing if found & set(names) else []
+    first, *further = sorted([*relative_of, *wanted], key=lambda path: path.name)
+    return Case((relative_of[some].parent / name).as_posix(), first, further_channels=tuple(further))
+
+
+def is_manifest(given: Path) -> bool:
+    """Return whether an input is named like a manifest."""
+    return given.suffix.lower() == ".json"
+
+
+def manifest_cases(path: Path, images: ImageRule, data_root: Path | None = None) -> list[Case]:
+    """Return a case for each image of a manifest, those for training and those for testing.
+
+    Raises:
+        ManifestError: it cannot be used.
+        InputError: its images are not those of the rule; in channels the order counts.
+    """
+    manifest = load(path, data_root)
+    if manifest.images.is_picture != images.is_picture or not _same_channels(manifest.images, images):
+        raise InputError(
+            f"{path.name}: its images have the channels {', '.join(manifest.images.channels)}, but "
+            f"{_wanted(images)}; use a manifest whose channels have these names in this order."
+        )
+    return [Case(case.case_id, case.image, further_channels=case.further_channels) for case in manifest.all_cases]
+
+
+def _same_channels(found: ImageRule, wanted: ImageRule) -> bool:
+    """Return whether channels have the same names in the same order; a single one may be called anything."""
+    return found.channels == wanted.channels or len(found.channels) == len(wanted.channels) == 1
+
+
+def with_own_ids(found: Sequence[Case]) -> list[Case]:
+    """Return each case once, with an id of its own: those that would share one all get a hash of their place."""
+    cases = list({case.identity: case for case in reversed(found)}.values())[::-1]
+    uses = Counter(case.case_id.casefold() for case in cases)  # one file where a file system ignores case
+    return [case if uses[case.case_id.casefold()] == 1 else replace(case, case_id=with_hash(case)) for case in cases]
 
 
 def with_hash(case: Case, digits: int = HASH_DIGITS) -> str:

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +18,7 @@ from pipeline.batch.report import build as build_report
 from pipeline.batch.segmentation import (
     DEFAULT_ENGINE,
     Means,
+    attention_of,
     cases_in,
     fitted,
     segment_arrivals,
@@ -26,6 +28,7 @@ from pipeline.batch.segmentation import (
 from pipeline.batch.status import status_of
 from pipeline.batch.watch import Patience
 from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
+from pipeline.bundle_export import export
 from pipeline.bundle_gates import pass_gates
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import find_cases, read_case
@@ -36,6 +39,7 @@ from pipeline.errors import OutputError, UsageError, VoxelgateError
 from pipeline.evaluation import evaluate_pairs, pair_files, write_csv
 from pipeline.inference.choice import calibrate_windows
 from pipeline.inference.execution import Runtime
+from pipeline.inference.exporting import Format
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.label_app.server import LOOPBACK, MOST_MIB, Serving, serve
 from pipeline.manifest import load
@@ -68,9 +72,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, check and run 3D medical image segmentation as MONAI bundles. For research; not a medical device.",
 )
-bundle_app = typer.Typer(no_args_is_help=True, help="Look after a bundle: verify, seal, describe.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Look after a bundle: verify, seal, describe, export, calibrate.")
 app.add_typer(bundle_app, name="bundle")
 
 
@@ -93,12 +98,30 @@ Settings = Annotated[
 ]
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        console.print(f"voxelgate {version('voxelgate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def voxelgate(
+    is_version: Annotated[  # its callback does it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    is_debug: Annotated[  # `main` takes it out wherever it stands
+        bool, typer.Option("--debug", help="Show tracebacks and what is logged.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 @app.command("manifest")
 def manifest_command(
     folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/, or pairs of files.")],
     out: Annotated[Path, typer.Option(help="Manifest to write.", show_default="FOLDER/manifest.json")] = Path(),
     name: Annotated[str, typer.Option(help="Name of the data set.", show_default="the folder's")] = "",
-    modality: Annotated[str, typer.Option(help="CT or MRI.")] = "CT",
+    modality: Annotated[str, typer.Option(help="CT, MRI, or PICTURE for PNG, TIFF and JPEG.")] = "CT",
     licence: Annotated[str, typer.Option(help="Licence of the data.")] = "not stated",
     labels: Annotated[
         str, typer.Option(help="Names of label 1, 2, ..., separated by commas.", show_default=False)
@@ -250,7 +273,12 @@ def inspect_command(
     as_json: AsJson = False,
 ) -> None:
     """Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data."""
-    if len(inputs) == 1 and inputs[0].suffix == ".json":
+    is_manifest = len(inputs) == 1 and inputs[0].suffix == ".json"
+    if not is_manifest and (page is not None or data_root is not None):
+        raise UsageError("--page and --data-root are for a manifest; name one, or leave them out.")
+    if is_manifest and (as_json or headers_only or allow):
+        raise UsageError("--json, --headers-only and --allow are for DICOM; leave them out for a manifest.")
+    if is_manifest:
         _inspect_manifest(inputs[0], data_root, page)
         return
     with progress_bar("reading headers") as headers, progress_bar("reading pixels") as pixels:
@@ -278,12 +306,17 @@ def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None)
 def segment_command(
     bundle: BundleArgument,
     inputs: Annotated[
-        list[Path], typer.Argument(help="Volumes, DICOM series, or folders or zips of them.", show_default=False)
+        list[Path],
+        typer.Argument(help="Images, DICOM series, folders or zips of them, or a manifest.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     outputs: Annotated[
-        str, typer.Option(help="What to write of each case: nifti, seg, rtstruct, sr, separated by commas.")
+        str,
+        typer.Option(
+            help="What to write of each case, separated by commas: nifti (of pictures PNG or TIFF), seg, rtstruct, sr."
+        ),
     ] = "nifti",
+    data_root: DataRoot = None,
     allow: Allowed = "",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
@@ -309,6 +342,9 @@ def segment_command(
     check_flips: Annotated[
         bool, typer.Option("--check-flips", help="Segment the mirrored image too, and judge the result by it.")
     ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Write and judge the maps of the network's attention gates too.")
+    ] = False,
     is_watching: Annotated[
         bool, typer.Option("--watch", help="Go on with what comes into the folders, until Ctrl-C.")
     ] = False,
@@ -324,14 +360,15 @@ def segment_command(
 ) -> None:
     """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
     wanted = _choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
-    options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips)
+    gates = attention_of(bundle, is_ensemble=is_ensemble) if attention else ()
+    options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips, gates)
     setup = setup_of(bundle, out, options, device, is_ensemble=is_ensemble)
     means = Means(engine, Limits(timeout, attempts), max_memory)
     if is_watching:
         reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None
     else:
         with progress_bar("reading headers") as progress:
-            cases = cases_in(inputs, setup, progress)
+            cases = cases_in(inputs, setup, progress, data_root=data_root)
         foretold, setup, means = fitted(cases, setup, means) if forecast else ("", setup, means)
         if foretold:
             errors.print(foretold, markup=False, soft_wrap=True)
@@ -374,7 +411,7 @@ def label_command(
         "label-work"
     ),
     host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine's need a token check.")
+        str, typer.Option(help="Address to listen at; without a token check, all who reach it may do everything.")
     ] = LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
     origin: Annotated[
@@ -421,18 +458,42 @@ def bundle_seal(bundle: BundleArgument) -> None:
 def bundle_describe(bundle: BundleArgument) -> None:
     """Print the network's sizes, parameters, operations and memory for one window."""
     opened = open_bundle(bundle)
-    console.print(str(describe(opened.network, (1, 1, *opened.inferer.roi_size))), markup=False)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
+    shape = (1, len(opened.images.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
+    console.print(str(describe(opened.network, shape)), markup=False)
+
+
+@bundle_app.command("export")
+def bundle_export(
+    bundle: BundleArgument,
+    form: Annotated[Format, typer.Option("--to", help="Format of the file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="models/model.* in the bundle")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", help="An image to compare on; repeat for its files.", show_default="a phantom"),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the network as a file for other systems, provided that it says the same as the network."""
+    exported = export(bundle, form, out, images=images or [], overwrite=overwrite)
+    console.print(f"{exported.path}: {exported}", markup=False, soft_wrap=True)
 
 
 @bundle_app.command("calibrate")
 def bundle_calibrate(
     bundle: BundleArgument,
-    image: Annotated[Path, typer.Argument(help="A volume with the structures in its middle.", show_default=False)],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="An image with the structures in its middle; its files.", show_default=False),
+    ],
 ) -> None:
     """Measure every way to run the network here; `segment` then takes the fastest that gives equal labels."""
     opened = open_bundle(bundle)
-    (case,) = find_cases([image], rule=opened.series_rule)
-    scan = read_case(case, opened.labels)
+    cases = find_cases(images, rule=opened.series_rule, images=opened.images)
+    if len(cases) != 1:
+        raise UsageError(f"{len(cases)} images are given, but one is measured; name its files.")
+    scan = read_case(cases[0], opened.labels, images=opened.images)
     prepared = opened.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(opened.device)
     measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
     console.print(str(measured), markup=False)
@@ -502,6 +563,8 @@ def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: 
                     sys.stdout.flush()
                 else:
                     print_findings(report)
+                    for gate in report.attention:
+                        console.print(f"{report.case_id}: {gate}", markup=False, soft_wrap=True)
         except KeyboardInterrupt:
             return ended, True
     return ended, False

@@ -52,3 +52,16 @@ class UsageError(VoxelgateError):
     """An option or config value is wrong."""
 
     exit_code = 2
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return the error of ours behind those that libraries wrap around it, or the innermost one."""
+    while not isinstance(error, VoxelgateError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what the cause of an error says, its type where it says nothing."""
+    cause = cause_of(error)
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

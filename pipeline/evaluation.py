@@ -11,7 +11,7 @@ import os
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from ignite.engine import Engine, Events
 from scipy import ndimage
-from scipy.spatial import KDTree
 
 from pipeline.errors import InputError, OutputError
 from pipeline.geometry import Grid
+from pipeline.images import ONE_STRUCTURE, binary_as_one, mask_problem
 from pipeline.labels import LabelTable
-from pipeline.volumes import SUFFIXES, is_volume, read_grid, read_volume, volume_stem
+from pipeline.pictures import PICTURE_SUFFIXES, PIXELS_PER_ML, counts_pixels, is_picture
+from pipeline.results import is_attention_map
+from pipeline.surfaces import surface_distances
+from pipeline.volumes import SUFFIXES, is_volume, read_channels, read_grid, volume_stem
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +37,19 @@ Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, ...]
 Pair = tuple[str, Path, Path]
 
-HD_PERCENTILE = 95.0
-"""Percentile of the directed surface distances that stands for the maximum; unlike it, robust to a stray voxel."""
-
 MEAN_OVER_LABELS = "mean over labels"
 """Name of the last line of a summary, in which every label weighs the same."""
+
+
+IN_PIXELS: Mapping[str, tuple[str, int]] = {
+    "hd95_mm": ("hd95_px", 1),
+    "assd_mm": ("assd_px", 1),
+    "mssd_mm": ("mssd_px", 1),
+    "volume_ml": ("area_px", PIXELS_PER_ML),
+    "reference_ml": ("reference_px", PIXELS_PER_ML),
+    "difference_ml": ("difference_px", PIXELS_PER_ML),
+}
+"""What a measure is called where pixels are counted, and how many of them are one of its unit."""
 
 
 class Measure(StrEnum):
@@ -82,6 +93,7 @@ class LabelScores:
         volume_ml: volume of P.
         reference_ml: volume of R.
         difference_ml: `volume_ml - reference_ml`; negative if the prediction is too small.
+        counts_pixels: whether it is a picture, whose pixels are cubes of 1 mm: sizes are to be told as in `IN_PIXELS`.
     """
 
     case_id: str
@@ -95,6 +107,7 @@ class LabelScores:
     volume_ml: float
     reference_ml: float
     difference_ml: float
+    counts_pixels: bool = False
 
     @property
     def is_missed(self) -> bool:
@@ -268,7 +281,7 @@ def summarise(scores: Sequence[LabelScores], subject_of: Mapping[str, str] | Non
 
 
 def write_csv(scores: Sequence[LabelScores], path: Path, *, overwrite: bool = False) -> None:
-    """Write one line for each case and structure; what is undefined is an empty cell.
+    """Write one line for each case and structure, of pictures in pixels; what is undefined is an empty cell.
 
     Args:
         scores: of all cases.
@@ -280,12 +293,13 @@ def write_csv(scores: Sequence[LabelScores], path: Path, *, overwrite: bool = Fa
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; name another file, or allow it to be overwritten.")
+    columns = _columns(in_pixels=all(item.counts_pixels for item in scores))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(field.name for field in fields(LabelScores))
-            lines.writerows([_cell(value) for value in astuple(item)] for item in scores)
+            lines.writerow(name for name, _ in columns.values())
+            lines.writerows([_cell(getattr(item, name), columns[name][1]) for name in columns] for item in scores)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -295,23 +309,32 @@ def write_csv(scores: Sequence[LabelScores], path: Path, *, overwrite: bool = Fa
         partial.unlink(missing_ok=True)
 
 
-def _cell(value: str | float) -> str:
+def _columns(*, in_pixels: bool) -> dict[str, tuple[str, int]]:
+    """Return for each field of a score the name of its column, and by what its values are multiplied there."""
+    names = [field.name for field in fields(LabelScores) if field.name != "counts_pixels"]
+    return {name: IN_PIXELS.get(name, (name, 1)) if in_pixels else (name, 1) for name in names}
+
+
+def _cell(value: str | float, factor: int) -> str:
     if isinstance(value, str):
         return value
-    return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if math.isnan(value) else f"{value * factor:.6g}"
 
 
 def _volumes_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or not is_volume(path) or not path.is_file():
+        if path.name.startswith(".") or not (is_volume(path) or is_picture(path)) or not path.is_file():
+            continue
+        if is_attention_map(path):
             continue
         case_id = (path.relative_to(folder).parent / volume_stem(path)).as_posix()
         if case_id in found:
             raise InputError(f"{found[case_id]} and {path} have one name; keep only one of them.")
         found[case_id] = path
     if not found:
-        raise InputError(f"{folder} holds no volumes ({', '.join(SUFFIXES)}); name a folder of label maps.")
+        endings = ", ".join((*SUFFIXES, *PICTURE_SUFFIXES))
+        raise InputError(f"{folder} holds no volumes or pictures ({endings}); name a folder of label maps.")
     return found
 
 
@@ -321,10 +344,18 @@ def _grid_difference(pair: Pair) -> str | None:
     return None if difference is None else f"{case_id}: the prediction lies on another grid ({difference})"
 
 
+def _read_labels(path: Path, highest: int) -> tuple[npt.NDArray[Any], Grid]:
+    """Read a label map; in a picture of black and white alone, white is the only structure if there is only one."""
+    channels, grid = read_channels(path)
+    if (problem := mask_problem(path, len(channels))) is not None:
+        raise InputError(f"{path.name}: {problem}")
+    return binary_as_one(channels[0], highest) if is_picture(path) else channels[0], grid
+
+
 def _names_found(pairs: Sequence[Pair], workers: int) -> dict[int, str]:
     def values_in(pair: Pair) -> set[int]:
         case_id, _, reference = pair
-        voxels, _ = read_volume(reference)
+        voxels, _ = _read_labels(reference, ONE_STRUCTURE)
         return set(_boxes(_as_labels(voxels, f"{case_id}: the reference")))
 
     with ThreadPoolExecutor(workers) as pool:
@@ -339,8 +370,8 @@ def _score_all(
 ) -> Iterator[list[LabelScores]]:
     def score_pair(pair: Pair) -> list[LabelScores]:
         case_id, prediction_path, reference_path = pair
-        prediction, _ = read_volume(prediction_path)
-        reference, grid = read_volume(reference_path)
+        prediction, _ = _read_labels(prediction_path, max(names))
+        reference, grid = _read_labels(reference_path, max(names))
         return _score(prediction, reference, grid, names, case_id)
 
     pool = ThreadPoolExecutor(workers)
@@ -418,45 +449,23 @@ def _union(boxes: Sequence[Box], shape: tuple[int, int, int]) -> Box:
 def _score_masks(prediction: Mask, reference: Mask, grid: Grid, case_id: str, label: str) -> LabelScores:
     size, reference_size = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     common = int(np.count_nonzero(prediction & reference))
-    hd95_mm, assd_mm, mssd_mm = _surface_measures_mm(prediction, reference, grid)
+    distances = surface_distances(prediction, reference, grid)
     return LabelScores(
         case_id=case_id,
         label=label,
         dice=_ratio(2 * common, size + reference_size),
         iou=_ratio(common, size + reference_size - common),
-        hd95_mm=hd95_mm,
-        assd_mm=assd_mm,
-        mssd_mm=mssd_mm,
+        **distances._asdict(),
         ravd_percent=100 * _ratio(abs(size - reference_size), reference_size),
         volume_ml=size * grid.voxel_ml,
         reference_ml=reference_size * grid.voxel_ml,
         difference_ml=(size - reference_size) * grid.voxel_ml,
+        counts_pixels=counts_pixels(grid),
     )
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
-
-
-def _surface_measures_mm(prediction: Mask, reference: Mask, grid: Grid) -> tuple[float, float, float]:
-    """Return HD95, ASSD and MSSD; a tree of surface points needs memory for the surface, not for the volume."""
-    points_mm = _surface_mm(prediction, grid)
-    reference_points_mm = _surface_mm(reference, grid)
-    if not len(points_mm) or not len(reference_points_mm):
-        return math.nan, math.nan, math.nan
-    to_reference_mm = KDTree(reference_points_mm).query(points_mm)[0]
-    to_prediction_mm = KDTree(points_mm).query(reference_points_mm)[0]
-    directed_mm = (np.percentile(to_reference_mm, HD_PERCENTILE), np.percentile(to_prediction_mm, HD_PERCENTILE))
-    together_mm = np.concatenate((to_reference_mm, to_prediction_mm))
-    return float(max(directed_mm)), float(together_mm.mean()), float(together_mm.max())
-
-
-def _surface_mm(mask: Mask, grid: Grid) -> npt.NDArray[np.float64]:
-    """Return the surface voxels' centres, (N, 3) mm along the axes of RAS+, from an origin that does not matter."""
-    if not mask.size:
-        return np.empty((0, 3))
-    surface = mask & ~ndimage.binary_erosion(mask, border_value=1)
-    return np.argwhere(surface) @ grid.affine[:3, :3].T
 
 
 def _summary(label: str, items: Sequence[LabelScores], subject_of: Mapping[str, str] | None) -> LabelSummary:

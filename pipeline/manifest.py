@@ -6,8 +6,8 @@ reads it too. `manifest_build` makes one from a folder, `manifest_check` compare
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from importlib import resources
@@ -18,7 +18,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from pipeline.errors import InputError, ManifestError, UsageError
+from pipeline.images import PICTURE_NAMES, ImageRule
 from pipeline.labels import LabelTable
+from pipeline.pictures import is_picture
 from pipeline.volumes import volume_stem
 
 ALL_FOLDS = -1
@@ -29,10 +31,15 @@ LONGEST_REASON = 200
 
 
 class Modality(StrEnum):
-    """What the voxels of a data set hold: CT values with one scale in all images, or MRI values without one."""
+    """What the voxels of a data set hold.
+
+    CT values have one scale in all images, MRI values have none. A picture is a PNG, TIFF or JPEG file: photographs,
+    microscopy, ultrasound, pathology tiles; grey, or in colours that keep their relation.
+    """
 
     CT = "CT"
     MRI = "MRI"
+    PICTURE = "PICTURE"
 
 
 class Part(StrEnum):
@@ -97,8 +104,8 @@ class Manifest:
 
     Raises:
         ManifestError: a file outside of `data_root` or named twice, a case id used twice, a case with more or fewer
-            files than channels, a subject in two folds or in training and test, folds that are incomplete or not
-            0, 1, 2, ...; all of them at once.
+            files than channels (a picture in colours is one file for three), a file of another kind, a subject in two
+            folds or in training and test, folds that are incomplete or not 0, 1, 2, ...; all of them at once.
     """
 
     name: str
@@ -124,9 +131,9 @@ class Manifest:
         return tuple(sorted({case.fold for case in self.cases if case.fold is not None}))
 
     @property
-    def channels(self) -> int:
-        """Return how many channels every image has."""
-        return len(self.channel_names)
+    def images(self) -> ImageRule:
+        """Return what every image consists of."""
+        return ImageRule(self.channel_names, self.modality is Modality.PICTURE)
 
     @property
     def all_cases(self) -> tuple[Case, ...]:
@@ -172,7 +179,9 @@ def from_document(document: object, data_root: Path) -> Manifest:
         raise ManifestError([f"labels: {error}."]) from error
     modality = document["modality"]
     if list(modality) != [str(index) for index in range(len(modality))] or len(set(modality.values())) > 1:
-        raise ManifestError(["modality: channels are 0, 1, 2, ... in this order, and all CT or all MRI."])
+        raise ManifestError(
+            ["modality: channels are 0, 1, 2, ... in this order, and all CT or all MRI or all PICTURE."]
+        )
     names = document.get("channels", {key: "image" if len(modality) == 1 else f"channel {key}" for key in modality})
     if names.keys() != modality.keys():
         raise ManifestError([f"channels: expected a name for each of {', '.join(modality)}, as in modality."])
@@ -202,8 +211,8 @@ def datalist(
         path: the manifest.
         data_root: folder the paths inside are relative to; the manifest's own folder if None.
         fold: the fold that validates; the others train. With -1 every labelled case trains, and the cases of fold 0
-            are the validation part only so that progress can be watched: the network has seen them, so their Dice is no
-            estimate of its accuracy. Without meaning for the parts "all" and "test".
+            (all cases, if there are no folds) are the validation part only so that progress can be watched: the network
+            has seen them, so their Dice is no estimate of its accuracy. Without meaning for the parts "all" and "test".
         part: "training", "validation", "all" (every labelled case), or "test" (no "label" where there is none).
 
     Raises:
@@ -217,6 +226,22 @@ def datalist(
     if not cases:
         raise UsageError(f"{Path(path).name}: part {part} of fold {fold} holds no case; choose another fold or part.")
     return [_datalist_row(case) for case in cases]
+
+
+def without(manifest: Manifest, case_ids: Collection[str]) -> Manifest:
+    """Return a manifest without some of its labelled cases; folds that lose all of theirs are closed up."""
+    cases = [case for case in manifest.cases if case.case_id not in case_ids]
+    number = closed_up(case.fold for case in cases)
+    return replace(manifest, cases=tuple(replace(case, fold=number[case.fold]) for case in cases))
+
+
+def closed_up(folds: Iterable[int | None]) -> dict[int | None, int | None]:
+    """Return a new number for each fold, 0, 1, 2, ... in their order; None stays None.
+
+    >>> closed_up([3, 0, 3])
+    {None: None, 0: 0, 3: 1}
+    """
+    return {None: None} | {fold: number for number, fold in enumerate(sorted({f for f in folds if f is not None}))}
 
 
 def reading_problem(error: InputError, path: Path) -> str:
@@ -288,12 +313,17 @@ def _path_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _channel_problems(manifest: Manifest) -> Iterator[str]:
+    rule = manifest.images
     for case in manifest.all_cases:
-        if len(case.channels) != manifest.channels:
+        if len(case.channels) != rule.files:
             yield (
-                f"{manifest.relative(case.image)}: {len(case.channels)} files for an image of {manifest.channels} "
+                f"{manifest.relative(case.image)}: {len(case.channels)} files for an image of {rule.files} "
                 "channels; name one file for each channel of modality."
             )
+        for path in case.files:
+            if is_picture(path) != rule.is_picture:
+                kind = f"{PICTURE_NAMES} pictures" if rule.is_picture else "volumes"
+                yield f"{manifest.relative(path)}: is of another kind than {kind}, as modality says; convert it."
 
 
 def _case_id_problems(manifest: Manifest) -> Iterator[str]:
@@ -332,7 +362,7 @@ def _grouped(pairs: Iterable[tuple[str, Case]]) -> dict[str, list[Case]]:
 def _part_cases(manifest: Manifest, fold: int, part: Part) -> list[Case]:
     if part is Part.TEST:
         return list(manifest.test_cases)
-    if part is Part.ALL or (part is Part.TRAINING and fold == ALL_FOLDS):
+    if part is Part.ALL or (fold == ALL_FOLDS and (part is Part.TRAINING or not manifest.folds)):
         return list(manifest.cases)
     validating = 0 if fold == ALL_FOLDS else fold
     if validating not in manifest.folds:

@@ -14,10 +14,12 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from pipeline.errors import InputError, ManifestError, OutputError, UsageError
+from pipeline.images import PICTURE_NAMES, ImageRule, binary_as_one
 from pipeline.labels import LabelTable
-from pipeline.manifest import Modality, from_document, schema_problem
+from pipeline.manifest import Modality, closed_up, from_document, schema_problem
 from pipeline.manifest_check import MOST_READERS, Progress, checksum, defects
 from pipeline.manifest_pairs import Pair, find_pairs
+from pipeline.pictures import RGB, is_picture, read_header
 from pipeline.volumes import SUFFIXES, read_volume, volume_stem
 
 SUBJECTS_FILE = "subjects.json"
@@ -66,7 +68,7 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
     Args:
         folder: data root of the manifest.
         name: name of the data set.
-        modality: "CT" or "MRI".
+        modality: "CT", "MRI" or "PICTURE"; pictures are in colours if the first one is.
         licence: licence of the data.
         folds: number of folds; cases are dealt by subject.
         labels: names as `{"0": "background", "1": ...}`; by default those of `subjects.json`, or else `label_1`,
@@ -83,11 +85,10 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
     _refuse_options(modality, labels)
     root = Path(folder).resolve()
     notes = _read_notes(root)
-    pairs, problems = find_pairs(root)
+    rule = ImageRule(is_picture=modality == Modality.PICTURE)
+    pairs, problems = find_pairs(root, rule)
     if not pairs:
-        raise ManifestError(
-            problems or [f"{root.name}: holds no volumes ({', '.join(SUFFIXES)}); choose another folder."]
-        )
+        raise ManifestError(problems or [_nothing_found(root, rule)])
     subject_of, without_subject = _subjects_of(pairs, subjects, notes)
     problems += without_subject
     fold_of = {} if problems else assign_folds(subject_of, folds, seed)
@@ -95,7 +96,7 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
     document = {
         "name": name,
         "licence": licence,
-        "modality": {"0": modality},
+        **_channels(pairs, modality),
         "labels": dict(labels or notes.labels or _default_labels(pairs)),
         "training": rows,
     }
@@ -106,8 +107,31 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
     return {**document, "training": [{**row, "sha256": _checksums(row, root)} for row in dealt]}
 
 
+def _nothing_found(root: Path, rule: ImageRule) -> str:
+    wanted = f"pictures ({PICTURE_NAMES})" if rule.is_picture else f"volumes ({', '.join(SUFFIXES)})"
+    other = ImageRule(is_picture=not rule.is_picture)
+    has_others = any(other.admits(path) for path in root.rglob("*"))
+    hint = "choose another folder" if not has_others else "give --modality CT or MRI for volumes, PICTURE for pictures"
+    return f"{root.name}: holds no {wanted}; {hint}."
+
+
+def _channels(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
+    """Return what the manifest says of the channels; each picture is compared with it by `defects`."""
+    if modality != Modality.PICTURE or not _is_in_colours(pairs[0].image):
+        return {"modality": {"0": modality}}
+    channels = {str(index): name for index, name in enumerate(RGB)}
+    return {"modality": dict.fromkeys(channels, modality), "channels": channels}
+
+
+def _is_in_colours(path: Path) -> bool:
+    try:
+        return read_header(path).channels > 1
+    except InputError:
+        return False  # `defects` says why it cannot be read
+
+
 def leave_out(path: Path, case_ids: Collection[str]) -> dict[str, Any]:
-    """Return the document of a manifest without some of its cases.
+    """Return the document of a manifest without some of its cases; folds that lose all of theirs are closed up.
 
     Args:
         path: of a manifest that `load` accepts.
@@ -120,7 +144,9 @@ def leave_out(path: Path, case_ids: Collection[str]) -> dict[str, Any]:
     rows = [row for row in document["training"] if _case_id(row) not in case_ids]
     if not rows:
         raise UsageError(f"{path.name}: no case would remain; mend the files first.")
-    return document | {"training": rows}
+    number = closed_up(row.get("fold") for row in rows)
+    closed = [row | ({"fold": number[row["fold"]]} if "fold" in row else {}) for row in rows]
+    return document | {"training": closed}
 
 
 def with_folds(path: Path, folds: int) -> dict[str, Any]:
@@ -248,6 +274,8 @@ def _highest_value(path: Path) -> int:
         voxels = read_volume(path)[0]
     except InputError:
         return 1
+    if is_picture(path):
+        voxels = binary_as_one(voxels, 1)
     return int(voxels[(voxels >= 1) & (voxels <= MOST_LABEL_VALUES)].max(initial=1))
 
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from pipeline.errors import InputError, ManifestError
 from pipeline.geometry import Grid
+from pipeline.images import binary_as_one, mask_problem
 from pipeline.labels import LabelTable
 from pipeline.manifest import Case, Manifest, reading_problem
-from pipeline.volumes import read_volume
+from pipeline.volumes import read_channels
 
 Volume = tuple[npt.NDArray[Any], Grid]
 """Voxels in the file's dtype, and where they lie."""
@@ -116,11 +117,13 @@ def inspect_case(case: Case, manifest: Manifest) -> Inspected:
     channels: list[Volume] = []
     for path in case.channels:
         name = manifest.relative(path)
-        volume, found = _read(path, case.image_sha256 if path == case.image else None, name)
+        file, found = _read(path, case.image_sha256 if path == case.image else None, name)
         problems += found
-        if volume is not None:
-            problems += _image_problems(volume[0], name) + _apart(volume, channels, name, manifest.relative(case.image))
-            channels.append(volume)
+        if file is not None:
+            problems += _image_problems(file[0], name) + _apart(file, channels, name, manifest.relative(case.image))
+            if (problem := manifest.images.problem(path, len(file[0]))) is not None:
+                problems.append(f"{name}: {problem}")
+            channels += [(voxels, file[1]) for voxels in file[0]]
     label: Volume | None = None
     if case.label is not None:
         label, found = _inspect_label(case, case.label, channels, manifest)
@@ -141,6 +144,7 @@ def _apart(volume: Volume, channels: Sequence[Volume], name: str, first: str) ->
 
 
 def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, list[str]]:
+    """Return all channels of a file, (C, i, j, k), and what is wrong with it."""
     if not path.is_file():
         return None, [f"{name}: there is no such file; restore it or take its case out of the manifest."]
     problems = []
@@ -149,7 +153,7 @@ def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, lis
             problems.append(
                 f"{name}: SHA-256 differs from the manifest's; restore the file or write the manifest anew."
             )
-        return read_volume(path), problems
+        return read_channels(path), problems
     except InputError as error:
         return None, [*problems, f"{name}: {reading_problem(error, path)}"]
 
@@ -158,9 +162,15 @@ def _inspect_label(
     case: Case, path: Path, channels: Sequence[Volume], manifest: Manifest
 ) -> tuple[Volume | None, list[str]]:
     name = manifest.relative(path)
-    label, problems = _read(path, case.label_sha256, name)
-    if label is None:
+    file, problems = _read(path, case.label_sha256, name)
+    if file is None:
         return None, problems
+    if (problem := mask_problem(path, len(file[0]))) is not None:
+        return None, [*problems, f"{name}: {problem}"]
+    voxels = file[0][0]
+    if manifest.images.is_picture:
+        voxels = binary_as_one(voxels, len(manifest.labels.names) - 1)
+    label = voxels, file[1]
     difference = channels[0][1].difference(label[1]) if channels else None
     if difference is not None:
         image_name = manifest.relative(case.image)

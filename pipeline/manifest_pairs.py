@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.images import ONE_VOLUME, ImageRule
 from pipeline.manifest import reading_problem
-from pipeline.volumes import is_volume, read_volume, volume_stem
+from pipeline.volumes import read_channels, volume_stem
 
-FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
-"""Folders of images and labels: ours, and those of the Decathlon and of nnU-Net."""
+FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks"))
+"""Folders of images and labels: ours, those of the Decathlon and of nnU-Net, and those of most sets of pictures."""
 
 IMAGE_ENDING = re.compile(r"_(0000|image|img)$", re.IGNORECASE)
 """What an image's name may carry behind the case id; `_0000` is nnU-Net's first channel."""
@@ -33,27 +34,29 @@ class Pair:
     label: Path
 
 
-def find_pairs(root: Path) -> tuple[list[Pair], list[str]]:
+def find_pairs(root: Path, rule: ImageRule = ONE_VOLUME) -> tuple[list[Pair], list[str]]:
     """Return the pairs of a folder by ascending case id, and one line for each file that is in no pair.
 
     Args:
-        root: holds `images/` and `labels/`, or `imagesTr/` and `labelsTr/`, or all files flat, where labels end in
-            `_seg`, `_segmentation`, `_label`, `_labels` or `_mask`. Other kinds of files, and hidden ones, are ignored.
+        root: holds `images/` and `labels/` or `masks/`, or `imagesTr/` and `labelsTr/`, or all files flat, where labels
+            end in `_seg`, `_segmentation`, `_label`, `_labels` or `_mask`. Other kinds of files, and hidden ones, are
+            ignored.
+        rule: which files are images.
     """
     if not root.is_dir():
         return [], [f"{root}: there is no such folder."]
-    for image_folder, label_folder in FOLDERS:
-        there = [(root / name).is_dir() for name in (image_folder, label_folder)]
-        if all(there):
-            return _pair_folders(root, image_folder, label_folder)
-        if any(there):
-            missing = image_folder if there[1] else label_folder
+    there = [[(root / name).is_dir() for name in folders] for folders in FOLDERS]
+    for folders, both in sorted(zip(FOLDERS, there, strict=True), key=lambda pair: not all(pair[1])):
+        if all(both):
+            return _pair_folders(root, *folders, rule)
+        if any(both):
+            missing = folders[both.index(False)]
             return [], [f"{missing}/: there is no such folder beside the other one; every case needs image and label."]
-    return _pair_flat(root)
+    return _pair_flat(root, rule)
 
 
-def _pair_folders(root: Path, image_folder: str, label_folder: str) -> tuple[list[Pair], list[str]]:
-    images, labels = _volumes(root / image_folder), _volumes(root / label_folder)
+def _pair_folders(root: Path, image_folder: str, label_folder: str, rule: ImageRule) -> tuple[list[Pair], list[str]]:
+    images, labels = _files(root / image_folder, rule), _files(root / label_folder, rule)
     image_of, image_doubles = _by_case_id(images, IMAGE_ENDING, labels)
     label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, images)
     problems = _double_lines(image_doubles, root) + _double_lines(label_doubles, root)
@@ -66,10 +69,10 @@ def _pair_folders(root: Path, image_folder: str, label_folder: str) -> tuple[lis
     return _matched(image_of, label_of), problems
 
 
-def _pair_flat(root: Path) -> tuple[list[Pair], list[str]]:
-    volumes = _volumes(root)
-    labels = [path for path in volumes if LABEL_ENDING.search(volume_stem(path))]
-    others = sorted(set(volumes) - set(labels))
+def _pair_flat(root: Path, rule: ImageRule) -> tuple[list[Pair], list[str]]:
+    files = _files(root, rule)
+    labels = [path for path in files if LABEL_ENDING.search(volume_stem(path))]
+    others = sorted(set(files) - set(labels))
     image_of, image_doubles = _by_case_id(others, IMAGE_ENDING, ())
     label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, ())
     problems = _double_lines(image_doubles, root) + _double_lines(label_doubles, root)
@@ -84,7 +87,7 @@ def _pair_flat(root: Path) -> tuple[list[Pair], list[str]]:
 def _looks(path: Path) -> str:
     """Say what a file without partner seems to be, since its name does not tell."""
     try:
-        values = np.unique(read_volume(path)[0])
+        values = np.unique(read_channels(path)[0])
     except InputError as error:
         return reading_problem(error, path)
     if values.size <= FEW_VALUES and np.array_equal(values, np.rint(values)):
@@ -98,9 +101,9 @@ def _looks(path: Path) -> str:
     )
 
 
-def _volumes(folder: Path) -> list[Path]:
+def _files(folder: Path, rule: ImageRule) -> list[Path]:
     return sorted(
-        path for path in folder.iterdir() if is_volume(path) and not path.name.startswith(".") and path.is_file()
+        path for path in folder.iterdir() if rule.admits(path) and not path.name.startswith(".") and path.is_file()
     )
 
 

@@ -12,25 +12,31 @@ from monai.data import ImageReader, ImageWriter, MetaTensor
 from pipeline.dicom.reader import CheckedDicomReader, as_paths, meta_of
 from pipeline.errors import InputError, OutputError, UsageError
 from pipeline.geometry import Grid
+from pipeline.images import binary_as_one
+from pipeline.pictures import is_picture
 from pipeline.volumes import Voxels, is_volume, read_volume, write_label_map
 
 
 def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
-    """Return what `LoadImaged` and `EnsureChannelFirstd` would make of a volume: (1, I, J, K).
+    """Return what `LoadImaged` and `EnsureChannelFirstd` would make of an image.
 
     float32, but integers of 8 or 16 bits as they are: a whole CT then takes half of the memory until it is resampled.
+
+    Args:
+        voxels: (C, I, J, K).
+        grid: of each channel.
     """
     meta = meta_of(grid) | {"original_channel_dim": 0}
     dtype = voxels.dtype.newbyteorder("=") if voxels.dtype.name in {"uint8", "int8", "int16"} else np.float32
     array = np.require(voxels, dtype=dtype, requirements="W")
-    return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(meta.pop("affine")), meta=meta)
+    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(meta.pop("affine")), meta=meta)
 
 
 class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
     """Let MONAI's `LoadImage` read volume files and DICOM series, and refuse what `read_volume` and the audit refuse.
 
-    What is not named like a volume file is read as DICOM by `CheckedDicomReader`. `LoadImage` tries other readers if
-    `read` fails, even its own ones, but not if `get_data` does; hence `read` only passes the paths on.
+    What is not named like a volume or picture is read as DICOM by `CheckedDicomReader`. `LoadImage` tries other readers
+    if `read` fails, even its own ones, but not if `get_data` does; hence `read` only passes the paths on.
 
     >>> from monai.transforms import LoadImaged
     >>> load = LoadImaged(keys="image", reader="pipeline.monai_io.VolumeReader")
@@ -41,8 +47,8 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         self._dicom = CheckedDicomReader()
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Return whether all names end like a readable volume, or may be DICOM."""
-        return all(is_volume(path) for path in as_paths(filename)) or self._dicom.verify_suffix(filename)
+        """Return whether all names end like a readable volume or picture, or may be DICOM."""
+        return all(_is_file(path) for path in as_paths(filename)) or self._dicom.verify_suffix(filename)
 
     def read(
         self,
@@ -58,12 +64,36 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         Raises:
             InputError: as for `read_volume` and `CheckedDicomReader`, and for more than one volume file.
         """
-        if not any(is_volume(path) for path in img):
+        if not any(_is_file(path) for path in img):
             return self._dicom.get_data(self._dicom.read(img))
         if len(img) != 1:
             raise InputError(f"{len(img)} files for one image, expected one; give each volume as a case of its own.")
         voxels, grid = read_volume(img[0])
         return voxels, meta_of(grid)
+
+
+class MaskReader(VolumeReader):
+    """Let MONAI's `LoadImage` read label maps, among them masks of one structure in black and white.
+
+    Args:
+        highest: label value that the data set declares; see `pipeline.images.binary_as_one`.
+
+    >>> from monai.transforms import LoadImaged
+    >>> load = LoadImaged(keys="label", reader="pipeline.monai_io.MaskReader", highest=1)
+    """
+
+    def __init__(self, highest: int) -> None:
+        super().__init__()
+        self.highest = highest
+
+    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
+        """Return voxels and metadata as `VolumeReader` does."""
+        voxels, meta = super().get_data(img)
+        return binary_as_one(voxels, self.highest), meta
+
+
+def _is_file(path: Path) -> bool:
+    return is_volume(path) or is_picture(path)
 
 
 class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs

@@ -18,6 +18,7 @@ from pipeline.dicom.plausibility import Expected
 from pipeline.errors import UsageError
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
+from pipeline.pictures import counts_pixels
 from pipeline.structures import Box, StructureRange, structure_boxes
 
 PIECE_CELLS = 500_000
@@ -70,6 +71,9 @@ UNKNOWN = StructureRange((1.0, 1.0, 1.0))
 """Of a structure of which the bundle says nothing; its volume is then not judged."""
 
 _CODED = re.compile(r"([A-Z0-9_]+): ")
+_PICTURE_SIDES = [("left", "right"), ("top", "bottom"), ("front", "back")]
+"""Of a picture as everybody sees it, whoever is in it."""
+
 _SIDES = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}
 
 
@@ -144,7 +148,7 @@ def measure(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str
         table: what they mean; other values are passed over.
     """
     ends = zip(nib.aff2axcodes(-grid.affine), nib.aff2axcodes(grid.affine), strict=True)
-    sides = [(_SIDES[low], _SIDES[high]) for low, high in ends]
+    sides = _PICTURE_SIDES if counts_pixels(grid) else [(_SIDES[low], _SIDES[high]) for low, high in ends]
     found = {}
     for value, box in structure_boxes(labels, len(table.names) - 1).items():
         mask = labels[box] == value

@@ -1,6 +1,7 @@
-"""The files that a segmented case leaves: NIfTI label map, DICOM SEG, RTSTRUCT and SR, and pictures for a report."""
+"""The files that a segmented case leaves: label map, DICOM SEG, RTSTRUCT and SR, attention maps, and pictures."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pipeline.case_report import CaseReport
 from pipeline.cases import Case
 from pipeline.dicom.rtstruct import write_rtstruct
 from pipeline.dicom.seg import write_seg
@@ -20,7 +22,10 @@ from pipeline.dicom.writing.derived import Algorithm, SegmentedSeries, check_tex
 from pipeline.dicom.writing.sources import SourceSeries, source_of
 from pipeline.errors import OutputError
 from pipeline.geometry import Grid
+from pipeline.inference.attention_files import write_attention_map
+from pipeline.inference.attention_maps import GateMap, on_grid
 from pipeline.labels import LabelTable
+from pipeline.pictures import is_picture, label_suffix
 from pipeline.preview import Sketch, write_preview
 from pipeline.volumes import write_label_map
 
@@ -29,6 +34,7 @@ class Output(StrEnum):
     """Kinds of files that can be written of a case."""
 
     NIFTI = "nifti"
+    """The label map, of a picture as PNG or TIFF."""
     SEG = "seg"
     RTSTRUCT = "rtstruct"
     SR = "sr"
@@ -45,6 +51,9 @@ SUFFIX_OF = {
 }
 DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
 """What can only be made of DICOM, and not where nothing was found."""
+
+ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
+"""How the map of a gate is called."""
 
 PREVIEW_FOLDER = "previews"
 """Where the previews lie, so that they do not stand among the results."""
@@ -64,6 +73,7 @@ class Result:
         volumes_ml: of each structure.
         algorithm: what made the labels; None if there are no DICOM outputs, which name it.
         sketch: of the image; None if there are no previews.
+        gates: whose attention maps are written.
     """
 
     labels: npt.NDArray[Any]
@@ -72,12 +82,38 @@ class Result:
     volumes_ml: Mapping[str, float]
     algorithm: Algorithm | None
     sketch: Sketch | None = None
+    gates: Sequence[GateMap] = ()
 
 
-def output_paths(case_id: str, out_dir: Path, outputs: Sequence[Output]) -> dict[Output, Path]:
-    """Return where each file of a case goes."""
+def output_paths(
+    case: Case, out_dir: Path, outputs: Sequence[Output], attention: Sequence[int] = ()
+) -> dict[str, Path]:
+    """Return where each file of a case goes, by its kind: an `Output`, or `attention-LEVEL` for the map of a gate."""
     folders = {kind: out_dir / PREVIEW_FOLDER if kind is Output.PREVIEW else out_dir for kind in outputs}
-    return {kind: folder / f"{case_id}{SUFFIX_OF[kind]}" for kind, folder in folders.items()}
+    suffix_of = SUFFIX_OF | {Output.NIFTI: _label_map_suffix(case)}
+    paths: dict[str, Path] = {kind: folder / f"{case.case_id}{suffix_of[kind]}" for kind, folder in folders.items()}
+    return paths | {_map_kind(level): out_dir / f"{case.case_id}.{_map_kind(level)}.nii.gz" for level in attention}
+
+
+def _label_map_suffix(case: Case) -> str:
+    if isinstance(case.image, Path) and is_picture(case.image):
+        return label_suffix(case.image)
+    return SUFFIX_OF[Output.NIFTI]
+
+
+def is_of_picture(report: CaseReport) -> bool:
+    """Return whether a finished case is a picture, whose sizes are told in pixels."""
+    path = report.outputs.get(Output.NIFTI)
+    return path is not None and is_picture(path)
+
+
+def is_attention_map(path: Path) -> bool:
+    """Return whether a file is called like the map of a gate, which lies among label maps and is none."""
+    return ATTENTION_MAP.search(path.name) is not None
+
+
+def _map_kind(level: int) -> str:
+    return f"attention-{level}"
 
 
 def new_scratch(out_dir: Path) -> Path:
@@ -99,9 +135,7 @@ def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> S
         return None
     if not isinstance(case.image, Series):
         asked = ", ".join(sorted(DICOM_OUTPUTS & set(outputs)))
-        raise OutputError(
-            f"{case.case_id}: {asked} need a DICOM series, but this is a volume file; ask for nifti only."
-        )
+        raise OutputError(f"{case.case_id}: {asked} need a DICOM series, but this is another file; ask for nifti only.")
     for value, name in table.foreground.items():
         check_text(name, "a label name")
         if Output.SEG in outputs:
@@ -124,7 +158,7 @@ def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
 
 def write_results(
     result: Result, case: Case, outputs: Sequence[Output], source: SourceSeries | None, scratch: Path
-) -> dict[Output, Path]:
+) -> dict[str, Path]:
     """Finish the files of a case in a folder of their own, each re-read and compared; `publish` gives them their names.
 
     Where nothing was found there is no DICOM object to write.
@@ -144,7 +178,8 @@ def write_results(
     """
     is_empty = not any(result.volumes_ml.values())
     wanted = [kind for kind in outputs if not is_empty or kind not in DICOM_OUTPUTS]
-    staged = {kind: scratch / path.name for kind, path in output_paths(case.case_id, scratch, wanted).items()}
+    names = output_paths(case, scratch, wanted, [gate.level for gate in result.gates])
+    staged = {kind: scratch / path.name for kind, path in names.items()}
     make_folder(scratch)
     try:
         _write(result, case, staged, source)
@@ -204,12 +239,15 @@ def _unwritable(name: str, error: OSError) -> OutputError:
     return OutputError(f"{name}: its files cannot be written ({reason}); free the disk or its rights.")
 
 
-def _write(result: Result, case: Case, paths: Mapping[Output, Path], source: SourceSeries | None) -> None:
+def _write(result: Result, case: Case, paths: Mapping[str, Path], source: SourceSeries | None) -> None:
+    like = case.image if isinstance(case.image, Path) else None
     if Output.NIFTI in paths:
-        like = case.image if isinstance(case.image, Path) else None
         write_label_map(paths[Output.NIFTI], result.labels, result.grid, like=like)
+    for gate in result.gates:
+        write_attention_map(paths[_map_kind(gate.level)], gate, result.grid, like=like)
     if Output.PREVIEW in paths and result.sketch is not None:
-        write_preview(paths[Output.PREVIEW], result.sketch, result.labels, result.table)
+        attention = {gate.level: on_grid(gate, result.sketch.grid) for gate in result.gates}
+        write_preview(paths[Output.PREVIEW], result.sketch, result.labels, result.table, attention)
     if source is None or result.algorithm is None or not DICOM_OUTPUTS & paths.keys():
         return
     segmented = SegmentedSeries(result.labels, result.grid, result.table, source, result.algorithm)

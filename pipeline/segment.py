@@ -31,6 +31,8 @@ from pipeline.dicom.writing.derived import Algorithm
 from pipeline.dicom.writing.sources import SourceSeries
 from pipeline.errors import BundleError, OutputError, UsageError, VoxelgateError
 from pipeline.geometry import Grid
+from pipeline.images import ImageRule
+from pipeline.inference.attention_maps import GateMap, diagnose, gate_levels, gate_maps
 from pipeline.inference.choice import RuntimeChoice
 from pipeline.inference.execution import Runtime
 from pipeline.labels import LabelTable
@@ -76,7 +78,7 @@ class LoadedBundle(NamedBundle, Hashable, Protocol):
 
     @property
     def preprocessing(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return what turns `{"image": MetaTensor (1, I, J, K)}` into one (C, i, j, k) on the network grid."""
+        """Return what turns `{"image": MetaTensor (C, I, J, K)}` into one (C, i, j, k) on the network grid."""
 
     @property
     def inferer(self) -> Callable[[MetaTensor, Callable[..., torch.Tensor]], MetaTensor]:
@@ -97,6 +99,10 @@ class LoadedBundle(NamedBundle, Hashable, Protocol):
     @property
     def expected(self) -> Expected | None:
         """Return what images the bundle was trained on, if it says so."""
+
+    @property
+    def images(self) -> ImageRule:
+        """Return what its images consist of."""
 
 
 class Fault(StrEnum):
@@ -126,6 +132,7 @@ class Options:
         allow: faults of DICOM series to mend, as given to `find_cases`.
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
+        attention: levels of the gates whose maps are written and judged, all that `gate_levels` returns; or none.
 
     Raises:
         UsageError: no output but previews, or a report without the DICOM SEG that it refers to.
@@ -136,6 +143,7 @@ class Options:
     allow: tuple[Allow, ...] = ()
     runtime: Runtime | None = None
     check_flips: bool = False
+    attention: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not set(self.outputs) - {Output.PREVIEW}:
@@ -182,13 +190,13 @@ def segment(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options | 
         options: what to write and accept; by default a new NIfTI file.
     """
     chosen = options or Options()
-    paths = output_paths(case.case_id, out_dir, chosen.outputs)
+    paths = output_paths(case, out_dir, chosen.outputs, chosen.attention)
     scratch = new_scratch(out_dir)
     try:
         refuse_existing(paths.values(), overwrite=chosen.overwrite)
         report = attempt(case, bundle, (out_dir, scratch), chosen).report
         if report.status is CaseStatus.DONE:
-            finished = {paths[Output(kind)] for kind in report.outputs}
+            finished = {paths[kind] for kind in report.outputs}
             publish({path: scratch / path.name for path in finished}, set(paths.values()) - finished, scratch / "older")
     except OutputError as error:
         return unfinished(case.case_id, CaseStatus.REFUSED, bundle.fingerprint, versions(bundle), str(error))
@@ -250,10 +258,12 @@ def _segment_or_raise(
     with turns.files:
         started_s = time.perf_counter()
         volumes_ml = _volumes_ml(found.labels, prepared.grid, bundle.labels)
-        result = Result(found.labels, prepared.grid, bundle.labels, volumes_ml, prepared.algorithm, prepared.sketch)
+        result = Result(
+            found.labels, prepared.grid, bundle.labels, volumes_ml, prepared.algorithm, prepared.sketch, found.gates
+        )
         staged = write_results(result, case, options.outputs, prepared.source, scratch)
         findings = prepared.findings
-        names = output_paths(case.case_id, out_dir, options.outputs)
+        names = output_paths(case, out_dir, options.outputs, options.attention)
         if not any(volumes_ml.values()):
             older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
             findings += (_nothing_found(case, older),)
@@ -266,6 +276,7 @@ def _segment_or_raise(
             confidence=found.confidence,
             flip_dice=found.flip_dice,
         )
+        attention = diagnose(found.gates, found.labels, prepared.grid)
     seconds = {"read": prepared.elapsed_s, "network": found.elapsed_s, "write": time.perf_counter() - started_s}
     return CaseReport(
         case.case_id,
@@ -278,6 +289,7 @@ def _segment_or_raise(
         {stage: round(elapsed_s, 3) for stage, elapsed_s in seconds.items()},
         quality,
         _peak_mib(),
+        attention,
     )
 
 
@@ -313,6 +325,7 @@ class _Found:
         runtime: how the network ran.
         confidence: mean probability of each class where it won, if the inferer says it.
         flip_dice: agreement with the mirrored image by structure, if asked for.
+        gates: their maps, if asked for.
         elapsed_s: for all this.
     """
 
@@ -320,6 +333,7 @@ class _Found:
     runtime: str
     confidence: Sequence[float] | None
     flip_dice: Mapping[str, float] | None
+    gates: Sequence[GateMap]
     elapsed_s: float
 
 
@@ -327,8 +341,8 @@ def _prepare(case: Case, bundle: LoadedBundle, options: Options) -> _Prepared:
     started_s = time.perf_counter()
     source = check_outputs(case, options.outputs, bundle.labels)
     algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
-    scan = read_case(case, bundle.labels, bundle.expected, options.allow)
-    small = sketch(scan.voxels, scan.grid) if Output.PREVIEW in options.outputs else None
+    scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.images)
+    small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
     image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
     elapsed_s = time.perf_counter() - started_s
     return _Prepared(image, scan.grid, scan.findings, source, algorithm, small, elapsed_s)
@@ -345,7 +359,19 @@ def _infer(prepared: _Prepared, bundle: LoadedBundle, options: Options) -> _Foun
     agreement = None
     if options.check_flips:
         agreement = _agreement_with_mirrored(image, bundle, labels)
-    return _Found(labels, chosen.name, confidence, agreement, time.perf_counter() - started_s)
+    gates = _gates(image, bundle, options.attention)
+    return _Found(labels, chosen.name, confidence, agreement, gates, time.perf_counter() - started_s)
+
+
+def _gates(image: MetaTensor, bundle: LoadedBundle, asked: tuple[int, ...]) -> list[GateMap]:
+    """Return the maps of all gates for an image (1, C, i, j, k) as it is; none if none are asked for."""
+    if not asked:
+        return []
+    if (levels := gate_levels(bundle.network)) != asked:
+        raise UsageError(f"attention maps of gates {asked}, but the network has gates {levels}; ask for all of them.")
+    grid = Grid(tuple(image.shape[2:]), image.affine.reshape(4, 4).cpu().numpy())
+    window_vox = getattr(bundle.inferer, "roi_size", grid.shape)  # an inferer of another kind takes the whole image
+    return gate_maps(bundle.network, image.as_tensor(), grid, window_vox)
 
 
 def _agreement_with_mirrored(image: MetaTensor, bundle: LoadedBundle, labels: npt.NDArray[Any]) -> Mapping[str, float]:
@@ -363,7 +389,7 @@ def _confidence(result: MetaTensor) -> list[float] | None:
     return None if stated is None else torch.as_tensor(stated).flatten().tolist()
 
 
-def _nothing_found(case: Case, removed: Sequence[Output]) -> str:
+def _nothing_found(case: Case, removed: Sequence[str]) -> str:
     sentence = f"{case.case_id}: no structure was found; check that it shows what the bundle segments."
     return f"{sentence} The {', '.join(sorted(removed))} of an earlier run were removed." if removed else sentence
 

@@ -16,9 +16,11 @@ from pipeline.batch.status import Status
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.dicom.inspect import Inspected
 from pipeline.evaluation import LabelScores, summarise
+from pipeline.pictures import PIXELS_PER_ML
 from pipeline.planning import Plan
 from pipeline.planning.explain import explain
 from pipeline.planning.show import Facts
+from pipeline.results import is_of_picture
 
 PIPED_WIDTH = 120
 """Columns of a table that goes to a file or another program."""
@@ -29,6 +31,9 @@ MOST_ROWS = 50
 SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
 
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
+
+PIXEL_SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 px", "ASSD px", "MSSD px", "RAVD %", "area px", "missed")
+"""Of pictures."""
 
 errors = Console(stderr=True, highlight=False)
 
@@ -121,7 +126,8 @@ def print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str,
     summaries = summarise(scores, subject_of or None)
     if subject_of:
         title += f", means by subject of {len({subject_of[row.case_id] for row in scores})}"
-    table = Table(*SCORE_COLUMNS, title=title, box=box.SIMPLE_HEAD)
+    in_pixels = all(row.counts_pixels for row in scores)
+    table = Table(*(PIXEL_SCORE_COLUMNS if in_pixels else SCORE_COLUMNS), title=title, box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for row in summaries:
         values = {measure.value: statistic.mean for measure, statistic in row.statistics.items()}
@@ -131,7 +137,7 @@ def print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str,
             f"{values['iou']:.3f}",
             *(f"{values[name]:.2f}" for name in ("hd95_mm", "assd_mm", "mssd_mm")),
             f"{values['ravd_percent']:.3f}",
-            f"{values['volume_ml']:.2f}",
+            f"{values['volume_ml'] * PIXELS_PER_ML:.1f}" if in_pixels else f"{values['volume_ml']:.2f}",
             str(row.missed),
         )
     console.print(table)
@@ -140,15 +146,18 @@ def print_scores(scores: list[LabelScores], title: str, subject_of: Mapping[str,
 def print_reports(reports: list[CaseReport], out: Path) -> None:
     """Print a table of the cases that are done, and how many there are."""
     done = [report for report in reports if report.status is CaseStatus.DONE]
+    in_pixels = bool(done) and all(map(is_of_picture, done))
     table = Table(
         "case",
-        *(f"{name} ml" for name in (done[0].volumes_ml if done else ())),
+        *(f"{name} {'px' if in_pixels else 'ml'}" for name in (done[0].volumes_ml if done else ())),
         "verdict",
         "seconds",
         box=box.SIMPLE_HEAD,
     )
     for report in done:
-        volumes = (f"{value:.2f}" for value in report.volumes_ml.values())
+        volumes = (
+            f"{value * PIXELS_PER_ML:.0f}" if in_pixels else f"{value:.2f}" for value in report.volumes_ml.values()
+        )
         table.add_row(report.case_id, *volumes, report.quality.verdict, f"{sum(report.seconds.values()):.1f}")
     if 0 < len(done) <= MOST_ROWS:
         console.print(table)

@@ -2,7 +2,8 @@
 
 NIfTI goes through nibabel, NRRD and MetaImage through SimpleITK. MONAI's own readers are not used: its `NibabelReader`
 replaces the sform by the qform, even by one with code 0, as soon as pixdim and sform differ by more than 1e-5
-(`monai.data.utils.correct_nifti_header_if_necessary`), which turns and moves the image without a word.
+(`monai.data.utils.correct_nifti_header_if_necessary`), which turns and moves the image without a word. Pictures (PNG,
+TIFF, JPEG) are volumes of one slice; `pipeline.pictures` says how they are read.
 """
 
 import os
@@ -22,12 +23,16 @@ from nibabel.spatialimages import HeaderDataError
 
 from pipeline.errors import InputError, OutputError
 from pipeline.geometry import Affine, Grid
+from pipeline.pictures import PICTURE_SUFFIXES, counts_pixels, is_picture, read_header, read_picture, write_picture
 
 Voxels = npt.NDArray[Any]
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
-"""Endings of the files that can be read, in lower case; a name is compared without regard to case."""
+"""Endings of the volumes that can be read, in lower case; a name is compared without regard to case."""
+
+LABEL_SUFFIXES = (".nii.gz", ".png", ".tif", ".tiff")
+"""Endings of the label maps that can be written."""
 
 LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 """ITK's axes point to the left and the back of the patient, NIfTI's to the right and the front."""
@@ -62,18 +67,18 @@ class _Header(NamedTuple):
 
 
 def volume_stem(path: Path) -> str:
-    """Return the file name without its volume suffix.
+    """Return the file name without its suffix, if that is one of a volume or a picture.
 
     >>> volume_stem(Path("sub/case.01.nii.gz"))
     'case.01'
     """
     name = path.name
-    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in (*SUFFIXES, *PICTURE_SUFFIXES) if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
 def is_volume(path: Path) -> bool:
-    """Return whether the name ends like a readable volume; the file is not touched."""
+    """Return whether the name ends like a readable volume, pictures aside; the file is not touched."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -90,7 +95,7 @@ def read_grid(path: Path) -> Grid:
     NRRD file without `space` counts as LPS, as in ITK. `has_orientation` tells these files from the others.
 
     Args:
-        path: a file whose name ends in one of `SUFFIXES`.
+        path: a file whose name ends in one of `SUFFIXES` or `PICTURE_SUFFIXES`.
 
     Returns:
         The grid in RAS+ mm; axes of length one beyond the third are dropped.
@@ -98,23 +103,25 @@ def read_grid(path: Path) -> Grid:
     Raises:
         InputError: the file is missing, is no image, is damaged, has not three axes, or has no usable affine.
     """
-    return _grid(path, _read_header(path))
+    return read_header(path).grid if is_picture(path) else _grid(path, _read_header(path))
 
 
 def has_orientation(path: Path) -> bool:
     """Return whether the header says where left and right are; see `read_grid` for what is assumed if it does not.
 
+    A picture has its sides where everybody sees them.
+
     Raises:
         InputError: the header cannot be read.
     """
-    return _read_header(path).is_oriented
+    return is_picture(path) or _read_header(path).is_oriented
 
 
 def read_volume(path: Path) -> tuple[Voxels, Grid]:
-    """Read the voxels of a file and where they lie.
+    """Read the voxels of a file of one channel and where they lie.
 
     Args:
-        path: a file whose name ends in one of `SUFFIXES`.
+        path: a file whose name ends in one of `SUFFIXES` or `PICTURE_SUFFIXES`.
 
     Returns:
         Voxels (i, j, k) in the file's own type and native byte order, or float64 where NIfTI's scl_slope or scl_inter
@@ -123,6 +130,20 @@ def read_volume(path: Path) -> tuple[Voxels, Grid]:
     Raises:
         InputError: as for `read_grid`; also truncated or altered voxels, colours, vectors and complex numbers.
     """
+    channels, grid = read_channels(path)
+    if len(channels) != 1:
+        raise InputError(
+            f"{path.name}: a picture in colours, expected one number in each pixel; save it as grey values."
+        )
+    voxels: Voxels = channels[0]
+    return voxels, grid
+
+
+def read_channels(path: Path) -> tuple[Voxels, Grid]:
+    """Read the voxels of a file as `read_volume` does, but with all channels, (C, i, j, k): three of an RGB picture."""
+    if is_picture(path):
+        values, header = read_picture(path)
+        return values, header.grid
     grid = read_grid(path)
     with _reworded(path):
         voxels = _nifti_voxels(path) if is_nifti(path) else _itk_voxels(path)
@@ -131,17 +152,18 @@ def read_volume(path: Path) -> tuple[Voxels, Grid]:
             f"{path.name}: voxels of type {voxels.dtype}, expected one number each; export as grey values."
         )
     native = voxels.reshape(grid.shape, order="A")
-    return native.astype(native.dtype.newbyteorder("="), copy=False), grid
+    return native.astype(native.dtype.newbyteorder("="), copy=False)[None], grid
 
 
 def write_label_map(path: Path, labels: Voxels, grid: Grid, *, like: Path | None) -> None:
-    """Write a label map as NIfTI: under a temporary name, re-read, compared, and only then renamed to `path`.
+    """Write a label map: under a temporary name, re-read, compared, and only then renamed to `path`.
 
-    The header holds nothing but shape, type and place; free text and extensions of `like` are not copied, for they may
-    name the patient.
+    The header of NIfTI holds nothing but shape, type and place; free text and extensions of `like` are not copied, for
+    they may name the patient. A picture is a grey one whose values are the labels.
 
     Args:
-        path: name ending in `.nii.gz` in a folder that exists; a file of that name is replaced.
+        path: name ending in `.nii.gz`, or for one slice in `.png`, `.tif` or `.tiff`, in a folder that exists; a file
+            of that name is replaced.
         labels: (i, j, k), integers from 0 to `MOST_LABEL_VALUE`; written as uint8, above 255 as uint16.
         grid: where the labels lie, RAS+ mm.
         like: the image that was segmented; if NIfTI, its sform, qform, both codes and units are kept bit by bit.
@@ -151,14 +173,20 @@ def write_label_map(path: Path, labels: Voxels, grid: Grid, *, like: Path | None
         OutputError: labels and grid do not fit each other or `like`, or the file cannot be written or reads back
             differently; then nothing is left behind and an older file of that name is untouched.
     """
-    if not path.name.lower().endswith(".nii.gz"):
-        raise OutputError(f"{path.name}: label maps are written as .nii.gz; choose a name that ends so.")
-    voxels, header = _label_voxels(path, labels, grid), _label_header(path, grid, like)
-    header.set_data_dtype(voxels.dtype)
-    image = nib.Nifti1Image(voxels, None, header)
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial.nii.gz")
+    suffix = next((suffix for suffix in LABEL_SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise OutputError(f"{path.name}: label maps are written as {', '.join(LABEL_SUFFIXES)}; choose such a name.")
+    voxels = _label_voxels(path, labels, grid)
+    if is_picture(path) and not counts_pixels(grid):
+        raise OutputError(f"{path.name}: its labels do not lie on the grid of a picture; write them as .nii.gz.")
+    if like is not None and (difference := grid.difference(read_grid(like))) is not None:
+        raise OutputError(f"{path.name}: its labels do not lie on the grid of {like.name}: {difference}.")
+    partial = path.with_name(f".{secrets.token_hex(4)}.partial{suffix}")
     try:
-        _write_gzip(partial, image)
+        if is_picture(path):
+            write_picture(partial, voxels[None])
+        else:
+            _write_gzip(partial, _nifti_image(voxels, grid, like))
         _compare(partial, path.name, labels, grid)
         partial.replace(path)
         _sync_folder(path.parent)
@@ -170,7 +198,8 @@ def write_label_map(path: Path, labels: Voxels, grid: Grid, *, like: Path | None
 
 def _read_header(path: Path) -> _Header:
     if not is_volume(path):
-        raise InputError(f"{path.name}: not a volume file, expected a name ending in {', '.join(SUFFIXES)}.")
+        endings = (*SUFFIXES, *PICTURE_SUFFIXES)
+        raise InputError(f"{path.name}: not a volume file, expected a name ending in {', '.join(endings)}.")
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path.name}: {found}, expected an image file; check the path.")
@@ -281,7 +310,13 @@ def _label_voxels(path: Path, labels: Voxels, grid: Grid) -> Voxels:
     return labels.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
 
 
-def _label_header(path: Path, grid: Grid, like: Path | None) -> Any:
+def _nifti_image(voxels: Voxels, grid: Grid, like: Path | None) -> Any:
+    header = _label_header(grid, like)
+    header.set_data_dtype(voxels.dtype)
+    return nib.Nifti1Image(voxels, None, header)
+
+
+def _label_header(grid: Grid, like: Path | None) -> Any:
     header = nib.Nifti1Header()
     if like is None or not is_nifti(like):
         header.set_data_shape(grid.shape)
@@ -291,8 +326,6 @@ def _label_header(path: Path, grid: Grid, like: Path | None) -> Any:
             header["qform_code"] = 0
         header.set_xyzt_units("mm")
         return header
-    if (difference := grid.difference(read_grid(like))) is not None:
-        raise OutputError(f"{path.name}: its labels do not lie on the grid of {like.name}: {difference}.")
     with _open_nifti(like) as (_, image):
         for field in _GRID_FIELDS:
             header[field] = image.header[field]
@@ -320,7 +353,9 @@ def _compare(written: Path, name: str, labels: Voxels, grid: Grid) -> None:
 
 
 def _holds(path: Path, labels: Voxels) -> bool:
-    """Return whether a NIfTI file has these voxels, some planes at a time, so that they never lie in memory twice."""
+    """Return whether a file has these voxels; NIfTI is read some planes at a time, to spare memory."""
+    if is_picture(path):
+        return np.array_equal(read_volume(path)[0], labels)
     step = max(1, BLOCK_VOXELS // (labels.shape[0] * labels.shape[1]))
     with _reworded(path), _open_nifti(path) as (stream, image):
         if image.shape != labels.shape:

@@ -22,6 +22,7 @@ from pipeline.case_report import CaseStatus, Verdict
 from pipeline.cases import Case
 from pipeline.dicom.plausibility import Expected
 from pipeline.errors import InputError
+from pipeline.images import ONE_VOLUME, ImageRule
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
 from pipeline.labels import LabelTable
 from pipeline.results import Output
@@ -64,6 +65,7 @@ class SmallBundle:
     device: torch.device = CPU
     expected: Expected | None = None
     cleaning: Callable[[MetaTensor], MetaTensor] = as_it_is
+    images: ImageRule = ONE_VOLUME
 
 
 @pytest.fixture

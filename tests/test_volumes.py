@@ -93,7 +93,7 @@ def test_our_reader_refuses_several_files_for_one_image(tmp_path: Path) -> None:
     reader = VolumeReader()
 
     assert reader.verify_suffix([str(path)])
-    assert not reader.verify_suffix("a.png")
+    assert not reader.verify_suffix("a.gif")
     with pytest.raises(InputError, match="2 files for one image"):
         reader.get_data(reader.read([str(path), str(path)]))
 
@@ -161,11 +161,11 @@ def test_a_header_without_orientation_is_read_with_its_spacing_and_reported(tmp_
 
 def test_a_missing_file_a_folder_and_a_foreign_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.nii.gz").mkdir()
-    (tmp_path / "photo.png").write_bytes(b"png")
+    (tmp_path / "photo.gif").write_bytes(b"gif")
 
     assert "does not exist" in refusal(tmp_path / "missing.nii.gz")
     assert "is a folder" in refusal(tmp_path / "folder.nii.gz")
-    assert "expected a name ending in .nii.gz, .nii, .nrrd, .mha, .mhd" in refusal(tmp_path / "photo.png")
+    assert "expected a name ending in .nii.gz, .nii, .nrrd, .mha, .mhd" in refusal(tmp_path / "photo.gif")
     assert not is_volume(tmp_path / "photo.png")
 
 

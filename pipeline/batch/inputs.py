@@ -23,12 +23,13 @@ SETTLED_NS = 2 * 10**9
 
 
 def content_sha256(case: Case) -> str:
-    """Return a SHA-256 of what the input files of a case hold, in hex; names and order do not count.
+    """Return a SHA-256 of what the input files of a case hold, in hex; names do not count, nor order but of channels.
 
     Raises:
         OSError: a file cannot be read.
     """
-    return hashlib.sha256(b"".join(sorted(map(_digest, _all_files(case))))).hexdigest()
+    digests = list(map(_digest, _all_files(case)))
+    return hashlib.sha256(b"".join(digests if case.further_channels else sorted(digests))).hexdigest()
 
 
 def stamp_of(case: Case) -> str:

@@ -13,9 +13,11 @@ from pipeline.batch.preflight import preflight, summary
 from pipeline.batch.runner import run
 from pipeline.batch.watch import Patience, watch
 from pipeline.batch.worker import Setup
-from pipeline.bundle import ensemble_fingerprint, read_metadata, series_rule_of, verify
+from pipeline.bundle import ensemble_fingerprint, image_rule_of, open_bundle, read_metadata, series_rule_of, verify
 from pipeline.case_report import CaseReport
 from pipeline.cases import Case, find_cases
+from pipeline.errors import UsageError
+from pipeline.inference.attention_maps import gate_levels
 from pipeline.results import make_folder
 from pipeline.segment import Options
 
@@ -25,6 +27,10 @@ DEFAULT_ENGINE = "processes:1"
 
 FORETOLD_CASES = 10
 """Batches of at least so many are foretold, which takes 10 to 40 s."""
+
+
+ATTENTION_EXTRA = " Attention maps take time and disk beyond that."
+"""What a forecast says of them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,23 @@ def setup_of(
     return Setup(bundle.absolute(), fingerprint, name, version, out_dir.absolute(), options, device, is_ensemble)
 
 
-def cases_in(inputs: Sequence[Path], setup: Setup, progress: Callable[[int, int], None] | None = None) -> list[Case]:
+def attention_of(bundle: Path, *, is_ensemble: bool = False) -> tuple[int, ...]:
+    """Return what `Options.attention` must hold for the maps of a bundle's gates.
+
+    Raises:
+        UsageError: the network has no gates to show, or there are several networks.
+        BundleError: as for `open_bundle`.
+    """
+    return gate_levels(open_bundle(bundle.absolute(), "cpu", is_ensemble=is_ensemble).network)
+
+
+def cases_in(
+    inputs: Sequence[Path],
+    setup: Setup,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    data_root: Path | None = None,
+) -> list[Case]:
     """List what there is to segment in files and folders, by the rules of the bundle; arguments as for `find_cases`.
 
     Raises:
@@ -66,6 +88,8 @@ def cases_in(inputs: Sequence[Path], setup: Setup, progress: Callable[[int, int]
     return find_cases(
         [path.absolute() for path in inputs],  # workers may have another working directory
         rule=series_rule_of(setup.bundle),
+        images=image_rule_of(setup.bundle),
+        data_root=data_root,
         allow=setup.options.allow,
         out_dir=setup.out_dir,
         progress=progress,
@@ -75,7 +99,8 @@ def cases_in(inputs: Sequence[Path], setup: Setup, progress: Callable[[int, int]
 def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setup, Means]:
     """Foretell what a batch will need, and return that in a line, and settings with which it fits.
 
-    A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told.
+    A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told. Attention
+    maps are not foretold, and the line says so.
 
     Args:
         cases: from `cases_in`.
@@ -91,10 +116,11 @@ def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setu
         return "", setup, means
     processes = int(count) if count.isdecimal() else 1
     found = preflight(cases, setup, processes=processes, max_gib=means.max_gib)
+    line = summary(found, processes) + (ATTENTION_EXTRA if setup.options.attention else "")
     identity_of = {case.case_id: case.identity for case in cases}
     refused = {identity_of[case_id]: sentence for case_id, sentence in found.unfit.items()}
     return (
-        summary(found, processes),
+        line,
         replace(setup, network_bytes=found.network_bytes),
         replace(means, limits=replace(means.limits, refused=refused)),
     )
@@ -129,12 +155,15 @@ def segment_arrivals(
 
     Raises:
         InputError: an input is no folder.
+        UsageError: an image consists of several files, and nobody knows when all of them have come.
         VoxelgateError: as for `segment_cases`.
     """
     folders = [path.absolute() for path in inputs]
-    rule = series_rule_of(setup.bundle)
+    rule, images = series_rule_of(setup.bundle), image_rule_of(setup.bundle)
+    if images.files > 1:
+        raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
     return _segment(
-        lambda: watch(folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir),
+        lambda: watch(folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir, images=images),
         setup,
         means or Means(),
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.batch.ledger import Entry, State
 from pipeline.errors import OutputError
-from pipeline.results import Output
+from pipeline.pictures import PIXELS_PER_ML
+from pipeline.results import Output, is_of_picture
 
 TABLE_NAME = "cases.csv"
 
@@ -41,18 +42,20 @@ def write_table(out_dir: Path, entries: Sequence[Entry]) -> None:
 
 
 def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
-    """Return the table as CSV (RFC 4180)."""
+    """Return the table as CSV (RFC 4180); sizes are in ml, or in pixels if all results are of pictures."""
     structures = list(dict.fromkeys(name for one in entries if one.report for name in one.report.volumes_ml))
-    header = ["case", "status", "verdict", *(f"{name} ml" for name in sorted(structures)), *Output]
+    in_pixels = all(is_of_picture(one.report) for one in entries if one.report and one.report.volumes_ml)
+    unit = "px" if structures and in_pixels else "ml"
+    header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(map(_cell, [*header, "findings", "reasons"]))
     for one in sorted(entries, key=lambda entry: entry.case_id):
-        writer.writerow(map(_cell, _row(out_dir, one, sorted(structures))))
+        writer.writerow(map(_cell, _row(out_dir, one, sorted(structures), in_pixels=in_pixels)))
     return text.getvalue()
 
 
-def _row(out_dir: Path, entry: Entry, structures: Sequence[str]) -> Iterable[str]:
+def _row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: bool) -> Iterable[str]:
     report = entry.report
     if report is None or entry.state in {State.WAITING, State.RUNNING, State.PUBLISHING}:
         return (entry.case_id, State.WAITING)
@@ -62,11 +65,15 @@ def _row(out_dir: Path, entry: Entry, structures: Sequence[str]) -> Iterable[str
         entry.case_id,
         entry.state,
         report.quality.verdict if entry.state is State.DONE else "",
-        *("" if volume is None else f"{volume:.4f}" for volume in volumes),
+        *("" if volume is None else _size(volume, in_pixels=in_pixels) for volume in volumes),
         *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
         BETWEEN.join(report.findings),
         BETWEEN.join(report.quality.reasons),
     )
+
+
+def _size(volume_ml: float, *, in_pixels: bool) -> str:
+    return f"{volume_ml * PIXELS_PER_ML:.0f}" if in_pixels else f"{volume_ml:.4f}"
 
 
 def _cell(text: str) -> str:

@@ -1,13 +1,12 @@
 """A MONAI inferer whose result lies on the grid of the file that was read, so that no caller inverts anything."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import collate_meta_tensor
@@ -20,7 +19,14 @@ from pipeline.inference.memory import available_bytes, check, enlarged, measure,
 from pipeline.inference.out_of_memory import with_less_memory
 from pipeline.inference.restoring import Maps, Restored, Restorer, nothing, restore
 from pipeline.inference.scores import ScoreKind
-from pipeline.inference.streaming import StreamingNetwork, can_stream, reduction, streaming_cost
+from pipeline.inference.streaming import (
+    StreamingNetwork,
+    can_stream,
+    reduction,
+    reserved_bytes,
+    streamed_axis,
+    streaming_cost,
+)
 from pipeline.inference.views import Views
 from pipeline.inference.windows import (
     MODES,
@@ -38,14 +44,15 @@ from pipeline.networks.attention_unet import AttentionUNet
 
 Network = Callable[..., torch.Tensor]
 Networks = Network | Sequence[Network] | nn.ModuleList
+Facts = Mapping[str, torch.Tensor | bool]
 
 
 AIR_MARGIN_VOX = 8
 """Air around the body that streaming keeps. One voxel in a million then gets another label than for the whole volume,
 whose air is not the zeros that pad the inner layers; three with a margin of 4, and 200 without any."""
 
-STREAMING_RESERVE = 1.5
-"""What glibc's allocator was seen to need at most for buffers of streaming, as a multiple of their size."""
+UNSTREAMED = "unstreamed"
+"""In the metadata of a result: windows were taken where there was too little memory to stream."""
 
 
 class WindowSize(StrEnum):
@@ -165,7 +172,8 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         Returns:
             (1, 1, I, J, K) on the source grid, on the device of `inputs`; uint8, int32 where a label above 255 is
             possible. With `probabilities_of`, (1, asked, I, J, K) float32. `meta["confidence"]` holds the mean
-            probability of each label where it was found (`Restored`).
+            probability of each label where it was found (`Restored`), `meta["unstreamed"]` whether windows were taken
+            because there was too little memory to stream.
 
         Raises:
             InputError: more than one volume, none, voxels that are not finite, metadata without the source grid, or a
@@ -175,12 +183,19 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             BundleError: the network gives one class only, other shapes than its windows, or values that are not finite.
         """
         source = _source_grid(inputs)
-        restored = self.restored(inputs, network, *args, **kwargs)
+        restored, is_unstreamed = self._run(inputs, network, args, kwargs)
         channels = restored.probabilities if self.maps.classes else restored.labels[None]
-        return _on_source(torch.from_numpy(channels), inputs, source, restored.confidence)
+        facts: Facts = {"confidence": torch.from_numpy(restored.confidence), UNSTREAMED: is_unstreamed}
+        return _on_source(torch.from_numpy(channels), inputs, source, facts)
 
     def restored(self, inputs: MetaTensor, network: Networks, *args: Any, **kwargs: Any) -> Restored:
         """Return labels and, if asked for, probabilities of one image; as `__call__`, but as plain arrays."""
+        return self._run(inputs, network, args, kwargs)[0]
+
+    def _run(
+        self, inputs: MetaTensor, network: Networks, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Restored, bool]:
+        """Return what was found, and whether windows were taken because there was too little memory to stream."""
         source, grid = _source_grid(inputs), _network_grid(inputs)
         if self.side_pairs and 0 in self.flip_axes:
             _check_sagittal(grid)
@@ -200,22 +215,17 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         )
         box = self._box(image, networks)
         if box is None:
-            return nothing(source, self.maps)
-        streamed = networks if self.streaming and not (args or kwargs) else []
+            return nothing(source, self.maps), False
+        place = _Place(_cropped(grid, box), source, self._steps(networks))
+        part = image[(slice(None), slice(None), *box)]
+        is_streamed = self.all_stream(networks) and not (args or kwargs)
         with torch.no_grad():
-            return self._restored(
-                image[(slice(None), slice(None), *box)],
-                views,
-                _Place(_cropped(grid, box), source, self._steps(networks)),
-                streamed,
-            )
+            if is_streamed and (prepared := self._prepared(networks, place.grid.shape)) is not None:
+                restorer = Restorer(place.grid, source, prepared[0].axis, kind=views.kind, maps=self.maps)
+                return restore(views.stream(part, prepared), restorer), False
+            return self._windowed(part, views, place), is_streamed
 
-    def _restored(
-        self, image: torch.Tensor, views: Views, place: _Place, streamed: Sequence[Network] | nn.ModuleList
-    ) -> Restored:
-        if (prepared := self._prepared(streamed, place.grid.shape)) is not None:
-            restorer = Restorer(place.grid, place.source, prepared[0].axis, kind=views.kind, maps=self.maps)
-            return restore(views.stream(image, prepared), restorer)
+    def _windowed(self, image: torch.Tensor, views: Views, place: _Place) -> Restored:
         if self.window is WindowSize.AS_TRAINED:
             return self._swept(image, views, place, self.max_memory)
         limit = self.max_memory or available_bytes(image.device)
@@ -230,7 +240,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         if body is None:
             return None
         steps = self._steps(networks)
-        if self._all_stream(networks):
+        if self.all_stream(networks):
             return with_margin(body, size, AIR_MARGIN_VOX, steps, self.flip_axes)
         return widened(with_margin(body, size, 0, steps), size, self._clipped(size), steps)
 
@@ -241,7 +251,8 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         step = self.window_multiple
         return next((reduction(one) for one in networks if isinstance(one, AttentionUNet)), (step, step, step))
 
-    def _all_stream(self, networks: Sequence[Network] | nn.ModuleList) -> bool:
+    def all_stream(self, networks: Sequence[Network] | nn.ModuleList) -> bool:
+        """Return whether volumes pass through all of some networks slice by slice, as far as memory allows."""
         return len(networks) > 0 and all(self.streams(one) for one in networks)
 
     def _swept(self, image: torch.Tensor, views: Views, place: _Place, limit: int | None) -> Restored:
@@ -251,29 +262,45 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
 
     def streams(self, network: object) -> bool:
         """Return whether volumes pass through this network slice by slice, as far as memory allows."""
-        return self._streamed_axes() != [] and isinstance(network, nn.Module) and can_stream(network)
+        return self.streamable_axes != () and isinstance(network, nn.Module) and can_stream(network)
 
-    def _streamed_axes(self) -> list[int]:
-        return [axis for axis in range(3) if self.streaming and axis not in self.flip_axes]
+    @property
+    def streamable_axes(self) -> tuple[int, ...]:
+        """Return the axes along which volumes may pass: those that are not mirrored."""
+        return tuple(axis for axis in range(3) if self.streaming and axis not in self.flip_axes)
+
+    def streaming_bytes(
+        self, networks: Sequence[Network] | nn.ModuleList, plane_vox: tuple[int, int], axis: int
+    ) -> int:
+        """Return the size of the buffers for networks that `all_stream`, without what an allocator loses.
+
+        Args:
+            networks: whose results are averaged.
+            plane_vox: of a slice.
+            axis: along which slices pass.
+        """
+        module = cast("AttentionUNet", networks[0])
+        cost = streaming_cost(module, plane_vox, axis=axis, dtype=self._streamed_dtype)
+        views: int = len(networks) * 2 ** len(self.flip_axes)
+        return views * cost.peak_bytes
+
+    @property
+    def _streamed_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.compute_dtype is not None else None
 
     def _prepared(self, networks: Sequence[Network] | nn.ModuleList, size: Shape) -> list[StreamingNetwork] | None:
-        """Return the networks ready to stream along the longest axis that is not mirrored, or None for windows."""
-        if not self._all_stream(networks):
-            return None
-        axis = max(self._streamed_axes(), key=lambda axis: size[axis])
-        dtype = torch.bfloat16 if self.compute_dtype is not None else None
-        plane = [n for other, n in enumerate(size) if other != axis]
+        """Return networks that `all_stream` ready for a part of the network grid, or None if memory is too small."""
+        axis = streamed_axis(size, self.streamable_axes)
+        height, width = (n for other, n in enumerate(size) if other != axis)
         modules = [cast("AttentionUNet", one) for one in networks]
         try:
             modules[0].check_size(size)
         except ValueError as error:
             raise InputError(f"the network cannot take this volume: {error}.") from error
-        if self.max_memory is not None:
-            cost = streaming_cost(modules[0], (plane[0], plane[1]), axis=axis, dtype=dtype)
-            views = len(modules) * 2 ** len(self.flip_axes)
-            if STREAMING_RESERVE * views * cost.peak_bytes > self.max_memory:
-                return None
-        return [StreamingNetwork(module, axis=axis, dtype=dtype) for module in modules]
+        buffer_bytes = 0 if self.max_memory is None else self.streaming_bytes(networks, (height, width), axis)
+        if self.max_memory is not None and reserved_bytes(buffer_bytes) > self.max_memory:
+            return None
+        return [StreamingNetwork(module, axis=axis, dtype=self._streamed_dtype) for module in modules]
 
     def _plan(self, image: torch.Tensor, place: _Place, views: Views, limit: int | None) -> WindowPlan:
         size, window_vox = place.grid.shape, self._clipped(place.grid.shape)
@@ -371,16 +398,14 @@ def _check_sagittal(grid: Grid) -> None:
         )
 
 
-def _on_source(
-    channels: torch.Tensor, inputs: MetaTensor, source: Grid, confidence: npt.NDArray[np.float32]
-) -> MetaTensor:
+def _on_source(channels: torch.Tensor, inputs: MetaTensor, source: Grid, facts: Facts) -> MetaTensor:
     """Return (c, I, J, K) as (1, c, I, J, K) with the source grid as its only grid; a batch if `inputs` is one."""
     affine = torch.as_tensor(source.affine.copy())
     meta: dict[str, Any] = {
         "original_affine": affine.clone(),
         "spatial_shape": torch.tensor(source.shape),
         "affine": affine,
-        "confidence": torch.from_numpy(confidence),
+        **facts,
     }
     name = inputs.meta.get("filename_or_obj")
     if name is not None:

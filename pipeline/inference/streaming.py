@@ -31,6 +31,9 @@ from pipeline.networks.describe import LiveMemory
 CHUNK = 8
 """Slices taken in at a time; 8 to 16 are fastest, and 8 takes a quarter less memory."""
 
+RESERVE = 1.5
+"""What glibc's allocator was seen to need at most for the buffers, as a multiple of their size."""
+
 LOGITS_BYTES = 2**26
 """Logits come in slabs of at most this size, or of one slice where that is larger."""
 
@@ -79,6 +82,16 @@ def reduction(network: AttentionUNet) -> Size:
     """
     i, j, k = (math.prod(steps) for steps in zip(*network.strides, strict=True))
     return i, j, k
+
+
+def streamed_axis(size_vox: Sequence[int], axes: Sequence[int]) -> int:
+    """Return along which of some axes a volume passes: the longest, which leaves the smallest slices."""
+    return max(axes, key=lambda axis: size_vox[axis])
+
+
+def reserved_bytes(buffer_bytes: float) -> float:
+    """Return the memory that there must be for buffers of a size (`StreamingCost.peak_bytes`)."""
+    return RESERVE * buffer_bytes
 
 
 def stream(

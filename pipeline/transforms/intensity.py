@@ -149,7 +149,12 @@ def from_offset(image: torch.Tensor, offset_hu: float) -> torch.Tensor:
 
 
 def normalize(
-    image: torch.Tensor, *, nonzero: bool = True, low_percentile: float = 0.5, high_percentile: float = 99.5
+    image: torch.Tensor,
+    *,
+    nonzero: bool = True,
+    low_percentile: float = 0.5,
+    high_percentile: float = 99.5,
+    together: bool = False,
 ) -> torch.Tensor:
     """Clip an image to two percentiles and bring it to mean 0 and standard deviation 1, each channel on its own.
 
@@ -162,6 +167,7 @@ def normalize(
             voxels (fluid, air, vessels) would become mid-grey. The mapping used here keeps the order of the voxels.
         low_percentile: percentile to which darker voxels are raised.
         high_percentile: percentile to which brighter voxels are lowered.
+        together: all channels as one, for colours, whose relation then stays, and of which one may be empty.
 
     Returns:
         float32, shape and geometry of `image`; unchanged by a positive factor on `image`.
@@ -171,7 +177,7 @@ def normalize(
     """
     percentiles = (low_percentile, high_percentile)
     voxels = _plain(image).to(torch.float32, copy=True)
-    for index, channel in enumerate(voxels):
+    for index, channel in enumerate(voxels[None] if together else voxels):
         values = channel.numpy(force=True).reshape(-1)
         low, high, mean, deviation = _statistics(values[values != 0] if nonzero else values, percentiles, index)
         channel.clamp_(low, high).sub_(mean).div_(deviation)
@@ -276,6 +282,7 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
         nonzero: take the statistics from the voxels that are not 0; all voxels are mapped.
         low_percentile: percentile to which darker voxels are raised.
         high_percentile: percentile to which brighter voxels are lowered.
+        together: all channels as one, for colours.
         allow_missing_keys: skip keys that are absent instead of refusing.
 
     Raises:
@@ -289,6 +296,7 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
         nonzero: bool = True,
         low_percentile: float = 0.5,
         high_percentile: float = 99.5,
+        together: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -297,6 +305,7 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
         self.nonzero = nonzero
         self.low_percentile = low_percentile
         self.high_percentile = high_percentile
+        self.together = together
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the images normalised."""
@@ -307,6 +316,7 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
                 nonzero=self.nonzero,
                 low_percentile=self.low_percentile,
                 high_percentile=self.high_percentile,
+                together=self.together,
             )
         return out
 
