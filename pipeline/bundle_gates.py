@@ -223,7 +223,7 @@ def _trial_cases(root: Path, folder: Path) -> Path:
     for case in range(TRIAL_CASES):
         label = np.zeros(shape, np.uint8)
         for value, at in zip(range(1, len(labels)), np.array_split(np.arange(shape[0]), len(labels) - 1), strict=True):
-            label[at[0] : at[-1] + 1, shape[1] // 4 : -(shape[1] // 4)] = value
+            label[at, shape[1] // 4 : shape[1] - shape[1] // 4] = value  # none where there are more labels than voxels
         names = [f"images/{case}_{number:04d}{suffix}" for number in range(rule.files)]
         for name in names:
             noise = rng.normal(0, 100, (rule.channels_per_file, *shape)) - (1000 * (label == 0) if is_ct else 0)

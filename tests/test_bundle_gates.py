@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from pipeline.bundle import WEIGHTS, seal
-from pipeline.bundle_gates import GATES, pass_gates
+from pipeline.bundle_gates import GATES, TRIAL_CASES, _trial_cases, pass_gates
 from pipeline.errors import BundleError
+from pipeline.manifest import load
+from pipeline.planning import Plan, write_bundle
 from pipeline.training import train
 from tests.test_resume import tiny_job
 
@@ -31,6 +34,13 @@ def test_a_trained_bundle_passes_every_gate_and_stays_as_it_was(trained: Path) -
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert [passed.name for passed in pass_gates(trained)] == list(GATES)
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_bundle_may_have_more_labels_than_its_patch_has_voxels_along_an_axis(trained: Path, tmp_path: Path) -> None:
+    made = Plan.from_json(trained / "plan.json")
+    labels = ("background", *(f"organ {number}" for number in range(made.patch_vox[0] + 5)))
+    write_bundle(replace(made, labels=labels), tmp_path / "bundle")
+    assert len(load(_trial_cases(tmp_path / "bundle", tmp_path / "data")).cases) == TRIAL_CASES
 
 
 def change(root: Path, name: str, edit: Callable[[dict[str, Any]], None]) -> None:

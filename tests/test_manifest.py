@@ -126,6 +126,15 @@ def test_monai_reads_the_same_training_files(sound: Path) -> None:
     assert [(row["image"], row["label"]) for row in rows] == [(row["image"], row["label"]) for row in ours]
 
 
+def test_without_folds_every_case_trains_and_shows_the_progress(sound: Path) -> None:
+    document = build_small(sound)
+    rows = [{name: value for name, value in row.items() if name != "fold"} for row in document["training"]]
+    write(document | {"training": rows}, sound / "m.json")
+    training, validation = (datalist(sound / "m.json", fold=-1, part=part) for part in ("training", "validation"))
+    assert training == validation
+    assert len(training) == len(rows)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

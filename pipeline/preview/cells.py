@@ -18,6 +18,9 @@ LONGEST_PX = 128
 MOST_CELLS = 750_000
 """Cells along the longest side of an image, and in all: what fits `IMAGE_BYTES` and still shows small organs."""
 
+FLAT_PX = 512
+"""The same of a picture, which has but one plane."""
+
 WINDOW_HU = (-160.0, 240.0)
 """The usual abdominal window: level 40 HU, width 400 HU."""
 
@@ -75,7 +78,8 @@ def sketch(voxels: npt.NDArray[Any], grid: Grid) -> Sketch:
     orientation = nib.io_orientation(grid.affine)
     axes = [int(np.flatnonzero(orientation[:, 0] == side)[0]) for side in range(3)]
     sides_mm = np.array(grid.shape) * grid.spacing_mm
-    cell_mm = max(float(sides_mm.max()) / LONGEST_PX, float(np.cbrt(sides_mm.prod() / MOST_CELLS)))
+    longest_px = FLAT_PX if min(grid.shape) == 1 else LONGEST_PX
+    cell_mm = max(float(sides_mm.max()) / longest_px, float(np.cbrt(sides_mm.prod() / MOST_CELLS)))
     weights = []
     for axis in axes:
         shares = _shares(grid.shape[axis], max(1, min(grid.shape[axis], round(sides_mm[axis] / cell_mm))))
