@@ -215,7 +215,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
     path = root / "configs" / "metadata.json"
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{root} is no bundle: it has no configs/metadata.json; name the folder of a bundle"
         ) from error

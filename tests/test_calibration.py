@@ -231,7 +231,7 @@ def test_without_a_calibration_folded_runs_after_a_look_at_a_small_patch() -> No
     ways = {Runtime.EAGER: Threshold, Runtime.FOLDED: Threshold}
     runtime, _ = fastest(ways, evidence, None, passes=1)
     assert runtime is Runtime.FOLDED
-    assert seen == [(1, 1, SMALL_VOX, SMALL_VOX, SMALL_VOX)]
+    assert seen == [(1, 1, 40, *SMALL_VOX[1:])]
     ways[Runtime.FOLDED] = lambda: changed(flipped(100))
     runtime, _ = fastest(ways, evidence, None, passes=1)
     assert runtime is Runtime.EAGER

@@ -229,6 +229,20 @@ def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*cid*")) == []
 
 
+@needs_onnx
+def test_onnx_runtime_reports_its_use_to_nobody_and_marks_no_machine(tmp_path: Path) -> None:
+    code = (
+        "import torch; from pipeline.inference import onnx_model;"
+        "network = torch.nn.Conv3d(1, 2, 1).eval(); patch = torch.ones(1, 1, 2, 2, 2);"
+        "print(onnx_model.build(network, patch, None)(patch).shape)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
+    )
+    assert ran.stdout.strip() == "torch.Size([1, 2, 2, 2, 2])"
+    assert list(tmp_path.rglob("*onnxruntime*")) == []
+
+
 def test_openvino_says_how_to_get_it_where_it_is_absent(
     network: AttentionUNet, patch: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

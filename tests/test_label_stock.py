@@ -73,3 +73,15 @@ def test_the_stock_app_trains_the_bundle_and_validates_it(server: Server) -> Non
     after = torch.load(weights, weights_only=True)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_stock_app_trains_again_and_keeps_what_the_training_before_left(server: Server) -> None:
+    bundle = server.work / "model" / MODEL
+    for _ in range(2):
+        kept, before = set(bundle.glob("training_*")), (bundle / WEIGHTS).read_bytes()
+        server.json("POST", f"/train/{MODEL}", json={"max_epochs": 1, "val_split": 0.25, "device": "cpu"})
+        lines = server.finish("/train/")
+        assert any("val_mean_dice" in line for line in lines)
+        (new,) = set(bundle.glob("training_*")) - kept
+        assert (new / "model.pt").read_bytes() == before
+        assert (bundle / WEIGHTS).read_bytes() != before

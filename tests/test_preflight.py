@@ -18,7 +18,6 @@ from pipeline.batch.dispatch import Limits
 from pipeline.batch.forecast import GIB, Measured, Room, Size, Way, forecast
 from pipeline.batch.preflight import preflight, summary, volume_of
 from pipeline.batch.processes import Share, WorkerProcess
-from pipeline.batch.sample import sample
 from pipeline.batch.segmentation import Means, cases_in, fitted, segment_cases, setup_of
 from pipeline.batch.status import status_of
 from pipeline.batch.worker import Job, Setup, work
@@ -235,26 +234,23 @@ def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: P
     assert summary(found).endswith("of disk; 1 more does not fit in memory.")
 
 
-@pytest.mark.slow
 def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equal_results(
-    tmp_path: Path, threshold: Path
+    tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases = [save(tmp_path / "in" / f"{name}.nii", (320, 320, 320)) for name in "ab"]
+    cases = [save(tmp_path / "in" / f"{name}.nii", (128, 128, 128)) for name in "ab"]
     free, limited = (setup(threshold, tmp_path / name) for name in ("free", "limited"))
     together = preflight(cases, free)
-    with WorkerProcess(Share()) as worker:
-        idle_bytes = worker.submit(sample, free, cases[:1]).result()[0].measured.idle_bytes
-    max_gib = (together.peak_bytes + idle_bytes - 40 * MIB) / GIB
+    monkeypatch.setattr("pipeline.batch.preflight.free_bytes", lambda: together.peak_bytes - 12 * MIB)
 
-    found = preflight(cases, limited, max_gib=max_gib)
-    means = Means(limits=Limits(cases_at_a_time=found.cases_at_a_time), max_gib=max_gib)
+    found = preflight(cases, limited)
     most = 0
-    for report in segment_cases(cases, replace(limited, network_bytes=found.network_bytes), means):
+    for report in segment_cases(cases, limited, Means(limits=Limits(cases_at_a_time=found.cases_at_a_time))):
         assert report.status == "done", report.findings
         most = max(most, status_of(tmp_path / "limited").counts["running"] + 1)
     list(segment_cases(cases, free))
 
-    assert (len(found.cases), found.cases_at_a_time, together.cases_at_a_time, most) == (2, 1, 2, 1)
+    assert (together.cases_at_a_time, found.cases_at_a_time, most) == (2, 1, 1)
+    assert found.peak_bytes <= together.peak_bytes - 12 * MIB
     assert "one at a time" in summary(found)
     assert tree(tmp_path / "limited") == tree(tmp_path / "free")
 

@@ -87,7 +87,7 @@ def test_dicom_outputs_of_a_volume_file_are_refused_before_the_network_runs(
     report = segment_one(image, bundle_root, tmp_path / "out", Options((Output.NIFTI, Output.SEG)))
 
     assert report.status is CaseStatus.REFUSED
-    assert "need a DICOM series" in report.findings[0]
+    assert "only be written for a DICOM series" in report.findings[0]
     assert not (tmp_path / "out").exists()
 
 

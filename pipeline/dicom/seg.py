@@ -158,7 +158,7 @@ def _segmentation(
         device_serial_number=algorithm.fingerprint,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="SEGMENTATION",
-        content_description="Automatic segmentation",
+        content_description=f"{algorithm.content} segmentation",
         series_description=algorithm.description,
     )
     seg.ContentCreatorName = ""  # type 2, no person made it; highdicom leaves it out (PS3.3 table 10-12)

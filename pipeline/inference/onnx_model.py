@@ -1,6 +1,7 @@
 """The only door to ONNX and ONNX Runtime: a network of PyTorch, built for windows of one shape, or saved for many."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ EXPORTER = ("onnx", "onnxscript")
 """What `torch.onnx` needs."""
 
 ENGINE = "onnxruntime"
+
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 ONLY_ERRORS = 3
 """Level of ONNX Runtime's log (`OrtLoggingLevel`)."""
@@ -85,6 +88,11 @@ def require() -> None:
 
 
 def _library(name: str) -> Any:  # an optional extra, so mypy cannot count on its types
+    """Import a package without the telemetry of ONNX Runtime, which would report every model to Microsoft.
+
+    On Linux too since version 1.29; `Privacy.md` of its wheel names the variable, which counts at the first import.
+    """
+    os.environ[NO_TELEMETRY] = "1"
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -53,6 +53,11 @@ class Algorithm:
         """Return how labels came about, in DICOM's word for it (PS3.3 C.8.20.2 and C.8.8.8)."""
         return "SEMIAUTOMATIC" if self.is_corrected else "AUTOMATIC"
 
+    @property
+    def content(self) -> str:
+        """Return what a person reads of it in Content Description."""
+        return "Corrected" if self.is_corrected else "Automatic"
+
     def __post_init__(self) -> None:
         for text in (self.name, self.version, self.fingerprint):
             check_text(text, "name, version and fingerprint of an algorithm")
