@@ -135,7 +135,9 @@ def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> S
         return None
     if not isinstance(case.image, Series):
         asked = ", ".join(sorted(DICOM_OUTPUTS & set(outputs)))
-        raise OutputError(f"{case.case_id}: {asked} can only be written for a DICOM series, but this is another file; ask for nifti only.")
+        raise OutputError(
+            f"{case.case_id}: {asked} can only be written for a DICOM series, but this is another file; ask for nifti only."
+        )
     for value, name in table.foreground.items():
         check_text(name, "a label name")
         if Output.SEG in outputs:
