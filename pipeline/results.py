@@ -136,7 +136,7 @@ def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> S
     if not isinstance(case.image, Series):
         asked = ", ".join(sorted(DICOM_OUTPUTS & set(outputs)))
         raise OutputError(
-            f"{case.case_id}: {asked} can only be written for a DICOM series, but this is another file; ask for nifti only."
+            f"{case.case_id}: {asked} can only be written for a DICOM series, but this is another file; ask for nifti."
         )
     for value, name in table.foreground.items():
         check_text(name, "a label name")

@@ -54,12 +54,12 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
         UsageError: so many processes need more memory than the machine has.
     """
     if not (left := _left(cases, setup)):
-        return Forecast(done=len(cases))
+        return Forecast(cases_at_a_time=CASES_AT_A_TIME, done=len(cases))
     volumes = {case.case_id: volume for case in left if (volume := volume_of(case)) is not None}
     middling = _middling([case for case in left if case.case_id in volumes], volumes)
     samples = _sampled(setup, middling, processes)
     if not samples:
-        return Forecast()
+        return Forecast(cases_at_a_time=CASES_AT_A_TIME)
     sizes = [_size(case_id, grid, voxel_type, samples[0].scale) for case_id, (grid, voxel_type) in volumes.items()]
     room = Room(
         process_bytes=math.inf if max_gib is None else max_gib * GIB,

@@ -92,7 +92,7 @@ def _library(name: str) -> Any:  # an optional extra, so mypy cannot count on it
 
     On Linux too since version 1.29; `Privacy.md` of its wheel names the variable, which counts at the first import.
     """
-    pass
+    os.environ[NO_TELEMETRY] = "1"
     try:
         return importlib.import_module(name)
     except ImportError as error:
