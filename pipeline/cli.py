@@ -205,7 +205,7 @@ def train_command(
         subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
         print_scores(
             evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold),
-            f"fold {fold}, not seen in training",
+            f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic",
             subject_of,
         )
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
@@ -215,7 +215,8 @@ def _train_folds(job: Job, folds: int, engine: str) -> None:
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
         done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
     subject_of = {case.case_id: case.subject for case in load(job.manifest, job.data_root).cases}
-    print_scores(list(done.scores), f"{folds} folds, none seen in training", subject_of)
+    title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
+    print_scores(list(done.scores), title, subject_of)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
     console.print(
         f"{done.bundle}: the best fold; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "

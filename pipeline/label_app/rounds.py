@@ -188,7 +188,9 @@ def _candidate(versions: Versions) -> Path:
     versions.remove_left_behind()
     candidate = versions.scratch()
     shutil.copytree(
-        versions.current_path, candidate, ignore=shutil.ignore_patterns(TRAINING, ORIGIN, CHECKSUMS, "*.pt")
+        versions.current_path,
+        candidate,
+        ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", ORIGIN, CHECKSUMS, "*.pt"),
     )
     (candidate / "models").mkdir(exist_ok=True)
     return candidate

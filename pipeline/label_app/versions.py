@@ -163,6 +163,6 @@ def import_bundle(bundle: Path, models: Path) -> Versions:
             "replace; choose another folder with --work."
         )
     candidate = versions.scratch()
-    shutil.copytree(bundle, candidate, ignore=shutil.ignore_patterns("training"))
+    shutil.copytree(bundle, candidate, ignore=shutil.ignore_patterns("training", "training_*"))
     versions.use(versions.add(candidate, Origin()))
     return versions
