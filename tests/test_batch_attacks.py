@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch import runner
-from pipeline.batch.ledger import LEDGER_NAME, Ledger, State, read_ledger
+from pipeline.batch.ledger import LEDGER_NAME, Ledger, State, Versions, read_ledger
 from pipeline.batch.lock import is_held, locked
-from pipeline.batch.outputs import refuse_foreign
+from pipeline.batch.outputs import publish_case, refuse_foreign
 from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
 from pipeline.batch.status import status_of
 from pipeline.batch.table import TABLE_NAME
@@ -308,6 +308,21 @@ def test_a_file_system_without_locks_is_refused_and_nobody_is_said_to_work_there
     assert not is_held(tmp_path)
 
 
+def test_finished_files_that_somebody_removed_are_not_taken_for_those_of_an_earlier_run(
+    tmp_path: Path, segment: Segment
+) -> None:
+    (report,) = segment(save_case(tmp_path / "a.nii.gz"))
+    out = tmp_path / "out"
+
+    with closing(Ledger(out)) as ledger:
+        before = ledger.files_of("a")
+        with pytest.raises(OutputError, match="its files cannot be written"):
+            publish_case(ledger, report, out / ".voxelgate-0.partial", {"nifti": "0" * 64}, Versions("", "", "", ""))
+
+        assert ledger.files_of("a") == before
+    assert segment(tmp_path / "a.nii.gz")[0].volumes_ml == report.volumes_ml
+
+
 # --- inputs ---------------------------------------------------------------------------------------------------------
 
 
@@ -339,3 +354,17 @@ def test_an_archive_whose_pixels_cannot_be_unpacked_costs_its_case_only(tmp_path
 
     assert {report.case_id: report.status for report in reports}["a"] is DONE
     assert sorted(report.status for report in reports) != [DONE, DONE]
+
+
+def test_results_of_an_image_that_was_replaced_by_an_unusable_one_stay_and_are_warned_of(
+    tmp_path: Path, segment: Segment
+) -> None:
+    image = save_case(tmp_path / "a.nii.gz")
+    segment(image)
+    image.write_bytes(b"no image")
+
+    (report,) = segment(image)
+
+    assert (tmp_path / "out" / "a.nii.gz").exists()
+    assert report.status is CaseStatus.REFUSED
+    assert report.findings[-1] == "a: a.nii.gz of an earlier run may be of another image."

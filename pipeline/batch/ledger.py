@@ -28,6 +28,9 @@ LEDGER_NAME = "ledger.sqlite"
 
 SCHEMA_VERSION = 1
 
+LOCKED_S = 60.0
+"""How long a run waits for somebody who keeps its ledger from changing."""
+
 NAME_BYTES = 200
 """Longest name of a result without its folder and suffix; with a hash and the longest suffix, file systems take 255."""
 
@@ -209,7 +212,9 @@ class Ledger:
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
         with _reworded(out_dir):
-            self._connection = sqlite3.connect(out_dir / LEDGER_NAME, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(
+                out_dir / LEDGER_NAME, LOCKED_S, isolation_level=None, check_same_thread=False
+            )
             try:
                 self._prepare()
             except BaseException:
@@ -227,6 +232,7 @@ class Ledger:
     def close(self) -> None:
         """Close the file, and leave it without the others of WAL mode, unless somebody reads it just now."""
         with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA busy_timeout = 0")
             self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
 

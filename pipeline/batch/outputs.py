@@ -103,7 +103,7 @@ def publish_case(
     removed = tuple(_outdated(ledger, ledger.entry(report.case_id), files, versions))
     plan = PublishPlan(scratch.relative_to(ledger.out_dir), files, removed)
     ledger.plan(report.case_id, plan, report, versions)
-    _carry_out(ledger, report.case_id, plan)
+    _carry_out(ledger, report.case_id, plan, files)
 
 
 def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versions: Versions) -> Iterable[Path]:
@@ -118,12 +118,12 @@ def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versi
             yield record.path
 
 
-def _carry_out(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
+def _carry_out(ledger: Ledger, case_id: str, plan: PublishPlan, staged: Iterable[FileRecord]) -> None:
+    """Give files of a plan their names, all that are not there yet, and note that it was carried out."""
     out_dir, scratch = ledger.out_dir, ledger.out_dir / plan.scratch
-    moves = {out_dir / file.path: scratch / file.path.name for file in plan.files}
-    finished = {path: source for path, source in moves.items() if source.exists()}
-    if finished or plan.removed:
-        publish(finished, [out_dir / path for path in plan.removed], new_scratch(scratch))
+    moves = {out_dir / file.path: scratch / file.path.name for file in staged}
+    if moves or plan.removed:
+        publish(moves, [out_dir / path for path in plan.removed], new_scratch(scratch))
     ledger.finish(case_id, plan, {file.path: stamp([out_dir / file.path]) for file in plan.files})
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -153,7 +153,7 @@ def _resume(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
     whole = [file for file in named if _has(out_dir / file.path, file.sha256)]
     if len(whole) == len(named):
         refuse_foreign(ledger, case_id, [out_dir / file.path for file in staged], overwrite=False)
-        _carry_out(ledger, case_id, plan)
+        _carry_out(ledger, case_id, plan, staged)
         return
     stamps = {file.path: stamp([out_dir / file.path]) for file in whole}
     ledger.finish(case_id, replace(plan, files=tuple(whole), removed=()), stamps)

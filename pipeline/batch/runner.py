@@ -183,14 +183,26 @@ class _Runner:
         if outcome is None:
             shutil.rmtree(ended.job.scratch, ignore_errors=True)
             sentence = f"{case_id}: {ended.reason}; look at the image, the memory of the machine and --timeout."
-            return self._end(self._unfinished(case_id, CaseStatus.FAILED, sentence))
+            return self._end(self._with_older(self._unfinished(case_id, CaseStatus.FAILED, sentence)))
         if outcome.report is None:
             return self._confirmed(case_id, outcome)
         if outcome.fault is Fault.STORAGE:
             raise OutputError(outcome.report.findings[-1])
         if outcome.report.status is CaseStatus.DONE:
             return self._published(ended.job, _legible(outcome.report), outcome)
-        return self._end(outcome.report, outcome)
+        return self._end(self._with_older(outcome.report), outcome)
+
+    def _with_older(self, report: CaseReport) -> CaseReport:
+        """Return the report of a case without a result, which warns of files that stand from an earlier one."""
+        files = [
+            file.path for file in self._ledger.files_of(report.case_id) if (self._setup.out_dir / file.path).is_file()
+        ]
+        if not files:
+            return report
+        sentence = (
+            f"{report.case_id}: {', '.join(path.name for path in files)} of an earlier run may be of another image."
+        )
+        return replace(report, findings=(*report.findings, sentence))
 
     def _published(self, job: Job, report: CaseReport, outcome: Outcome) -> CaseReport:
         try:
