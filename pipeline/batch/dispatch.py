@@ -1,7 +1,8 @@
 """Which case goes to which worker, and what it costs a case when a worker dies, hangs or runs out of memory.
 
-A worker has two cases at a time. When it dies, nobody knows whose fault it was: both are tried again, each alone, and
-only what happens to a case alone counts as an attempt. So a case is done in the same way whoever was its neighbour.
+A worker has two cases at a time, if memory holds both. When it dies or hangs, nobody knows whose fault it was: both are
+tried again, and only what happens to a case alone counts as an attempt. So a case is done in the same way whoever was
+its neighbour.
 """
 
 import logging

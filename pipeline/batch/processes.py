@@ -29,6 +29,9 @@ CASES_AT_A_TIME = 2
 
 GIB = 2**30
 
+LEAST_BYTES = 2**24
+"""Less than any case takes; a worker that cannot have it is none."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -149,14 +152,24 @@ def serve(connection: Connection, share: Share) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(share.log_level)
     keep_large_buffers()
+    sending = threading.Lock()
+    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=torch.set_num_threads, initargs=(share.threads,))
+    _start(threads)
     if share.max_gib is not None:
         limit = int(share.max_gib * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    sending = threading.Lock()
-    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=torch.set_num_threads, initargs=(share.threads,))
+        bytearray(LEAST_BYTES)  # ends the process where this cannot be had
     with quiet_pydicom(), threads:  # for good, since contexts of several threads would end each other's
         for number, fn, args, kwargs in _calls(connection):
             threads.submit(fn, *args, **kwargs).add_done_callback(partial(_answer, connection, sending, number))
+
+
+def _start(threads: ThreadPoolExecutor) -> None:
+    """Start all threads, before memory is limited: one that has none to begin with is waited for in vain."""
+    together = threading.Barrier(CASES_AT_A_TIME + 1)
+    for _ in range(CASES_AT_A_TIME):
+        threads.submit(together.wait)
+    together.wait()
 
 
 def _end_with_parent() -> None:
