@@ -226,11 +226,11 @@ def test_memory_is_as_foretold(tmp_path: Path, threshold: Path, bundle: str, sha
 def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: Path, threshold: Path) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("other", 33), ("huge", 240))]
 
-    found = preflight(cases, setup(threshold, tmp_path / "out"), max_gib=0.6)
+    found = preflight(cases, setup(threshold, tmp_path / "out"), max_gib=0.7)
 
     assert [case.case_id for case in found.cases] == ["one", "other"]
     assert found.unfit.keys() == {"huge"}
-    assert found.peak_bytes <= 0.6 * GIB
+    assert found.peak_bytes <= 0.7 * GIB
     assert summary(found).endswith("of disk; 1 more does not fit in memory.")
 
 
@@ -264,10 +264,13 @@ def test_what_is_done_is_not_foretold_again(tmp_path: Path, threshold: Path, mon
     list(segment_cases(cases, planned, Means("serial")))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(2**30, 2**30, 0))
     nothing = preflight(cases, planned)
+    (tmp_path / "torn.nii.gz").write_bytes(b"no image")
+    torn = preflight([*cases, Case("torn", tmp_path / "torn.nii.gz")], planned)
 
     assert [case.case_id for case in left.cases] == ["c"]
     assert summary(left).endswith("; 2 more are done already.")
     assert summary(nothing) == "All cases are done already."
+    assert summary(torn).endswith("none of the first images could be tried; 3 more are done already.")
     with pytest.raises(OutputError, match="make room"):
         preflight(cases, replace(planned, options=Options((Output.NIFTI,))))  # other options, so all anew
 
@@ -357,7 +360,7 @@ def test_a_scaled_image_counts_as_the_numbers_it_becomes(tmp_path: Path) -> None
 def test_a_case_that_does_not_fit_is_refused_and_the_others_are_done(tmp_path: Path, threshold: Path) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("huge", 240))]
 
-    line, limited, means = fitted(cases, setup(threshold, tmp_path / "out"), Means(max_gib=0.6))
+    line, limited, means = fitted(cases, setup(threshold, tmp_path / "out"), Means(max_gib=0.7))
     reports = {report.case_id: report for report in segment_cases(cases, limited, replace(means, max_gib=None))}
 
     assert "1 case, about" in line

@@ -154,6 +154,7 @@ class Forecast:
         disk_bytes: of all results at most.
         unstreamed: how many cases take windows because there is too little memory to stream.
         done: how many further cases are done already.
+        unknown: how many others nothing can be said of.
     """
 
     cases: tuple[CaseForecast, ...] = ()
@@ -165,6 +166,7 @@ class Forecast:
     disk_bytes: int = 0
     unstreamed: int = 0
     done: int = 0
+    unknown: int = 0
 
 
 def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None) -> Forecast:

@@ -23,7 +23,7 @@ from pipeline.geometry import Grid
 from pipeline.inference.memory import SHARE, available_bytes
 from pipeline.volumes import is_nifti, read_grid
 
-UNKNOWN = "What it will need is not known: none of the first images could be tried."
+UNKNOWN = "What it will need is not known: none of the first images could be tried"
 
 SAMPLES = 2
 """Cases that are read to see how much of an image is air."""
@@ -59,7 +59,7 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
     middling = _middling([case for case in left if case.case_id in volumes], volumes)
     samples = _sampled(setup, middling, processes)
     if not samples:
-        return Forecast(cases_at_a_time=CASES_AT_A_TIME)
+        return Forecast(cases_at_a_time=CASES_AT_A_TIME, done=len(cases) - len(left), unknown=len(left))
     sizes = [_size(case_id, grid, voxel_type, samples[0].scale) for case_id, (grid, voxel_type) in volumes.items()]
     room = Room(
         process_bytes=math.inf if max_gib is None else max_gib * GIB,
@@ -71,7 +71,7 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
     found = _fitted(sizes, _together(samples), room)
     _refuse_crowd(found, room)
     _refuse_full_disk(found, setup.out_dir)
-    return replace(found, done=len(cases) - len(left))
+    return replace(found, done=len(cases) - len(left), unknown=len(left) - len(sizes))
 
 
 def summary(found: Forecast, processes: int = 1) -> str:
@@ -80,14 +80,18 @@ def summary(found: Forecast, processes: int = 1) -> str:
     >>> summary(Forecast())
     'What it will need is not known: none of the first images could be tried.'
     """
-    if not found.cases and not found.unfit:
-        return "All cases are done already." if found.done else UNKNOWN
+    is_known = bool(found.cases or found.unfit)
+    if found.done and not is_known and not found.unknown:
+        return "All cases are done already."
+    return f"{'; '.join([_needs(found, processes) if is_known else UNKNOWN, *_remarks(found)])}."
+
+
+def _needs(found: Forecast, processes: int) -> str:
     where = "" if processes == 1 else f" in each of {processes} processes"
-    needs = (
+    return (
         f"{_count(len(found.cases))}, about {_duration(found.elapsed_s)}, {found.peak_bytes / GIB:.1f} GiB of "
         f"memory{where}, at most {_size_text(found.disk_bytes)} of disk"
     )
-    return f"{'; '.join([needs, *_remarks(found)])}."
 
 
 def _remarks(found: Forecast) -> list[str]:
