@@ -399,9 +399,18 @@ def status_command(
 @app.command("report")
 def report_command(
     out: Annotated[Path, typer.Argument(help="Folder that `voxelgate segment` wrote into.", show_default=False)],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="True labels to compare with: folder, or the manifest.", show_default="none"),
+    ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Make one page, report.html, that shows every case of an output folder."""
-    console.print(f"{build_report(out)}: report written; open it in a browser", soft_wrap=True)
+    if reference is None and data_root is not None:
+        raise UsageError("--data-root is for a manifest; name one with --reference, or leave it out.")
+    with progress_bar("comparing with the true labels", 0 if reference is None else None) as progress:
+        page = build_report(out, reference, data_root=data_root, progress=progress)
+    console.print(f"{page}: report written; open it in a browser", soft_wrap=True)
 
 
 @app.command("label")

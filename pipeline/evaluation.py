@@ -207,7 +207,7 @@ def pair_files(prediction: Path, reference: Path) -> list[Pair]:
         raise InputError(f"{file} is a file and {folder} a folder; name two files or two folders.")
     if not prediction.is_dir():
         return [(volume_stem(reference), prediction, reference)]
-    predictions, references = _volumes_in(prediction), _volumes_in(reference)
+    predictions, references = label_maps_in(prediction), label_maps_in(reference)
     lonely = [
         *(f"{predictions[case_id]} has no reference" for case_id in sorted(predictions.keys() - references.keys())),
         *(f"{references[case_id]} has no prediction" for case_id in sorted(references.keys() - predictions.keys())),
@@ -215,6 +215,44 @@ def pair_files(prediction: Path, reference: Path) -> list[Pair]:
     if lonely:
         raise InputError(f"cases without a partner: {'; '.join(lonely)}. Add what is missing, or move the others away.")
     return [(case_id, predictions[case_id], references[case_id]) for case_id in sorted(references)]
+
+
+def label_maps_in(folder: Path) -> dict[str, Path]:
+    """Return all label maps in a folder by their case id, which is the path without suffix, relative to the folder.
+
+    Raises:
+        InputError: there are none, or two of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or not (is_volume(path) or is_picture(path)) or not path.is_file():
+            continue
+        if is_attention_map(path):
+            continue
+        case_id = (path.relative_to(folder).parent / volume_stem(path)).as_posix()
+        if case_id in found:
+            raise InputError(f"{found[case_id]} and {path} have one name; keep only one of them.")
+        found[case_id] = path
+    if not found:
+        endings = ", ".join((*SUFFIXES, *PICTURE_SUFFIXES))
+        raise InputError(f"{folder} holds no volumes or pictures ({endings}); name a folder of label maps.")
+    return found
+
+
+def read_label_map(path: Path, highest: int) -> tuple[npt.NDArray[Any], Grid]:
+    """Read a label map (I, J, K); in a picture of black and white, white is the only structure if there is but one.
+
+    Args:
+        path: of a volume or picture.
+        highest: largest label value.
+
+    Raises:
+        InputError: it cannot be read, or holds colours.
+    """
+    channels, grid = read_channels(path)
+    if (problem := mask_problem(path, len(channels))) is not None:
+        raise InputError(f"{path.name}: {problem}")
+    return binary_as_one(channels[0], highest) if is_picture(path) else channels[0], grid
 
 
 def evaluate_pairs(
@@ -321,41 +359,16 @@ def _cell(value: str | float, factor: int) -> str:
     return "" if math.isnan(value) else f"{value * factor:.6g}"
 
 
-def _volumes_in(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or not (is_volume(path) or is_picture(path)) or not path.is_file():
-            continue
-        if is_attention_map(path):
-            continue
-        case_id = (path.relative_to(folder).parent / volume_stem(path)).as_posix()
-        if case_id in found:
-            raise InputError(f"{found[case_id]} and {path} have one name; keep only one of them.")
-        found[case_id] = path
-    if not found:
-        endings = ", ".join((*SUFFIXES, *PICTURE_SUFFIXES))
-        raise InputError(f"{folder} holds no volumes or pictures ({endings}); name a folder of label maps.")
-    return found
-
-
 def _grid_difference(pair: Pair) -> str | None:
     case_id, prediction, reference = pair
     difference = read_grid(reference).difference(read_grid(prediction))
     return None if difference is None else f"{case_id}: the prediction lies on another grid ({difference})"
 
 
-def _read_labels(path: Path, highest: int) -> tuple[npt.NDArray[Any], Grid]:
-    """Read a label map; in a picture of black and white alone, white is the only structure if there is only one."""
-    channels, grid = read_channels(path)
-    if (problem := mask_problem(path, len(channels))) is not None:
-        raise InputError(f"{path.name}: {problem}")
-    return binary_as_one(channels[0], highest) if is_picture(path) else channels[0], grid
-
-
 def _names_found(pairs: Sequence[Pair], workers: int) -> dict[int, str]:
     def values_in(pair: Pair) -> set[int]:
         case_id, _, reference = pair
-        voxels, _ = _read_labels(reference, ONE_STRUCTURE)
+        voxels, _ = read_label_map(reference, ONE_STRUCTURE)
         return set(_boxes(_as_labels(voxels, f"{case_id}: the reference")))
 
     with ThreadPoolExecutor(workers) as pool:
@@ -370,8 +383,8 @@ def _score_all(
 ) -> Iterator[list[LabelScores]]:
     def score_pair(pair: Pair) -> list[LabelScores]:
         case_id, prediction_path, reference_path = pair
-        prediction, _ = _read_labels(prediction_path, max(names))
-        reference, grid = _read_labels(reference_path, max(names))
+        prediction, _ = read_label_map(prediction_path, max(names))
+        reference, grid = read_label_map(reference_path, max(names))
         return _score(prediction, reference, grid, names, case_id)
 
     pool = ThreadPoolExecutor(workers)

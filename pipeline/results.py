@@ -92,7 +92,7 @@ def output_paths(
     folders = {kind: out_dir / PREVIEW_FOLDER if kind is Output.PREVIEW else out_dir for kind in outputs}
     suffix_of = SUFFIX_OF | {Output.NIFTI: _label_map_suffix(case)}
     paths: dict[str, Path] = {kind: folder / f"{case.case_id}{suffix_of[kind]}" for kind, folder in folders.items()}
-    return paths | {_map_kind(level): out_dir / f"{case.case_id}.{_map_kind(level)}.nii.gz" for level in attention}
+    return paths | {map_kind(level): out_dir / f"{case.case_id}.{map_kind(level)}.nii.gz" for level in attention}
 
 
 def _label_map_suffix(case: Case) -> str:
@@ -112,7 +112,8 @@ def is_attention_map(path: Path) -> bool:
     return ATTENTION_MAP.search(path.name) is not None
 
 
-def _map_kind(level: int) -> str:
+def map_kind(level: int) -> str:
+    """Return the kind of the output that is the map of a gate."""
     return f"attention-{level}"
 
 
@@ -246,9 +247,9 @@ def _write(result: Result, case: Case, paths: Mapping[str, Path], source: Source
     if Output.NIFTI in paths:
         write_label_map(paths[Output.NIFTI], result.labels, result.grid, like=like)
     for gate in result.gates:
-        write_attention_map(paths[_map_kind(gate.level)], gate, result.grid, like=like)
+        write_attention_map(paths[map_kind(gate.level)], gate, result.grid, like=like)
     if Output.PREVIEW in paths and result.sketch is not None:
-        attention = {gate.level: on_grid(gate, result.sketch.grid) for gate in result.gates}
+        attention = {gate.level: on_grid(gate, result.sketch.lattice.grid) for gate in result.gates}
         write_preview(paths[Output.PREVIEW], result.sketch, result.labels, result.table, attention)
     if source is None or result.algorithm is None or not DICOM_OUTPUTS & paths.keys():
         return

@@ -1,20 +1,25 @@
 """Cases for tests of the report page: small pictures, some volumes, and texts that would like to be HTML."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.batch.report.facts import RunFacts
+from pipeline.batch.report.reference import Truth
 from pipeline.case_report import CaseReport, CaseStatus, GateReport, GateVerdict, Quality, Verdict
+from pipeline.evaluation import LabelScores
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
-from pipeline.preview import sketch, write_preview
+from pipeline.preview import labels_as_shown, read_preview, sketch, write_preview
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>&amp;\u2028"
 VERSIONS = {"bundle": "organs 1.0.0", "voxelgate": "0.2.0"}
 SHAPE = (40, 36, 30)
+GRID = Grid(SHAPE, np.diag((2.0, 2.0, 3.0, 1.0)))
 GATES = (
     GateReport(0, GateVerdict.SELECTIVE, 0.1, 0.9, 0.95, 0.4, 0.1, 0.5),
     GateReport(1, GateVerdict.UNIFORM, 0.5, 0.5, 1.0, 0.1, 0.1, 0.0),
@@ -29,7 +34,7 @@ def preview_of(folder: Path, name: str, *, has_attention: bool = False) -> Path:
     labels[8:24, 8:26, 6:22] = 1
     labels[26:34, 12:24, 8:20] = 2
     voxels = np.random.default_rng(0).normal(60, 10, SHAPE) + 60 * labels
-    made = sketch(voxels, Grid(SHAPE, np.diag((2.0, 2.0, 3.0, 1.0))))
+    made = sketch(voxels, GRID)
     rising = np.linspace(1, 0, made.cells.shape[0], dtype=np.float32)[:, None, None]
     maps = {0: np.broadcast_to(rising, made.cells.shape), 1: np.full(made.cells.shape, 0.5, np.float32)}
     write_preview(path, made, labels, TABLE, maps if has_attention else None)
@@ -57,6 +62,18 @@ def with_attention(report: CaseReport, out_dir: Path) -> CaseReport:
     outputs = {"nifti": report.outputs["nifti"], "attention-0": out_dir / f"{report.case_id}.attention-0.nii.gz"}
     preview = preview_of(out_dir, report.case_id, has_attention=True)
     return replace(report, outputs=outputs | {"preview": preview}, attention=GATES)
+
+
+def truth_of(out_dir: Path, name: str) -> Truth:
+    """Return what true labels say of a case, the liver of which lies a little to the left."""
+    layout = json.loads(read_preview(out_dir / "previews" / f"{name}.webp").layout)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[4:20, 8:26, 6:22] = 1
+    scores = [
+        LabelScores(name, "liver", 0.75, 0.6, 8.0, 2.0, 8.0, 0.0, 1600.0, 1600.0, 0.0),
+        LabelScores(name, "spleen", 0.0, 0.0, *[math.nan] * 4, 200.0, 0.0, 200.0),
+    ]
+    return Truth(labels_as_shown(layout, labels, GRID), scores, [replace(gate, mass_inside=0.123) for gate in GATES])
 
 
 def some_cases(out_dir: Path) -> list[CaseReport]:

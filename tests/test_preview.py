@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.errors import InputError, OutputError
 from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
-from pipeline.preview import LONGEST_PX, Preview, read_preview, sketch, write_preview
+from pipeline.preview import LONGEST_PX, Preview, labels_as_shown, read_preview, sketch, write_preview
 from pipeline.volumes import read_volume
 
 TABLE = LabelTable(("background", "ball", "cube"))
@@ -125,6 +125,24 @@ def test_equal_cases_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.webp").read_bytes() == (tmp_path / "b.webp").read_bytes()
 
 
+@pytest.mark.parametrize("codes", CODES)
+def test_other_labels_of_an_image_are_cut_as_its_own_are_even_if_its_grid_was_rounded(
+    tmp_path: Path, codes: str
+) -> None:
+    affine = affine_of(codes, (1.3, 0.7, 2.1))
+    labels = two_shapes(Grid((30, 30, 30), affine))
+    other = np.roll(labels, 4, axis=1)
+
+    preview = written(tmp_path / "a.webp", labels * 50.0, labels, affine)
+
+    rounded = Grid(labels.shape, affine.astype(np.float32))
+    layout = json.loads(preview.layout)
+    assert labels_as_shown(layout, labels, rounded) == preview.labels
+    coded = labels_as_shown(layout, other, rounded)
+    assert coded != preview.labels
+    assert len(zlib.decompress(coded)) == len(zlib.decompress(preview.labels))
+
+
 def test_any_viewer_opens_a_preview_and_finds_no_metadata(tmp_path: Path) -> None:
     affine = affine_of("RAS")
     labels = two_shapes(Grid((30, 30, 30), affine))
@@ -208,7 +226,9 @@ def test_a_sketch_is_small_and_keeps_the_mean_of_the_image(shape: tuple[int, int
     made = sketch(voxels, Grid(shape, np.diag((1.0, -1.5, 2.0, 1.0))))
 
     assert max(made.cells.shape) <= LONGEST_PX
-    assert [weights.sum() for weights in made.weights] == pytest.approx([len(weights) for weights in made.weights])
+    assert [weights.sum() for weights in made.lattice.weights] == pytest.approx(
+        [len(weights) for weights in made.lattice.weights]
+    )
     low, high = made.window
     if low <= voxels.min() and high >= voxels.max():  # nothing was clipped
         assert made.cells.mean() / 255 == pytest.approx((voxels.mean() - low) / (high - low), abs=0.003)

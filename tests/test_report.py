@@ -161,6 +161,16 @@ def test_attention_is_embedded_with_what_is_said_of_each_gate(tmp_path: Path) ->
     assert second["gates"] == []
 
 
+def test_areas_of_pictures_are_told_in_pixels(tmp_path: Path) -> None:
+    cases = [replace(case, outputs={"nifti": tmp_path / "a.png"}) for case in some_cases(tmp_path)[:2]]
+
+    page = Page(write_report(RunFacts(cases, tmp_path)))
+
+    facts = page.island("facts")
+    assert facts["unit"] == "px"
+    assert facts["cases"][0]["volumes"] == [1_400_000, 200_000]  # type: ignore[index]  # JSON; cubes of 1 mm
+
+
 def test_an_older_page_is_replaced_and_one_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     first = write_report(some_facts(tmp_path)).read_bytes()
     (tmp_path / "blocked" / REPORT_NAME).mkdir(parents=True)

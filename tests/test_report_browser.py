@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.batch.report.build import write_report
 from pipeline.batch.report.facts import RunFacts
 from pipeline.case_report import CaseReport
-from tests.report_cases import GATES, HOSTILE, done, preview_of, some_facts, with_attention
+from tests.report_cases import GATES, HOSTILE, done, preview_of, some_facts, truth_of, with_attention
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 
@@ -75,11 +75,12 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a page with a case of each outcome, one of them hostile, and attention of one."""
+    """Write a page with a case of each outcome, one of them hostile, attention of one and true labels of another."""
     folder = tmp_path_factory.mktemp("report")
     facts = some_facts(folder)
     cases = [with_attention(case, folder) if case.case_id == "case_2" else case for case in facts.cases]
-    return write_report(replace(facts, cases=cases))
+    truths = {"case_10": truth_of(folder, "case_10")}
+    return write_report(replace(facts, cases=cases, truths=truths))
 
 
 @pytest.fixture
@@ -129,12 +130,13 @@ def test_the_table_and_the_cases_are_walked_through_by_keys_alone(visit: Visit) 
     visit.page.locator("#cases tbody a").first.focus()
     visit.press("ArrowDown", "Enter")
     visit.page.locator(".stage canvas").first.wait_for()
-    assert visit.page.locator("h1").inner_text() == "case_3"
+    title = sync_api.expect(visit.page.locator("h1"))  # waits: a page follows its address a moment later
+    title.to_have_text("case_3")
 
     visit.press("k")
-    assert visit.page.locator("h1").inner_text() == "case_4"
+    title.to_have_text("case_4")
     visit.press("Escape")
-    assert visit.page.locator("#case").is_hidden()
+    sync_api.expect(visit.page.locator("#case")).to_be_hidden()
     assert visit.page.evaluate("document.activeElement.textContent") == "case_4"
 
 
@@ -142,7 +144,7 @@ def test_back_leads_from_a_case_to_the_table(visit: Visit) -> None:
     visit.open("case_2")
     visit.page.go_back()
 
-    assert visit.page.locator("#cases").is_visible()
+    sync_api.expect(visit.page.locator("#cases")).to_be_visible()
 
 
 def test_slices_scroll_by_arrow_wheel_and_slider(visit: Visit) -> None:
@@ -262,6 +264,36 @@ def test_gates_are_chosen_by_key_and_by_list_and_what_they_do_is_said(visit: Vis
     assert (visit.pixels() == first).all()
     said = visit.page.locator("section", has=visit.page.get_by_role("heading", name="Attention gates")).last
     assert said.locator("li").all_inner_texts() == [str(gate) for gate in GATES]
+
+
+def test_true_labels_are_outlined_where_they_lie_and_their_scores_are_told(visit: Visit) -> None:
+    visit.open("case_10")
+    visit.press("n", "o")
+    with_truth = visit.pixels()
+    visit.press("t")
+    image = visit.pixels()
+
+    is_white = (with_truth.min(axis=-1) > 240) & (image.max(axis=-1) < 240)
+    is_orange = np.abs(with_truth - (230, 159, 0)).sum(axis=-1) < 12
+    assert is_white.sum() > 50
+    assert is_orange.sum() > 50
+    drawn = np.flatnonzero((with_truth != image).any(axis=(0, 2)))
+    width = with_truth.shape[1]
+    assert drawn[0] == pytest.approx(width * (1 - 20 / 40), abs=width / 40)  # voxels 4 to 20 of 40, right to left
+    assert drawn[-1] == pytest.approx(width * (1 - 4 / 40), abs=width / 40)
+    said = [row.locator("td.number").all_inner_texts() for row in visit.page.locator("#case tbody tr").all()]
+    assert [one[1:] for one in said] == [["0.750", "8.0"], ["0.000", "\u2013"]]
+    visit.press("Escape")
+    dice = visit.page.locator("#cases tbody tr", has_text="case_10").locator("td.number").first
+    assert dice.inner_text() == "0.375"
+
+
+def test_without_true_labels_nothing_asks_for_them(visit: Visit) -> None:
+    visit.open("case_3")
+    assert visit.page.get_by_role("checkbox", name="True labels").count() == 0
+    before = visit.pixels()
+    visit.press("t")
+    assert (visit.pixels() == before).all()
 
 
 def test_hostile_text_stays_text(visit: Visit) -> None:

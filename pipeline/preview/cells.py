@@ -31,26 +31,23 @@ SMALLEST_WINDOW = 1e-6
 """Added where all cells are equal, so that they become black."""
 
 
+Counts = tuple[int, int, int]
+
+
 @dataclass(frozen=True, eq=False)
-class Sketch:
-    """A small copy of an image, ready to be shown.
+class Lattice:
+    """Cells on the grid of an image, with axes to the patient's right, front and head, as nearly as the grid's run.
 
     Args:
-        cells: (x, y, z) grey values; the axes run to the patient's right, front and head, as nearly as the grid's do.
         cell_mm: sides of a cell.
         weights: for each of these axes, the share of each voxel of the source in each cell, (cells, voxels).
         axes: for each of these axes, the axis of the source.
-        window: source values that became black and white.
-        is_hu: whether those are HU.
         grid: of the cells, RAS+ mm.
     """
 
-    cells: Picture
     cell_mm: tuple[float, float, float]
     weights: tuple[Weights, Weights, Weights]
     axes: tuple[int, int, int]
-    window: tuple[float, float]
-    is_hu: bool
     grid: Grid
 
     @property
@@ -60,9 +57,26 @@ class Sketch:
         return voxels[0], voxels[1], voxels[2]
 
     def source_index(self, axis: int, cell: int) -> int:
-        """Return the voxel of the source in the middle of a cell, along an axis of the sketch."""
+        """Return the voxel of the source in the middle of a cell, along an axis of the lattice."""
         weights = self.weights[axis][cell]
         return int(weights @ np.arange(len(weights)) / weights.sum() + 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """A small copy of an image, ready to be shown.
+
+    Args:
+        cells: (x, y, z) grey values, on the lattice.
+        lattice: where they lie.
+        window: source values that became black and white.
+        is_hu: whether those are HU.
+    """
+
+    cells: Picture
+    lattice: Lattice
+    window: tuple[float, float]
+    is_hu: bool
 
 
 def sketch(voxels: npt.NDArray[Any], grid: Grid) -> Sketch:
@@ -75,27 +89,38 @@ def sketch(voxels: npt.NDArray[Any], grid: Grid) -> Sketch:
         voxels: (I, J, K), any real type, finite.
         grid: where they lie, RAS+ mm.
     """
+    laid = lattice(grid)
+    means = _reduced(voxels, [laid.weights[laid.axes.index(axis)] for axis in range(3)]).transpose(laid.axes)
+    window, is_hu = _window(means)
+    grey = np.clip((means - window[0]) / (window[1] - window[0]), 0, 1)
+    return Sketch(np.rint(255 * grey).astype(np.uint8), laid, window, is_hu)
+
+
+def lattice(grid: Grid, counts: Counts | None = None) -> Lattice:
+    """Return the cells of an image that are nearly cubes.
+
+    Args:
+        grid: of the image, RAS+ mm.
+        counts: cells towards right, front and head, of a lattice that was made of the same grid before; a header's
+            rounding might give one more or less.
+    """
     orientation = nib.io_orientation(grid.affine)
     axes = [int(np.flatnonzero(orientation[:, 0] == side)[0]) for side in range(3)]
     sides_mm = np.array(grid.shape) * grid.spacing_mm
     longest_px = FLAT_PX if min(grid.shape) == 1 else LONGEST_PX
     cell_mm = max(float(sides_mm.max()) / longest_px, float(np.cbrt(sides_mm.prod() / MOST_CELLS)))
+    usual = [max(1, min(grid.shape[axis], round(sides_mm[axis] / cell_mm))) for axis in axes]
     weights = []
-    for axis in axes:
-        shares = _shares(grid.shape[axis], max(1, min(grid.shape[axis], round(sides_mm[axis] / cell_mm))))
+    for axis, count in zip(axes, counts or usual, strict=True):
+        shares = _shares(grid.shape[axis], count)
         weights.append(shares if orientation[axis, 1] > 0 else shares[:, ::-1])
-    means = _reduced(voxels, [weights[axes.index(axis)] for axis in range(3)]).transpose(axes)
-    window, is_hu = _window(means)
-    grey = np.clip((means - window[0]) / (window[1] - window[0]), 0, 1)
     sides = [float(sides_mm[axis]) / len(shares) for axis, shares in zip(axes, weights, strict=True)]
-    return Sketch(
-        np.rint(255 * grey).astype(np.uint8),
+    laid = (len(weights[0]), len(weights[1]), len(weights[2]))
+    return Lattice(
         (sides[0], sides[1], sides[2]),
         (weights[0], weights[1], weights[2]),
         (axes[0], axes[1], axes[2]),
-        window,
-        is_hu,
-        _cell_grid(grid, orientation, axes, grey.shape),
+        _cell_grid(grid, orientation, axes, laid),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.labels import LabelTable
-from pipeline.preview.cells import Sketch
+from pipeline.preview.cells import Lattice, Sketch
 from pipeline.structures import structure_boxes
 
 Cuts = npt.NDArray[np.float64]
@@ -68,14 +68,14 @@ class Place:
         return float(self.cuts[axis][span.index(cell)]) if cell in span else 0.0
 
 
-def places_of(sketch: Sketch, labels: npt.NDArray[Any], table: LabelTable) -> list[Place]:
+def places_of(lattice: Lattice, labels: npt.NDArray[Any], table: LabelTable) -> list[Place]:
     """Return the place of each structure in a label map, small ones first."""
-    turned = labels.transpose(sketch.axes)
-    centres = [[sketch.source_index(axis, cell) for cell in range(len(sketch.weights[axis]))] for axis in range(3)]
+    turned = labels.transpose(lattice.axes)
+    centres = [[lattice.source_index(axis, cell) for cell in range(len(lattice.weights[axis]))] for axis in range(3)]
     cells = turned[np.ix_(*centres)]
     places = []
     for value, box in structure_boxes(turned, len(table.names) - 1).items():
-        touched = [np.flatnonzero(sketch.weights[axis][:, box[axis]].any(axis=1)) for axis in range(3)]
+        touched = [np.flatnonzero(lattice.weights[axis][:, box[axis]].any(axis=1)) for axis in range(3)]
         x, y, z = (range(int(cell[0]), int(cell[-1]) + 1) for cell in touched)
         inside = cells[np.ix_(x, y, z)] == value
         cuts = [_relative(inside.sum(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]

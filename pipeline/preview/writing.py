@@ -1,4 +1,7 @@
-"""Make the preview of a case: the slices that are shown, the labels and the attention of their pixels."""
+"""Make the preview of a case: the slices that are shown, the labels and the attention of their pixels.
+
+The true labels of a case are cut in the same way later, where there are any.
+"""
 
 import json
 import zlib
@@ -9,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.geometry import Grid
 from pipeline.labels import LabelTable
-from pipeline.preview.cells import Sketch, Weights
+from pipeline.preview.cells import Lattice, Sketch, Weights, lattice
 from pipeline.preview.slices import PLANES, Place, Plane, Shown, chosen_cells, places_of, shown_box, start_of
 from pipeline.preview.webp import write_file
 
 Floats = npt.NDArray[np.float32]
+Chosen = Mapping[Plane, Sequence[int]]
 
 
 def write_preview(
@@ -31,7 +36,8 @@ def write_preview(
     the planes with their place in the picture (`x`, `width`, `height` in pixels), the size of a slice (`size_mm`), the
     letters at its `edges`, the slice to `start` with, and for each slice its cell along the axis that the plane cuts
     (`cells`, of the `shown` ones) and its number in the `source`, from 1; and the levels of the `gates` whose attention
-    there is. It says nothing of the patient.
+    there is. `lattice` counts all cells, towards right, front and head, and `first` is the first shown one of each
+    axis. It says nothing of the patient.
 
     Args:
         path: of the file, which ends in `.webp`; its folder exists.
@@ -44,27 +50,58 @@ def write_preview(
         ValueError: labels of another shape than the image.
         OutputError: the file cannot be written.
     """
-    if labels.shape != sketch.source_shape:
-        raise ValueError(f"labels of shape {labels.shape} for an image of shape {sketch.source_shape}")
-    places = places_of(sketch, labels, table)
+    laid = sketch.lattice
+    if labels.shape != laid.source_shape:
+        raise ValueError(f"labels of shape {labels.shape} for an image of shape {laid.source_shape}")
+    places = places_of(laid, labels, table)
     shown = shown_box(sketch, places)
     chosen = {plane: chosen_cells(plane, shown[plane.axis], places) for plane in PLANES}
     bits = 8 if len(table.names) <= 256 else 16
-    coded = [[_label_slice(sketch, labels, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]
     layout = {
-        "planes": list(_described(sketch, chosen, shown, places)),
+        "planes": list(_described(laid, chosen, shown, places)),
+        "lattice": sketch.cells.shape,
+        "first": [span[0] for span in shown],
         "bits": bits,
         "names": list(table.foreground.values()),
         "window": [round(limit, 4) for limit in sketch.window],
         "is_hu": sketch.is_hu,
         "gates": list(attention or ()),
     }
-    values = _sprite(coded).astype("u1" if bits == 8 else "<u2")
     pictures = [sketch.cells, *(np.rint(255 * alpha).astype(np.uint8) for alpha in (attention or {}).values())]
     grey, *maps = (
         _sprite([[_cut(cells, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]) for cells in pictures
     )
-    write_file(path, grey, zlib.compress(values.tobytes(), 9), json.dumps(layout), maps)
+    write_file(path, grey, _coded(laid, labels, chosen, shown, bits), json.dumps(layout), maps)
+
+
+def labels_as_shown(layout: Mapping[str, Any], labels: npt.NDArray[Any], grid: Grid) -> bytes:
+    """Return other labels of the same image, such as the true ones, at the pixels of its preview.
+
+    Args:
+        layout: of the preview, as `write_preview` describes it.
+        labels: (I, J, K) integers on the grid of the image, none above the number of the layout's names.
+        grid: of the image.
+
+    Returns:
+        Labels as `Preview` has them.
+    """
+    x, y, z = layout["lattice"]
+    described = {plane["name"]: plane for plane in layout["planes"]}
+    spans = [(0, 0)] * 3
+    for plane in PLANES:
+        spans[plane.axis] = (layout["first"][plane.axis], described[plane.name]["shown"])
+    shown = (_span(*spans[0]), _span(*spans[1]), _span(*spans[2]))
+    chosen = {plane: [shown[plane.axis][cell] for cell in described[plane.name]["cells"]] for plane in PLANES}
+    return _coded(lattice(grid, (x, y, z)), labels, chosen, shown, layout["bits"])
+
+
+def _span(first: int, count: int) -> range:
+    return range(first, first + count)
+
+
+def _coded(laid: Lattice, labels: npt.NDArray[Any], chosen: Chosen, shown: Shown, bits: int) -> bytes:
+    slices = [[_label_slice(laid, labels, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]
+    return zlib.compress(_sprite(slices).astype("u1" if bits == 8 else "<u2").tobytes(), 9)
 
 
 def _cut(cells: npt.NDArray[np.uint8], plane: Plane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
@@ -74,7 +111,7 @@ def _cut(cells: npt.NDArray[np.uint8], plane: Plane, cell: int, shown: Shown) ->
 
 
 def _label_slice(
-    sketch: Sketch, labels: npt.NDArray[Any], plane: Plane, cell: int, shown: Shown
+    laid: Lattice, labels: npt.NDArray[Any], plane: Plane, cell: int, shown: Shown
 ) -> npt.NDArray[np.uint16]:
     """Return the label that fills most of each pixel, 0 where none fill half of it together.
 
@@ -82,16 +119,16 @@ def _label_slice(
     the pixel that it fills most.
     """
     across, down = plane.others
-    is_turned = sketch.axes[across] > sketch.axes[down]
-    planes = np.moveaxis(labels, sketch.axes[plane.axis], 0)
-    used = np.flatnonzero(sketch.weights[plane.axis][cell])
-    middle, block = planes[sketch.source_index(plane.axis, cell)], planes[used[0] : used[-1] + 1]
+    is_turned = laid.axes[across] > laid.axes[down]
+    planes = np.moveaxis(labels, laid.axes[plane.axis], 0)
+    used = np.flatnonzero(laid.weights[plane.axis][cell])
+    middle, block = planes[laid.source_index(plane.axis, cell)], planes[used[0] : used[-1] + 1]
     shares = {}
     for value in np.flatnonzero(np.bincount(block.ravel()))[1:].tolist():
         mask = middle == value
         mask = mask if mask.any() else (block == value).any(axis=0)
         mask = (mask.T if is_turned else mask).astype(np.float32)
-        left, right = (sketch.weights[axis][list(shown[axis])] for axis in (across, down))
+        left, right = (laid.weights[axis][list(shown[axis])] for axis in (across, down))
         shares[value] = left @ mask @ right.T
     return _as_seen(_winners(shares, (len(shown[across]), len(shown[down]))))
 
@@ -114,14 +151,12 @@ def _as_seen(cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return cells[::-1, ::-1].T
 
 
-def _described(
-    sketch: Sketch, chosen: Mapping[Plane, Sequence[int]], shown: Shown, places: Sequence[Place]
-) -> Iterator[dict[str, Any]]:
+def _described(laid: Lattice, chosen: Chosen, shown: Shown, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
     """Yield the layout of each plane."""
     x = 0
     for plane, cells in chosen.items():
         width, height = (len(shown[axis]) for axis in plane.others)
-        width_mm, height_mm = (len(shown[axis]) * sketch.cell_mm[axis] for axis in plane.others)
+        width_mm, height_mm = (len(shown[axis]) * laid.cell_mm[axis] for axis in plane.others)
         yield {
             "name": plane.name,
             "edges": plane.edges,
@@ -131,8 +166,8 @@ def _described(
             "size_mm": [round(width_mm, 2), round(height_mm, 2)],
             "cells": [cell - shown[plane.axis][0] for cell in cells],
             "shown": len(shown[plane.axis]),
-            "source": [sketch.source_index(plane.axis, cell) + 1 for cell in cells],
-            "source_slices": sketch.weights[plane.axis].shape[1],
+            "source": [laid.source_index(plane.axis, cell) + 1 for cell in cells],
+            "source_slices": laid.weights[plane.axis].shape[1],
             "start": start_of(plane, cells, places),
         }
         x += width

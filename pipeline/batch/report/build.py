@@ -4,7 +4,8 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.batch.ledger import Entry, RunRecord, read_ledger
 from pipeline.batch.report.facts import PREVIEW_KIND, RunFacts, case_rows, link, outcome
+from pipeline.batch.report.reference import Truth, compared, references_of
 from pipeline.case_report import CaseReport, Verdict
 from pipeline.errors import InputError, OutputError
 from pipeline.preview import read_preview
@@ -27,22 +29,38 @@ EMBEDDED_BYTES = 120_000_000
 """Previews, as text, that a page holds at most; browsers open larger ones slowly."""
 
 
-def build(out_dir: Path) -> Path:
+def build(
+    out_dir: Path,
+    reference: Path | None = None,
+    *,
+    data_root: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write `report.html` into an output folder, from its ledger and previews; an older one is replaced.
 
     A run may go on meanwhile; the page then shows what has ended.
 
     Args:
         out_dir: that `voxelgate segment` wrote into.
+        reference: manifest or folder with true labels, shown beside those that were found; see `references_of`.
+        data_root: folder that the manifest's paths start from, if not its own.
+        progress: called with the number of cases compared with their true labels and the number of all.
 
     Returns:
         The path of the page.
 
     Raises:
         OutputError: no ledger, or the page cannot be written.
+        UsageError: true labels were given, but of no case.
+        InputError: true labels cannot be read, or do not fit the result.
+        ManifestError: the manifest cannot be used.
     """
     entries, runs = read_ledger(out_dir)
-    return write_report(run_facts(out_dir, entries, runs))
+    facts = run_facts(out_dir, entries, runs)
+    if reference is not None:
+        paths = references_of(facts.cases, out_dir, reference, data_root)
+        facts = replace(facts, truths=compared(facts.cases, paths, progress))
+    return write_report(facts)
 
 
 def run_facts(out_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord]) -> RunFacts:
@@ -118,7 +136,7 @@ def _page(facts: RunFacts) -> Iterator[str]:
     yield from environment.get_template("page.html.j2").generate(
         facts=facts,
         rows=rows,
-        previews=_previews(facts.cases, embedded),
+        previews=_previews(facts.cases, embedded, facts.truths),
         style=style,
         script=script,
         style_hash=_hash(style),
@@ -127,7 +145,9 @@ def _page(facts: RunFacts) -> Iterator[str]:
     )
 
 
-def _previews(cases: Sequence[CaseReport], embedded: set[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _previews(
+    cases: Sequence[CaseReport], embedded: set[str], truths: Mapping[str, Truth]
+) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield the number of each case whose preview is embedded and can be read, and the preview as JSON values."""
     for number, case in enumerate(cases):
         if case.case_id not in embedded:
@@ -137,12 +157,14 @@ def _previews(cases: Sequence[CaseReport], embedded: set[str]) -> Iterator[tuple
             preview = read_preview(path)
         except InputError:
             continue  # the page says of a case without one that it cannot be shown
+        truth = truths.get(case.case_id)
         yield (
             number,
             {
                 "layout": json.loads(preview.layout),
                 "image": _base64(preview.image),
                 "labels": _base64(preview.labels),
+                "truth": None if truth is None or truth.labels is None else _base64(truth.labels),
                 "attention": [_base64(one) for one in preview.attention],
             },
         )

@@ -1,13 +1,18 @@
 """What the report says of a run, in plain values that go into the page as JSON."""
 
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pipeline.batch.report.reference import Truth
 from pipeline.case_report import CaseReport, CaseStatus, Verdict
+from pipeline.evaluation import LabelScores
+from pipeline.pictures import PIXELS_PER_ML
+from pipeline.results import is_of_picture
 
 PREVIEW_KIND = "preview"
 """Key of the preview among a case's outputs; it is shown in the page, and not linked."""
@@ -27,6 +32,7 @@ class RunFacts:
         started: when the first run started, for people.
         ended: when the last case ended, for people.
         busy_s: how long runs were on, pauses between them aside; 0 if unknown.
+        truths: what true labels say, by case id; empty where nobody gave any.
     """
 
     cases: Sequence[CaseReport]
@@ -35,6 +41,7 @@ class RunFacts:
     started: str = ""
     ended: str = ""
     busy_s: float = 0.0
+    truths: Mapping[str, Truth] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -61,6 +68,26 @@ class RunFacts:
         return {stage: statistics.median(one[stage] for one in done if stage in one) for stage in stages}
 
     @property
+    def in_pixels(self) -> bool:
+        """Return whether all that is measured are pictures, whose sizes are told in pixels."""
+        measured = [case for case in self.cases if case.volumes_ml]
+        return bool(measured) and all(map(is_of_picture, measured))
+
+    @property
+    def mean_dice(self) -> dict[str, float]:
+        """Return the mean Dice of each structure over the cases with true labels, where it is defined."""
+        found: dict[str, list[float]] = {}
+        for truth in self.truths.values():
+            for one in truth.scores:
+                found.setdefault(one.label, []).extend([one.dice] if math.isfinite(one.dice) else [])
+        return {name: statistics.mean(values) for name, values in found.items() if values}
+
+    @property
+    def overall_dice(self) -> float | None:
+        """Return the mean of the means, each structure weighing the same, as `voxelgate evaluate` gives it."""
+        return statistics.mean(self.mean_dice.values()) if self.mean_dice else None
+
+    @property
     def structures(self) -> list[str]:
         """Return the names of all structures, in the order of the first case that has them."""
         return list(dict.fromkeys(name for case in self.cases for name in case.volumes_ml))
@@ -85,6 +112,7 @@ def key_of(name: Verdict | CaseStatus) -> str:
 def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
     """Return what the page says of each case, as JSON values."""
     structures, software = facts.structures, facts.software
+    size = PIXELS_PER_ML if facts.in_pixels else 1
     return [
         {
             "id": case.case_id,
@@ -92,10 +120,11 @@ def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
             "outcome": outcome(case),
             "reasons": list(case.quality.reasons if case.status is CaseStatus.DONE else case.findings),
             "findings": list(case.findings if case.status is CaseStatus.DONE else ()),
-            "volumes": [case.volumes_ml.get(name) for name in structures],
+            "volumes": [None if (ml := case.volumes_ml.get(name)) is None else size * ml for name in structures],
             "seconds": dict(case.seconds),
             "peak_mib": round(case.peak_mib),
             "gates": [str(gate) for gate in case.attention],
+            "truth": None if (truth := facts.truths.get(case.case_id)) is None else _truth_row(truth, structures),
             "software": software.index(_software(case)),
             "links": [[kind, link(path, facts.out_dir)] for kind, path in case.outputs.items() if kind != PREVIEW_KIND],
         }
@@ -106,6 +135,23 @@ def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
 def link(path: Path, out_dir: Path) -> str:
     """Return a relative link to an output; what a case is called can then neither be a scheme nor leave the folder."""
     return "./" + quote(path.relative_to(out_dir).as_posix())
+
+
+def _truth_row(truth: Truth, structures: Sequence[str]) -> dict[str, Any]:
+    of_label = {one.label: one for one in truth.scores}
+    defined = [one.dice for one in truth.scores if math.isfinite(one.dice)]
+    return {
+        "dice": statistics.mean(defined) if defined else None,
+        "scores": [None if (one := of_label.get(name)) is None else _score_row(one) for name in structures],
+        "gates": [str(gate) for gate in truth.gates],
+    }
+
+
+def _score_row(one: LabelScores) -> dict[str, Any]:
+    """Return what is shown of a structure; what is undefined is None, for JSON knows no NaN."""
+    return {
+        name: value if math.isfinite(value) else None for name, value in (("dice", one.dice), ("hd95", one.hd95_mm))
+    }
 
 
 def _software(case: CaseReport) -> dict[str, str]:

@@ -1,6 +1,6 @@
 // The view of one case: what to think of it, its three planes, its volumes among those of all cases, and its files.
 
-const LOOK = { overlay: true, outline: true, opacity: 0.3, numbers: true, lines: false, attention: false, gate: 0 };
+const LOOK = { overlay: true, outline: true, opacity: 0.3, numbers: true, lines: false, truth: true, attention: false, gate: 0 };
 const OPACITY_STEP = 0.1;
 let planes = null; // of the case that is shown
 let shownCase = null;
@@ -10,6 +10,7 @@ const TOOLS = [
   ["outline", "l", "Outlines"],
   ["numbers", "n", "Numbers"],
   ["lines", "c", "Where the others cut"],
+  ["truth", "t", "True labels"],
   ["attention", "a", "Attention"],
 ];
 
@@ -66,7 +67,7 @@ function reasons(one) {
 }
 
 function tools(preview) {
-  const checks = TOOLS.filter(([name]) => name !== "attention" || preview.attention.length).map(([name, key, text]) => {
+  const checks = TOOLS.filter(([name]) => (name !== "attention" || preview.attention.length) && (name !== "truth" || preview.truth)).map(([name, key, text]) => {
     const input = el("input", { type: "checkbox", id: `tool-${name}`, checked: LOOK[name], onchange: () => setLook(name, input.checked) });
     return el("label", {}, input, `${text} `, el("kbd", {}, key));
   });
@@ -117,7 +118,7 @@ function below(one, preview) {
 function volumes(one, preview) {
   const positions = STRUCTURES.map((_, position) => position).filter((position) => one.volumes[position] !== null);
   if (!positions.length) return el("p", { class: "faint" }, "No volumes were measured.");
-  const head = el("tr", {}, el("th", { scope: "col" }, "Structure"), el("th", { scope: "col", class: "number" }, "ml"), el("th", { scope: "col" }, "Place among all cases"));
+  const head = el("tr", {}, el("th", { scope: "col" }, "Structure"), el("th", { scope: "col", class: "number" }, UNIT), ...(one.truth ? [el("th", { scope: "col", class: "number" }, "Dice"), el("th", { scope: "col", class: "number" }, `HD95, ${UNIT === "px" ? "px" : "mm"}`)] : []), el("th", { scope: "col" }, "Place among all cases"));
   return el("table", {}, el("thead", {}, head), el("tbody", {}, ...positions.map((position) => structureRow(one, position, preview))));
 }
 
@@ -130,9 +131,16 @@ function structureRow(one, position, preview) {
     "tr",
     {},
     el("th", { scope: "row" }, el("span", { class: "structure" }, ...title)),
-    el("td", { class: "number" }, ml(volume), remark(position, volume)),
+    el("td", { class: "number" }, size(volume), remark(position, volume)),
+    ...trueCells(one, position),
     el("td", { class: "place" }, SPREADS[position].sorted.length ? stripPlot(position, volume > 0 ? volume : null) : null),
   );
+}
+
+function trueCells(one, position) {
+  if (!one.truth) return [];
+  const { dice: overlap, hd95 } = one.truth.scores[position] ?? { dice: null, hd95: null };
+  return [dice(overlap), hd95 === null ? "–" : hd95.toFixed(1)].map((text) => el("td", { class: "number" }, text));
 }
 
 function remark(position, volume) {
@@ -151,7 +159,9 @@ function shownCheck(value, name) {
 
 function gates(one) {
   if (!one.gates.length) return null;
-  return el("section", { class: "panel" }, el("h2", {}, "Attention gates"), el("ul", {}, ...one.gates.map((text) => el("li", {}, text))));
+  const list = (texts) => el("ul", {}, ...texts.map((text) => el("li", {}, text)));
+  const truth = one.truth ? [el("h2", {}, "Attention gates, by the true labels"), list(one.truth.gates)] : [];
+  return el("section", { class: "panel" }, el("h2", {}, "Attention gates"), list(one.gates), ...truth);
 }
 
 function findings(one) {

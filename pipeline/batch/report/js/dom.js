@@ -24,10 +24,14 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-function ml(value) {
+function size(value) {
   if (value === null || value === undefined) return "–";
-  const digits = value >= 100 ? 0 : value >= 10 ? 1 : value >= 0.1 || value === 0 ? 2 : 3;
+  const digits = UNIT === "px" ? 0 : value >= 100 ? 0 : value >= 10 ? 1 : value >= 0.1 || value === 0 ? 2 : 3;
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+function dice(value) {
+  return value === null ? "–" : value.toFixed(3);
 }
 
 function seconds(value) {

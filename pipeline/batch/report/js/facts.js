@@ -3,6 +3,8 @@
 const FACTS = JSON.parse(byId("facts").textContent);
 const STRUCTURES = FACTS.structures;
 const CASES = FACTS.cases;
+const UNIT = FACTS.unit;
+const HAS_TRUTH = CASES.some((one) => one.truth);
 CASES.forEach((one, number) => {
   one.number = number;
   one.time = Object.values(one.seconds).reduce((sum, value) => sum + value, 0);

@@ -11,15 +11,16 @@ function columns() {
   const positions = STRUCTURES.length <= MOST_VOLUME_COLUMNS ? STRUCTURES.keys() : [LIST.structure];
   const volumeColumns = [...positions].map((position) => ({
     key: `volume-${position}`,
-    title: `${STRUCTURES[position]}, ml`,
+    title: `${STRUCTURES[position]}, ${UNIT}`,
     isNumber: true,
     value: (one) => one.volumes[position],
-    cell: (one) => ml(one.volumes[position]),
+    cell: (one) => size(one.volumes[position]),
   }));
   return [
     { key: "id", title: "Case", className: "name", value: (one) => one.id, cell: caseLink },
     { key: "outcome", title: "Outcome", value: (one) => SEVERITY_OF[one.outcome], cell: (one) => outcome(one.outcome) },
     { key: "why", title: "Why", className: "why", value: (one) => one.reasons.join(" ") || null, cell: (one) => one.reasons.join(" ") },
+    ...(HAS_TRUTH ? [{ key: "dice", title: "Dice", isNumber: true, value: (one) => one.truth?.dice ?? null, cell: (one) => dice(one.truth?.dice ?? null) }] : []),
     ...volumeColumns,
     { key: "time", title: "Time", isNumber: true, value: (one) => one.time || null, cell: (one) => (one.time ? seconds(one.time) : "–") },
   ];
@@ -159,7 +160,7 @@ function showDistributions() {
 function distribution(position) {
   const { sorted, isOdd } = SPREADS[position];
   const odd = CASES.filter((one) => one.volumes[position] > 0 && isOdd(one.volumes[position]));
-  const buttons = odd.slice(0, MOST_ODD).map((one) => el("button", { type: "button", onclick: () => openCase(one) }, `${one.id} (${ml(one.volumes[position])})`));
+  const buttons = odd.slice(0, MOST_ODD).map((one) => el("button", { type: "button", onclick: () => openCase(one) }, `${one.id} (${size(one.volumes[position])})`));
   const rest = odd.length > MOST_ODD ? [`and ${odd.length - MOST_ODD} more`] : [];
   const line = odd.length ? el("p", { class: "odd-cases" }, el("small", {}, "unusual:"), ...buttons, ...rest) : null;
   return el("figure", { class: "panel" }, el("figcaption", {}, el("b", {}, STRUCTURES[position]), " ", el("small", {}, `volume in ${counted(sorted.length, "case", "cases")}`)), stripPlot(position), line);

@@ -11,6 +11,7 @@ const KEYS = [
   ["l", "outlines on and off"],
   ["n", "numbers on and off"],
   ["c", "lines where the other planes cut, on and off; a click brings the other planes to a point"],
+  ["t", "outlines of the true labels on and off, where they were given"],
   ["a", "attention on and off, where it was written; structures are outlined then, not filled"],
   ["g", "attention of the next gate"],
   ["[ ]", "fainter and stronger fill"],

@@ -14,14 +14,14 @@ async function decoded(number) {
   const source = byId(`preview-${number}`);
   if (!source) return null;
   const preview = JSON.parse(source.textContent);
-  const [image, bytes, ...attention] = await Promise.all([
+  const [image, labels, truth, ...attention] = await Promise.all([
     picture(preview.image),
-    inflated(preview.labels),
+    pixelLabels(preview.labels, preview.layout.bits),
+    preview.truth && pixelLabels(preview.truth, preview.layout.bits),
     ...preview.attention.map(picture),
   ]);
-  const labels = preview.layout.bits === 8 ? new Uint8Array(bytes) : new Uint16Array(bytes);
   const width = preview.layout.planes.reduce((sum, plane) => sum + plane.width, 0);
-  return { ...preview.layout, image, attention, labels, width };
+  return { ...preview.layout, image, attention, labels, truth, width };
 }
 
 async function picture(base64) {
@@ -31,14 +31,15 @@ async function picture(base64) {
   return image;
 }
 
-async function inflated(base64) {
+async function pixelLabels(base64, bits) {
   const bytes = Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
+  const inflated = await new Response(stream).arrayBuffer();
+  return bits === 8 ? new Uint8Array(inflated) : new Uint16Array(inflated);
 }
 
 // Return the label of each pixel of an enlarged slice: of the four nearest, the one that weighs most.
-function enlarged(preview, plane, slice, width, height, isShown) {
+function enlarged(preview, labels, plane, slice, width, height, isShown) {
   const columns = nearest(plane.width, width);
   const rows = nearest(plane.height, height);
   const result = new Uint16Array(width * height);
@@ -47,8 +48,8 @@ function enlarged(preview, plane, slice, width, height, isShown) {
     const lower = (slice * plane.height + rows.high[y]) * preview.width + plane.x;
     const down = rows.share[y];
     for (let x = 0; x < width; x++) {
-      const a = preview.labels[upper + columns.low[x]], b = preview.labels[upper + columns.high[x]];
-      const c = preview.labels[lower + columns.low[x]], d = preview.labels[lower + columns.high[x]];
+      const a = labels[upper + columns.low[x]], b = labels[upper + columns.high[x]];
+      const c = labels[lower + columns.low[x]], d = labels[lower + columns.high[x]];
       const right = columns.share[x];
       const value = a === b && a === c && a === d ? a : heaviest(a, b, c, d, right, down);
       if (value && isShown[value]) result[y * width + x] = value;
@@ -98,12 +99,35 @@ function overlay(labels, width, height, look, pixelRatio) {
       const at = y * width + x;
       const value = labels[at];
       if (!value) continue;
-      const isEdge =
-        (x >= reach && labels[at - reach] !== value) || (x + reach < width && labels[at + reach] !== value) ||
-        (y >= reach && labels[at - reach * width] !== value) || (y + reach < height && labels[at + reach * width] !== value);
+      const isEdge = endsNear(labels, width, height, x, y, reach);
       const [red, green, blue] = COLOURS[(value - 1) % COLOURS.length];
       const fill = hatched(value, x, y, step) ? look.opacity : 0.15 * look.opacity;
       image.data.set([red, green, blue, Math.round(255 * (look.outline && isEdge ? 1 : fill))], 4 * at);
+    }
+  }
+  return canvasOf(image);
+}
+
+function endsNear(labels, width, height, x, y, reach) {
+  const at = y * width + x;
+  const value = labels[at];
+  return (
+    (x >= reach && labels[at - reach] !== value) || (x + reach < width && labels[at + reach] !== value) ||
+    (y >= reach && labels[at - reach * width] !== value) || (y + reach < height && labels[at + reach * width] !== value)
+  );
+}
+
+// The outline of the true labels: dashes of white and of the structure's colour, which no outline of found ones has.
+function trueOutline(labels, width, height, pixelRatio) {
+  const image = new ImageData(width, height);
+  const reach = Math.round(1.5 * pixelRatio);
+  const dash = 5 * pixelRatio;
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const value = labels[y * width + x];
+      if (!value || !endsNear(labels, width, height, x, y, reach)) continue;
+      const colour = ((x + y) / dash) % 2 < 1 !== ((x - y + (1 << 16) * dash) / dash) % 2 < 1 ? COLOURS[(value - 1) % COLOURS.length] : [255, 255, 255];
+      image.data.set([...colour, 255], 4 * (y * width + x));
     }
   }
   return canvasOf(image);
@@ -230,10 +254,14 @@ class Planes {
     if (attention) context.drawImage(heat(attention, plane, slice), 0, 0, canvas.width, canvas.height);
     let found = [];
     if (this.look.overlay) {
-      const labels = enlarged(this.preview, plane, slice, canvas.width, canvas.height, this.isShown);
+      const labels = enlarged(this.preview, this.preview.labels, plane, slice, canvas.width, canvas.height, this.isShown);
       const look = attention ? { ...this.look, opacity: 0, outline: true } : this.look; // a fill would change its colours
       context.drawImage(overlay(labels, canvas.width, canvas.height, look, devicePixelRatio), 0, 0);
       found = numbered(context, labels, this.look.numbers);
+    }
+    if (this.look.truth && this.preview.truth) {
+      const labels = enlarged(this.preview, this.preview.truth, plane, slice, canvas.width, canvas.height, this.isShown);
+      context.drawImage(trueOutline(labels, canvas.width, canvas.height, devicePixelRatio), 0, 0);
     }
     if (this.look.lines) this.drawLines(view, context);
     drawScaleBar(context, plane, this.barMm);

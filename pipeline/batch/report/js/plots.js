@@ -38,16 +38,16 @@ function oddMark(at) {
 function axisLabels(usual, median, x) {
   const label = (value, anchor, text) => svg("text", { x: x(value), y: PLOT.height - 3, "text-anchor": anchor }, text);
   const [least, most] = [usual[0], usual[usual.length - 1]];
-  if (x(most) - x(least) < LABEL_ROOM) return [label(median, "middle", `${ml(median)} ml`)];
+  if (x(most) - x(least) < LABEL_ROOM) return [label(median, "middle", `${size(median)} ${UNIT}`)];
   const isApart = Math.min(x(median) - x(least), x(most) - x(median)) > LABEL_ROOM;
-  return [label(least, "middle", ml(least)), label(most, "middle", `${ml(most)} ml`), ...(isApart ? [label(median, "middle", ml(median))] : [])];
+  return [label(least, "middle", size(least)), label(most, "middle", `${size(most)} ${UNIT}`), ...(isApart ? [label(median, "middle", size(median))] : [])];
 }
 
 function described(position, value) {
   const spread = SPREADS[position];
   const [least, most] = [spread.sorted[0], spread.sorted[spread.sorted.length - 1]];
-  const range = `${counted(spread.sorted.length, "case", "cases")} from ${ml(least)} to ${ml(most)} ml, median ${ml(spread.middle)} ml`;
-  return value === null ? `${STRUCTURES[position]}: ${range}` : `${ml(value)} ml among ${range}; ${place(spread, value)}`;
+  const range = `${counted(spread.sorted.length, "case", "cases")} from ${size(least)} to ${size(most)} ${UNIT}, median ${size(spread.middle)} ${UNIT}`;
+  return value === null ? `${STRUCTURES[position]}: ${range}` : `${size(value)} ${UNIT} among ${range}; ${place(spread, value)}`;
 }
 
 // Return what turns volumes into places on the axis; those beyond it come to its ends.
