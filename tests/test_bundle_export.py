@@ -303,8 +303,9 @@ def test_onnx_segments_as_eager_does(
     bundle: Path, volume: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ("--engine", "serial", "--no-previews", "--json")  # other processes may be of another environment
     for runtime in ("eager", "onnx"):
-        done = run("segment", bundle, volume, "--out", runtime, "--runtime", runtime, "--no-previews", "--json")
+        done = run("segment", bundle, volume, "--out", runtime, "--runtime", runtime, *options)
         assert json.loads(done.stdout)["versions"]["runtime"] == runtime
     eager, onnx = (
         np.asarray(nib.load(next(Path(name).glob("*.nii.gz"))).dataobj).ravel() for name in ("eager", "onnx")
