@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 import tempfile
 import warnings
@@ -562,6 +563,8 @@ def _choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]
 def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: bool) -> tuple[list[CaseReport], bool]:
     """Print reports as they come; return them, and whether Ctrl-C ended them."""
     ended: list[CaseReport] = []
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind `nohup`
+        signal.signal(signal.SIGINT, _interrupt_once)
     with progress_bar("segmenting", total) as progress:
         try:
             for report in reports:
@@ -577,4 +580,12 @@ def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: 
                         console.print(f"{report.case_id}: {gate}", markup=False, soft_wrap=True)
         except KeyboardInterrupt:
             return ended, True
+    if signal.getsignal(signal.SIGINT) is _interrupt_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return ended, False
+
+
+def _interrupt_once(_number: int, _frame: object) -> None:
+    """Interrupt at the first Ctrl-C, and let those after it not disturb how the run ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt

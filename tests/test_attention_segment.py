@@ -152,7 +152,10 @@ def test_the_attention_of_a_preview_lies_where_the_labels_do(tmp_path: Path, cod
     grid = Grid((30, 30, 30), affine_of(codes))
     labels = two_shapes(grid)
     made = sketch(labels * 50.0, grid)
-    points_mm = np.moveaxis(np.indices(made.grid.shape), 0, -1) @ made.grid.affine[:3, :3].T + made.grid.affine[:3, 3]
+    points_mm = (
+        np.moveaxis(np.indices(made.lattice.grid.shape), 0, -1) @ made.lattice.grid.affine[:3, :3].T
+        + made.lattice.grid.affine[:3, 3]
+    )
     at_ball = (np.linalg.norm(points_mm - (-14, 14, 14), axis=-1) < 8).astype(np.float32)  # as structure 1 is
     table = LabelTable(("background", "ball", "cube"))
 
