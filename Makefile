@@ -23,7 +23,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 label: $(LABEL_VENV)/.ready
 	@test -n "$(STUDIES)" || { echo "Which images? make label STUDIES=folder, or STUDIES=http://pacs/dicom-web"; exit 2; }
