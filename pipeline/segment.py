@@ -152,16 +152,21 @@ class Options:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
 
 
+def call_here(call: Callable[..., Any], *args: Any) -> Any:
+    """Return what a call returns."""
+    return call(*args)
+
+
 class Turns(NamedTuple):
     """What cases that are segmented at a time in one process take turns at.
 
     Args:
         files: reading, preprocessing and writing; the DICOM libraries are kept quiet for a whole process.
-        network: the network, which has the memory and the processors to itself.
+        network: calls what runs the network, which has the memory and the processors to itself, and returns its result.
     """
 
     files: AbstractContextManager[Any] = nullcontext()
-    network: AbstractContextManager[Any] = nullcontext()
+    network: Callable[..., Any] = call_here
 
 
 @dataclass(frozen=True)
@@ -253,8 +258,7 @@ def _segment_or_raise(
     out_dir, scratch = folders
     with turns.files:
         prepared = _prepare(case, bundle, options)
-    with turns.network:
-        found = _infer(prepared, bundle, options)
+    found: _Found = turns.network(_infer, prepared, bundle, options)
     with turns.files:
         started_s = time.perf_counter()
         volumes_ml = _volumes_ml(found.labels, prepared.grid, bundle.labels)

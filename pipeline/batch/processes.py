@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -16,10 +17,9 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import torch
-
 from pipeline.dicom.quiet import quiet_pydicom
 from pipeline.errors import VoxelgateError
+from pipeline.inference.network_thread import compute_with, start_network_thread
 from pipeline.inference.runtime import keep_large_buffers
 
 Result = TypeVar("Result")
@@ -28,6 +28,9 @@ CASES_AT_A_TIME = 2
 """One case has the network while the one before it is written and the one after it is read."""
 
 GIB = 2**30
+
+LOWEST_PRIORITY = 19
+"""setpriority(2): the nicest; on Linux each thread has its own."""
 
 LEAST_BYTES = 2**24
 """Less than any case takes; a worker that cannot have it is none."""
@@ -153,7 +156,8 @@ def serve(connection: Connection, share: Share) -> None:
     logging.getLogger("pipeline").setLevel(share.log_level)
     keep_large_buffers()
     sending = threading.Lock()
-    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=torch.set_num_threads, initargs=(share.threads,))
+    start_network_thread(share.threads)
+    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=_step_back)
     _start(threads)
     if share.max_gib is not None:
         limit = int(share.max_gib * GIB)
@@ -162,6 +166,16 @@ def serve(connection: Connection, share: Share) -> None:
     with quiet_pydicom(), threads:  # for good, since contexts of several threads would end each other's
         for number, fn, args, kwargs in _calls(connection):
             threads.submit(fn, *args, **kwargs).add_done_callback(partial(_answer, connection, sending, number))
+
+
+def _step_back() -> None:
+    """Let this thread compute alone, and where the system knows priorities of threads, only when the network does not.
+
+    The helpers of the network spin at barriers; one that another thread keeps from its processor holds up all.
+    """
+    compute_with(1)
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def _start(threads: ThreadPoolExecutor) -> None:

@@ -32,6 +32,7 @@ from pipeline.cases import Case, Image, read_case
 from pipeline.errors import VoxelgateError
 from pipeline.geometry import Grid
 from pipeline.inference.choice import RuntimeChoice
+from pipeline.inference.network_thread import in_network_thread
 from pipeline.inference.sliding_window import AIR_MARGIN_VOX, RestoringSlidingWindowInferer
 from pipeline.inference.windows import body_box, with_margin
 from pipeline.monai_io import as_image
@@ -117,7 +118,7 @@ def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, in
     side_mm = _window_mm(bundle.inferer, whole)
     del whole
     choice = RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, setup.options.runtime)
-    run = _run_long_enough(bundle, choice, scan, side_mm)
+    run = in_network_thread(_run_long_enough, bundle, choice, scan, side_mm)
     write_s = _write_s(run, scan, bundle, setup.options.outputs)
     windows, streaming = _models(bundle, run)
     box = _shape(run.image)

@@ -22,6 +22,7 @@ from pipeline.dicom.headers import Header, UnreadableFileError, read_header
 from pipeline.dicom.quiet import quiet_pydicom
 from pipeline.dicom.series import Series
 from pipeline.errors import BundleError
+from pipeline.inference.network_thread import in_network_thread
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from pipeline.segment import Fault, Options, Turns, attempt, unfinished
 
@@ -31,7 +32,7 @@ SMALLEST_WINDOW_VOX = 32
 UNREADABLE = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What reading a file or a member of an archive may raise; `RuntimeError` if it is encrypted."""
 
-TURNS = Turns(threading.Lock(), threading.Lock())
+TURNS = Turns(threading.Lock(), in_network_thread)
 """Of this process: while one case has the network, another is read or written."""
 
 
@@ -125,8 +126,7 @@ def work(job: Job) -> Outcome:
     Raises:
         VoxelgateError: the bundle or the device cannot be used, so that no case can be done.
     """
-    with TURNS.network:
-        bundle = _bundle(job.setup, job.shrinks)
+    bundle = TURNS.network(_bundle, job.setup, job.shrinks)
     before = _read_off(stamp_of, job.case)
     with TURNS.files:
         sha256 = _read_off(content_sha256, job.case)

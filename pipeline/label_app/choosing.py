@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from pipeline.bundle import open_bundle
 from pipeline.cases import Case
 from pipeline.errors import InputError, UsageError
+from pipeline.inference.network_thread import in_network_thread
 from pipeline.label_app.datastore import ImageStore
 from pipeline.label_app.doubt import dice_of, disagreement, mean_dice, uncertainty
 from pipeline.label_app.infer_task import InferTask
@@ -36,7 +37,7 @@ Request = Mapping[str, Any]
 def measure_uncertainty(case: Case, task: InferTask) -> float:
     """Return how much a result differs from that of the mirrored image."""
     with task.turn:
-        return uncertainty(case, task.bundle())
+        return in_network_thread(uncertainty, case, task.bundle())
 
 
 def measure_disagreement(case: Case, task: InferTask) -> float:
@@ -49,7 +50,8 @@ def measure_disagreement(case: Case, task: InferTask) -> float:
     if previous is None:
         raise UsageError("the model has no earlier version to disagree with; train first, or choose by uncertainty.")
     with task.turn:
-        return disagreement(case, task.bundle(), open_bundle(task.versions.path(previous)))
+        earlier = open_bundle(task.versions.path(previous))
+        return in_network_thread(disagreement, case, task.bundle(), earlier)
 
 
 def open_images(request: Request, store: ImageStore) -> list[str]:

@@ -13,6 +13,7 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import Case
 from pipeline.errors import InputError, VoxelgateError
+from pipeline.inference.network_thread import in_network_thread
 from pipeline.label_app.versions import Versions
 from pipeline.labels import LabelTable
 from pipeline.results import Output
@@ -67,7 +68,8 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
         """
         with self.turn:
             version = self.versions.current
-            report = segment(case, open_bundle(self.versions.path(version)), folder, Options(tuple(outputs)))
+            bundle, options = open_bundle(self.versions.path(version)), Options(tuple(outputs))
+            report = in_network_thread(segment, case, bundle, folder, options)  # requests come in any thread
         if report.status is CaseStatus.REFUSED:
             raise InputError(" ".join(report.findings))
         if report.status is CaseStatus.FAILED:

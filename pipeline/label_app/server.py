@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pipeline.batch.lock import locked
 from pipeline.bundle import labels_of, open_bundle
 from pipeline.errors import UsageError
+from pipeline.inference.network_thread import start_network_thread
 from pipeline.label_app.guard import Guard
 from pipeline.label_app.versions import MODELS, import_bundle
 
@@ -115,6 +118,7 @@ def _run(serving: Serving) -> None:
     hosts = (serving.host, LOOPBACK, "localhost") if serving.is_loopback else ()
     guard = Guard(make_web(serving.origins), serving.most_mib * 2**20, hosts, serving.origins)
     log_config = init_log_config(None, str(serving.work.resolve()), "app.log", "WARNING")
+    start_network_thread(torch.get_num_threads())
     uvicorn.run(guard, host=serving.host, port=serving.port, log_config=log_config, access_log=False)
 
 

@@ -1,0 +1,62 @@
+"""One thread of a worker has helpers, and computes for all others."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from pipeline.batch.processes import Share, WorkerProcess
+from pipeline.inference.network_thread import in_network_thread
+
+
+def processors_here() -> tuple[int, int]:
+    """Return the thread, and with how many processors PyTorch computes in it."""
+    return threading.get_native_id(), torch.get_num_threads()
+
+
+def in_both_ways(wait_s: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the same of this thread, and of that in which networks run."""
+    time.sleep(wait_s)  # so that another call needs another thread
+    torch.ones(2**16).sum()
+    return processors_here(), in_network_thread(processors_here)
+
+
+def fail() -> None:
+    raise ValueError("no")
+
+
+def test_all_calls_of_a_worker_share_one_thread_with_helpers_and_compute_alone_otherwise() -> None:
+    with WorkerProcess(Share(threads=3)) as worker:
+        calls = [worker.submit(in_both_ways, 0.5) for _ in range(2)]
+        (first, network), (second, same) = (call.result(60) for call in calls)
+
+    assert network == same
+    assert network[1] == 3
+    assert first[1] == second[1] == 1
+    assert len({first[0], second[0], network[0]}) == 3
+
+
+def test_without_such_a_thread_the_caller_computes_as_it_did() -> None:
+    assert in_network_thread(processors_here) == processors_here()
+
+
+def test_one_call_runs_at_a_time_and_one_that_raises_holds_up_no_other() -> None:
+    running = []
+
+    def call() -> int:
+        running.append(1)
+        most = len(running)
+        time.sleep(0.02)
+        running.pop()
+        return most
+
+    with pytest.raises(ValueError, match="no"):
+        in_network_thread(fail)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(in_network_thread(call))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [1] * 4
