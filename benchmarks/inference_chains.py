@@ -29,6 +29,7 @@ from benchmarks.inference_clock import CLOCKS, Stopwatch, resident_mib
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
 from pipeline.case_report import CaseStatus
 from pipeline.cases import Case, read_case
+from pipeline.images import ONE_VOLUME, ImageRule
 from pipeline.inference.restoring import Restorer
 from pipeline.inference.runtime import keep_large_buffers
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
@@ -72,6 +73,7 @@ class InMemoryBundle:
     version: str = "0"
     fingerprint: str = "0"
     expected: None = None
+    images: ImageRule = ONE_VOLUME
 
     @staticmethod
     def cleaning(labels: MetaTensor) -> MetaTensor:
