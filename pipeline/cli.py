@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from pipeline.bundle import is_bundle, labels_of, open_bundle, seal, verify
 from pipeline.bundle_export import export
 from pipeline.bundle_gates import pass_gates
 from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.cases import find_cases, read_case
+from pipeline.cases import find_cases, is_manifest, read_case
 from pipeline.demo.run import run_demo
 from pipeline.dicom.findings import Allow
 from pipeline.dicom.inspect import inspect
@@ -179,6 +179,7 @@ def plan_command(
 
 @app.command("train")
 def train_command(
+    context: typer.Context,
     bundle: BundleArgument,
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option(help="Folder of the trained bundle, made as a copy of BUNDLE.")],
@@ -195,6 +196,10 @@ def train_command(
     settings: Settings = None,
 ) -> None:
     """Train a bundle; its best weights by validation Dice are kept."""
+    if folds is None:
+        _refuse_given(context, ["engine"], "goes with --folds")
+    else:
+        _refuse_given(context, ["fold"], "goes without --folds")
     overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
     job = Job(bundle, manifest, out, data_root, fold, resume, overrides)
     if folds is not None:
@@ -228,6 +233,7 @@ def _train_folds(job: Job, folds: int, engine: str) -> None:
 
 @app.command("evaluate")
 def evaluate_command(
+    context: typer.Context,
     prediction: Annotated[Path, typer.Argument(help="Label map, folder of label maps, or a trained bundle.")],
     reference: Annotated[Path, typer.Argument(help="Reference label map or folder; for a bundle, a manifest.")],
     fold: Annotated[int, typer.Option(min=-1, help="For a bundle: the fold to evaluate.")] = 0,
@@ -242,11 +248,13 @@ def evaluate_command(
 ) -> None:
     """Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes."""
     if is_bundle(prediction):
+        _refuse_given(context, ["subjects", "labels_from", "workers"], "is for label maps, and this is a bundle")
         verify(prediction)
         with tempfile.TemporaryDirectory() as scratch:
             scores = evaluate_fold(prediction, reference, Path(scratch), data_root=data_root, fold=fold)
         subjects = reference
     else:
+        _refuse_given(context, ["fold", "data_root"], "is for a bundle, and these are label maps")
         table = None if labels_from is None else labels_of(labels_from)
         pairs = pair_files(prediction, reference)
         with progress_bar("measuring") as progress:
@@ -306,6 +314,7 @@ def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None)
 
 @app.command("segment")
 def segment_command(
+    context: typer.Context,
     bundle: BundleArgument,
     inputs: Annotated[
         list[Path],
@@ -361,6 +370,10 @@ def segment_command(
     as_json: AsJson = False,
 ) -> None:
     """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
+    if not any(map(is_manifest, inputs)):
+        _refuse_given(context, ["data_root"], "is for a manifest, and none is given")
+    if not is_watching:
+        _refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
     wanted = _choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
     gates = attention_of(bundle, is_ensemble=is_ensemble) if attention else ()
     options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips, gates)
@@ -558,6 +571,18 @@ def _choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]
     if unknown := names - {member.value for member in kind}:
         raise UsageError(f"{option} {', '.join(sorted(unknown))}: expected some of {', '.join(kind)}")
     return tuple(member for member in kind if member.value in names)
+
+
+def _refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options that would count for nothing.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name.replace('_', '-')} {reason}; leave it out.")
 
 
 def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: bool) -> tuple[list[CaseReport], bool]:

@@ -82,6 +82,12 @@ def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: P
         (("plan", "missing.json", "--out", "b"), 1, ("missing.json",)),
         (("train", HIPPOCAMPUS_BUNDLE, "missing.json", "--out", "t"), 1, ("missing.json",)),
         (("nonsense",), 2, ("nonsense",)),
+        (("train", HIPPOCAMPUS_BUNDLE, "m.json", "--out", "t", "--engine", "serial"), 2, ("--engine", "--folds")),
+        (("train", HIPPOCAMPUS_BUNDLE, "m.json", "--out", "t", "--folds", 2, "--fold", 1), 2, ("--fold", "--folds")),
+        (("evaluate", HIPPOCAMPUS_BUNDLE, "m.json", "--workers", 3), 2, ("--workers", "label maps")),
+        (("evaluate", "found", "true", "--fold", 0), 2, ("--fold", "a bundle")),
+        (("segment", HIPPOCAMPUS_BUNDLE, "a.nii.gz", "--out", "o", "--data-root", "d"), 2, ("--data-root", "manifest")),
+        (("segment", HIPPOCAMPUS_BUNDLE, "in", "--out", "o", "--idle-exit", 3), 2, ("--idle-exit", "--watch")),
     ],
 )
 def test_a_wrong_argument_is_answered_by_one_sentence(

@@ -29,7 +29,7 @@ def test_a_command_of_the_readme_exists_with_its_options(name: str, arguments: s
 def test_every_option_that_the_readme_names_is_one_of_some_program() -> None:
     ours = set().union(*(options_of(name) for name in COMMANDS), {"--debug", "--version"})
     others = {"--conf", "--config_file", "--manifest", "--data_root", "--cache", "--only", "--law", "--repeats"}
-    others |= {"--logdir", "--constraint"}
+    others |= {"--logdir", "--constraint", "--count", "--side", "--engines"}
 
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", README)) <= ours | others
 
