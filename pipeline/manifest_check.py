@@ -84,6 +84,12 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> None:
 def defects(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
     """Return what `check` refuses, one line for each defect; empty if the data set is sound."""
     cases = manifest.all_cases
+    files = [path for case in cases for path in case.files]
+    if not any(map(Path.is_file, files)):
+        return [
+            f"{manifest.data_root}: holds none of the {len(files)} files, such as {manifest.relative(files[0])}; name "
+            "the folder that the paths start from (--data-root)."
+        ]
     with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(_checked, case, manifest) for case in cases]
         for done, _ in enumerate(as_completed(futures), start=1):

@@ -302,6 +302,12 @@ def test_a_missing_file_is_named(manifest: Manifest, kind: str) -> None:
     assert only_defect(manifest).startswith(f"{kind}/b.nii.gz: there is no such file")
 
 
+def test_a_wrong_data_root_is_told_in_one_sentence(tmp_path: Path) -> None:
+    elsewhere = from_document(document(*(row(case_id, fold=0) for case_id in "abc")), tmp_path / "elsewhere")
+
+    assert only_defect(elsewhere).startswith(f"{tmp_path / 'elsewhere'}: holds none of the 6 files, such as images/")
+
+
 @pytest.mark.parametrize("kind", ["images", "labels"])
 def test_a_truncated_file_is_named(manifest: Manifest, kind: str) -> None:
     path = manifest.data_root / kind / "b.nii.gz"
