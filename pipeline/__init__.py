@@ -1,6 +1,12 @@
 """Train, check and run 3D medical image segmentation as MONAI bundles."""
 
 import logging
+import os
 
 # MONAI says at import that an optional GPU decoder is absent; nobody here misses it, and it would head every output.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+
+# Threads of libgomp, which PyTorch brings and which reads this when it is loaded, spin at barriers for milliseconds.
+# Beside another busy program that made networks of two threads 18 times slower; ten thousand turns are enough.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

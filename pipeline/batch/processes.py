@@ -157,7 +157,7 @@ def serve(connection: Connection, share: Share) -> None:
     keep_large_buffers()
     sending = threading.Lock()
     start_network_thread(share.threads)
-    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=_step_back)
+    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=_step_back, initargs=(share.threads,))
     _start(threads)
     if share.max_gib is not None:
         limit = int(share.max_gib * GIB)
@@ -168,13 +168,13 @@ def serve(connection: Connection, share: Share) -> None:
             threads.submit(fn, *args, **kwargs).add_done_callback(partial(_answer, connection, sending, number))
 
 
-def _step_back() -> None:
+def _step_back(network_threads: int) -> None:
     """Let this thread compute alone, and where the system knows priorities of threads, only when the network does not.
 
-    The helpers of the network spin at barriers; one that another thread keeps from its processor holds up all.
+    The threads of a network wait for each other at barriers; one that is kept from its processor holds up all.
     """
     compute_with(1)
-    if sys.platform == "linux":
+    if network_threads > 1 and sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
