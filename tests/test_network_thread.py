@@ -1,5 +1,8 @@
 """One thread of a worker has helpers, and computes for all others."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -35,6 +38,20 @@ def test_all_calls_of_a_worker_share_one_thread_with_helpers_and_compute_alone_o
     assert network[1] == 3
     assert first[1] == second[1] == 1
     assert len({first[0], second[0], network[0]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_threads_spin_shortly_unless_the_user_says_how(given: dict[str, str], count: str) -> None:
+    cleared = {name: text for name, text in os.environ.items() if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+    code = "import sys, os, pipeline; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], env=cleared | given, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == [count, "False"]  # libgomp reads it when PyTorch is imported
 
 
 def test_without_such_a_thread_the_caller_computes_as_it_did() -> None:
