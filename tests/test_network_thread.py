@@ -42,7 +42,7 @@ def test_all_calls_of_a_worker_share_one_thread_with_helpers_and_compute_alone_o
 
 @pytest.mark.parametrize(
     ("given", "count"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "50000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
     ids=["nothing", "a count", "a policy"],
 )
 def test_threads_spin_shortly_unless_the_user_says_how(given: dict[str, str], count: str) -> None:
