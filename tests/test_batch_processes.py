@@ -88,6 +88,8 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path, bundle: 
     command.process.join()
 
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    counts = status_of(tmp_path / "out").counts
+    assert (counts["running"], counts["waiting"]) == (0, 1)
 
 
 def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_other(

@@ -53,7 +53,7 @@ class Status:
 
     Args:
         is_running: whether a run works in it.
-        counts: of cases by state; all states, in their order.
+        counts: of cases by state; all states, in their order. What a run was at when it was killed waits.
         verdicts: of the cases that are done.
         running: cases with a worker; empty if nothing runs.
         bad: cases without a result, by id.
@@ -83,7 +83,7 @@ def status_of(out_dir: Path) -> Status:
     is_running = is_held(out_dir)
     entries, runs = read_ledger(out_dir)
     now_s = time.time()
-    states = Counter(entry.state for entry in entries)
+    states = Counter(State.WAITING if entry.state in OPEN and not is_running else entry.state for entry in entries)
     done = [entry.report.quality.verdict for entry in entries if entry.state is State.DONE and entry.report]
     rate = _ended_per_s(entries, runs[-1], now_s if is_running else None) if runs else 0.0
     waiting = sum(states[state] for state in OPEN)
