@@ -1,6 +1,7 @@
 """Write files that are whole when they have their names, however the process ends and whoever reads meanwhile."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def place_copy(path: Path, to: Path) -> None:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # others may write it at the same time
     try:
         yield partial
         with partial.open("rb") as stream:
