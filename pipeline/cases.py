@@ -34,6 +34,9 @@ PICTURES = f"picture ({PICTURE_NAMES})"
 HASH_DIGITS = 8
 """Hex digits that tell files of one name apart; two of 1000 such files share them once in 8000 runs."""
 
+HASHED_NAME_DIGITS = 16
+"""Hex digits that a hashed name has; two of a million files share them once in 37 million runs."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -46,6 +49,7 @@ class Case:
         findings: a sentence for each thing worth knowing before it is read; without image, the reasons.
         unusable: without image, the series of its study.
         further_channels: files of the second channel and those that follow; some may be missing.
+        hides_names: nothing that is said of it may name its files, which are called after patients perhaps.
     """
 
     case_id: str
@@ -53,6 +57,7 @@ class Case:
     findings: tuple[str, ...] = ()
     unusable: tuple[Series, ...] = ()
     further_channels: tuple[Path, ...] = ()
+    hides_names: bool = False
 
     @property
     def channels(self) -> tuple[Path, ...]:
@@ -85,6 +90,17 @@ class Case:
             return tuple(map(FileRef, self.channels))
         series = self.unusable if self.image is None else (self.image,)
         return tuple(sorted({file for one in series for file in one.files}))
+
+    def redacted(self, text: str) -> str:
+        """Return what is said of the case without the names of its files, if they are to be hidden."""
+        if not self.hides_names:
+            return text
+        places = {place for path in self.channels for place in (path, path.resolve())}
+        folders = {place.parent for place in places if place.parent.name}  # a library may name another file there
+        names = {path.name for path in self.channels}.union(map(str, places | folders))
+        for name in sorted(names, key=len, reverse=True):  # a path before the name it ends in
+            text = text.replace(name, self.case_id)
+        return text
 
     @property
     def files(self) -> list[str]:
@@ -327,6 +343,13 @@ def with_own_ids(found: Sequence[Case]) -> list[Case]:
 def with_hash(case: Case, digits: int = HASH_DIGITS) -> str:
     """Return the case's id with the start of its identity appended, for where another input has the id."""
     return f"{case.case_id}-{case.identity[:digits]}"
+
+
+def with_hashed_name(case: Case) -> Case:
+    """Return the case of some files under a name that says nothing of theirs; a series has none of its files anyway."""
+    if not case.channels:
+        return case
+    return replace(case, case_id=f"case-{case.identity[:HASHED_NAME_DIGITS]}", hides_names=True)
 
 
 def _hashed(*facts: Path | str) -> str:

@@ -356,6 +356,9 @@ def segment_command(
     attention: Annotated[
         bool, typer.Option("--attention", help="Write and judge the maps of the network's attention gates too.")
     ] = False,
+    hashed_names: Annotated[
+        bool, typer.Option("--hashed-names", help="Call cases by a hash, where files or folders name patients.")
+    ] = False,
     is_watching: Annotated[
         bool, typer.Option("--watch", help="Go on with what comes into the folders, until Ctrl-C.")
     ] = False,
@@ -376,7 +379,7 @@ def segment_command(
         _refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
     wanted = _choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
     gates = attention_of(bundle, is_ensemble=is_ensemble) if attention else ()
-    options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips, gates)
+    options = Options(wanted, overwrite, _choices(Allow, allow, "--allow"), runtime, check_flips, gates, hashed_names)
     setup = setup_of(bundle, out, options, device, is_ensemble=is_ensemble)
     means = Means(engine, Limits(timeout, attempts), max_memory)
     if is_watching:

@@ -133,6 +133,7 @@ class Options:
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
         attention: levels of the gates whose maps are written and judged, all that `gate_levels` returns; or none.
+        hashed_names: call cases by a hash of where their files lie, in whatever is written or said of them.
 
     Raises:
         UsageError: no output but previews, or a report without the DICOM SEG that it refers to.
@@ -144,6 +145,7 @@ class Options:
     runtime: Runtime | None = None
     check_flips: bool = False
     attention: tuple[int, ...] = ()
+    hashed_names: bool = False
 
     def __post_init__(self) -> None:
         if not set(self.outputs) - {Output.PREVIEW}:
@@ -348,8 +350,9 @@ def _prepare(case: Case, bundle: LoadedBundle, options: Options) -> _Prepared:
     scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.images)
     small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
     image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
+    findings = tuple(map(case.redacted, scan.findings))
     elapsed_s = time.perf_counter() - started_s
-    return _Prepared(image, scan.grid, scan.findings, source, algorithm, small, elapsed_s)
+    return _Prepared(image, scan.grid, findings, source, algorithm, small, elapsed_s)
 
 
 def _infer(prepared: _Prepared, bundle: LoadedBundle, options: Options) -> _Found:
@@ -440,11 +443,11 @@ def versions(bundle: NamedBundle) -> dict[str, str]:
 def _sentence(error: Exception, ours: VoxelgateError | None, case: Case) -> str:
     """Word an error; what a library says of a DICOM file may quote its header, and thus a patient."""
     if ours is not None:
-        return str(ours)
+        return case.redacted(str(ours))
     kind = type(error).__name__
     if isinstance(case.image, Series):
         return f"{kind} while {case.case_id} was worked on; run it again with --debug to see where."
-    return f"{kind}: {str(error).strip().partition(chr(10))[0]}"
+    return case.redacted(f"{kind}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def _first_of_ours(error: BaseException) -> VoxelgateError | None:

@@ -20,7 +20,7 @@ from pipeline.batch.lock import locked
 from pipeline.batch.runner import run
 from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
 from pipeline.batch.status import status_of
-from pipeline.batch.table import TABLE_NAME
+from pipeline.batch.table import INPUTS_NAME, TABLE_NAME
 from pipeline.bundle import seal
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.dicom.reader import read_series
@@ -385,3 +385,82 @@ def test_status_tells_what_was_done_and_why_the_rest_was_not(tmp_path: Path, seg
     assert "b: refused: b.nii.gz" in text.stdout
     assert '"done": 1' in as_json.stdout
     assert run("status", tmp_path / "in").returncode == 1
+
+
+def inputs_of(out: Path) -> dict[str, str]:
+    with (out / INPUTS_NAME).open(encoding="utf-8", newline="") as file:
+        return {row["case"]: row["input"] for row in csv.DictReader(file)}
+
+
+def test_a_table_says_where_the_input_of_each_case_lies_of_a_series_its_first_file(
+    tmp_path: Path, segment: Segment
+) -> None:
+    save_case(tmp_path / "in" / "a" / "ct.nii.gz")
+    save_case(tmp_path / "in" / "b" / "ct.nii.gz", seed=1)
+    write(ct_series(), tmp_path / "in" / "dicom")
+
+    series = {report.case_id for report in segment(tmp_path / "in")} - {"a/ct", "b/ct"}
+
+    first = min((tmp_path / "in" / "dicom").iterdir()).name
+    assert inputs_of(tmp_path / "out") == {
+        "a/ct": "../in/a/ct.nii.gz",
+        "b/ct": "../in/b/ct.nii.gz",
+        series.pop(): f"../in/dicom/{first}",
+    }
+
+
+def test_with_hashed_names_only_the_table_of_inputs_and_the_ledger_name_files(
+    tmp_path: Path, segment: Segment, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = save_case(tmp_path / "in" / "mueller_hans" / "mueller_ct.nii.gz")
+    save_case(tmp_path / "in" / "mueller_grete" / "mueller_ct.nii.gz", seed=1)
+    (image.parent / "mueller_cut.nii.gz").write_bytes(image.read_bytes()[:1000])
+    (image.parent / "mueller_other.nrrd").write_text("NRRD0004\ntype: short\n\n", "utf-8")
+
+    reports = segment(tmp_path / "in", options=Options((Output.NIFTI, Output.PREVIEW), hashed_names=True))
+
+    assert sorted(statuses(reports).values()) == ["done", "done", "refused", "refused"]
+    assert all(len(report.case_id) == len("case-0123456789abcdef") for report in reports)
+    texts = [
+        path + text.decode(errors="replace") for path, text in tree(tmp_path / "out").items() if path != INPUTS_NAME
+    ]
+    texts += [report.to_json().replace(str(tmp_path), "") for report in reports] + [caplog.text]
+    assert not any("mueller" in text for text in texts)
+    place_of = inputs_of(tmp_path / "out")
+    assert place_of.keys() == statuses(reports).keys()
+    assert sorted(place_of.values()) == [
+        f"../in/mueller_{name}"
+        for name in (
+            "grete/mueller_ct.nii.gz",
+            "hans/mueller_ct.nii.gz",
+            "hans/mueller_cut.nii.gz",
+            "hans/mueller_other.nrrd",
+        )
+    ]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_output_folder_has_hashed_names_in_all_runs_or_in_none(
+    tmp_path: Path, segment: Segment, is_first: bool
+) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz")
+    segment(tmp_path / "in", options=Options(hashed_names=is_first))
+
+    with pytest.raises(OutputError, match=f"with{'' if is_first else 'out'} --hashed-names"):
+        segment(tmp_path / "in", options=Options(hashed_names=not is_first))
+
+
+def test_a_ledger_of_the_version_before_goes_on(tmp_path: Path, segment: Segment) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz")
+    first = segment(tmp_path / "in")
+    before = written_at(tmp_path / "out")
+    with closing(sqlite3.connect(tmp_path / "out" / LEDGER_NAME)) as connection:
+        connection.execute("ALTER TABLE cases DROP COLUMN input")
+        connection.execute("ALTER TABLE runs DROP COLUMN hashed_names")
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    assert status_of(tmp_path / "out").counts["done"] == 1
+
+    assert segment(tmp_path / "in") == first
+    assert written_at(tmp_path / "out") == before
+    assert inputs_of(tmp_path / "out") == {"a": "../in/a.nii.gz"}

@@ -1,13 +1,14 @@
 """What became of every case of an output folder: a SQLite file that one run writes, and anybody reads meanwhile.
 
-Table `cases` has a row for each case: its state, the SHA-256 of input and bundle, options, attempts, worker, and the
-report as JSON with findings, seconds and peak memory (`json_extract(report, '$.findings')`). Table `outputs` has a row
-for each file with its SHA-256. While a run is on the file is in WAL mode, which needs a file system of this machine, or
-one that only this machine uses (https://www.sqlite.org/wal.html); afterwards it can be read from anywhere, by those too
-who may not write.
+Table `cases` has a row for each case: where its input lies, its state, the SHA-256 of input and bundle, options,
+attempts, worker, and the report as JSON with findings, seconds and peak memory (`json_extract(report, '$.findings')`).
+Table `outputs` has a row for each file with its SHA-256. While a run is on the file is in WAL mode, which needs a file
+system of this machine, or one that only this machine uses (https://www.sqlite.org/wal.html); afterwards it can be read
+from anywhere, by those too who may not write.
 """
 
 import json
+import os
 import sqlite3
 import time
 import unicodedata
@@ -26,7 +27,12 @@ from pipeline.errors import OutputError
 
 LEDGER_NAME = "ledger.sqlite"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+FROM_VERSION_1 = """
+ALTER TABLE cases ADD COLUMN input TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN hashed_names INTEGER NOT NULL DEFAULT 0
+"""
 
 LOCKED_S = 60.0
 """How long a run waits for somebody who keeps its ledger from changing."""
@@ -37,11 +43,15 @@ NAME_BYTES = 200
 UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of what no line can show: control and formatting, ends of lines, bytes that are no text."""
 
+BETWEEN = " | "
+"""Between several things in one text."""
+
 SCHEMA = """
 CREATE TABLE cases (
     case_id TEXT PRIMARY KEY,
     folded TEXT NOT NULL UNIQUE,
     identity TEXT NOT NULL UNIQUE,
+    input TEXT NOT NULL DEFAULT '',
     state TEXT NOT NULL,
     input_sha256 TEXT NOT NULL DEFAULT '',
     input_stamp TEXT NOT NULL DEFAULT '',
@@ -66,7 +76,8 @@ CREATE TABLE runs (
     started_s REAL NOT NULL,
     ended_s REAL,
     engine TEXT NOT NULL,
-    bundle TEXT NOT NULL
+    bundle TEXT NOT NULL,
+    hashed_names INTEGER NOT NULL
 ) STRICT;
 """
 
@@ -224,8 +235,8 @@ class Ledger:
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self._transaction():
-            if not _version(self._connection, self.out_dir):
-                for statement in SCHEMA.split(";"):
+            if (found := _version(self._connection, self.out_dir)) < SCHEMA_VERSION:
+                for statement in (FROM_VERSION_1 if found else SCHEMA).split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -236,10 +247,23 @@ class Ledger:
             self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
 
-    def begin_run(self, engine: str, bundle: str) -> None:
-        """Note that a run starts, and that what an earlier one left running is not."""
+    def begin_run(self, engine: str, bundle: str, *, hashed_names: bool = False) -> None:
+        """Note that a run starts, and that what an earlier one left running is not.
+
+        Raises:
+            OutputError: earlier runs named their cases in the other way.
+        """
         with self._transaction():
-            self._connection.execute("INSERT INTO runs VALUES (?, NULL, ?, ?)", (time.time(), engine, bundle))
+            earlier = self._connection.execute("SELECT hashed_names FROM runs LIMIT 1").fetchone()
+            if earlier is not None and earlier[0] != hashed_names:
+                raise OutputError(
+                    f"{self.out_dir}: earlier runs wrote into it with{'' if earlier[0] else 'out'} --hashed-names; do "
+                    "the same, or choose another output folder."
+                )
+            self._connection.execute(
+                "INSERT INTO runs (started_s, engine, bundle, hashed_names) VALUES (?, ?, ?, ?)",
+                (time.time(), engine, bundle, hashed_names),
+            )
             self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
 
     def end_run(self) -> None:
@@ -259,9 +283,14 @@ class Ledger:
         named = [(case.identity, replace(case, case_id=_storable(case.case_id))) for case in cases]
         wanted = Counter({identity: _folded(case.case_id) for identity, case in named}.values())
         with self._transaction():
-            return [
+            enrolled = [
                 self._enrolled(case, identity, is_shared=wanted[_folded(case.case_id)] > 1) for identity, case in named
             ]
+            self._connection.executemany(
+                "UPDATE cases SET input = ? WHERE case_id = ?",
+                [(_place_of(case, self.out_dir), case.case_id) for case in enrolled],
+            )
+            return enrolled
 
     def _enrolled(self, case: Case, identity: str, *, is_shared: bool) -> Case:
         if case.supersedes:
@@ -300,6 +329,11 @@ class Ledger:
         """Return what is known of every case, by id."""
         with _reworded(self.out_dir):
             return list(_entries(self._connection, self.out_dir))
+
+    def inputs(self) -> dict[str, str]:
+        """Return where the input of every case lies, by id, as paths from the output folder."""
+        with _reworded(self.out_dir):
+            return dict(self._connection.execute("SELECT case_id, input FROM cases ORDER BY case_id").fetchall())
 
     def files_of(self, case_id: str) -> list[FileRecord]:
         """Return the files that were written of a case, whether they still stand or not."""
@@ -422,7 +456,7 @@ def _version(connection: sqlite3.Connection, out_dir: Path) -> int:
         OutputError: another program made it.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version not in {0, SCHEMA_VERSION}:
+    if version not in {0, 1, SCHEMA_VERSION}:
         raise OutputError(
             f"{out_dir}: its ledger has version {version}, expected {SCHEMA_VERSION}; choose another folder."
         )
@@ -470,6 +504,12 @@ def _storable(name: str) -> str:
     """Return a name that a file, the ledger and a line of text can have."""
     folder, slash, last = shown(name).rpartition("/")
     return f"{folder}{slash}{last.encode()[:NAME_BYTES].decode(errors='ignore')}"
+
+
+def _place_of(case: Case, out_dir: Path) -> str:
+    """Return the files of a case, or the first of its series, as paths from the output folder."""
+    places = case.channels or [file.path / file.member for file in case.input_files[:1]]
+    return shown(BETWEEN.join(Path(os.path.relpath(place, out_dir)).as_posix() for place in places))
 
 
 def _columns(versions: Versions) -> tuple[str, str, str, str]:

@@ -14,7 +14,7 @@ from pipeline.batch.engine import Engine
 from pipeline.batch.inputs import stamp_of
 from pipeline.batch.ledger import LEDGER_NAME, Entry, Ledger, Versions, shown
 from pipeline.batch.outputs import is_intact, publish_case, recover, refuse_foreign
-from pipeline.batch.table import write_table
+from pipeline.batch.table import write_tables
 from pipeline.batch.worker import Job, Outcome, Setup
 from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import Case
@@ -106,7 +106,7 @@ class _Runner:
     def _try_table(self) -> None:
         """Write the table, unless somebody has it open in a program that lets nobody replace it."""
         try:
-            write_table(self._ledger.out_dir, self._ledger.entries())
+            write_tables(self._ledger)
         except OutputError as error:
             logger.warning("%s", error)
         self._table_s = time.monotonic()
@@ -117,7 +117,7 @@ class _Runner:
         try:
             recover(self._ledger)
             self._ledger.end_run()
-            write_table(self._ledger.out_dir, self._ledger.entries())
+            write_tables(self._ledger)
         except OutputError:
             if not is_abandoned:
                 raise  # else what ended the run is told, and the next one will do it

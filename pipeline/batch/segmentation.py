@@ -15,7 +15,7 @@ from pipeline.batch.watch import Patience, watch
 from pipeline.batch.worker import Setup
 from pipeline.bundle import ensemble_fingerprint, image_rule_of, open_bundle, read_metadata, series_rule_of, verify
 from pipeline.case_report import CaseReport
-from pipeline.cases import Case, find_cases
+from pipeline.cases import Case, find_cases, with_hashed_name
 from pipeline.errors import UsageError
 from pipeline.inference.attention_maps import gate_levels
 from pipeline.results import make_folder
@@ -85,7 +85,7 @@ def cases_in(
     Raises:
         InputError: as for `find_cases`.
     """
-    return find_cases(
+    found = find_cases(
         [path.absolute() for path in inputs],  # workers may have another working directory
         rule=series_rule_of(setup.bundle),
         images=image_rule_of(setup.bundle),
@@ -94,6 +94,7 @@ def cases_in(
         out_dir=setup.out_dir,
         progress=progress,
     )
+    return _named(found, setup)
 
 
 def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setup, Means]:
@@ -139,7 +140,7 @@ def segment_cases(cases: Sequence[Case], setup: Setup, means: Means | None = Non
         UsageError: no such engine.
         VoxelgateError: as for `run`.
     """
-    return _segment(lambda: iter([cases]), setup, means or Means())
+    return _segment(iter([cases]), setup, means or Means())
 
 
 def segment_arrivals(
@@ -162,17 +163,18 @@ def segment_arrivals(
     rule, images = series_rule_of(setup.bundle), image_rule_of(setup.bundle)
     if images.files > 1:
         raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
-    return _segment(
-        lambda: watch(folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir, images=images),
-        setup,
-        means or Means(),
-    )
+    arrivals = watch(folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir, images=images)
+    return _segment((_named(cases, setup) for cases in arrivals), setup, means or Means())
 
 
-def _segment(arrivals: Callable[[], Iterator[Sequence[Case]]], setup: Setup, means: Means) -> Iterator[CaseReport]:
+def _named(cases: Sequence[Case], setup: Setup) -> list[Case]:
+    return list(map(with_hashed_name, cases)) if setup.options.hashed_names else list(cases)
+
+
+def _segment(arrivals: Iterator[Sequence[Case]], setup: Setup, means: Means) -> Iterator[CaseReport]:
     make_folder(setup.out_dir)
     with locked(setup.out_dir), closing(Ledger(setup.out_dir)) as ledger:
         engine = engine_of(means.engine, means.max_gib)
-        ledger.begin_run(means.engine, f"{setup.name} {setup.version}")
-        with closing(run(arrivals(), setup, engine, ledger, means.limits)) as reports:
+        ledger.begin_run(means.engine, f"{setup.name} {setup.version}", hashed_names=setup.options.hashed_names)
+        with closing(run(arrivals, setup, engine, ledger, means.limits)) as reports:
             yield from reports

@@ -1,4 +1,4 @@
-"""The table of an output folder: a row for each case with its outputs, volumes and findings, for spreadsheets."""
+"""The tables of an output folder, for spreadsheets: what became of each case, and where its input lies."""
 
 import csv
 import io
@@ -6,34 +6,38 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.batch.ledger import Entry, State
+from pipeline.batch.ledger import BETWEEN, Entry, Ledger, State
 from pipeline.errors import OutputError
 from pipeline.pictures import PIXELS_PER_ML
 from pipeline.results import Output, is_of_picture
 
 TABLE_NAME = "cases.csv"
 
+INPUTS_NAME = "inputs.csv"
+"""It names patients where files and folders do."""
+
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """With these a cell would be a formula in a spreadsheet (OWASP, CSV injection)."""
 
-BETWEEN = " | "
-"""Between sentences in one cell."""
 
-
-def write_table(out_dir: Path, entries: Sequence[Entry]) -> None:
-    """Write `cases.csv` anew: sorted by case, without times, the same for the same results.
+def write_tables(ledger: Ledger) -> None:
+    """Write `cases.csv` and `inputs.csv` anew: sorted by case, without times, the same for the same results.
 
     Args:
-        out_dir: the output folder.
-        entries: of its ledger.
+        ledger: of the output folder.
 
     Raises:
-        OutputError: it cannot be written; the older table stays.
+        OutputError: one cannot be written; the older one stays.
     """
-    path, partial = out_dir / TABLE_NAME, out_dir / f".{TABLE_NAME}.partial"
+    _write(ledger.out_dir / TABLE_NAME, table_text(ledger.out_dir, ledger.entries()))
+    _write(ledger.out_dir / INPUTS_NAME, _as_csv([("case", "input"), *sorted(ledger.inputs().items())]))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(table_text(out_dir, entries))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -47,11 +51,16 @@ def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
     in_pixels = all(is_of_picture(one.report) for one in entries if one.report and one.report.volumes_ml)
     unit = "px" if structures and in_pixels else "ml"
     header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
+    ordered = sorted(entries, key=lambda entry: entry.case_id)
+    rows = (_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in ordered)
+    return _as_csv([[*header, "findings", "reasons"], *rows])
+
+
+def _as_csv(rows: Iterable[Iterable[str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(map(_cell, [*header, "findings", "reasons"]))
-    for one in sorted(entries, key=lambda entry: entry.case_id):
-        writer.writerow(map(_cell, _row(out_dir, one, sorted(structures), in_pixels=in_pixels)))
+    for row in rows:
+        writer.writerow(map(_cell, row))
     return text.getvalue()
 
 
