@@ -1,6 +1,7 @@
 """What the network costs, and how fast this machine convolves."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -39,15 +40,33 @@ def probe_gflops(now_s: Clock) -> float:
     return _rate(*PROBE, torch.channels_last_3d, now_s)
 
 
-def fastest_rate(now_s: Clock) -> tuple[float, float, str]:
-    """Return the highest speed of any layer of the network in any memory layout, GFLOP/s, and which it was.
+@dataclass(frozen=True)
+class Convolution:
+    """The layer of the network that this machine runs fastest.
 
-    The second speed is that of the same convolution over seconds on end, which no burst of a shared machine lifts.
+    Args:
+        layer: channels in and out, and voxels.
+        layout: of memory, as PyTorch calls it.
+        gflops: its speed, the highest of a few runs.
     """
-    layouts = {"channels-last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
-    best, name, layer = max((_rate(*layer, layouts[name], now_s), name, layer) for layer in LAYERS for name in layouts)
-    lasting = _rate(*layer, layouts[name], now_s, SUSTAINED_S)
-    return best, lasting, f"{layer[0]} to {layer[1]} channels, {layer[2]} voxels, {name}"
+
+    layer: tuple[int, int, tuple[int, int, int]]
+    layout: torch.memory_format
+    gflops: float
+
+    def __str__(self) -> str:
+        return f"{self.layer[0]} to {self.layer[1]} channels, {self.layer[2]} voxels, {self.layout}"
+
+    def lasting_gflops(self, now_s: Clock) -> float:
+        """Return its mean speed over some seconds, which no burst of a shared machine lifts."""
+        return _rate(*self.layer, self.layout, now_s, SUSTAINED_S)
+
+
+def fastest(now_s: Clock) -> Convolution:
+    """Return the fastest layer of the network in any memory layout."""
+    layouts = torch.channels_last_3d, torch.contiguous_format
+    every = (Convolution(layer, layout, _rate(*layer, layout, now_s)) for layer in LAYERS for layout in layouts)
+    return max(every, key=lambda one: one.gflops)
 
 
 def network_gflop(size_vox: tuple[int, int, int], classes: int) -> float:

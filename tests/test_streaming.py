@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from pipeline.errors import InputError, UsageError
-from pipeline.inference.line_buffers import Line, SkipQueue
+from pipeline.inference.line_buffers import Line, SkipLine
 from pipeline.inference.streaming import StreamingNetwork, can_stream, obstacles, stream, streaming_cost
 from pipeline.networks import AttentionUNet
 from pipeline.networks.describe import LiveMemory
@@ -269,15 +269,43 @@ def test_a_line_holds_what_was_appended_and_not_dropped(steps: list[tuple[int, i
         assert line.oldest(len(line)).flatten().tolist() == list(range(dropped, appended))
 
 
-@given(slabs=st.lists(st.integers(1, 5), min_size=1, max_size=8), cuts=st.lists(st.integers(1, 9), max_size=20))
-def test_a_queue_gives_slices_in_the_order_they_came_in_any_portions(slabs: list[int], cuts: list[int]) -> None:
-    queue, values = SkipQueue(), torch.arange(float(sum(slabs))).reshape(-1, 1, 1, 1)
-    for slab in values.split(slabs):
-        assert queue.remember(slab.clone()).equal(slab)
-    taken = 0
-    for cut in cuts:
-        out = torch.empty_like(values[taken : taken + cut])
-        queue.pour(out)
-        assert out.equal(values[taken : taken + cut])
-        taken += len(out)
-    assert (queue.nbytes == 0) == (taken == sum(slabs))
+@settings(deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6), st.integers(0, 9), st.booleans()), max_size=20),
+)
+def test_a_skip_line_holds_what_its_layer_will_see_and_gives_slices_in_the_order_they_came(
+    steps: list[tuple[int, int, int, bool]],
+) -> None:
+    line = SkipLine((1, 1), 1, dtype=torch.float32, device=torch.device("cpu"))
+    seen: list[float] = []
+    waiting: list[float] = []
+    dropped, number = 0, 0.0
+    for count, drop, pour, is_padding in steps:
+        if is_padding:
+            line.append_zeros(count)
+            seen += [0.0] * count
+        else:
+            slices = [number := number + 1 for _ in range(count)]
+            line.append(torch.tensor(slices).reshape(-1, 1, 1, 1))
+            seen += slices
+            waiting += slices
+        line.drop(drop)
+        dropped += drop
+        out = torch.empty(min(pour, len(waiting)), 1, 1, 1)
+        line.pour(out)
+        assert out.flatten().tolist() == waiting[: len(out)]
+        del waiting[: len(out)]
+        assert line.oldest(len(line)).flatten().tolist() == seen[dropped:]
+
+
+def test_a_skip_line_takes_no_more_memory_when_as_much_is_poured_as_comes() -> None:
+    line = SkipLine((3, 2), 4, dtype=torch.float32, device=torch.device("cpu"))
+    held = []
+    for number in range(20):
+        line.append(torch.full((8, 3, 2, 4), float(number)))
+        line.drop(len(line) - 1)
+        if number > 5:
+            line.pour(torch.empty(8, 3, 2, 4))
+        held.append(line.nbytes)
+
+    assert len(set(held[7:])) == 1

@@ -68,35 +68,59 @@ class Line:
         self._start += count
 
 
-class SkipQueue:
-    """Slabs of a skip connection that wait, uncopied, for the decoder to catch up."""
+class SkipLine(Line):
+    """A line whose slices wait, when its layer has seen them, until the decoder has caught up and takes them too.
 
-    def __init__(self) -> None:
-        self._slabs: deque[Slab] = deque()
+    Slices lie in blocks, each with those in front that the layer will see again. Blocks are used again and again for as
+    long as the volume lasts: slabs that come and go at ever other times would leave the heap full of holes.
+    """
+
+    def __init__(self, plane: Plane, channels: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(plane, channels, dtype=dtype, device=device)
+        self._blocks: list[torch.Tensor] = []
+        self._waiting: deque[tuple[torch.Tensor, int, int]] = deque()  # block, from where to where; oldest first
 
     @property
     def nbytes(self) -> int:
-        """Return the memory that is held; a slab counts whole until its last slice is taken."""
-        return sum(slab.untyped_storage().nbytes() for slab in self._slabs)
+        """Return the memory that is held."""
+        return sum(block.nbytes for block in self._blocks)
 
-    def remember(self, slab: Slab) -> Slab:
-        """Keep a slab, and return it, so that it can be watched passing by: `map(queue.remember, slabs)`."""
-        self._slabs.append(slab)
-        return slab
+    def room(self, count: int) -> torch.Tensor:
+        """Return the place of the next `count` slices, which the caller writes at once; they wait for nobody."""
+        carried = self._slices[self._start : self._stop]
+        self._slices = self._free_block(len(carried) + count)
+        self._slices[: len(carried)] = carried
+        self._start = max(self._start - self._stop, 0)
+        self._stop = len(carried) + count
+        return self._slices[len(carried) : self._stop]
+
+    def append(self, slab: torch.Tensor) -> None:
+        """Copy a slab behind the newest slice; it waits to be poured."""
+        super().append(slab)
+        self._waiting.append((self._slices, self._stop - len(slab), self._stop))
 
     def pour(self, out: torch.Tensor) -> None:
-        """Move the oldest slices into `out`, (n, h, w, c), across the borders of slabs; n must have been remembered."""
+        """Move the slices that have waited longest into `out`, (n, h, w, c); so many must wait."""
         while len(out):
-            slab = self._slabs.popleft()
-            count = min(len(slab), len(out))
-            out[:count] = slab[:count]
+            block, start, stop = self._waiting.popleft()
+            count = min(stop - start, len(out))
+            out[:count] = block[start : start + count]
             out = out[count:]
-            if count < len(slab):
-                self._slabs.appendleft(slab[count:])
+            if start + count < stop:
+                self._waiting.appendleft((block, start + count, stop))
+
+    def _free_block(self, count: int) -> torch.Tensor:
+        """Return a block of at least `count` slices of which none is needed any more."""
+        needed = {id(self._slices), *(id(block) for block, _, _ in self._waiting)}
+        free = [block for block in self._blocks if len(block) >= count and id(block) not in needed]
+        if not free:
+            free = [self._slices.new_empty((count, *self._slices.shape[1:]))]
+            self._blocks += free
+        return free[0]
 
 
 class Buffers:
-    """All lines and queues of one stream.
+    """All lines of one stream.
 
     Args:
         dtype: of the numbers in the lines.
@@ -106,7 +130,7 @@ class Buffers:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._device = device
-        self._held: list[Line | SkipQueue] = []
+        self._held: list[Line] = []
 
     @property
     def nbytes(self) -> int:
@@ -119,11 +143,11 @@ class Buffers:
         self._held.append(line)
         return line
 
-    def queue(self) -> SkipQueue:
-        """Return a new, empty queue."""
-        queue = SkipQueue()
-        self._held.append(queue)
-        return queue
+    def skip_line(self, plane: Plane, channels: int) -> SkipLine:
+        """Return a new line for slices that a skip connection takes too; see `SkipLine`."""
+        line = SkipLine(plane, channels, dtype=self._dtype, device=self._device)
+        self._held.append(line)
+        return line
 
 
 def first(slabs: Iterator[Slab], count: int) -> Iterator[Slab]:

@@ -85,6 +85,7 @@ class Restorer:
         self._certainty: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] = (np.zeros(0), np.zeros(0, np.int64))
         self._known = 0
         self._kept: tuple[Scores, Codes] | None = None
+        self._scratch = _Scratch()
 
     def push(self, start: int, scores: torch.Tensor) -> None:
         """Take the next slab and label all source voxels that lie before its last slice.
@@ -113,7 +114,7 @@ class Restorer:
             kept, kept_codes = self._kept
             self._restore_block((kept, values[:, :1]), np.concatenate((kept_codes, codes[:1])), start - 1)
         self._restore(values, codes, start)
-        self._kept = (values[:, -1:].copy(), codes[-1:])
+        self._keep(values[:, -1:], codes[-1:])
 
     def result(self) -> Restored:
         """Return what was restored.
@@ -141,13 +142,22 @@ class Restorer:
             labels = 1 + self.kind.highest_label(channels)
             self._certainty = np.zeros(labels), np.zeros(labels, np.int64)
 
+    def _keep(self, scores: Scores, codes: Codes) -> None:
+        """Keep a slice, where the one before it was kept."""
+        if self._kept is None:
+            self._kept = scores.copy(), codes
+        else:
+            np.copyto(self._kept[0], scores)
+            self._kept = self._kept[0], codes
+
     def _count(self, scores: Scores, codes: Codes) -> None:
         """Add up how certain the structures are; the background has most voxels and tells nothing."""
         flat = np.flatnonzero(codes)
         step = max(1, BLOCK_SCORES // (4 * len(scores)))
         for first in range(0, len(flat), step):
             part = flat[first : first + step]
-            sums, counts = self.kind.certainty(_columns(scores, part), codes.reshape(-1)[part])
+            columns = _gathered((scores,), part, self._scratch)
+            sums, counts = self.kind.certainty(columns, codes.reshape(-1)[part])
             self._certainty = self._certainty[0] + sums, self._certainty[1] + counts
 
     def _restore(self, scores: Scores, codes: Codes, start: int) -> None:
@@ -161,7 +171,7 @@ class Restorer:
 
     def _restore_block(self, scores: tuple[Scores, ...], codes: Codes, start: int) -> None:
         ends = start, start + len(codes) - 1
-        block = _Block(scores, codes, self._placement.is_between, self.kind)
+        block = _Block(scores, codes, self._placement.is_between, self.kind, self._scratch)
         if self._labels is not None and block.box is not None:
             target = self._placement.view(self._labels)
             for voxels in self._placement.voxels(*ends, block.box):
@@ -200,10 +210,16 @@ class _Block:
         codes: (n, H, W), the decision for each network voxel.
         is_between: axes along which cells have an extent.
         kind: what the scores are.
+        scratch: memory that nobody else uses as long as the block is used.
     """
 
     def __init__(
-        self, scores: tuple[Scores, ...], codes: Codes, is_between: tuple[bool, bool, bool], kind: ScoreKind
+        self,
+        scores: tuple[Scores, ...],
+        codes: Codes,
+        is_between: tuple[bool, bool, bool],
+        kind: ScoreKind,
+        scratch: "_Scratch",
     ) -> None:
         self.scores, self.shape, self.kind = scores, codes.shape, kind
         self.corners = list(product(*((0, 1) if between else (0,) for between in is_between)))
@@ -216,7 +232,7 @@ class _Block:
         self._number: npt.NDArray[np.int32] | None = None
         self._probabilities = scores[0]
         if self.is_mixed.any():
-            self._number, self._probabilities = self._around_mixed_cells()
+            self._number, self._probabilities = self._around_mixed_cells(scratch)
 
     @property
     def box(self) -> Box | None:
@@ -246,7 +262,7 @@ class _Block:
         total: Scores = sum(parts[1:], start=parts[0])
         return total
 
-    def _around_mixed_cells(self) -> tuple[npt.NDArray[np.int32], Scores]:
+    def _around_mixed_cells(self, scratch: "_Scratch") -> tuple[npt.NDArray[np.int32], Scores]:
         """Return the number of each voxel (n * H * W,) among the corners of mixed cells, and their probabilities."""
         is_needed = np.zeros(self.shape, dtype=bool)
         for corner in self.corners:
@@ -255,12 +271,8 @@ class _Block:
         flat = np.flatnonzero(is_needed)
         number = np.zeros(is_needed.size, dtype=np.int32)
         number[flat] = np.arange(len(flat))
-        columns, before = [], 0
-        for part in self.scores:
-            count = part[0].size
-            columns.append(_columns(part, flat[(flat >= before) & (flat < before + count)] - before))
-            before += count
-        return number, np.ascontiguousarray(self.kind.probabilities(np.concatenate(columns, axis=1)))
+        columns = _gathered(self.scores, flat, scratch)
+        return number, self.kind.probabilities(columns, out=columns)
 
     def _interpolated(self, voxels: Voxels, number: npt.NDArray[np.int32]) -> Codes:
         flat = (voxels.low[0] * self.shape[1] + voxels.low[1]) * self.shape[2] + voxels.low[2]
@@ -302,12 +314,33 @@ class _Block:
         return np.concatenate(parts)
 
 
-def _columns(scores: Scores, flat: npt.NDArray[np.int64]) -> Scores:
-    """Return the scores (classes, M) of voxels given by their flat index."""
-    if scores.strides[0] == scores.itemsize:  # classes lie side by side in memory
-        columns: Scores = np.moveaxis(scores, 0, -1).reshape(-1, len(scores))[flat].T
-        return columns
-    return np.stack([plane.reshape(-1).take(flat) for plane in scores])
+class _Scratch:
+    """Memory that is used again and again; buffers of ever other sizes would leave the heap full of holes."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.float32)
+
+    def room(self, classes: int, count: int) -> Scores:
+        """Return an array (classes, count) of anything; what was returned before is no longer to be used."""
+        if self._values.size < classes * count:
+            self._values = np.empty(classes * count, np.float32)
+        return self._values[: classes * count].reshape(classes, count)
+
+
+def _gathered(scores: tuple[Scores, ...], flat: npt.NDArray[np.int64], scratch: _Scratch) -> Scores:
+    """Return scores (classes, M) of voxels given by their index in (classes, n, H, W), which may lie in parts."""
+    columns = scratch.room(len(scores[0]), len(flat))
+    before = filled = 0
+    for part in scores:
+        wanted = flat[(flat >= before) & (flat < before + part[0].size)] - before
+        out = columns[:, filled : filled + len(wanted)]
+        if part.strides[0] == part.itemsize:  # classes lie side by side in memory
+            out[...] = np.moveaxis(part, 0, -1).reshape(-1, len(part))[wanted].T
+        else:
+            for plane, row in zip(part, out, strict=True):
+                plane.reshape(-1).take(wanted, out=row, mode="clip")  # with mode "raise" it would be copied
+        before, filled = before + part[0].size, filled + len(wanted)
+    return columns
 
 
 def _neighbours(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -126,8 +126,13 @@ class ScoreKind:
             np.maximum(codes, is_higher, out=codes)
         return highest
 
-    def probabilities(self, scores: Scores) -> Scores:
+    def probabilities(self, scores: Scores, out: Scores | None = None) -> Scores:
         """Turn scores (classes, ...) into probabilities.
+
+        Args:
+            scores: any memory layout.
+            out: where they shall stand, perhaps `scores` itself; new memory if not given. Scores that are probabilities
+                already are returned as they are.
 
         Raises:
             BundleError: scores that are called probabilities do not sum to 1.
@@ -136,26 +141,27 @@ class ScoreKind:
             if self.regions is None and (np.abs(scores.sum(axis=0) - 1) > SUM_TOLERANCE).any():
                 raise BundleError("the probabilities of a voxel do not sum to 1; these are no probabilities.")
             return scores
-        exponentials: Scores
-        if self.regions is not None:
-            exponentials = np.exp(-np.abs(scores))
-            above = 1 / (1 + exponentials)
-            return np.where(scores > 0, above, 1 - above).astype(np.float32, copy=False)
-        exponentials = np.exp(scores - scores.max(axis=0))
-        exponentials /= exponentials.sum(axis=0)
-        return exponentials
+        found = np.empty_like(scores) if out is None else out
+        if self.regions is None:
+            np.subtract(scores, scores.max(axis=0), out=found)
+            np.exp(found, out=found)
+            found /= found.sum(axis=0)
+            return found
+        above = 1 / (1 + np.exp(-np.abs(scores)))
+        found[...] = np.where(scores > 0, above, 1 - above)
+        return found
 
     def certainty(self, scores: Scores, codes: Codes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Return, for each label, the sum of its probability over the voxels that have it, and how many have it.
 
         Args:
-            scores: (classes, N).
+            scores: (classes, N); they become probabilities.
             codes: (N,).
 
         Returns:
             Two arrays (labels,), from the background to the highest label.
         """
-        probabilities, size = self.probabilities(scores), 1 + self.highest_label(len(scores))
+        probabilities, size = self.probabilities(scores, out=scores), 1 + self.highest_label(len(scores))
         if self.regions is None:
             chosen = probabilities[codes, np.arange(len(codes))]
             return np.bincount(codes, chosen, size).astype(np.float64), np.bincount(codes, minlength=size)

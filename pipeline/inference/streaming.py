@@ -1,9 +1,9 @@
 """Exact inference on volumes of any length: each slice passes through the network once, and memory stays flat.
 
 A convolution needs only the neighbouring slices of what it computes. So the volume is fed in slab by slab; every layer
-keeps the two slices that its kernel will see again, and skip connections wait until the decoder has caught up. What
-comes out is what one forward pass over the whole volume gives, up to the rounding of floats: there are no windows, no
-overlaps and no seams. It needs a network whose norms do not depend on the rest of the image (batch norm, or none).
+keeps the two slices that its kernel will see again, and those of skip connections wait until the decoder has caught up.
+What comes out is what one forward pass over the whole volume gives, up to the rounding of floats: there are no windows,
+no overlaps and no seams. It needs a network whose norms do not depend on the rest of the image (batch norm, or none).
 
 Layers are generators chained into each other: asking the last one for a slab asks each one before it for what it lacks,
 and the first takes the next slices of the image.
@@ -22,7 +22,7 @@ from torch import nn
 
 from pipeline.errors import InputError, UsageError
 from pipeline.inference.folding import Folding, streamed_first
-from pipeline.inference.line_buffers import Buffers, SkipQueue, Slab, at_most
+from pipeline.inference.line_buffers import Buffers, Line, SkipLine, Slab, at_most
 from pipeline.inference.streaming_layers import Block, Size
 from pipeline.networks.attention_unet import AttentionUNet, DecoderLevel, Gating
 from pipeline.networks.blocks import DoubleConv, PooledConv, Upsampling
@@ -208,18 +208,18 @@ class Stream(Iterator[tuple[int, torch.Tensor]]):
         """Chain all layers, and return the features in front of the head, cut to what logits may take."""
         network, buffers = self._network, self._buffers
         sizes = self._sizes()
-        slabs = self._encoded(network.encoder[0], self._taken(), sizes[0], sizes[0])
-        skips: list[SkipQueue] = []
+        line = buffers.line(sizes[0][1:], network.encoder[0].first.weight.shape[1])
+        slabs = self._encoded(network.encoder[0], line, self._taken(), sizes[0])
+        skips: list[SkipLine] = []
         for block, (size, deep_size) in zip(network.encoder[1:], pairwise(sizes), strict=True):
-            skips.append(buffers.queue())
-            slabs = self._encoded(block, map(skips[-1].remember, slabs), size, deep_size)
+            skips.append(buffers.skip_line(size[1:], block.first.weight.shape[1]))
+            slabs = self._encoded(block, skips[-1], slabs, deep_size)
         for level, (deep_size, size) in zip(network.decoder, pairwise(reversed(sizes)), strict=True):
             slabs = level.run(slabs, skips.pop(), (size, deep_size), buffers, self._chunk)
         slice_bytes = 4 * len(network.head[1]) * math.prod(sizes[0][1:])
         return at_most(slabs, max(1, LOGITS_BYTES // slice_bytes))
 
-    def _encoded(self, block: Block, slabs: Iterator[torch.Tensor], size: Size, reduced: Size) -> Iterator[Slab]:
-        line = self._buffers.line(size[1:], block.first.weight.shape[1])
+    def _encoded(self, block: Block, line: Line, slabs: Iterator[torch.Tensor], reduced: Size) -> Iterator[Slab]:
         return block.run(line, map(line.append, slabs), self._buffers, reduced[1:])
 
     def _logits(self, slab: Slab) -> torch.Tensor:

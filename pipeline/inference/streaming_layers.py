@@ -13,7 +13,7 @@ from itertools import product, starmap, tee
 import torch
 from torch.nn import functional as F
 
-from pipeline.inference.line_buffers import Buffers, Line, Plane, SkipQueue, Slab, at_most, first, in_step
+from pipeline.inference.line_buffers import Buffers, Line, Plane, SkipLine, Slab, at_most, first, in_step
 from pipeline.networks.blocks import LEAKY_SLOPE
 
 Size = tuple[int, int, int]
@@ -249,7 +249,7 @@ class Level:
     block: Block
 
     def run(
-        self, deep: Iterator[Slab], skips: SkipQueue, sizes: tuple[Size, Size], buffers: Buffers, chunk: int
+        self, deep: Iterator[Slab], skips: SkipLine, sizes: tuple[Size, Size], buffers: Buffers, chunk: int
     ) -> Iterator[Slab]:
         """Yield features, (n, h, w, channels).
 
@@ -276,7 +276,7 @@ class Level:
         return self.block.run(line, filled, buffers, (height, width))
 
     def _enlarged_in_place(
-        self, up: TransposedUpsampling, line: Line, skips: SkipQueue, deep: Iterator[Slab], depth: int
+        self, up: TransposedUpsampling, line: Line, skips: SkipLine, deep: Iterator[Slab], depth: int
     ) -> Iterator[None]:
         """Put joined slices on the line, one deep slice at a time: what the gate reads is still in the cache then."""
         for slab in deep:
@@ -290,7 +290,7 @@ class Level:
                     self.gate.apply(joined, None)
             yield
 
-    def _join(self, line: Line, skips: SkipQueue, enlarged: Slab, signal: Slab | None = None) -> None:
+    def _join(self, line: Line, skips: SkipLine, enlarged: Slab, signal: Slab | None = None) -> None:
         room = line.room(len(enlarged))
         channels = room.shape[-1] // 2
         skips.pour(room[..., :channels])
