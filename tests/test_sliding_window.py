@@ -500,9 +500,10 @@ import re, resource, sys
 from pathlib import Path
 import numpy as np, torch
 from monai.data import MetaTensor
+from pipeline.inference.runtime import keep_large_buffers
 from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.inference.streaming import streaming_cost
-from pipeline.networks import AttentionUNet
+
+keep_large_buffers()
 
 def volume(slices):
     meta = {"original_affine": np.diag((0.5, 0.5, 1, 1)), "spatial_shape": np.array((192, 192, slices))}

@@ -34,8 +34,9 @@ CHUNK = 8
 RESERVE = 1.5
 """What glibc's allocator was seen to need at most for the buffers, as a multiple of their size."""
 
-LOGITS_BYTES = 2**26
-"""Logits come in slabs of at most this size, or of one slice where that is larger."""
+LOGITS_BYTES = 2**24
+"""Logits come in slabs of at most this size, or of one slice where that is larger; larger ones find no hole in the heap
+when they come again, so that it grows."""
 
 
 class Slices(Protocol):
