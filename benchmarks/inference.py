@@ -23,7 +23,7 @@ from benchmarks.inference_chains import CONTENDERS
 from benchmarks.inference_clock import CLOCKS
 from benchmarks.inference_phantom import trained, volume
 from benchmarks.inference_plot import draw
-from benchmarks.inference_speed import Convolution, fastest, network_gflop, probe_gflops
+from benchmarks.inference_speed import probe_gflops, roofline
 from pipeline.inference.runtime import keep_large_buffers
 
 STAGES = ("read", "preprocess", "network", "restore", "write")
@@ -72,11 +72,10 @@ class Runs:
     peaks_mib: list[dict[str, float]] = field(default_factory=list)
     libraries_mib: list[float] = field(default_factory=list)
     probes_gflops: list[float] = field(default_factory=list)
-    lasting_gflops: list[float] = field(default_factory=list)
     streamed_vox: tuple[int, ...] = ()
 
-    def run(self, contender: str, job: Job, limit: Convolution | None = None) -> None:
-        """Run once more; with what limits it, time that too, right before and after."""
+    def run(self, contender: str, job: Job) -> None:
+        """Run once more."""
         options = {"image": job.image, "out": job.result_of(contender).parent, "weights": trained(job.cache)}
         given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         numbers = ["--classes", str(job.classes), "--overlap", str(job.overlap), "--clock", job.clock]
@@ -86,15 +85,12 @@ class Runs:
         command = [python, "-m", module, contender, *given, *numbers]
         self.probes_gflops.append(probe_gflops(CLOCKS[job.clock]))
         environment = os.environ | CONTENDERS[contender].environment
-        before_gflops = 0.0 if limit is None else limit.lasting_gflops(CLOCKS[job.clock])
         done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
         taken = json.loads(done.stdout.splitlines()[-1])
         self.seconds.append(taken["seconds"])
         self.peaks_mib.append(taken["peaks_mib"])
         self.libraries_mib.append(taken["libraries_mib"])
         self.streamed_vox = tuple(taken["streamed_vox"])
-        if limit is not None:
-            self.lasting_gflops.append((before_gflops + limit.lasting_gflops(CLOCKS[job.clock])) / 2)
         print(f"{contender}, {job.slices} slices: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
 
     def median_s(self, stage: str) -> float:
@@ -131,15 +127,14 @@ def compare(job: Job, contenders: list[str], repeats: int) -> dict[str, Runs]:
     runs = {name: Runs() for name in contenders}
     if not job.result_of("reference").exists() and "reference" not in runs:
         Runs().run("reference", job)
-    limit = fastest(CLOCKS[job.clock]) if "streaming" in runs else None
     for number in range(repeats):
         for name in contenders:
             if name != "reference" or number == 0:
-                runs[name].run(name, job, limit if name == "streaming" else None)
+                runs[name].run(name, job)
     print_times(job, runs)
     print_agreement(job, contenders)
-    if limit is not None:
-        print_roofline(job, runs["streaming"], limit)
+    if "streaming" in runs:
+        print_roofline(job, runs["streaming"].streamed_vox, repeats)
     return runs
 
 
@@ -169,16 +164,14 @@ def print_agreement(job: Job, contenders: list[str]) -> None:
         print(f"| {CONTENDERS[name].title} | {cells} | {truth:.3f} |")
 
 
-def print_roofline(job: Job, run: Runs, limit: Convolution) -> None:
+def print_roofline(job: Job, size_vox: tuple[int, ...], repeats: int) -> None:
     """Print the time of the network against that of its operations at the machine's best rate."""
-    gflop, times_s = network_gflop(run.streamed_vox, job.classes), [taken["network"] for taken in run.seconds]
-    ratios = [each_s * gflops / gflop for each_s, gflops in zip(times_s, run.lasting_gflops, strict=True)]
+    found = roofline((size_vox[0], size_vox[1], size_vox[2]), job.classes, repeats, CLOCKS[job.clock])
     print(
-        f"\nThe network needs {gflop:.0f} GFLOP on the {run.streamed_vox} voxels of the body. The fastest convolution "
-        f"({limit}) ran at {statistics.median(run.lasting_gflops):.0f} GFLOP/s in the seconds before and after each "
-        f"run, at {limit.gflops:.0f} at its best. Streaming took {statistics.median(ratios):.2f} "
-        f"({' '.join(f'{ratio:.2f}' for ratio in ratios)}) times as long as its operations at the former rate, "
-        f"{statistics.median(times_s) * limit.gflops / gflop:.2f} times at the latter."
+        f"\nThe network needs {found.gflop:.0f} GFLOP on the {size_vox} voxels of the body. Streaming it took "
+        f"{statistics.median(found.ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in found.ratios)}) times as long "
+        f"as its operations take at the mean rate of the fastest convolution ({found.convolution}), run after every "
+        f"second slab: {found.gflops:.0f} GFLOP/s the last time."
     )
 
 

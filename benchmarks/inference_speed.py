@@ -1,6 +1,6 @@
 """What the network costs, and how fast this machine convolves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inference_phantom import network
+from pipeline.inference.streaming import StreamingNetwork, streamed_axis
 
 Clock = Callable[[], float]
 
@@ -31,42 +32,86 @@ LAYERS = (
 
 REPEATS = 5
 
-SUSTAINED_S = 4.0
-"""Seconds over which a lasting speed is taken, about what the network runs for."""
+CANDIDATES = 4
+"""The fastest layers; which of them is it changes with the machine's mood."""
 
 
-def probe_gflops(now_s: Clock) -> float:
-    """Return the speed of a convolution that never changes, GFLOP/s."""
-    return _rate(*PROBE, torch.channels_last_3d, now_s)
-
-
-@dataclass(frozen=True)
 class Convolution:
-    """The layer of the network that this machine runs fastest.
+    """A layer of the network, to be timed.
 
     Args:
         layer: channels in and out, and voxels.
         layout: of memory, as PyTorch calls it.
-        gflops: its speed, the highest of a few runs.
+        now_s: the clock.
     """
 
-    layer: tuple[int, int, tuple[int, int, int]]
-    layout: torch.memory_format
+    def __init__(self, layer: tuple[int, int, tuple[int, int, int]], layout: torch.memory_format, now_s: Clock) -> None:
+        channels_in, channels_out, size_vox = layer
+        self.name = f"{channels_in} to {channels_out} channels, {size_vox} voxels, {layout}"
+        self._weight = torch.randn(channels_out, channels_in, 3, 3, 3).to(memory_format=layout)
+        self._image = torch.randn(1, channels_in, *size_vox).to(memory_format=layout)
+        self._now_s = now_s
+        self.gflop = 2 * self._weight.numel() * self._image[0, 0].numel() / 1e9
+
+    def run_s(self) -> float:
+        """Return how long it takes once."""
+        start_s = self._now_s()
+        with torch.inference_mode():
+            F.conv3d(self._image, self._weight, padding=1)
+        return self._now_s() - start_s
+
+    def best_gflops(self) -> float:
+        """Return its speed in the fastest of a few runs."""
+        return self.gflop / min(self.run_s() for _ in range(REPEATS + 1))
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The network in streaming, against its operations at the speed of the fastest convolution at the same time.
+
+    Args:
+        gflop: of one pass.
+        ratios: of the time taken to that of the operations, one for each repetition.
+        convolution: which was the fastest last.
+        gflops: its mean speed then.
+    """
+
+    gflop: float
+    ratios: tuple[float, ...]
+    convolution: str
     gflops: float
 
-    def __str__(self) -> str:
-        return f"{self.layer[0]} to {self.layer[1]} channels, {self.layer[2]} voxels, {self.layout}"
 
-    def lasting_gflops(self, now_s: Clock) -> float:
-        """Return its mean speed over some seconds, which no burst of a shared machine lifts."""
-        return _rate(*self.layer, self.layout, now_s, SUSTAINED_S)
+def probe_gflops(now_s: Clock) -> float:
+    """Return the speed of a convolution that never changes, GFLOP/s."""
+    return Convolution(PROBE, torch.channels_last_3d, now_s).best_gflops()
 
 
-def fastest(now_s: Clock) -> Convolution:
-    """Return the fastest layer of the network in any memory layout."""
+def roofline(size_vox: tuple[int, int, int], classes: int, repeats: int, now_s: Clock) -> Roofline:
+    """Stream, and convolve after every second slab, so that both see the same machine, however its speed changes."""
     layouts = torch.channels_last_3d, torch.contiguous_format
-    every = (Convolution(layer, layout, _rate(*layer, layout, now_s)) for layer in LAYERS for layout in layouts)
-    return max(every, key=lambda one: one.gflops)
+    every = [Convolution(layer, layout, now_s) for layer in LAYERS for layout in layouts]
+    fastest = sorted(every, key=Convolution.best_gflops)[-CANDIDATES:]
+    gflop = network_gflop(size_vox, classes)
+    streaming = StreamingNetwork(network("ours", classes).eval(), axis=streamed_axis(size_vox, range(3)))
+    image = torch.rand(1, 1, *size_vox)
+    ratios = []
+    for _ in range(repeats):
+        streamed_s, rates = _in_turns(streaming.stream(image), fastest, now_s)
+        ratios.append(streamed_s * max(rates) / gflop)
+    return Roofline(gflop, tuple(ratios), fastest[rates.index(max(rates))].name, max(rates))
+
+
+def _in_turns(slabs: Iterator[object], convolutions: Sequence[Convolution], now_s: Clock) -> tuple[float, list[float]]:
+    """Return the seconds that all slabs take, and the mean GFLOP/s of each convolution meanwhile."""
+    streamed_s, taken_s, count, start_s = 0.0, [0.0] * len(convolutions), 0, now_s()
+    for count, _ in enumerate(slabs, start=1):
+        streamed_s += now_s() - start_s
+        if count % 2 == 0:
+            taken_s = [each_s + one.run_s() for one, each_s in zip(convolutions, taken_s, strict=True)]
+        start_s = now_s()
+    streamed_s += now_s() - start_s
+    return streamed_s, [count // 2 * one.gflop / each_s for one, each_s in zip(convolutions, taken_s, strict=True)]
 
 
 def network_gflop(size_vox: tuple[int, int, int], classes: int) -> float:
@@ -75,30 +120,3 @@ def network_gflop(size_vox: tuple[int, int, int], classes: int) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.empty(1, 1, *size_vox, device="meta"))
     return float(counter.get_total_flops()) / 1e9
-
-
-def _rate(
-    channels_in: int,
-    channels_out: int,
-    size_vox: tuple[int, int, int],
-    layout: torch.memory_format,
-    now_s: Clock,
-    lasting_s: float = 0.0,
-) -> float:
-    """Return the speed of a convolution: of the fastest of a few runs, or the mean over some seconds."""
-    weight = torch.randn(channels_out, channels_in, 3, 3, 3).to(memory_format=layout)
-    image = torch.randn(1, channels_in, *size_vox).to(memory_format=layout)
-    with torch.inference_mode():
-        times_s = _times_s(lambda: F.conv3d(image, weight, padding=1), now_s, lasting_s)
-    taken_s = sum(times_s) / len(times_s) if lasting_s else min(times_s)
-    return 2 * weight.numel() * image[0, 0].numel() / taken_s / 1e9
-
-
-def _times_s(run: Callable[[], object], now_s: Clock, lasting_s: float) -> list[float]:
-    run()
-    times_s: list[float] = []
-    while len(times_s) < REPEATS or sum(times_s) < lasting_s:
-        start_s = now_s()
-        run()
-        times_s.append(now_s() - start_s)
-    return times_s

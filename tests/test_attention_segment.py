@@ -233,10 +233,10 @@ def test_all_engines_write_the_same_maps(tmp_path: Path, bundle: Path) -> None:
     assert serial == processes
 
 
-def test_a_forecast_says_that_it_leaves_maps_out(tmp_path: Path, bundle: Path) -> None:
+def test_a_forecast_without_a_trial_says_that_it_leaves_maps_out(tmp_path: Path, bundle: Path) -> None:
     plain, gated = (
         fitted([], setup_of(bundle, tmp_path / "out", Options(attention=attention)), Means(max_gib=4))[0]
         for attention in ((), LEVELS)
     )
 
-    assert gated == f"{plain} Attention maps take time and disk beyond that."
+    assert gated == f"{plain} Attention maps and mirroring take time and disk beyond that."

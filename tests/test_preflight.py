@@ -18,7 +18,8 @@ from pipeline.batch.dispatch import Limits
 from pipeline.batch.forecast import GIB, Measured, Room, Size, Way, forecast
 from pipeline.batch.preflight import preflight, summary, volume_of
 from pipeline.batch.processes import Share, WorkerProcess
-from pipeline.batch.segmentation import Means, cases_in, fitted, segment_cases, setup_of
+from pipeline.batch.sample import sample
+from pipeline.batch.segmentation import Means, attention_of, cases_in, fitted, segment_cases, setup_of
 from pipeline.batch.status import status_of
 from pipeline.batch.worker import Job, Setup, work
 from pipeline.cases import Case
@@ -220,7 +221,30 @@ def test_memory_is_as_foretold(tmp_path: Path, threshold: Path, bundle: str, sha
     assert report.status == "done", report.findings
     assert foretold.peak_bytes / MIB == pytest.approx(report.peak_mib, rel=0.25)
     written = sum(path.stat().st_size for path in (tmp_path / "out" / "scratch").rglob("*") if path.is_file())
-    assert written <= foretold.disk_bytes
+    assert foretold.is_tried
+    assert written == pytest.approx(foretold.disk_bytes, rel=0.05)
+
+
+def test_a_case_that_takes_long_is_not_tried_and_its_disk_is_a_bound(
+    tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.batch.sample.TRIED_S", 0.0)
+    case = save(tmp_path / "case.nii.gz", (64, 64, 64))
+    planned = setup(threshold, tmp_path / "out")
+
+    (found,) = sample(planned, [case])
+
+    assert found.measured.written is None
+
+
+def test_attention_maps_are_in_the_forecast(tmp_path: Path) -> None:
+    case = save(tmp_path / "case.nii.gz", (35, 51, 35))
+    plain, gated = (
+        setup_of(HIPPOCAMPUS, tmp_path / "out", Options((Output.NIFTI,), attention=levels))
+        for levels in ((), attention_of(HIPPOCAMPUS))
+    )
+
+    assert preflight([case], gated).disk_bytes > 2 * preflight([case], plain).disk_bytes
 
 
 def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: Path, threshold: Path) -> None:

@@ -65,6 +65,19 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What the files of cases took that were done on trial.
+
+    Args:
+        vox_bytes: for each voxel of the source, of all files but previews and reports.
+        case_bytes: for each case, of these.
+    """
+
+    vox_bytes: float
+    case_bytes: float
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a bundle was seen to need on this machine.
 
@@ -80,6 +93,7 @@ class Measured:
         network_s: for each voxel that the network computes.
         files_s: for each voxel of the source: read, prepared, judged and written.
         is_on_host: the network computes in the memory of the process, not in that of a GPU.
+        written: what files take; None if no case was done on trial, and `network_s` is that of a pass over a block.
     """
 
     base_bytes: int
@@ -93,6 +107,7 @@ class Measured:
     network_s: float
     files_s: float
     is_on_host: bool = True
+    written: Written | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class CaseForecast:
         files_bytes: peak while it is read and prepared.
         network_bytes: peak while the network has it.
         elapsed_s: from the file to its results.
-        disk_bytes: of its results at most.
+        disk_bytes: of its results; at most, if nothing was tried.
     """
 
     case_id: str
@@ -151,7 +166,9 @@ class Forecast:
         cases_at_a_time: in a process, so that it stays within what there is.
         network_bytes: what the network may take beside image and labels; None for any, as on a GPU.
         elapsed_s: for all cases that fit.
-        disk_bytes: of all results at most.
+        disk_bytes: of all results.
+        is_tried: a case was done on trial with all that is asked for; else `disk_bytes` is a bound, and attention maps
+            and mirroring are not counted.
         unstreamed: how many cases take windows because there is too little memory to stream.
         done: how many further cases are done already.
         unknown: how many others nothing can be said of.
@@ -164,6 +181,7 @@ class Forecast:
     network_bytes: int | None = None
     elapsed_s: float = 0.0
     disk_bytes: int = 0
+    is_tried: bool = False
     unstreamed: int = 0
     done: int = 0
     unknown: int = 0
@@ -201,6 +219,7 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
         network_bytes=int(network_bytes) if math.isfinite(network_bytes) else None,
         elapsed_s=max(total_s / given.processes, max((case.elapsed_s for case in cases), default=0.0)),
         disk_bytes=sum(case.disk_bytes for case in cases),
+        is_tried=measured.written is not None,
         unstreamed=0 if measured.streaming is None else sum(case.way is Way.WINDOWS for case in cases),
     )
 
@@ -214,7 +233,7 @@ def _case(size: Size, measured: Measured, room_bytes: float, outputs: Iterable[O
         _files_bytes(size, measured),
         _held_bytes(size, measured) + work_bytes,
         measured.files_s * source + measured.network_s * computed,
-        _disk_bytes(size, measured.classes - 1, outputs),
+        _disk_bytes(size, measured, outputs),
     )
 
 
@@ -271,11 +290,14 @@ def _allows(room: Room, peak_bytes: float, idle_bytes: int) -> bool:
     return peak_bytes + idle_bytes <= room.process_bytes and room.processes * peak_bytes <= room.machine_bytes
 
 
-def _disk_bytes(size: Size, segments: int, outputs: Iterable[Output]) -> int:
+def _disk_bytes(size: Size, measured: Measured, outputs: Iterable[Output]) -> int:
+    voxels, segments, written = math.prod(size.source_vox), measured.classes - 1, measured.written
+    if written is not None:
+        return math.ceil(written.vox_bytes * voxels + written.case_bytes)
     per_vox = dict(DISK_BYTES_PER_VOX)
     if segments <= MOST_BIT_PLANES:
         per_vox[Output.SEG] = segments / 8
-    return sum(int(per_vox.get(kind, 0.0) * math.prod(size.source_vox)) + DISK_BYTES_PER_CASE[kind] for kind in outputs)
+    return sum(int(per_vox.get(kind, 0.0) * voxels) + DISK_BYTES_PER_CASE[kind] for kind in outputs)
 
 
 def _sentence(case_id: str, limit_bytes: float, beyond_bytes: float) -> str:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from pipeline.batch.forecast import GIB, Forecast, Measured, Room, Size, forecast
+from pipeline.batch.forecast import GIB, Forecast, Measured, Room, Size, Written, forecast
 from pipeline.batch.ledger import LEDGER_NAME, read_ledger
 from pipeline.batch.processes import CASES_AT_A_TIME, Share, WorkerProcess
 from pipeline.batch.sample import Sample, Scale, axes_of, sample
@@ -38,7 +38,8 @@ UNPACKED = frozenset({"uint8", "int8", "int16"})
 def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gib: float | None = None) -> Forecast:
     """Foretell what a batch needs on this machine, and refuse one that cannot be done.
 
-    Headers say how large cases are; two of them, of middling size, are read and tried in a process of their own.
+    Headers say how large cases are; two of them, of middling size, are read and tried in a process of their own, whole
+    if that does not take long.
 
     Args:
         cases: of the batch; those that nothing can be said of are in no part of the result.
@@ -90,7 +91,7 @@ def _needs(found: Forecast, processes: int) -> str:
     where = "" if processes == 1 else f" in each of {processes} processes"
     return (
         f"{_count(len(found.cases))}, about {_duration(found.elapsed_s)}, {found.peak_bytes / GIB:.1f} GiB of "
-        f"memory{where}, at most {_size_text(found.disk_bytes)} of disk"
+        f"memory{where}, {'' if found.is_tried else 'at most '}{_size_text(found.disk_bytes)} of disk"
     )
 
 
@@ -187,8 +188,14 @@ def _together(samples: Sequence[Sample]) -> Measured:
     """Return what holds of all samples: their mean speed, and the most of a body."""
     measured = [one.measured for one in samples]
     i, j, k = (max(shares) for shares in zip(*(one.body for one in measured), strict=True))
+    written = [one.written for one in measured if one.written is not None]
     return replace(
         measured[0],
+        written=Written(
+            float(np.mean([one.vox_bytes for one in written])), float(np.mean([one.case_bytes for one in written]))
+        )
+        if written
+        else None,
         body=(i, j, k),
         network_s=float(np.mean([one.network_s for one in measured])),
         files_s=float(np.mean([one.files_s for one in measured])),

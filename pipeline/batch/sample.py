@@ -1,4 +1,4 @@
-"""Measure on real cases what a bundle needs: read them whole, and run the network on a block from their middle."""
+"""Measure on real cases what a bundle needs: run the network on a block from their middle; do short ones whole."""
 
 import math
 import tempfile
@@ -25,9 +25,10 @@ from pipeline.batch.demand import (
     streaming_model,
     window_model,
 )
-from pipeline.batch.forecast import Measured
-from pipeline.batch.worker import Setup
+from pipeline.batch.forecast import Measured, Written
+from pipeline.batch.worker import TURNS, Setup
 from pipeline.bundle import Bundle, open_bundle
+from pipeline.case_report import CaseReport, CaseStatus
 from pipeline.cases import Case, Image, read_case
 from pipeline.errors import VoxelgateError
 from pipeline.geometry import Grid
@@ -39,12 +40,16 @@ from pipeline.monai_io import as_image
 from pipeline.preview import sketch
 from pipeline.quality import assess
 from pipeline.results import Output, Result, write_results
+from pipeline.segment import attempt
 from pipeline.transforms import ResampleToSpacingd
 
 Returned = TypeVar("Returned")
 
 LEAST_S = 0.5
 """Time of a run of the network that says how fast it is; where a block takes less, a larger one is run."""
+
+TRIED_S = 10.0
+"""Longest time of the network in a case that is done on trial."""
 
 UNREADABLE = (VoxelgateError, OSError, RuntimeError, ValueError)
 """What a case may raise that is damaged or too large; its report will say what is wrong with it."""
@@ -115,16 +120,13 @@ def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, in
     scan, read_s = _timed(lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow, bundle.images))
     whole, prepare_s = _timed(lambda: _prepared(bundle, scan))
     scale, body = _scale(bundle, scan.grid, _shape(whole)), _body(bundle, whole)
-    side_mm = _window_mm(bundle.inferer, whole)
+    side_mm, whole_vox = _window_mm(bundle.inferer, whole), _shape(whole)
     del whole
     choice = RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, setup.options.runtime)
     run = in_network_thread(_run_long_enough, bundle, choice, scan, side_mm)
     write_s = _write_s(run, scan, bundle, setup.options.outputs)
     windows, streaming = _models(bundle, run)
-    box = _shape(run.image)
-    computed = math.prod(box)  # each voxel once
-    if windows is not None and streaming is None:
-        computed = computed_vox(windows.plan(box, math.inf))
+    computed = _computed(_shape(run.image), windows, streaming)
     measured = Measured(
         base_bytes=empty_bytes[0],
         idle_bytes=empty_bytes[1],
@@ -133,12 +135,46 @@ def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, in
         body=body,
         streaming=streaming,
         windows=windows,
-        whole_bytes=run.grown_bytes / math.prod(box),
+        whole_bytes=run.grown_bytes / math.prod(_shape(run.image)),
         network_s=run.elapsed_s / computed,
         files_s=(read_s + prepare_s + write_s) / scan.voxels[0].size,
         is_on_host=bundle.device.type == "cpu",
     )
+    i, j, k = (max(1, math.ceil(n * share)) for n, share in zip(whole_vox, body, strict=True))
+    computed = _computed((i, j, k), windows, streaming)
+    if windows is not None and measured.network_s * computed <= TRIED_S:
+        measured = _tried(case, bundle, setup, measured, (scan.voxels[0].size, computed))
     return Sample(measured, scale)
+
+
+def _computed(box: Shape, windows: WindowModel | None, streaming: StreamingModel | None) -> int:
+    """Return how many voxels the network computes of a part of its grid: each once, but for windows."""
+    return computed_vox(windows.plan(box, math.inf)) if windows is not None and streaming is None else math.prod(box)
+
+
+def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels: tuple[int, int]) -> Measured:
+    """Return what doing a case takes, with all that is asked for; what is known already if it is refused.
+
+    Args:
+        case: to do, in a folder of its own.
+        bundle: that is opened.
+        setup: of the batch.
+        measured: without this case.
+        voxels: of the source, and those that the network computes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder) / "files"
+        report: CaseReport = attempt(case, bundle, (setup.out_dir, scratch), setup.options, TURNS).report
+        if report.status is not CaseStatus.DONE:
+            return measured
+        size_of = {kind: (scratch / path.name).stat().st_size for kind, path in report.outputs.items()}
+    fixed_bytes = size_of.get(Output.PREVIEW, 0) + size_of.get(Output.SR, 0)
+    return replace(
+        measured,
+        network_s=report.seconds["network"] / voxels[1],
+        files_s=(report.seconds["read"] + report.seconds["write"]) / voxels[0],
+        written=Written((sum(size_of.values()) - fixed_bytes) / voxels[0], fixed_bytes),
+    )
 
 
 def _models(bundle: Bundle, run: "_Run") -> tuple[WindowModel | None, StreamingModel | None]:

@@ -29,8 +29,8 @@ FORETOLD_CASES = 10
 """Batches of at least so many are foretold, which takes 10 to 40 s."""
 
 
-ATTENTION_EXTRA = " Attention maps take time and disk beyond that."
-"""What a forecast says of them."""
+EXTRA = " Attention maps and mirroring take time and disk beyond that."
+"""What a forecast says of them where no case was done on trial."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def cases_in(
 def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setup, Means]:
     """Foretell what a batch will need, and return that in a line, and settings with which it fits.
 
-    A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told. Attention
-    maps are not foretold, and the line says so.
+    A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told.
 
     Args:
         cases: from `cases_in`.
@@ -117,7 +116,8 @@ def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setu
         return "", setup, means
     processes = int(count) if count.isdecimal() else 1
     found = preflight(cases, setup, processes=processes, max_gib=means.max_gib)
-    line = summary(found, processes) + (ATTENTION_EXTRA if setup.options.attention else "")
+    is_more = bool(setup.options.attention or setup.options.check_flips) and not found.is_tried
+    line = summary(found, processes) + (EXTRA if is_more else "")
     identity_of = {case.case_id: case.identity for case in cases}
     refused = {identity_of[case_id]: sentence for case_id, sentence in found.unfit.items()}
     return (
