@@ -10,3 +10,6 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 # Beside another busy program that made networks of two threads 18 times slower; with fifty thousand turns it is 6.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+
+# oneDNN keeps a kernel for each size of a convolution, 1024 of them; volumes of ever other sizes only fill memory so.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
