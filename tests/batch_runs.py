@@ -76,6 +76,7 @@ def _main_to_die(log: Path, out: Path, operation: int, arguments: list[str]) -> 
 def _main(log: Path, arguments: list[str]) -> None:
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]  # ours forks the workers too
     os.environ["COLUMNS"] = "200"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it runs in the background
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
