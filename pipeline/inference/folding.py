@@ -88,8 +88,9 @@ class Folding:
         return TransposedUpsampling(rows, bias.repeat(streamed.shape[4]).to(self.dtype), len(bias))
 
     def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
-        streamed = weight.movedim(2 + self.axis, 2).to(self.dtype)
-        return streamed.contiguous(memory_format=torch.channels_last_3d)
+        streamed = weight.movedim(2 + self.axis, 2)
+        laid_out = torch.empty_like(streamed, dtype=self.dtype, memory_format=torch.channels_last_3d)
+        return laid_out.copy_(streamed)  # `contiguous` leaves one channel as it is, and features would come channels first
 
 
 def _folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
