@@ -85,6 +85,7 @@ class Restorer:
         self._certainty: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] = (np.zeros(0), np.zeros(0, np.int64))
         self._known = 0
         self._kept: tuple[Scores, Codes] | None = None
+        self._copy: Scores | None = None
         self._scratch = _Scratch()
 
     def push(self, start: int, scores: torch.Tensor) -> None:
@@ -93,7 +94,7 @@ class Restorer:
         Args:
             start: its first slice; the one after the last that was pushed.
             scores: (classes, i, j, k), some slices of the sweep axis and all of the others; finite, any float type,
-                device and memory layout; not changed, not kept.
+                device and memory layout; not changed, and not to be changed before the next slab is pushed.
 
         Raises:
             UsageError: a slab out of order, of another plane, or classes asked for that it does not have.
@@ -114,7 +115,7 @@ class Restorer:
             kept, kept_codes = self._kept
             self._restore_block((kept, values[:, :1]), np.concatenate((kept_codes, codes[:1])), start - 1)
         self._restore(values, codes, start)
-        self._keep(values[:, -1:], codes[-1:])
+        self._keep(values, codes)
 
     def result(self) -> Restored:
         """Return what was restored.
@@ -143,12 +144,13 @@ class Restorer:
             self._certainty = np.zeros(labels), np.zeros(labels, np.int64)
 
     def _keep(self, scores: Scores, codes: Codes) -> None:
-        """Keep a slice, where the one before it was kept."""
-        if self._kept is None:
-            self._kept = scores.copy(), codes
-        else:
-            np.copyto(self._kept[0], scores)
-            self._kept = self._kept[0], codes
+        """Keep the last slice of a slab; a copy, unless it is the whole slab, so that the others can go."""
+        last = scores[:, -1:]
+        if scores.shape[1] > 1:
+            self._copy = np.empty_like(last) if self._copy is None else self._copy
+            np.copyto(self._copy, last)
+            last = self._copy
+        self._kept = last, codes[-1:]
 
     def _count(self, scores: Scores, codes: Codes) -> None:
         """Add up how certain the structures are; the background has most voxels and tells nothing."""
