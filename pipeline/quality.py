@@ -103,9 +103,8 @@ class Doubt(NamedTuple):
     reason: str
 
 
-def assess(  # noqa: PLR0913 - each keyword is one kind of evidence
-    labels: npt.NDArray[Any],
-    grid: Grid,
+def assess(
+    measured: Mapping[str, Structure],
     table: LabelTable,
     expected: Expected | None,
     *,
@@ -121,8 +120,7 @@ def assess(  # noqa: PLR0913 - each keyword is one kind of evidence
     the border if it goes on through it.
 
     Args:
-        labels: (I, J, K) integers on the grid of the image.
-        grid: RAS+ mm.
+        measured: the structures of the result, from `measure`.
         table: what the labels mean.
         expected: what the bundle was trained on, if it says so.
         findings: sentences about the image; those that start with a code count (`Finding`; notes have none).
@@ -131,7 +129,7 @@ def assess(  # noqa: PLR0913 - each keyword is one kind of evidence
     """
     ranges: Mapping[str, StructureRange] = {} if expected is None else dict(expected.structures)
     doubts = [
-        *doubts_about(measure(labels, grid, table), table, ranges),
+        *doubts_about(measured, table, ranges),
         *_doubts_about_network(table, confidence, flip_dice or {}),
         *(Doubt(Verdict.REVIEW, f"image: {sentence}") for sentence in findings if _is_warning(sentence)),
     ]

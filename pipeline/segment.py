@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
@@ -38,7 +37,7 @@ from pipeline.inference.execution import Runtime
 from pipeline.labels import LabelTable
 from pipeline.monai_io import as_image
 from pipeline.preview import Sketch, sketch
-from pipeline.quality import assess, flip_dice
+from pipeline.quality import Structure, assess, flip_dice, measure
 from pipeline.results import (
     Output,
     Result,
@@ -263,7 +262,9 @@ def _segment_or_raise(
     found: _Found = turns.network(_infer, prepared, bundle, options)
     with turns.files:
         started_s = time.perf_counter()
-        volumes_ml = _volumes_ml(found.labels, prepared.grid, bundle.labels)
+        measured = _measured(found.labels, prepared.grid, bundle.labels)
+        volumes_ml = dict.fromkeys(bundle.labels.foreground.values(), 0.0)
+        volumes_ml |= {name: round(one.volume_ml, 4) for name, one in measured.items()}
         result = Result(
             found.labels, prepared.grid, bundle.labels, volumes_ml, prepared.algorithm, prepared.sketch, found.gates
         )
@@ -274,8 +275,7 @@ def _segment_or_raise(
             older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
             findings += (_nothing_found(case, older),)
         quality = assess(
-            found.labels,
-            prepared.grid,
+            measured,
             bundle.labels,
             bundle.expected,
             findings=findings,
@@ -425,13 +425,10 @@ def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:
     return array
 
 
-def _volumes_ml(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str, float]:
+def _measured(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str, Structure]:
     if (highest := int(labels.max())) >= len(table.names):
         raise BundleError(f"the network gives label {highest}, but the bundle names only {len(table.names)}.")
-    counts = np.zeros(len(table.names), dtype=np.int64)
-    for plane in np.moveaxis(labels, int(np.argmax(np.abs(labels.strides))), 0):  # as they lie in memory
-        counts += np.bincount(plane[plane != 0], minlength=len(counts))  # int64 of what it counts: structures only
-    return {name: round(float(counts[value]) * grid.voxel_ml, 4) for value, name in table.foreground.items()}
+    return measure(labels, grid, table)
 
 
 def versions(bundle: NamedBundle) -> dict[str, str]:

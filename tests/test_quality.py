@@ -47,7 +47,7 @@ def test_what_looks_like_the_training_is_accepted() -> None:
 
 
 def test_two_whole_organs_inside_the_image_are_accepted_without_any_knowledge() -> None:
-    assert assess(two_organs(), GRID, TABLE, None) == Quality(Verdict.ACCEPT)
+    assert assess(measure(two_organs(), GRID, TABLE), TABLE, None) == Quality(Verdict.ACCEPT)
 
 
 def test_what_a_bundle_says_of_its_training_is_what_results_are_judged_by() -> None:
@@ -55,7 +55,7 @@ def test_what_a_bundle_says_of_its_training_is_what_results_are_judged_by() -> N
     small = {"liver": {"volume_ml": [0.1, 0.2, 0.3]}, "spleen": {"volume_ml": [1, 2.5, 4]}}
 
     verdicts = [
-        assess(two_organs(), GRID, TABLE, Expected.from_mapping({"structures": known})).verdict
+        assess(measure(two_organs(), GRID, TABLE), TABLE, Expected.from_mapping({"structures": known})).verdict
         for known in (usual, small)
     ]
 
@@ -103,7 +103,7 @@ def test_a_volume_never_gets_better_by_growing_beyond_the_median(volume_ml: floa
 
 
 def test_a_structure_that_fills_the_image_is_refused() -> None:
-    quality = assess(np.full(GRID.shape, 1, np.uint8), GRID, TABLE, None)
+    quality = assess(measure(np.full(GRID.shape, 1, np.uint8), GRID, TABLE), TABLE, None)
 
     assert quality.verdict is Verdict.REFUSE
     assert "volume: liver (100%) fills the image." in quality.reasons
@@ -167,8 +167,10 @@ def test_a_far_piece_is_told_and_a_far_speck_is_not() -> None:
     speck = two_organs()
     speck[38, 28, 18] = 1
 
-    assert assess(labels, GRID, TABLE, None).reasons == ("fragments: a piece lies far from the rest of liver (22 mm).",)
-    assert assess(speck, GRID, TABLE, None) == Quality(Verdict.ACCEPT)
+    assert assess(measure(labels, GRID, TABLE), TABLE, None).reasons == (
+        "fragments: a piece lies far from the rest of liver (22 mm).",
+    )
+    assert assess(measure(speck, GRID, TABLE), TABLE, None) == Quality(Verdict.ACCEPT)
 
 
 def test_pieces_are_told_only_beyond_those_of_the_training() -> None:
@@ -208,13 +210,13 @@ def test_measurements_do_not_depend_on_how_voxels_lie_in_memory(seed: int, axes:
 def test_low_confidence_is_told_and_a_class_that_never_won_is_not() -> None:
     labels = two_organs()
 
-    assert assess(labels, GRID, TABLE, None, confidence=(0.99, 0.62, float("nan"))).reasons == (
+    assert assess(measure(labels, GRID, TABLE), TABLE, None, confidence=(0.99, 0.62, float("nan"))).reasons == (
         "confidence: the network is unsure of liver (0.62).",
     )
 
 
 def test_strong_disagreement_with_the_mirrored_image_is_told() -> None:
-    quality = assess(two_organs(), GRID, TABLE, None, flip_dice={"liver": 0.55, "spleen": 0.9})
+    quality = assess(measure(two_organs(), GRID, TABLE), TABLE, None, flip_dice={"liver": 0.55, "spleen": 0.9})
 
     assert quality == Quality(
         Verdict.REVIEW, ("mirror: the mirrored image gives another result for liver (Dice 0.55).",)
@@ -224,7 +226,7 @@ def test_strong_disagreement_with_the_mirrored_image_is_told() -> None:
 def test_only_findings_with_a_code_ask_for_a_review() -> None:
     findings = ("LOSSY: the images were compressed.", "3f2a was not taken: has 3 slices", "NOT_A_CODE: nothing.")
 
-    assert assess(two_organs(), GRID, TABLE, None, findings=findings).reasons == (
+    assert assess(measure(two_organs(), GRID, TABLE), TABLE, None, findings=findings).reasons == (
         "image: LOSSY: the images were compressed.",
     )
 
@@ -233,7 +235,9 @@ def test_many_structures_with_one_doubt_make_one_short_sentence() -> None:
     table = LabelTable(("background", *(f"rib {number}" for number in range(1, 25))))
     labels = np.where(two_organs() == 1, 1, 0).astype(np.uint8)
 
-    assert assess(labels, GRID, table, None).reasons == ("missing: rib 2, rib 3, rib 4, rib 5 and 19 more.",)
+    assert assess(measure(labels, GRID, table), table, None).reasons == (
+        "missing: rib 2, rib 3, rib 4, rib 5 and 19 more.",
+    )
 
 
 def test_ranges_say_how_structures_looked_and_survive_json() -> None:

@@ -38,7 +38,7 @@ from pipeline.inference.sliding_window import AIR_MARGIN_VOX, RestoringSlidingWi
 from pipeline.inference.windows import body_box, with_margin
 from pipeline.monai_io import as_image
 from pipeline.preview import sketch
-from pipeline.quality import assess
+from pipeline.quality import assess, measure
 from pipeline.results import Output, Result, write_results
 from pipeline.segment import attempt
 from pipeline.transforms import ResampleToSpacingd
@@ -235,7 +235,7 @@ def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) 
     result = Result(labels, scan.grid, bundle.labels, volumes_ml, None, sketch(scan.shown, scan.grid))
     with tempfile.TemporaryDirectory() as folder:
         write_results(result, Case("sample", None), chosen, None, Path(folder) / "files")
-    assess(labels, scan.grid, bundle.labels, bundle.expected)
+    assess(measure(labels, scan.grid, bundle.labels), bundle.labels, bundle.expected)
     return time.perf_counter() - started_s
 
 

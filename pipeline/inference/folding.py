@@ -90,7 +90,9 @@ class Folding:
     def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
         streamed = weight.movedim(2 + self.axis, 2)
         laid_out = torch.empty_like(streamed, dtype=self.dtype, memory_format=torch.channels_last_3d)
-        return laid_out.copy_(streamed)  # `contiguous` leaves one channel as it is, and features would come channels first
+        return laid_out.copy_(
+            streamed
+        )  # `contiguous` leaves one channel as it is, and features would come channels first
 
 
 def _folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
