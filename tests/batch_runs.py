@@ -18,7 +18,7 @@ from pipeline.batch.lock import LOCK_NAME
 from pipeline.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pipeline.cli", "tests.batch_bundle"])
+CONTEXT.set_forkserver_preload(["pipeline.commands.segment", "tests.batch_bundle"])
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"}
 """Audit events (https://docs.python.org/3.11/library/audit_events.html), each raised before the change."""

@@ -1,17 +1,19 @@
 """What a newcomer reads first is true: help, version, and every command and option that the README prints."""
 
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
-import typer
 
-from pipeline.cli import app
+from pipeline.cli import COMMANDS as STATED
+from pipeline.cli import load
 from tests.conftest import REPOSITORY, Run
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-GROUP = typer.main.get_command(app)
-COMMANDS = {**GROUP.commands, **{f"bundle {name}": one for name, one in GROUP.commands["bundle"].commands.items()}}
+LOADED = {name: load(name) for name in STATED}
+COMMANDS = {**LOADED, **{f"bundle {name}": one for name, one in LOADED["bundle"].commands.items()}}
 COMMAND = re.compile(r"voxelgate (bundle [a-z]+|[a-z]+)\b([^`#\n]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
@@ -39,6 +41,27 @@ def test_every_command_stands_in_the_readme() -> None:
     names = {name.removeprefix("bundle ") for name in COMMANDS}
 
     assert {name for name in names if not re.search(rf"[` ]{name}\b", table)} == set()
+
+
+@pytest.mark.parametrize("name", sorted(STATED.keys() - {"bundle"}))
+def test_the_list_of_commands_says_of_each_what_its_own_help_says(name: str) -> None:
+    assert STATED[name] == LOADED[name].help
+
+
+def test_the_list_of_commands_names_those_of_a_bundle() -> None:
+    stated = STATED["bundle"].removesuffix(".").rpartition(": ")[2]
+
+    assert stated.split(", ") == list(LOADED["bundle"].commands)
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    program = "import sys; from pipeline.cli import main; sys.argv[1:] = ['--help']\ntry: main()\nfinally: "
+    program += "assert 'torch' not in sys.modules"
+
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in STATED)
 
 
 def test_version_and_help_are_told(run: Run) -> None:
