@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.batch.ledger import read_ledger
+from pipeline.batch.ledger import read_inputs, read_ledger
 from pipeline.batch.report.reference import Truth, compared, references_of
 from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
 from pipeline.case_report import CaseReport
@@ -23,6 +23,13 @@ from pipeline.volumes import read_volume
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.conftest import Run
+
+MANIFEST = {
+    "name": "two",
+    "modality": {"0": "MRI"},
+    "labels": {"0": "background", "1": "one"},
+    "licence": "CC0-1.0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +123,70 @@ def test_cases_without_previews_are_scored(folder: Path) -> None:
 
 def test_a_manifest_names_the_true_labels_by_case(folder: Path) -> None:
     row = {"case_id": "b", "image": "out/a.nii.gz", "label": "true/b.nii.gz", "subject": "1"}
-    manifest = {
-        "name": "two",
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "one"},
-        "licence": "CC0-1.0",
-        "training": [row],
-    }
-    (folder / "two.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "two.json").write_text(json.dumps(MANIFEST | {"training": [row]}), encoding="utf-8")
 
     cases = cases_of(folder / "out")
 
     assert references_of(cases, folder / "out", folder / "two.json") == {"b": folder / "true" / "b.nii.gz"}
+
+
+@pytest.fixture(scope="module")
+def hashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `in`, in which two images have one name and a third another, and `out` with hashed names."""
+    folder = tmp_path_factory.mktemp("hashed")
+    for number, name in enumerate(("one/a", "two/a", "b_0000")):
+        save_case(folder / "in" / f"{name}.nii.gz", seed=number)
+    options = Options(hashed_names=True)
+    setup = setup_of(make_attention_bundle(folder / "bundle"), folder / "out", options)
+    list(segment_cases(cases_in([folder / "in"], setup), setup, Means("serial")))
+    return folder
+
+
+def paired_inputs(folder: Path, reference: Path) -> dict[str, str]:
+    """Return the true label map that was found for each input, as paths."""
+    out_dir, inputs = folder / "out", read_inputs(folder / "out")
+    found = references_of(cases_of(out_dir), out_dir, reference, inputs=inputs)
+    return {
+        inputs[case_id].resolve().relative_to(folder / "in").as_posix(): path.relative_to(reference.parent).as_posix()
+        for case_id, path in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("true", "expected"),
+    [
+        (
+            ["one/a", "two/a", "b"],
+            {"one/a.nii.gz": "one/a", "two/a.nii.gz": "two/a", "b_0000.nii.gz": "b"},
+        ),
+        (["a", "b"], {"b_0000.nii.gz": "b"}),  # whose `a` is, nobody knows
+        (["one/a", "a"], {"one/a.nii.gz": "one/a", "two/a.nii.gz": "a"}),
+    ],
+)
+def test_cases_with_hashed_names_have_the_true_labels_that_are_called_like_their_images(
+    hashed: Path, tmp_path: Path, true: list[str], expected: dict[str, str]
+) -> None:
+    for name in true:
+        save_case(tmp_path / "true" / f"{name}.nii.gz")
+
+    found = paired_inputs(hashed, tmp_path / "true")
+
+    assert found == {image: f"true/{name}.nii.gz" for image, name in expected.items()}
+
+
+def test_a_manifest_names_the_true_labels_of_cases_with_hashed_names_by_their_images(hashed: Path) -> None:
+    for name in ("one", "two"):
+        save_case(hashed / "labels" / f"{name}.nii.gz")
+    rows = [
+        {"case_id": name, "image": f"in/{name}/a.nii.gz", "label": f"labels/{name}.nii.gz", "subject": name}
+        for name in ("one", "two")
+    ]
+    manifest = hashed / "manifest.json"
+    manifest.write_text(json.dumps(MANIFEST | {"training": rows}), encoding="utf-8")
+
+    found = paired_inputs(hashed, manifest)
+
+    assert found == {"one/a.nii.gz": "labels/one.nii.gz", "two/a.nii.gz": "labels/two.nii.gz"}
 
 
 def test_a_folder_of_other_cases_is_refused(folder: Path) -> None:

@@ -438,15 +438,35 @@ def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
     Raises:
         OutputError: the folder has no ledger, or it cannot be read.
     """
-    path = out_dir / LEDGER_NAME
-    if not path.is_file():
-        raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
-    with _reworded(out_dir), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        connection.execute("BEGIN")  # both tables as they are at one time
+    with _read_only(out_dir) as connection:
         if not _version(connection, out_dir):  # a run has begun this moment
             return [], []
         runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY rowid")
         return list(_entries(connection, out_dir)), [RunRecord(*row) for row in runs]
+
+
+def read_inputs(out_dir: Path) -> dict[str, Path]:
+    """Return where the input of every case lies, of several files the first, by id; nothing from a ledger of version 1.
+
+    Raises:
+        OutputError: the folder has no ledger, or it cannot be read.
+    """
+    with _read_only(out_dir) as connection:
+        if _version(connection, out_dir) < SCHEMA_VERSION:
+            return {}
+        rows = connection.execute("SELECT case_id, input FROM cases WHERE input != ''")
+        return {case_id: out_dir / places.partition(BETWEEN)[0] for case_id, places in rows}
+
+
+@contextmanager
+def _read_only(out_dir: Path) -> Iterator[sqlite3.Connection]:
+    """Open the ledger of a folder; all that is read is as it was at one time."""
+    path = out_dir / LEDGER_NAME
+    if not path.is_file():
+        raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
+    with _reworded(out_dir), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.execute("BEGIN")
+        yield connection
 
 
 def _version(connection: sqlite3.Connection, out_dir: Path) -> int:

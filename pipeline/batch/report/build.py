@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.batch.ledger import Entry, RunRecord, read_ledger
+from pipeline.batch.ledger import Entry, RunRecord, read_inputs, read_ledger
 from pipeline.batch.report.facts import PREVIEW_KIND, RunFacts, case_rows, link, outcome
 from pipeline.batch.report.reference import Truth, compared, references_of
 from pipeline.case_report import CaseReport, Verdict
@@ -58,7 +58,7 @@ def build(
     entries, runs = read_ledger(out_dir)
     facts = run_facts(out_dir, entries, runs)
     if reference is not None:
-        paths = references_of(facts.cases, out_dir, reference, data_root)
+        paths = references_of(facts.cases, out_dir, reference, data_root, read_inputs(out_dir))
         facts = replace(facts, truths=compared(facts.cases, paths, progress))
     return write_report(facts)
 

@@ -1,7 +1,8 @@
 """What true labels say of the cases of a run: how well they were found, and where the gates looked."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.case_report import CaseReport, GateReport
+from pipeline.cases import CHANNEL_ENDING
 from pipeline.errors import InputError, UsageError
 from pipeline.evaluation import LabelScores, label_maps_in, read_label_map, score
 from pipeline.geometry import Grid
@@ -37,7 +39,11 @@ class Truth:
 
 
 def references_of(
-    cases: Sequence[CaseReport], out_dir: Path, reference: Path, data_root: Path | None = None
+    cases: Sequence[CaseReport],
+    out_dir: Path,
+    reference: Path,
+    data_root: Path | None = None,
+    inputs: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
     """Return the true label map of each case that has one.
 
@@ -47,6 +53,8 @@ def references_of(
         reference: manifest, whose case ids are those of the cases; or folder, in which label maps lie and are called as
             the outputs in theirs, as `pipeline.evaluation.pair_files` pairs them.
         data_root: as in `pipeline.manifest.load`.
+        inputs: first file of each case. Cases that are not called so, for their names are hashed, have the true label
+            map of this image in the manifest, or that in the folder which is called like it and like no other.
 
     Raises:
         UsageError: no case has one.
@@ -54,9 +62,13 @@ def references_of(
         ManifestError: the manifest cannot be used.
     """
     found = {case.case_id: case.outputs[Output.NIFTI] for case in cases if Output.NIFTI in case.outputs}
+    images = {case_id: path for case_id, path in (inputs or {}).items() if case_id in found}
     if reference.suffix == ".json":
-        known = {case.case_id: case.label for case in load(reference, data_root).all_cases}
+        listed = load(reference, data_root).all_cases
+        known = {case.case_id: case.label for case in listed}
         names = {case_id: case_id for case_id in found}
+        name_of = {case.image.resolve(): case.case_id for case in listed}
+        others = {case_id: name_of.get(path.resolve()) for case_id, path in images.items()}
     else:
         if data_root is not None:
             raise UsageError("--data-root is for a manifest; leave it out for a folder of label maps.")
@@ -65,6 +77,13 @@ def references_of(
             case_id: (path.relative_to(out_dir).parent / volume_stem(path)).as_posix()
             for case_id, path in found.items()
         }
+        others = {case_id: _called_like(path, known) for case_id, path in images.items()}
+    shared = Counter(name for name in others.values() if name is not None)
+    names |= {
+        case_id: name
+        for case_id, name in others.items()
+        if names[case_id] not in known and name is not None and shared[name] == 1
+    }
     paired = {case_id: path for case_id, name in names.items() if (path := known.get(name)) is not None}
     if not paired:
         raise UsageError(
@@ -72,6 +91,14 @@ def references_of(
             "whose label maps are called as those of the output, or the manifest that was segmented."
         )
     return paired
+
+
+def _called_like(image: Path, known: Container[str]) -> str | None:
+    """Return the name that an image has in a folder, with as many of its own folders as that has."""
+    folders = image.parent.parts
+    stem = CHANNEL_ENDING.sub("", volume_stem(image))
+    names = ("/".join((*folders[start:], stem)) for start in range(len(folders) + 1))
+    return next((name for name in names if name in known), None)
 
 
 def compared(
