@@ -20,7 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.bundle import open_bundle
-from pipeline.cases import Case, read_case
+from pipeline.case_image import read_case
+from pipeline.cases import Case
 from pipeline.geometry import Grid
 from pipeline.inference.restoring import Restorer, restore
 from pipeline.inference.runtime import keep_large_buffers

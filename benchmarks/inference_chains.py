@@ -27,8 +27,9 @@ from torch import nn
 
 from benchmarks.inference_clock import CLOCKS, Stopwatch, resident_mib
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
+from pipeline.case_image import read_case
 from pipeline.case_report import CaseStatus
-from pipeline.cases import Case, read_case
+from pipeline.cases import Case
 from pipeline.images import ONE_VOLUME, ImageRule
 from pipeline.inference.restoring import Restorer
 from pipeline.inference.runtime import keep_large_buffers

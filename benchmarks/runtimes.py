@@ -12,7 +12,8 @@ from monai.networks.nets import AttentionUnet
 from torch import nn
 
 from pipeline.bundle import open_bundle
-from pipeline.cases import find_cases, read_case
+from pipeline.case_image import read_case
+from pipeline.cases import find_cases
 from pipeline.inference.agreement import Evidence, central_patch
 from pipeline.inference.calibration import calibrate, streaming_ways, window_ways
 from pipeline.inference.execution import Runtime

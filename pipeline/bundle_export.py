@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.bundle import Bundle, open_bundle, read_configs, read_metadata
-from pipeline.cases import find_cases, read_case
+from pipeline.case_image import read_case
+from pipeline.cases import find_cases
 from pipeline.dicom.writing.derived import sync
 from pipeline.errors import BundleError, UsageError, VoxelgateError, reason_of
 from pipeline.geometry import Grid

@@ -1,4 +1,4 @@
-"""Find what there is to segment below some paths, name each case so that no two share a file, and read it."""
+"""Find what there is to segment below some paths, and name each case so that no two share a file."""
 
 import hashlib
 import os
@@ -7,24 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from pipeline.dicom.choose import SeriesRule, choose
 from pipeline.dicom.files import FileRef, list_files
-from pipeline.dicom.findings import Allow, Finding, refusals
-from pipeline.dicom.plausibility import Expected, check_against, check_values
-from pipeline.dicom.reader import read_series
+from pipeline.dicom.findings import Allow
 from pipeline.dicom.series import Series, scan_files
 from pipeline.errors import InputError
-from pipeline.geometry import Grid
-from pipeline.images import ONE_VOLUME, PICTURE_NAMES, ImageRule, read_image
-from pipeline.labels import LabelTable
+from pipeline.images import ONE_VOLUME, PICTURE_NAMES, ImageRule
 from pipeline.manifest import load
-from pipeline.pictures import RGB, counts_pixels
-from pipeline.volumes import SUFFIXES, has_orientation, volume_stem
+from pipeline.volumes import SUFFIXES, volume_stem
 
 CHANNEL_ENDING = re.compile(r"_(\d{4})$")
 """What the names of files of one image differ in: the number of the channel, as in nnU-Net."""
@@ -118,27 +110,6 @@ class Case:
         return [str(header.file.path) for header in self.image.headers]
 
 
-class Image(NamedTuple):
-    """What was read of a case.
-
-    Args:
-        voxels: (C, I, J, K), any real type.
-        grid: of each channel, RAS+ mm.
-        findings: a sentence for each thing worth knowing.
-    """
-
-    voxels: npt.NDArray[Any]
-    grid: Grid
-    findings: tuple[str, ...]
-
-    @property
-    def shown(self) -> npt.NDArray[Any]:
-        """Return the voxels (I, J, K) by which a person knows the image: its first channel, of colours their mean."""
-        is_colour = len(self.voxels) == len(RGB) and counts_pixels(self.grid)
-        shown: npt.NDArray[Any] = self.voxels.mean(axis=0, dtype=np.float32) if is_colour else self.voxels[0]
-        return shown
-
-
 def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     inputs: Sequence[Path],
     *,
@@ -183,75 +154,6 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
             raise InputError(f"{given.name}: holds no {PICTURES if images.is_picture else wanted}; check the path.")
     named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
     return with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
-
-
-def read_case(
-    case: Case,
-    labels: LabelTable,
-    expected: Expected | None = None,
-    allow: Iterable[Allow] = (),
-    images: ImageRule = ONE_VOLUME,
-) -> Image:
-    """Read the image of a case and refuse what cannot be segmented.
-
-    Args:
-        case: what to read.
-        labels: of the bundle; if they tell sides apart, an image without a known left and right is refused.
-        expected: what the bundle was trained on; what differs is told.
-        allow: faults of a DICOM series to mend, as given to `find_cases`.
-        images: what the images of the bundle consist of.
-
-    Raises:
-        InputError: no image, it cannot be read, it is not what the bundle takes, its channels lie on different grids or
-            are one and the same, or one holds NaN, infinite or all equal voxels.
-    """
-    if case.image is None:
-        raise InputError(" ".join(case.findings))
-    if isinstance(case.image, Path):
-        image = _read_files(case.channels, labels, images)
-        further: tuple[Finding, ...] = ()
-    else:
-        if images != ImageRule(images.channels[:1]):
-            raise InputError(f"{case.case_id}: a DICOM series has one channel, {_wanted(images)}; give such files.")
-        volume = read_series(case.image, allow=allow)
-        image = Image(volume.voxels[None], volume.grid, tuple(str(finding) for finding in volume.findings))
-        further = check_values(volume.voxels, volume.grid, case.image.modality)
-    _refuse_unusable(image, case.case_id, images)
-    if refused := refusals(further):
-        raise InputError(f"{case.case_id}: {refused[0]}")
-    if expected is not None:
-        further += check_against(image.grid, expected)
-    return image._replace(findings=case.findings + image.findings + tuple(map(str, further)))
-
-
-def _wanted(images: ImageRule) -> str:
-    kind = "pictures" if images.is_picture else "images"
-    return f"the bundle takes {kind} of {len(images.channels)} ({', '.join(images.channels)})"
-
-
-def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageRule) -> Image:
-    voxels, grid = read_image(paths, images)
-    path = paths[0]
-    if has_orientation(path):
-        return Image(voxels, grid, ())
-    sentence = f"{path.name}: the header does not say where left and right are"
-    if labels.side_pairs:
-        raise InputError(f"{sentence}, but the bundle tells sides apart; convert the image again with its orientation.")
-    return Image(
-        voxels,
-        grid,
-        (f"NO_ORIENTATION: {sentence}; the default of its format was assumed, check the result against the image.",),
-    )
-
-
-def _refuse_unusable(image: Image, name: str, images: ImageRule) -> None:
-    voxels = image.voxels
-    unusable = 0 if voxels.dtype.kind != "f" else voxels.size - int(np.isfinite(voxels).sum())
-    if unusable:
-        raise InputError(f"{name}: {unusable} voxels are NaN or infinite, expected numbers; replace them first.")
-    for file in voxels.reshape(images.files, -1, *voxels.shape[1:]):  # of colours one may be empty
-        if file.min() == file.max():
-            raise InputError(f"{name}: all voxels are {file.flat[0]}, expected an image; export it again.")
 
 
 class Listing(NamedTuple):
@@ -323,9 +225,15 @@ def manifest_cases(path: Path, images: ImageRule, data_root: Path | None = None)
     if manifest.images.is_picture != images.is_picture or not _same_channels(manifest.images, images):
         raise InputError(
             f"{path.name}: its images have the channels {', '.join(manifest.images.channels)}, but "
-            f"{_wanted(images)}; use a manifest whose channels have these names in this order."
+            f"{wanted(images)}; use a manifest whose channels have these names in this order."
         )
     return [Case(case.case_id, case.image, further_channels=case.further_channels) for case in manifest.all_cases]
+
+
+def wanted(images: ImageRule) -> str:
+    """Return a sentence on what images a bundle takes, without its end."""
+    kind = "pictures" if images.is_picture else "images"
+    return f"the bundle takes {kind} of {len(images.channels)} ({', '.join(images.channels)})"
 
 
 def _same_channels(found: ImageRule, wanted: ImageRule) -> bool:

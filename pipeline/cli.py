@@ -52,8 +52,10 @@ for _name, _help in COMMANDS.items():
 
 def load(name: str) -> Any:
     """Import a command, with all that it needs."""
-    import_module("pipeline.inference.runtime").keep_large_buffers()  # before anything takes memory
-    return typer.main.get_command(import_module(f"pipeline.commands.{name}").app)
+    module = import_module(f"pipeline.commands.{name}")
+    if "torch" in sys.modules:
+        import_module("pipeline.inference.runtime").keep_large_buffers()
+    return typer.main.get_command(module.app)
 
 
 def _print_version(is_wanted: bool) -> None:

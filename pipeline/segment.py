@@ -21,8 +21,9 @@ import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 
+from pipeline.case_image import read_case
 from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.cases import Case, read_case
+from pipeline.cases import Case
 from pipeline.dicom.findings import Allow
 from pipeline.dicom.plausibility import Expected
 from pipeline.dicom.series import Series

@@ -11,7 +11,8 @@ import torch
 
 from pipeline.batch.inputs import content_sha256
 from pipeline.bundle import image_rule_of, open_bundle, seal
-from pipeline.cases import Case, find_cases, read_case
+from pipeline.case_image import read_case
+from pipeline.cases import Case, find_cases
 from pipeline.errors import BundleError, InputError
 from pipeline.images import ImageRule
 from pipeline.label_app.server import Serving, prepare

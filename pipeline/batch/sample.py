@@ -28,8 +28,9 @@ from pipeline.batch.demand import (
 from pipeline.batch.forecast import Measured, Written
 from pipeline.batch.worker import TURNS, Setup
 from pipeline.bundle import Bundle, open_bundle
+from pipeline.case_image import Image, read_case
 from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.cases import Case, Image, read_case
+from pipeline.cases import Case
 from pipeline.errors import VoxelgateError
 from pipeline.geometry import Grid
 from pipeline.inference.choice import RuntimeChoice

@@ -8,7 +8,8 @@ import typer
 from pipeline.bundle import open_bundle, seal, verify
 from pipeline.bundle_export import export
 from pipeline.bundle_gates import pass_gates
-from pipeline.cases import find_cases, read_case
+from pipeline.case_image import read_case
+from pipeline.cases import find_cases
 from pipeline.commands.options import BundleArgument, Overwrite
 from pipeline.errors import UsageError
 from pipeline.inference.choice import calibrate_windows

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle import Bundle
-from pipeline.cases import Case, read_case
+from pipeline.case_image import read_case
+from pipeline.cases import Case
 from pipeline.errors import UsageError
 from pipeline.labels import LabelTable
 from pipeline.monai_io import as_image
