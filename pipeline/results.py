@@ -225,6 +225,16 @@ def publish(moves: Mapping[Path, Path], removed: Iterable[Path], older: Path) ->
         raise _unwritable(next(iter(names)).name, error) from error
 
 
+def refuse_file(folder: Path) -> None:
+    """Refuse an output folder that is a file, before anything is worked out for it.
+
+    Raises:
+        OutputError: it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, not a folder; choose another output folder.")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch.dispatch import Limits
+from pipeline.batch.engine import DaskEngine
 from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
 from pipeline.case_report import CaseStatus
-from pipeline.errors import UsageError
+from pipeline.errors import EngineError, UsageError
 from pipeline.segment import Options
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import tree
@@ -87,6 +88,33 @@ def test_cases_that_hang_or_kill_their_worker_on_a_cluster_are_given_up_and_the_
     assert "took longer than 40 s" in hanging.findings[0]
     assert deadly.status is hanging.status is CaseStatus.FAILED
     assert {report.status for report in reports.values()} == {CaseStatus.DONE}
+
+
+def test_all_workers_are_listed_while_the_client_refreshes_what_it_knows_without_them(
+    cluster: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh = distributed.Client._update_scheduler_info
+
+    async def refresh_twice(client: object, n_workers: int = 0) -> None:
+        await refresh(client, n_workers)
+        await refresh(client)  # as the client does every two seconds
+
+    monkeypatch.setattr(distributed.Client, "_update_scheduler_info", refresh_twice)
+    engine = DaskEngine(cluster.scheduler_address)
+
+    assert len(engine.lanes()) == len(cluster.workers)
+    engine.close(is_abandoned=False)
+
+
+def test_a_scheduler_that_went_away_ends_the_run() -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
+        with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as short:
+            engine = DaskEngine(short.scheduler_address)
+            assert list(engine.lanes()) == []
+
+        with pytest.raises(EngineError, match="scheduler is gone"):
+            engine.lanes()
+    engine.close(is_abandoned=True)
 
 
 def test_a_scheduler_that_does_not_answer_is_wrong_usage(tmp_path: Path, bundle: Path) -> None:

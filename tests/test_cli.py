@@ -64,6 +64,24 @@ def test_files_of_others_are_not_replaced_unless_asked(run: Run, scan: Path, tmp
     assert result.read_bytes() != b"mine"
 
 
+@pytest.mark.parametrize("command", ["segment", "demo"])
+def test_a_file_in_place_of_the_output_folder_is_refused_before_anything_is_worked_out(
+    run: Run, scan: Path, tmp_path: Path, command: str
+) -> None:
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for number in range(10):  # enough for a forecast, which takes its time
+        (inputs / f"{number}.nii.gz").hardlink_to(scan)
+    (tmp_path / "results").write_text("mine", encoding="utf-8")
+
+    result = run(command, *((HIPPOCAMPUS_BUNDLE, inputs) if command == "segment" else ()), "--out", "results")
+
+    assert_one_sentence(result, 1, "results: is a file, not a folder; choose another output folder.")
+    assert "cases, about" not in result.stderr
+    assert "Making" not in result.stdout
+    assert (tmp_path / "results").read_text(encoding="utf-8") == "mine"
+
+
 def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(scan.read_bytes()[:2000])
     result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path, "--out", "results")

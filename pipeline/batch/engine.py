@@ -251,8 +251,8 @@ class DaskEngine:
         Raises:
             EngineError: the scheduler is gone.
         """
-        try:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        try:  # not `scheduler_info`, in whose answer another thread of the client now and then puts no workers
+            workers = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
         except (OSError, RuntimeError) as error:
             raise EngineError("the Dask scheduler is gone; start it, and run the command again to go on.") from error
         self._lanes = {address: self._lane(address, facts["nthreads"]) for address, facts in workers.items()}

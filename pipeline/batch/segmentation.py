@@ -18,7 +18,7 @@ from pipeline.case_report import CaseReport
 from pipeline.cases import Case, find_cases, with_hashed_name
 from pipeline.errors import UsageError
 from pipeline.inference.attention_maps import gate_levels
-from pipeline.results import make_folder
+from pipeline.results import make_folder, refuse_file
 from pipeline.segment import Options
 
 DEFAULT_ENGINE = "processes:1"
@@ -54,8 +54,10 @@ def setup_of(
     """Return what all cases of a run share; the network is not loaded.
 
     Raises:
+        OutputError: the output folder is a file.
         BundleError: the bundle is none, or was altered.
     """
+    refuse_file(out_dir)
     fingerprint, metadata = verify(bundle), read_metadata(bundle)
     if is_ensemble:
         fingerprint = ensemble_fingerprint(fingerprint)

@@ -18,6 +18,7 @@ from pipeline.evaluation import MEAN_OVER_LABELS, LabelScores, Measure, evaluate
 from pipeline.manifest import ALL_FOLDS, load
 from pipeline.manifest_build import build, write
 from pipeline.planning import Budget, Training, plan, survey, write_bundle
+from pipeline.results import refuse_file
 from pipeline.segment import Options
 from pipeline.training import Job, train
 
@@ -65,8 +66,9 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
         overwrite: replace an earlier demo in `out`.
 
     Raises:
-        OutputError: `out` holds something already.
+        OutputError: `out` is a file, or holds something already.
     """
+    refuse_file(out)
     _clear(out, overwrite=overwrite)
     rng = np.random.default_rng(seed)
     say(f"Making {TRAINING_CASES} synthetic CT volumes to train on and {HELD_OUT_CASES} to test with.")
