@@ -48,8 +48,10 @@ Segment = Callable[..., list[CaseReport]]
 def segment(tmp_path: Path, bundle: Path) -> Segment:
     """Segment inputs into `out` in this process."""
 
-    def run_all(*inputs: Path, options: Options | None = None, root: Path = bundle) -> list[CaseReport]:
-        setup = setup_of(root, tmp_path / "out", options or Options())
+    def run_all(
+        *inputs: Path, options: Options | None = None, root: Path = bundle, out: Path = tmp_path / "out"
+    ) -> list[CaseReport]:
+        setup = setup_of(root, out, options or Options())
         return list(segment_cases(cases_in(inputs, setup), setup, SERIAL))
 
     return run_all
@@ -286,10 +288,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, segment: Seg
 
 
 def test_an_output_folder_that_cannot_be_made_ends_the_run(tmp_path: Path, segment: Segment) -> None:
-    (tmp_path / "out").write_bytes(b"a file")
+    (tmp_path / "file").write_bytes(b"a file")
+    image = save_case(tmp_path / "a.nii.gz")
 
+    with pytest.raises(OutputError, match="is a file, not a folder"):
+        segment(image, out=tmp_path / "file")
     with pytest.raises(OutputError, match="cannot be made"):
-        segment(save_case(tmp_path / "a.nii.gz"))
+        segment(image, out=tmp_path / "file" / "out")
 
 
 def test_a_ledger_that_is_none_is_refused_and_left_as_it_is(tmp_path: Path, segment: Segment) -> None:

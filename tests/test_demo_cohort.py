@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.demo.cohort import (
@@ -99,6 +99,7 @@ def test_grids_have_the_promised_size_direction_and_tilt(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
+@example(35)  # kidney and liver met between the points that were looked at
 @settings(max_examples=10, deadline=None)
 def test_organs_of_a_patient_never_overlap(seed: int) -> None:
     anatomy = draw_anatomy(np.random.default_rng(seed))

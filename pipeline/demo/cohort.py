@@ -67,6 +67,9 @@ TEXTURE_MM = 6.0
 LOOPS = 14
 """Loops of bowel in each patient."""
 
+APART_LEVEL = 1.05
+"""Organs a twentieth larger do not overlap on the lattice; so neither do those that are drawn, between its points."""
+
 LATTICE_MM = 4.0
 """Distance of the points at which organs are tested for touching."""
 
@@ -352,10 +355,10 @@ def _rotation(rng: np.random.Generator, largest_deg: float) -> Affine:
 
 
 def _is_plausible(anatomy: Anatomy) -> bool:
-    """Return whether, at all points of a lattice, organs lie inside the muscle wall and in at most one organ."""
+    """Return whether, at all points of a lattice, organs lie inside the muscle wall and apart from each other."""
     axis_mm = np.arange(-80, 80, LATTICE_MM, dtype=np.float32)
     points_mm = np.stack(np.meshgrid(axis_mm, axis_mm, axis_mm, indexing="ij"), axis=-1)
-    inside = [organ.solid.level(points_mm) <= 1 for organ in anatomy.organs.values()]
+    inside = [organ.solid.level(points_mm) <= APART_LEVEL for organ in anatomy.organs.values()]
     wall = anatomy.surroundings[1].solid
     return bool(np.sum(inside, axis=0).max() == 1 and wall.level(points_mm[np.any(inside, axis=0)]).max() < 0.97)
 
