@@ -309,3 +309,11 @@ def test_a_skip_line_takes_no_more_memory_when_as_much_is_poured_as_comes() -> N
         held.append(line.nbytes)
 
     assert len(set(held[7:])) == 1
+
+
+def test_an_image_of_one_channel_becomes_features_with_channels_last() -> None:
+    network = AttentionUNet(in_channels=1, out_channels=3, channels=(4, 6, 8)).eval()
+
+    first = StreamingNetwork(network).encoder[0].first
+
+    assert first.weight.stride()[1] == 1  # else each slab would be turned over before it is kept

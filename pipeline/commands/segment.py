@@ -35,7 +35,6 @@ from pipeline.terminal import console, errors, progress_bar
 MOST_ROWS = 50
 """Cases that are listed on the screen; of more there is the table in the output folder."""
 
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 

@@ -13,7 +13,6 @@ from pipeline.terminal import console
 
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
 
-
 PIXEL_SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 px", "ASSD px", "MSSD px", "RAVD %", "area px", "missed")
 """Of pictures."""
 
