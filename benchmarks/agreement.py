@@ -19,16 +19,16 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.bundle import open_bundle
-from pipeline.case_image import read_case
-from pipeline.cases import Case
-from pipeline.geometry import Grid
-from pipeline.inference.restoring import Restorer, restore
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.manifest import load
-from pipeline.monai_io import as_image
-from pipeline.volumes import read_volume
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.geometry import Grid
+from voxelgate.datasets.manifest import load
+from voxelgate.images.volumes import read_volume
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.inference.restoring.restorer import Restorer, restore
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.read import read_case
+from voxelgate.transforms.io import as_image
 
 Labels = npt.NDArray[Any]
 Way = Callable[[MetaTensor, nn.Module, Grid], Labels]

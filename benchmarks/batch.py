@@ -21,12 +21,12 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.bundle import open_bundle
-from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.results import Output
-from pipeline.segment import Options, segment
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options, segment
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "hippocampus_mri_segmentation"
 OPTIONS = Options((Output.NIFTI, Output.PREVIEW))

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline.evaluation import MEAN_OVER_LABELS, Measure, summarise
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.manifest import load
-from pipeline.planning import Budget, Plan
-from pipeline.planning.make import make_bundle
-from pipeline.training import TRAINING, Job, evaluate_fold, train
+from voxelgate.datasets.manifest import load
+from voxelgate.evaluation.scores import MEAN_OVER_LABELS, Measure, summarise
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.training.planning import Budget, Plan
+from voxelgate.training.planning.make_bundle import make_bundle
+from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
 
 WIDTH, HEIGHT, MARGIN = 520, 320, 60
 """Pixels of the plot, and of the room for its axes."""

@@ -24,7 +24,7 @@ from benchmarks.inference_clock import CLOCKS
 from benchmarks.inference_phantom import trained, volume
 from benchmarks.inference_plot import draw
 from benchmarks.inference_speed import probe_gflops, roofline
-from pipeline.inference.runtime import keep_large_buffers
+from voxelgate.inference.precision import keep_large_buffers
 
 STAGES = ("read", "preprocess", "network", "restore", "write")
 LAW = {"slices": (200, 400, 800), "classes": (5, 105)}

@@ -27,18 +27,18 @@ from torch import nn
 
 from benchmarks.inference_clock import CLOCKS, Stopwatch, resident_mib
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
-from pipeline.case_image import read_case
-from pipeline.case_report import CaseStatus
-from pipeline.cases import Case
-from pipeline.images import ONE_VOLUME, ImageRule
-from pipeline.inference.restoring import Restorer
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.inference.views import Views
-from pipeline.labels import LabelTable
-from pipeline.monai_io import VolumeReader
-from pipeline.segment import Options, segment
-from pipeline.transforms import ResampleToSpacingd, WindowHUd
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.spec import ONE_VOLUME, ImageRule
+from voxelgate.inference.mirroring import Views
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.inference.restoring.restorer import Restorer
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.read import read_case
+from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.segment import Options, segment
+from voxelgate.transforms import ResampleToSpacingd, WindowHUd
+from voxelgate.transforms.io import VolumeReader
 
 WINDOW = (96, 96, 96)
 SKIP_BELOW = 0.0
@@ -97,7 +97,7 @@ def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: An
     streamed_vox: list[int] = []
     with (
         watch.stage("write"),  # and what else there is
-        patch("pipeline.segment.read_case", watch.measured("read", read_case)),
+        patch("voxelgate.segmentation.segment.read_case", watch.measured("read", read_case)),
         patch.object(Restorer, "push", watch.measured("restore", Restorer.push)),
         patch.object(Views, "stream", noted(Views.stream, streamed_vox)),
     ):

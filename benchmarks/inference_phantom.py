@@ -15,11 +15,11 @@ from nibabel.affines import apply_affine
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.demo.cohort import Anatomy, Tissue, draw_anatomy, render
-from pipeline.geometry import Affine, Grid
-from pipeline.inference.runtime import choose_precision, keep_large_buffers
-from pipeline.networks import AttentionUNet
-from pipeline.transforms.intensity import window
+from voxelgate.apps.demo.cohort import Anatomy, Tissue, draw_anatomy, render
+from voxelgate.core.geometry import Affine, Grid
+from voxelgate.inference.precision import choose_precision, keep_large_buffers
+from voxelgate.networks import AttentionUNet
+from voxelgate.transforms.intensity import window
 
 LABELS = ("background", "fat", "liver", "enhancing", "bone")
 CHANNELS = (16, 32, 64, 128, 256)

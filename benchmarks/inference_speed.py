@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inference_phantom import network
-from pipeline.inference.streaming import StreamingNetwork, streamed_axis
+from voxelgate.inference.streaming.stream import StreamingNetwork, streamed_axis
 
 Clock = Callable[[], float]
 

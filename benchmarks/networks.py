@@ -26,17 +26,17 @@ from torch import nn
 
 from benchmarks import networks_plot
 from benchmarks.step import medians_s
-from pipeline.bundle import build
-from pipeline.evaluation import MEAN_OVER_LABELS, Measure, summarise
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.manifest import load
-from pipeline.networks import describe, presets
-from pipeline.planning import Budget, Plan, plan, survey
-from pipeline.planning.make import make_bundle
-from pipeline.planning.parts import network
-from pipeline.planning.plan import WARMUP_SHARE
-from pipeline.planning.train_config import loss
-from pipeline.training import TRAINING, Job, evaluate_fold, train
+from voxelgate.bundle.opened import build
+from voxelgate.datasets.manifest import load
+from voxelgate.evaluation.scores import MEAN_OVER_LABELS, Measure, summarise
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.networks import describe, presets
+from voxelgate.training.configs.steps import network
+from voxelgate.training.configs.train_config import loss
+from voxelgate.training.planning import Budget, Plan, plan, survey
+from voxelgate.training.planning.make_bundle import make_bundle
+from voxelgate.training.planning.rules import WARMUP_SHARE
+from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
 
 SUPERVISED = {"deep_supervision": 2}
 """Coarser levels that learn too, as in the plan's own network; MONAI's networks have no such thing."""
@@ -95,7 +95,7 @@ class Contender:
 
 
 def _preset(name: str, channels: tuple[int, ...] = (), kind: Kind = Kind.GATED, **arguments: Any) -> Contender:
-    return Contender(f"pipeline.networks.presets.{name}", SUPERVISED | arguments, channels, kind)
+    return Contender(f"voxelgate.networks.presets.{name}", SUPERVISED | arguments, channels, kind)
 
 
 REFERENCE = "unet"
@@ -109,9 +109,9 @@ NETWORKS: Mapping[str, Contender] = {
     "trilinear": _preset("trilinear", NARROWER),
     "upsample-in-gate": _preset("upsample_in_gate"),
     REFERENCE: _preset("unet", kind=Kind.NONE),
-    "NonLocalUNet": Contender("pipeline.networks.NonLocalUNet", SUPERVISED, kind=Kind.OTHER),
+    "NonLocalUNet": Contender("voxelgate.networks.NonLocalUNet", SUPERVISED, kind=Kind.OTHER),
     "GuidedAttentionNet": Contender(
-        "pipeline.networks.GuidedAttentionNet", {"width": 8, "backbone": RESIDUAL}, kind=Kind.OTHER
+        "voxelgate.networks.GuidedAttentionNet", {"width": 8, "backbone": RESIDUAL}, kind=Kind.OTHER
     ),
     "MONAI AttentionUnet": Contender("monai.networks.nets.AttentionUnet"),
     "MONAI UNet": Contender("monai.networks.nets.UNet", {"num_res_units": 2}, WIDER, Kind.NONE),
@@ -255,7 +255,9 @@ def scores_of(common: Comparison, name: str, seeds: Sequence[int]) -> list[Score
 def _processes(number: int) -> ProcessPoolExecutor:
     """Return processes that end with their task; they fork from one that has imported everything."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.training", "pipeline.planning.make", "monai.networks.nets"])
+    context.set_forkserver_preload(
+        ["voxelgate.training.train", "voxelgate.training.planning.make_bundle", "monai.networks.nets"]
+    )
     return ProcessPoolExecutor(number, mp_context=context, max_tasks_per_child=1)
 
 

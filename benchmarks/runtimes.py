@@ -11,15 +11,15 @@ import torch
 from monai.networks.nets import AttentionUnet
 from torch import nn
 
-from pipeline.bundle import open_bundle
-from pipeline.case_image import read_case
-from pipeline.cases import find_cases
-from pipeline.inference.agreement import Evidence, central_patch
-from pipeline.inference.calibration import calibrate, streaming_ways, window_ways
-from pipeline.inference.execution import Runtime
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.monai_io import as_image
-from pipeline.networks import AttentionUNet
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.inference.runtimes.agreement import Evidence, central_patch
+from voxelgate.inference.runtimes.calibration import calibrate, streaming_ways, window_ways
+from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.networks import AttentionUNet
+from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.read import read_case
+from voxelgate.transforms.io import as_image
 
 
 def untrained(asked: argparse.Namespace) -> tuple[nn.Module, list[torch.Tensor]]:

@@ -9,9 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.dicom.seg import SegKind, write_seg
-from pipeline.labels import LabelTable
 from tests.derived_cases import TABLE, ellipsoids, from_file, headers_of, segmented, source_grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.write.seg import SegKind, write_seg
 
 
 def main() -> None:

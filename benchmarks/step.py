@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.networks import AttentionUNet
+from voxelgate.networks import AttentionUNet
 
 CLASSES = 2
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.inference.streaming import StreamingNetwork, streaming_cost
-from pipeline.networks import AttentionUNet
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.inference.streaming.stream import StreamingNetwork, streaming_cost
+from voxelgate.networks import AttentionUNet
 
 CLASSES = 4
 PROBE_CHANNELS = 128

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from pipeline.bundle import seal
-from pipeline.networks import AttentionUNet
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.bundle.opened import seal
+from voxelgate.networks import AttentionUNet
 
 NETWORK = {"in_channels": 1, "out_channels": 2, "channels": [2, 4, 4], "norm": "none"}
 LEVELS = (0, 1)
@@ -19,7 +19,7 @@ def make_attention_bundle(root: Path, **arguments: Any) -> Path:
     make_threshold_bundle(root)
     path = root / "configs" / "inference.json"
     config = json.loads(path.read_text("utf-8"))
-    config["network_def"] = {"_target_": "pipeline.networks.AttentionUNet", **NETWORK, **arguments}
+    config["network_def"] = {"_target_": "voxelgate.networks.AttentionUNet", **NETWORK, **arguments}
     config["inferer"]["roi_size"] = [12, 12, 12]
     path.write_text(json.dumps(config), encoding="utf-8")
     torch.manual_seed(0)

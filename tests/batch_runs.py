@@ -13,12 +13,12 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from pipeline.batch.ledger import LEDGER_NAME
-from pipeline.batch.lock import LOCK_NAME
-from pipeline.cli import main
+from voxelgate.apps.cli.main import main
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME
+from voxelgate.segmentation.batch.lock import LOCK_NAME
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pipeline.commands.segment", "tests.batch_bundle"])
+CONTEXT.set_forkserver_preload(["voxelgate.apps.cli.segment", "tests.batch_bundle"])
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"}
 """Audit events (https://docs.python.org/3.11/library/audit_events.html), each raised before the change."""

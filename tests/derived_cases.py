@@ -14,10 +14,10 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from pipeline.dicom.writing.derived import Algorithm, SegmentedSeries
-from pipeline.dicom.writing.sources import SourceSeries
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries
+from voxelgate.dicom.write.sources import SourceSeries
 
 ALGORITHM = Algorithm("abdomen model", "1.2.0", "5e" * 32)
 TABLE = LabelTable(("background", "liver", "left kidney", "liver tumor", "spleen"))

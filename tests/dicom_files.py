@@ -19,9 +19,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pipeline.dicom.files import FileRef
-from pipeline.dicom.headers import Header, read_header
-from pipeline.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.dicom_files import FileRef
+from voxelgate.dicom.read.headers import Header, read_header
 
 GDCM_SYNTAXES = {
     JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,

@@ -18,11 +18,11 @@ import numpy as np
 import requests
 import torch
 
-from pipeline.bundle import WEIGHTS, seal
-from pipeline.manifest_build import build, write
-from pipeline.networks import AttentionUNet
-from pipeline.planning import Training, write_bundle
 from tests.test_resume import tiny_plan
+from voxelgate.bundle.opened import WEIGHTS, seal
+from voxelgate.datasets.build_manifest import build, write
+from voxelgate.networks import AttentionUNet
+from voxelgate.training.planning import Training, write_bundle
 
 START_LIMIT_S = 300.0
 """A busy machine needs a minute to import everything."""
@@ -34,7 +34,7 @@ MODEL = "blobs"
 START = """
 import json, sys
 from pathlib import Path
-from pipeline.label_app.server import Serving, serve
+from voxelgate.apps.label.server import Serving, serve
 given = json.loads(sys.argv[1])
 serve(Serving(tuple(map(Path, given.pop("bundles"))), given.pop("studies"), Path(given.pop("work")), **given))
 """

@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian
 
-from pipeline.dicom.findings import Allow, Code, Severity
+from voxelgate.core.findings import Allow, Code, Severity
 
 ROOT = "1.2.826.0.1.3680043.10.1357"
 """Root of all UIDs made here, so that a test can tell that none is shown."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.batch.report.facts import RunFacts
-from pipeline.batch.report.reference import Truth
-from pipeline.case_report import CaseReport, CaseStatus, GateReport, GateVerdict, Quality, Verdict
-from pipeline.evaluation import LabelScores
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
-from pipeline.preview import labels_as_shown, read_preview, sketch, write_preview
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.scores import LabelScores
+from voxelgate.segmentation.page.reference import Truth
+from voxelgate.segmentation.page.rows import RunFacts
+from voxelgate.segmentation.preview import labels_as_shown, read_preview, sketch, write_preview
+from voxelgate.segmentation.report import CaseReport, CaseStatus, GateReport, GateVerdict, Quality, Verdict
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>&amp;\u2028"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.ledger import read_ledger
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.evaluation import pair_files
-from pipeline.segment import Options
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.batch_runs import tree
+from voxelgate.evaluation.scores import pair_files
+from voxelgate.segmentation.batch.ledger import read_ledger
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options
 
 GATED = Options(attention=LEVELS)
 

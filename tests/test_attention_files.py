@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from isal import igzip
 
-from pipeline.errors import OutputError
-from pipeline.geometry import Grid
-from pipeline.inference.attention_files import write_attention_map
-from pipeline.inference.attention_maps import GateMap, on_grid
-from pipeline.volumes import read_grid, read_volume, write_label_map
+from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.images.volumes import read_grid, read_volume, write_label_map
+from voxelgate.inference.attention.map_files import write_attention_map
+from voxelgate.inference.attention.maps import GateMap, on_grid
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.5, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 SHAPE = (14, 12, 9)

@@ -10,17 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.batch.ledger import read_ledger
-from pipeline.batch.segmentation import Means, cases_in, fitted, segment_cases, setup_of
-from pipeline.bundle import open_bundle, seal
-from pipeline.case_report import CaseReport, CaseStatus, GateReport, GateVerdict
-from pipeline.cases import find_cases
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
-from pipeline.preview import read_preview, sketch, write_preview
-from pipeline.results import Output
-from pipeline.segment import Options, segment
-from pipeline.volumes import read_grid, read_volume
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.batch_runs import tree
@@ -28,6 +17,17 @@ from tests.conftest import Run
 from tests.planted import ct_series, write
 from tests.test_preview import CODES, affine_of, centre, slices, two_shapes
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.bundle.opened import open_bundle, seal
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.volumes import read_grid, read_volume
+from voxelgate.segmentation.batch.ledger import read_ledger
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, fitted, segment_cases, setup_of
+from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.preview import read_preview, sketch, write_preview
+from voxelgate.segmentation.report import CaseReport, CaseStatus, GateReport, GateVerdict
+from voxelgate.segmentation.segment import Options, segment
 
 MAPS = {f"attention-{level}" for level in LEVELS}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from torch.nn import functional as F
 
-from pipeline.networks import AttentionGate, AttentionUNet, GatedLogits
-from pipeline.networks.blocks import DoubleConv, Norm
+from voxelgate.networks import AttentionGate, AttentionUNet, GatedLogits
+from voxelgate.networks.blocks import DoubleConv, Norm
 
 TOLERANCE = 1e-5
 """Logits of two ways to run one network differ by rounding of float32 only."""
@@ -285,7 +285,7 @@ def test_a_small_patch_is_learnt_by_heart() -> None:
 
 def test_a_config_of_plain_json_builds_the_network() -> None:
     config = {
-        "_target_": "pipeline.networks.AttentionUNet",
+        "_target_": "voxelgate.networks.AttentionUNet",
         "in_channels": 1,
         "out_channels": 3,
         "channels": [4, 8, 16],

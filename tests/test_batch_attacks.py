@@ -13,21 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch import runner
-from pipeline.batch.ledger import LEDGER_NAME, Ledger, State, Versions, read_ledger
-from pipeline.batch.lock import is_held, locked
-from pipeline.batch.outputs import publish_case, refuse_foreign
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.batch.status import status_of
-from pipeline.batch.table import TABLE_NAME
-from pipeline.batch.worker import Job
-from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.cases import Case
-from pipeline.errors import OutputError
-from pipeline.segment import Options
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.planted import ct_series, setting, write
+from voxelgate.core.errors import OutputError
+from voxelgate.segmentation.batch import runner
+from voxelgate.segmentation.batch.case_table import TABLE_NAME
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, State, Versions, read_ledger
+from voxelgate.segmentation.batch.lock import is_held, locked
+from voxelgate.segmentation.batch.publish import publish_case, refuse_foreign
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.worker import Job
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options
 
 SERIAL = Means(engine="serial")
 DONE = CaseStatus.DONE
@@ -301,7 +301,7 @@ def test_a_file_system_without_locks_is_refused_and_nobody_is_said_to_work_there
         raise OSError(errno.ENOLCK, "No locks available")
 
     (tmp_path / ".voxelgate.lock").touch()
-    monkeypatch.setattr("pipeline.batch.lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("voxelgate.segmentation.batch.lock.fcntl.flock", no_locks)
 
     with pytest.raises(OutputError, match="keeps no locks"), locked(tmp_path):
         pass

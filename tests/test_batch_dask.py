@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.dispatch import Limits
-from pipeline.batch.engine import DaskEngine
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.case_report import CaseStatus
-from pipeline.errors import EngineError, UsageError
-from pipeline.segment import Options
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import tree
+from voxelgate.core.errors import EngineError, UsageError
+from voxelgate.segmentation.batch.dispatch import Limits
+from voxelgate.segmentation.batch.engines import DaskEngine
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.segment import Options
 
 dask = pytest.importorskip("dask", reason="needs the extra dask")
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")

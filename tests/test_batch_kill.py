@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.status import status_of
-from pipeline.errors import OutputError
 from tests.batch_bundle import HANGING_HU, HUNGRY_HU, make_moody_bundle, save_case
 from tests.batch_runs import Command, start, start_to_die, tree
+from voxelgate.core.errors import OutputError
+from voxelgate.segmentation.batch.status import status_of
 
 GOOD_CASES = 30
 KILLS = 20

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.dispatch import Limits
-from pipeline.batch.engine import ExecutorEngine
-from pipeline.batch.ledger import Ledger
-from pipeline.batch.processes import Share, WorkerProcess
-from pipeline.batch.runner import run
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.batch.status import status_of
-from pipeline.batch.table import INPUTS_NAME, TABLE_NAME
-from pipeline.case_report import CaseStatus
-from pipeline.errors import EngineError, InputError, OutputError, UsageError
-from pipeline.segment import Options
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, HUNGRY_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import start, tree, wait_until
+from voxelgate.core.errors import EngineError, InputError, OutputError, UsageError
+from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
+from voxelgate.segmentation.batch.dispatch import Limits
+from voxelgate.segmentation.batch.engines import ExecutorEngine
+from voxelgate.segmentation.batch.ledger import Ledger
+from voxelgate.segmentation.batch.process import Share, WorkerProcess
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.runner import run
+from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.segment import Options
 
 INTERRUPTED = 130
 

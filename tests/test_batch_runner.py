@@ -14,24 +14,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.batch.engine import ExecutorEngine
-from pipeline.batch.ledger import LEDGER_NAME, Ledger, read_ledger
-from pipeline.batch.lock import locked
-from pipeline.batch.runner import run
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.batch.status import status_of
-from pipeline.batch.table import INPUTS_NAME, TABLE_NAME
-from pipeline.bundle import seal
-from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.dicom.reader import read_series
-from pipeline.dicom.series import scan
-from pipeline.errors import OutputError, UsageError
-from pipeline.results import Output
-from pipeline.segment import Options
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import tree
 from tests.conftest import Run
 from tests.planted import ct_series, deleting, setting, write
+from voxelgate.bundle.opened import seal
+from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.dicom.read.reader import read_series
+from voxelgate.dicom.read.series import scan
+from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
+from voxelgate.segmentation.batch.engines import ExecutorEngine
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
+from voxelgate.segmentation.batch.lock import locked
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.runner import run
+from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options
 
 SERIAL = Means(engine="serial")
 
@@ -326,7 +326,7 @@ def test_no_space_ends_the_run_and_the_same_command_goes_on(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.volumes.os.fsync", full)
+    monkeypatch.setattr("voxelgate.images.volumes.os.fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
         segment(tmp_path / "in")
     monkeypatch.undo()

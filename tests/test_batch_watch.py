@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.segmentation import Means, segment_arrivals, setup_of
-from pipeline.batch.watch import Inbox, Patience
-from pipeline.case_report import CaseStatus
-from pipeline.cases import Case
-from pipeline.dicom.choose import SeriesRule
-from pipeline.errors import InputError
-from pipeline.segment import Options
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import start, wait_until
 from tests.planted import ct_series, setting, write
+from voxelgate.core.errors import InputError
+from voxelgate.dicom.choose import SeriesRule
+from voxelgate.segmentation.batch.run_batch import Means, segment_arrivals, setup_of
+from voxelgate.segmentation.batch.watch import Inbox, Patience
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.segment import Options
 
 SETTLE_S = 10.0
 
@@ -134,7 +134,7 @@ def test_a_folder_that_is_moved_away_while_it_is_listed_ends_nothing(
             shutil.rmtree(tmp_path / "receiving", ignore_errors=True)
             yield found
 
-    monkeypatch.setattr("pipeline.dicom.files.os.walk", walk_meanwhile)
+    monkeypatch.setattr("voxelgate.dicom.read.dicom_files.os.walk", walk_meanwhile)
 
     assert clock.look(SETTLE_S) == []
     assert names(clock.look(0)) == ["a"]

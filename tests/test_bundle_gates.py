@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.bundle import WEIGHTS, seal
-from pipeline.bundle_gates import GATES, TRIAL_CASES, _trial_cases, pass_gates
-from pipeline.errors import BundleError
-from pipeline.manifest import load
-from pipeline.planning import Plan, write_bundle
-from pipeline.training import train
 from tests.test_resume import tiny_job
+from voxelgate.bundle.opened import WEIGHTS, seal
+from voxelgate.core.errors import BundleError
+from voxelgate.datasets.manifest import load
+from voxelgate.training.bundle_checks import GATES, TRIAL_CASES, _trial_cases, pass_gates
+from voxelgate.training.planning import Plan, write_bundle
+from voxelgate.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle_gates import GATES, pass_gates
-from pipeline.manifest import load
-from pipeline.planning import Fingerprint, Plan, plan, survey
-from pipeline.planning.write import FINGERPRINT
 from tests.conftest import REPOSITORY
+from voxelgate.datasets.manifest import load
+from voxelgate.training.bundle_checks import GATES, pass_gates
+from voxelgate.training.configs.bundle_files import FINGERPRINT
+from voxelgate.training.planning import Fingerprint, Plan, plan, survey
 
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
 DATA = {"hippocampus_mri_segmentation": "hippocampus", "head_neck_ct_segmentation": "head_neck_ct"}

@@ -12,10 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import InputError, UsageError
-from pipeline.inference import calibration_store
-from pipeline.inference.agreement import MIN_DICE, MIN_STRUCTURE_VOXELS, SMALL_VOX, Agreement, Evidence, central_patch
-from pipeline.inference.calibration import (
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.inference.runtimes import calibration_store
+from voxelgate.inference.runtimes.agreement import (
+    MIN_DICE,
+    MIN_STRUCTURE_VOXELS,
+    SMALL_VOX,
+    Agreement,
+    Evidence,
+    central_patch,
+)
+from voxelgate.inference.runtimes.calibration import (
     MUST_GAIN,
     Calibration,
     Trial,
@@ -25,9 +32,9 @@ from pipeline.inference.calibration import (
     streaming_ways,
     window_ways,
 )
-from pipeline.inference.calibration_store import Place, cache_folder, place_of
-from pipeline.inference.execution import Network, Runtime
-from pipeline.networks import AttentionUNet
+from voxelgate.inference.runtimes.calibration_store import Place, cache_folder, place_of
+from voxelgate.inference.runtimes.runtimes import Network, Runtime
+from voxelgate.networks import AttentionUNet
 
 CPU = torch.device("cpu")
 SAME = Agreement(difference=1e-7, dice=(1.0, 1.0), structure_voxels=5000)

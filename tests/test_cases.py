@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cases import Case, find_cases
-from pipeline.dicom.choose import SeriesRule
-from pipeline.dicom.series import Series
-from pipeline.errors import InputError
 from tests.planted import ROOT, at_mm, chained, ct_series, mr_series, setting, write
+from voxelgate.core.errors import InputError
+from voxelgate.dicom.choose import SeriesRule
+from voxelgate.dicom.read.series import Series
+from voxelgate.segmentation.cases import Case, find_cases
 
 
 def touch(*paths: Path) -> None:

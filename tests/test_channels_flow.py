@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batch.inputs import content_sha256
-from pipeline.bundle import image_rule_of, open_bundle, seal
-from pipeline.case_image import read_case
-from pipeline.cases import Case, find_cases
-from pipeline.errors import BundleError, InputError
-from pipeline.images import ImageRule
-from pipeline.label_app.server import Serving, prepare
-from pipeline.labels import LabelTable
-from pipeline.manifest_build import write
-from pipeline.volumes import read_volume
 from tests.conftest import Run
+from voxelgate.apps.label.server import Serving, prepare
+from voxelgate.bundle.opened import image_rule_of, open_bundle, seal
+from voxelgate.core.errors import BundleError, InputError
+from voxelgate.core.labels import LabelTable
+from voxelgate.datasets.build_manifest import write
+from voxelgate.images.spec import ImageRule
+from voxelgate.images.volumes import read_volume
+from voxelgate.segmentation.batch.input_stamps import content_sha256
+from voxelgate.segmentation.cases import Case, find_cases
+from voxelgate.segmentation.read import read_case
 
 TWO = ImageRule(("T1", "FLAIR"))
 TABLE = LabelTable(("background", "lesion"))
@@ -57,13 +57,13 @@ def make_bundle(root: Path) -> Path:
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "reader": "pipeline.transforms.ChannelsReader"},
+                {"_target_": "LoadImaged", "keys": "image", "reader": "voxelgate.transforms.ChannelsReader"},
                 {"_target_": "EnsureChannelFirstd", "keys": "image"},
                 {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
             ],
         },
         "inferer": {
-            "_target_": "pipeline.inference.sliding_window.RestoringSlidingWindowInferer",
+            "_target_": "voxelgate.inference.sliding_window.RestoringSlidingWindowInferer",
             "roi_size": [32, 32, 32],
         },
     }

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import UsageError
-from pipeline.inference import choice
-from pipeline.inference.calibration import Calibration
-from pipeline.inference.choice import STREAMED, RuntimeChoice, calibrate_windows
-from pipeline.inference.execution import Runtime
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.networks import AttentionUNet
+from voxelgate.core.errors import UsageError
+from voxelgate.inference.runtimes import choice
+from voxelgate.inference.runtimes.calibration import Calibration
+from voxelgate.inference.runtimes.choice import STREAMED, RuntimeChoice, calibrate_windows
+from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.networks import AttentionUNet
 
 IMAGE = torch.randn(1, 1, 20, 18, 16, generator=torch.Generator().manual_seed(0))
 

@@ -144,7 +144,7 @@ def test_an_unknown_device_is_refused(run: Run, scan: Path) -> None:
 
 
 def test_debug_shows_the_traceback_and_its_absence_hides_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "plan", "missing.json", "--out", "b"]
+    command = [sys.executable, "-m", "voxelgate", "plan", "missing.json", "--out", "b"]
     plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     debug = subprocess.run([*command, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Traceback" not in plain.stderr

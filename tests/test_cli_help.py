@@ -7,9 +7,9 @@ from importlib.metadata import version
 
 import pytest
 
-from pipeline.cli import COMMANDS as STATED
-from pipeline.cli import load
 from tests.conftest import REPOSITORY, Run
+from voxelgate.apps.cli.main import COMMANDS as STATED
+from voxelgate.apps.cli.main import load
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 LOADED = {name: load(name) for name in STATED}
@@ -55,7 +55,7 @@ def test_the_list_of_commands_names_those_of_a_bundle() -> None:
 
 
 def test_help_does_not_wait_for_pytorch() -> None:
-    program = "import sys; from pipeline.cli import main; sys.argv[1:] = ['--help']\ntry: main()\nfinally: "
+    program = "import sys; from voxelgate.apps.cli.main import main; sys.argv[1:] = ['--help']\ntry: main()\nfinally: "
     program += "assert 'torch' not in sys.modules"
 
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)

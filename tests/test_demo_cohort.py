@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.demo.cohort import (
+from voxelgate.apps.demo.cohort import (
     AXIS_CODES,
     LABELS,
     LARGEST_OBLIQUENESS_DEG,
@@ -20,8 +20,8 @@ from pipeline.demo.cohort import (
     draw_grid,
     make_cohort,
 )
-from pipeline.errors import OutputError
-from pipeline.volumes import read_volume
+from voxelgate.core.errors import OutputError
+from voxelgate.images.volumes import read_volume
 
 VOLUME_TOLERANCE = 0.05
 """Share of its volume that a kidney of 8 ml may gain or lose on voxels of 30 mm3."""

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.demo.cohort import LABELS, make_cohort
-from pipeline.demo.page import OKABE_ITO, Command, DemoRun, HeldOutCase, draw_overlay, widest_cut_mm, write_page
-from pipeline.errors import InputError, OutputError
-from pipeline.evaluation import score
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
-from pipeline.volumes import read_volume, write_label_map
+from voxelgate.apps.demo.cohort import LABELS, make_cohort
+from voxelgate.apps.demo.page import OKABE_ITO, Command, DemoRun, HeldOutCase, draw_overlay, widest_cut_mm, write_page
+from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.scores import score
+from voxelgate.images.volumes import read_volume, write_label_map
 
 RUN = DemoRun("an attention U-Net", "2 CPU cores", 7, 18, 40, 231.4, 1.3)
 COMMANDS = [

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.networks import AttentionUNet, describe
+from voxelgate.networks import AttentionUNet, describe
 
 FACTOR = 1.5
 """Largest factor between an estimate of memory and its measurement."""

@@ -12,9 +12,9 @@ from monai.losses import DiceCELoss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from pipeline.diagnostics import GateValues, TrainingHealth, WatchTraining, layer_gradients
-from pipeline.losses import NetworkLoss
-from pipeline.networks import AttentionUNet
+from voxelgate.networks import AttentionUNet
+from voxelgate.networks.losses import NetworkLoss
+from voxelgate.training.diagnostics import GateValues, TrainingHealth, WatchTraining, layer_gradients
 
 Batch = dict[str, Any]
 Train = Callable[..., None]
@@ -47,7 +47,7 @@ def train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Train:
             train_handlers=[watch],
             decollate=False,
         )
-        with caplog.at_level(logging.WARNING, logger="pipeline.diagnostics"):
+        with caplog.at_level(logging.WARNING, logger="voxelgate.training.diagnostics"):
             trainer.run()
 
     return run

@@ -16,17 +16,17 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
 
-from pipeline.dicom import audit as audit_module
-from pipeline.dicom.audit import RULES, Rule, audit
-from pipeline.dicom.audit.facts import Facts
-from pipeline.dicom.audit.values import LONGEST_UID
-from pipeline.dicom.files import list_files
-from pipeline.dicom.findings import Allow, Code, Finding, Severity
-from pipeline.dicom.headers import Header, read_header
-from pipeline.dicom.quiet import quiet_pydicom
-from pipeline.dicom.series import Series, scan
 from tests import planted
 from tests.planted import CANARY, FAULTS, HARMLESS, ROOT, Fault
+from voxelgate.core.findings import Allow, Code, Finding, Severity
+from voxelgate.dicom import audit as audit_module
+from voxelgate.dicom.audit import RULES, Rule, audit
+from voxelgate.dicom.audit.facts import Facts
+from voxelgate.dicom.audit.values import LONGEST_UID
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.dicom_files import list_files
+from voxelgate.dicom.read.headers import Header, read_header
+from voxelgate.dicom.read.series import Series, scan
 
 
 def headers_of(folder: Path) -> list[Header]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dicom.choose import SeriesRule, choose
-from pipeline.dicom.series import Series, scan
 from tests.planted import at_mm, chained, ct_series, mr_series, setting, write
+from voxelgate.dicom.choose import SeriesRule, choose
+from voxelgate.dicom.read.series import Series, scan
 
 
 @pytest.fixture

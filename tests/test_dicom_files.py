@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from pydicom.fileset import FileSet
 
-from pipeline.dicom import files
-from pipeline.dicom.files import list_files
-from pipeline.dicom.findings import Code
-from pipeline.dicom.series import scan
-from pipeline.errors import InputError
 from tests import planted
+from voxelgate.core.errors import InputError
+from voxelgate.core.findings import Code
+from voxelgate.dicom.read import dicom_files as files
+from voxelgate.dicom.read.dicom_files import list_files
+from voxelgate.dicom.read.series import scan
 
 
 def zipped(folder: Path, archive: Path, *, prefix: str = "") -> Path:

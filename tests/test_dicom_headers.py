@@ -18,11 +18,11 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from pipeline.dicom.files import FileRef
-from pipeline.dicom.headers import Header, UnreadableFileError, read_header
-from pipeline.dicom.quiet import quiet_pydicom
 from tests import planted
 from tests.planted import CANARY
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.dicom_files import FileRef
+from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 
 TEXT_VRS = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR")
 OWN = {"file", "size", "transfer_syntax_uid", "pixel_offset", "pixel_bytes", "is_little_endian"}

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dicom.findings import Allow, Code
-from pipeline.dicom.headers import Header, Plane
-from pipeline.dicom.mend import correct_tilt, fill_gaps, mend, needed
-from pipeline.dicom.reader import read_series
-from pipeline.dicom.series import scan
-from pipeline.dicom.stack import Slice, in_order
-from pipeline.geometry import Grid
 from tests.dicom_files import header_of, image, write
+from voxelgate.core.findings import Allow, Code
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.read.headers import Header, Plane
+from voxelgate.dicom.read.reader import read_series
+from voxelgate.dicom.read.repair import correct_tilt, fill_gaps, mend, needed
+from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.stack import Slice, in_order
 
 ROWS, COLUMNS = 24, 30
 

@@ -33,12 +33,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.dicom import pixels
-from pipeline.dicom.findings import Code
-from pipeline.dicom.pixels import PixelError, read_stack, stored_pixels
-from pipeline.dicom.quiet import quiet_pydicom
-from pipeline.dicom.stack import in_order, slices_of
 from tests.dicom_files import enhanced, header_of, image, stack, with_pixel_data, write
+from voxelgate.core.findings import Code
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read import pixels
+from voxelgate.dicom.read.pixels import PixelError, read_stack, stored_pixels
+from voxelgate.dicom.read.stack import in_order, slices_of
 
 RAW = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 LOSSLESS = (RLELossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dicom.findings import Code, Severity
-from pipeline.dicom.plausibility import Expected, check_against, check_values
-from pipeline.dicom.reader import read_series
-from pipeline.dicom.series import scan
-from pipeline.geometry import Grid
+from voxelgate.core.findings import Code, Severity
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.plausibility import Expected, check_against, check_values
+from voxelgate.dicom.read.reader import read_series
+from voxelgate.dicom.read.series import scan
 
 SHAPE = (40, 50, 30)
 GRID = Grid(SHAPE, np.eye(4))

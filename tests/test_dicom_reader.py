@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from monai.transforms import LoadImaged
 from pydicom import dcmread
 
-from pipeline.dicom.findings import Allow, Code, Finding
-from pipeline.dicom.quiet import quiet_pydicom
-from pipeline.dicom.reader import CheckedDicomReader, read_or_refuse, read_series
-from pipeline.dicom.series import scan
-from pipeline.errors import InputError, UsageError
-from pipeline.geometry import Grid
-from pipeline.volumes import LPS_TO_RAS
 from tests.dicom_files import enhanced, stack, write, write_all
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.findings import Allow, Code, Finding
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.reader import CheckedDicomReader, read_or_refuse, read_series
+from voxelgate.dicom.read.series import scan
+from voxelgate.images.volumes import LPS_TO_RAS
 
 PATIENT = ("SECRET", "19010203", "1.2.826.0.1.3680043.8.498.7")
 REAL = (
@@ -33,7 +33,7 @@ REAL = (
     "mr_ge_t1_sag_deidentified",
     *(f"mr_d2n_compressed/{kind}" for kind in ("uncompressed", "jpegll", "jpegls", "rle")),
 )
-READER = "pipeline.dicom.CheckedDicomReader"
+READER = "voxelgate.dicom.CheckedDicomReader"
 
 
 def body(count: int = 6) -> np.ndarray:

@@ -10,12 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydicom import Dataset, dcmread
 
-from pipeline.dicom import rtstruct as rtstruct_module
-from pipeline.dicom.rtstruct import write_rtstruct
-from pipeline.dicom.writing.outlines import Outline, filled, outlines
-from pipeline.errors import OutputError
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
 from tests.derived_cases import (
     LPS_TO_RAS,
     ORIENTATIONS,
@@ -33,6 +27,12 @@ from tests.derived_cases import (
     segmented,
     source_grid,
 )
+from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.write import rtstruct as rtstruct_module
+from voxelgate.dicom.write.outlines import Outline, filled, outlines
+from voxelgate.dicom.write.rtstruct import write_rtstruct
 
 GRID = source_grid((9, 8, 4))
 LABELS = (np.arange(9 * 8 * 4).reshape(9, 8, 4) % 5).astype(np.uint8)

@@ -17,13 +17,6 @@ from hypothesis import strategies as st
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.config import IGNORE
 
-from pipeline.dicom import seg as seg_module
-from pipeline.dicom.quiet import quiet_pydicom
-from pipeline.dicom.seg import SegKind, write_seg
-from pipeline.dicom.writing.derived import Algorithm
-from pipeline.errors import OutputError
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
 from tests.derived_cases import (
     LPS_TO_RAS,
     ORIENTATIONS,
@@ -42,6 +35,13 @@ from tests.derived_cases import (
     segmented,
     source_grid,
 )
+from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.write import seg as seg_module
+from voxelgate.dicom.write.seg import SegKind, write_seg
+from voxelgate.dicom.write.segmented import Algorithm
 
 KINDS = (SegKind.BINARY, SegKind.LABELMAP)
 ANGLES = st.tuples(*3 * [st.floats(-0.7, 0.7)])

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
-from pipeline.dicom.findings import Allow, Code, Severity
-from pipeline.dicom.series import Series, group, scan
 from tests import planted
+from voxelgate.core.findings import Allow, Code, Severity
+from voxelgate.dicom.read.series import Series, group, scan
 
 
 def summary(found: list[Series]) -> list[tuple[object, ...]]:

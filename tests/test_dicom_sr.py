@@ -13,12 +13,6 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders import RLELosslessDecoder
 
-from pipeline.dicom import sr as sr_module
-from pipeline.dicom.seg import SegKind, write_seg
-from pipeline.dicom.sr import write_sr
-from pipeline.dicom.writing.rle import rle_frame
-from pipeline.errors import OutputError
-from pipeline.labels import LabelTable
 from tests.derived_cases import (
     PHILIPS_ENHANCED,
     REAL_SERIES,
@@ -32,6 +26,12 @@ from tests.derived_cases import (
     segmented,
     source_grid,
 )
+from voxelgate.core.errors import OutputError
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.write import sr as sr_module
+from voxelgate.dicom.write.rle import rle_frame
+from voxelgate.dicom.write.seg import SegKind, write_seg
+from voxelgate.dicom.write.sr import write_sr
 
 GRID = source_grid((9, 8, 4))
 LABELS = (np.arange(9 * 8 * 4).reshape(9, 8, 4) % 5).astype(np.uint8)

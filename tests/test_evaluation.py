@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-from pipeline.errors import InputError, OutputError
-from pipeline.evaluation import (
+from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.scores import (
     MEAN_OVER_LABELS,
     LabelScores,
     Measure,
@@ -28,8 +30,6 @@ from pipeline.evaluation import (
     summarise,
     write_csv,
 )
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
 
 Array = npt.NDArray[Any]
 

@@ -12,11 +12,12 @@ import torch
 from monai.networks.nets import AttentionUnet
 from torch import nn
 
-from pipeline.errors import UsageError
-from pipeline.inference import built_models, execution, onnx_model, openvino_model
-from pipeline.inference.execution import CPP_COMPILERS, Runtime, folded, prepare, runtimes_of
-from pipeline.inference.out_of_memory import HALVINGS, with_less_memory
-from pipeline.networks import AttentionUNet
+from voxelgate.core.errors import UsageError
+from voxelgate.inference.out_of_memory import HALVINGS, with_less_memory
+from voxelgate.inference.runtimes import built_models, onnx_model, openvino_model
+from voxelgate.inference.runtimes import runtimes as execution
+from voxelgate.inference.runtimes.runtimes import CPP_COMPILERS, Runtime, folded, prepare, runtimes_of
+from voxelgate.networks import AttentionUNet
 
 CPU = torch.device("cpu")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
@@ -219,7 +220,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog:
 @needs_openvino
 def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
     code = (
-        "from pipeline.inference.openvino_model import library; library();"
+        "from voxelgate.inference.runtimes.openvino_model import library; library();"
         "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
     )
     ran = subprocess.run(
@@ -232,7 +233,7 @@ def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
 @needs_onnx
 def test_onnx_runtime_reports_its_use_to_nobody_and_marks_no_machine(tmp_path: Path) -> None:
     code = (
-        "import torch; from pipeline.inference import onnx_model;"
+        "import torch; from voxelgate.inference import onnx_model;"
         "network = torch.nn.Conv3d(1, 2, 1).eval(); patch = torch.ones(1, 1, 2, 2, 2);"
         "print(onnx_model.build(network, patch, None)(patch).shape)"
     )

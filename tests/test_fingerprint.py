@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ManifestError, OutputError, UsageError
-from pipeline.manifest import Manifest, load
-from pipeline.manifest_build import write
-from pipeline.manifest_check import MOST_READERS
-from pipeline.planning import Budget, Device, Fingerprint, plan, survey
-from pipeline.planning.fingerprint import _keep, _readers
-from pipeline.planning.make import make_bundle
-from pipeline.planning.show import facts_tables, write_facts_page
-from pipeline.structures import StructureRange
+from voxelgate.core.errors import ManifestError, OutputError, UsageError
+from voxelgate.core.structures import StructureRange
+from voxelgate.datasets.build_manifest import write
+from voxelgate.datasets.check_manifest import MOST_READERS
+from voxelgate.datasets.manifest import Manifest, load
+from voxelgate.datasets.page import facts_tables, write_facts_page
+from voxelgate.datasets.survey import _keep, _readers
+from voxelgate.training.planning import Budget, Device, Fingerprint, plan, survey
+from voxelgate.training.planning.make_bundle import make_bundle
 
 SHAPE = (20, 16, 12)
 LABELS = {"0": "background", "1": "left gland", "2": "right gland", "3": "cord"}
@@ -139,9 +139,9 @@ def test_ct_that_was_cut_off_at_0_hu_is_not_taken_for_stored_with_an_offset(fold
 def test_large_images_are_measured_one_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = load(folder / "manifest.json")
     assert _readers(manifest) == MOST_READERS
-    monkeypatch.setattr("pipeline.planning.fingerprint.MOST_VOXELS_AT_ONCE", 2 * np.prod(SHAPE) + 1)
+    monkeypatch.setattr("voxelgate.datasets.survey.MOST_VOXELS_AT_ONCE", 2 * np.prod(SHAPE) + 1)
     assert _readers(manifest) == 2
-    monkeypatch.setattr("pipeline.planning.fingerprint.MOST_VOXELS_AT_ONCE", 1)
+    monkeypatch.setattr("voxelgate.datasets.survey.MOST_VOXELS_AT_ONCE", 1)
     assert _readers(manifest) == 1
 
 

@@ -11,10 +11,10 @@ from monai.networks.nets import ResNet, resnet10
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.losses import NetworkLoss
-from pipeline.networks import GuidedAttentionNet, GuidedOutput, describe
-from pipeline.networks.bfloat16 import SoundGradients
-from pipeline.networks.guided_attention import ChannelAttention, PositionAttention
+from voxelgate.networks import GuidedAttentionNet, GuidedOutput, describe
+from voxelgate.networks.bfloat16 import SoundGradients
+from voxelgate.networks.guided_attention import ChannelAttention, PositionAttention
+from voxelgate.networks.losses import NetworkLoss
 
 WIDTH = 8
 SIZE = (35, 24, 21)
@@ -149,7 +149,7 @@ def test_a_scale_multiplies_its_attention_with_the_decoded_guide_and_passes_it_o
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_it_learns_from_one_line_of_a_config(spatial_dims: int) -> None:
     config = {
-        "_target_": "pipeline.networks.GuidedAttentionNet",
+        "_target_": "voxelgate.networks.GuidedAttentionNet",
         "in_channels": 1,
         "out_channels": 3,
         "width": WIDTH,

@@ -15,9 +15,9 @@ from ignite.engine import Engine, Events
 from monai.transforms import Compose, RandScaleIntensity
 from torch import nn
 
-from pipeline import handlers
-from pipeline.errors import InputError, UsageError
-from pipeline.handlers import (
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.training import handlers
+from voxelgate.training.handlers import (
     STATE,
     KeepBest,
     ResumeState,
@@ -431,7 +431,7 @@ def test_progress_logs_one_line_an_epoch_with_loss_and_measure(caplog: pytest.Lo
     engine, validator = trainer(), validator_of([0.25, 0.5])
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: validator.run([0]))
     ShowProgress(validator=validator).attach(engine)
-    with caplog.at_level(logging.INFO, logger="pipeline.handlers"):
+    with caplog.at_level(logging.INFO, logger="voxelgate.training.handlers"):
         engine.run([0, 0], max_epochs=2)
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("epoch 1 of 2: loss 1.0000, val_mean_dice 0.2500, ")

@@ -20,14 +20,14 @@ pytest.importorskip("monailabel", reason="needs the environment that `make label
 import requests
 from pydicom import dcmread
 
-from pipeline.bundle import seal
-from pipeline.dicom.reader import read_series
-from pipeline.dicom.series import scan
-from pipeline.label_app.versions import MODELS, Origin, Versions
-from pipeline.volumes import read_volume
 from tests.label_server import START_LIMIT_S, Server, running
 from tests.planted import ct_series, write
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.apps.label.model_versions import MODELS, Origin, Versions
+from voxelgate.bundle.opened import seal
+from voxelgate.dicom.read.reader import read_series
+from voxelgate.dicom.read.series import scan
+from voxelgate.images.volumes import read_volume
 
 pytestmark = pytest.mark.label
 

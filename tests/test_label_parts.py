@@ -18,22 +18,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bundle import WEIGHTS, open_bundle, seal
-from pipeline.cases import Case
-from pipeline.errors import BundleError, InputError, UsageError
-from pipeline.geometry import Grid
-from pipeline.label_app.doubt import dice_of, disagreement, label_map, mean_dice, uncertainty
-from pipeline.label_app.guard import JSON_BYTES, Guard, Message, Receive, Scope, Send
-from pipeline.label_app.label_files import LabelFormat, converted
-from pipeline.label_app.meaning import MEANING, remember_meaning
-from pipeline.label_app.names import check_id, check_tag, is_id
-from pipeline.label_app.rounds import PARTS, Annotated, Pace, Split, split_cases, train_round, validation_dice
-from pipeline.label_app.server import Serving, prepare
-from pipeline.label_app.submitted import read_submitted, segments_of
-from pipeline.label_app.versions import CURRENT, SCRATCH_PREFIX, Origin, Versions, import_bundle
-from pipeline.labels import LabelTable
-from pipeline.volumes import read_volume, write_label_map
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.apps.label.guard import JSON_BYTES, Guard, Message, Receive, Scope, Send
+from voxelgate.apps.label.ids import check_id, check_tag, is_id
+from voxelgate.apps.label.label_formats import LabelFormat, converted
+from voxelgate.apps.label.label_names import MEANING, remember_meaning
+from voxelgate.apps.label.model_versions import CURRENT, SCRATCH_PREFIX, Origin, Versions, import_bundle
+from voxelgate.apps.label.server import Serving, prepare
+from voxelgate.apps.label.submitted import read_submitted, segments_of
+from voxelgate.apps.label.training_round import PARTS, Annotated, Pace, Split, split_cases, train_round, validation_dice
+from voxelgate.apps.label.uncertainty import dice_of, disagreement, label_map, mean_dice, uncertainty
+from voxelgate.bundle.opened import WEIGHTS, open_bundle, seal
+from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.volumes import read_volume, write_label_map
+from voxelgate.segmentation.cases import Case
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 AFFINE = np.array([[-1.0, 0.0, 0.0, 9.0], [0.0, 0.9, -0.5, 4.0], [0.0, 0.5, 0.9, 2.0], [0.0, 0.0, 0.0, 1.0]])

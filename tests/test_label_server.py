@@ -17,10 +17,10 @@ pytest.importorskip("monailabel", reason="needs the environment that `make label
 
 from requests_toolbelt import MultipartDecoder
 
-from pipeline.label_app.versions import Versions
-from pipeline.volumes import read_grid, read_volume
 from tests.conftest import Run
 from tests.label_server import MODEL, Server, blob, running, save, untrained_bundle
+from voxelgate.apps.label.model_versions import Versions
+from voxelgate.images.volumes import read_grid, read_volume
 
 pytestmark = pytest.mark.label
 

@@ -12,11 +12,11 @@ import torch
 
 pytest.importorskip("monailabel", reason="needs the environment that `make label` builds")
 
-from pipeline.bundle import WEIGHTS, seal
-from pipeline.label_app.server import missing_modules
-from pipeline.volumes import read_grid, read_volume
 from tests.conftest import Run
 from tests.label_server import MODEL, Server, blob, free_port, save, started, untrained_bundle
+from voxelgate.apps.label.server import missing_modules
+from voxelgate.bundle.opened import WEIGHTS, seal
+from voxelgate.images.volumes import read_grid, read_volume
 
 pytestmark = pytest.mark.label
 

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("monailabel", reason="needs the environment that `make label` builds")
 
-from pipeline.label_app.server import Serving, missing_modules, serve
+from voxelgate.apps.label.server import Serving, missing_modules, serve
 
 sys.path += missing_modules()
 
@@ -24,25 +24,25 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 
-from pipeline.batch.lock import locked
-from pipeline.bundle import open_bundle
-from pipeline.errors import InputError, OutputError, UsageError, VoxelgateError
-from pipeline.label_app.batch import BatchTask
-from pipeline.label_app.choosing import HELD_S, MostDoubtful, Picked, first, open_images
-from pipeline.label_app.datastore import EARLIER, ImageStore
-from pipeline.label_app.infer_task import InferTask
-from pipeline.label_app.pacs import PacsStore
-from pipeline.label_app.proxy import read_pacs
-from pipeline.label_app.sessions import ImageSessions
-from pipeline.label_app.versions import import_bundle
-from pipeline.label_app.web import make_web
-from pipeline.label_app.wishes import MOST_DEPTH, OWN_FACTS, facts_in, further_facts
-from pipeline.labels import LabelTable
-from pipeline.volumes import read_volume
 from tests.dicomweb_server import Pacs, dicomweb
 from tests.label_server import free_port, save
 from tests.planted import ct_series
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.apps.label.batch_task import BatchTask
+from voxelgate.apps.label.image_store import EARLIER, ImageStore
+from voxelgate.apps.label.infer_task import InferTask
+from voxelgate.apps.label.model_versions import import_bundle
+from voxelgate.apps.label.next_image import HELD_S, MostDoubtful, Picked, first, open_images
+from voxelgate.apps.label.pacs_store import PacsStore
+from voxelgate.apps.label.proxy import read_pacs
+from voxelgate.apps.label.requests import MOST_DEPTH, OWN_FACTS, facts_in, further_facts
+from voxelgate.apps.label.sessions import ImageSessions
+from voxelgate.apps.label.web import make_web
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.errors import InputError, OutputError, UsageError, VoxelgateError
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.volumes import read_volume
+from voxelgate.segmentation.batch.lock import locked
 
 pytestmark = pytest.mark.label
 
@@ -283,7 +283,7 @@ def endpoints(router: APIRouter) -> Iterator[APIRoute]:
 def test_nothing_that_takes_from_a_client_is_an_endpoint_of_monai_label() -> None:
     taking = [route for route in endpoints(make_web().router) if not route.methods <= {"GET", "HEAD", "DELETE"}]
 
-    assert {route.endpoint.__module__.partition(".")[0] for route in taking} == {"pipeline"}
+    assert {route.endpoint.__module__.partition(".")[0] for route in taking} == {"voxelgate"}
     assert len(taking) >= 10
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import OutputError
-from pipeline.labels import LabelTable
-from pipeline.terminology import find_coding
+from voxelgate.core.errors import OutputError
+from voxelgate.core.labels import LabelTable
+from voxelgate.core.terminology import find_coding
 
 NAMES = {"0": "background", "1": "anterior", "2": "left kidney"}
 ANTERIOR = {

@@ -6,8 +6,8 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceFocalLoss, DiceLos
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.losses import BCEDiceLoss, NetworkLoss, gate_loss, guided_loss
-from pipeline.networks import GatedLogits, GuidedOutput
+from voxelgate.networks import GatedLogits, GuidedOutput
+from voxelgate.networks.losses import BCEDiceLoss, NetworkLoss, gate_loss, guided_loss
 
 SEGMENTATION = DiceCELoss(softmax=True, to_onehot_y=True)
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 
-from pipeline.errors import InputError, ManifestError, OutputError, UsageError
-from pipeline.manifest import Manifest, datalist, from_document, load
-from pipeline.manifest_build import assign_folds, build, write
-from pipeline.manifest_check import check, checksum, defects
-from pipeline.manifest_pairs import find_pairs
+from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
+from voxelgate.datasets.build_manifest import assign_folds, build, write
+from voxelgate.datasets.check_manifest import check, checksum, defects
+from voxelgate.datasets.manifest import Manifest, datalist, from_document, load
+from voxelgate.evaluation.pairs import find_pairs
 
 SHAPE = (6, 7, 8)
 SHIPPED = Path(__file__).resolve().parents[1] / "data_manifests"

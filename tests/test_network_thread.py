@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from pipeline.batch.processes import Share, WorkerProcess
-from pipeline.inference.network_thread import in_network_thread
+from voxelgate.inference.threads import in_network_thread
+from voxelgate.segmentation.batch.process import Share, WorkerProcess
 
 
 def processors_here() -> tuple[int, int]:

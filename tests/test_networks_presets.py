@@ -11,9 +11,9 @@ from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 from torch.nn import functional as F
 
-from pipeline.losses import NetworkLoss
-from pipeline.networks import AttentionUNet, presets
-from pipeline.networks.blocks import DoubleConv, Upsampling
+from voxelgate.networks import AttentionUNet, presets
+from voxelgate.networks.blocks import DoubleConv, Upsampling
+from voxelgate.networks.losses import NetworkLoss
 
 CHANNELS = (4, 8, 16, 32)
 CLASSES = 3
@@ -193,7 +193,7 @@ def test_the_presets_differ_where_their_sources_do() -> None:
 @both
 def test_a_preset_learns_from_one_line_of_a_config(preset: Preset, spatial_dims: int) -> None:
     config = {
-        "_target_": f"pipeline.networks.presets.{preset.__name__}",
+        "_target_": f"voxelgate.networks.presets.{preset.__name__}",
         "spatial_dims": spatial_dims,
         "in_channels": 1,
         "out_channels": CLASSES,

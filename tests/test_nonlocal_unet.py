@@ -9,11 +9,11 @@ from monai.bundle import ConfigParser
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.inference.streaming import obstacles
-from pipeline.networks import AttentionUNet, NonLocalUNet, describe
-from pipeline.networks.blocks import Norm
-from pipeline.networks.describe import LiveMemory
-from pipeline.networks.nonlocal_unet import NonLocalBlock
+from voxelgate.inference.streaming.stream import obstacles
+from voxelgate.networks import AttentionUNet, NonLocalUNet, describe
+from voxelgate.networks.blocks import Norm
+from voxelgate.networks.describe import LiveMemory
+from voxelgate.networks.nonlocal_unet import NonLocalBlock
 
 CHANNELS = (4, 8, 16, 32)
 
@@ -92,7 +92,7 @@ def test_a_far_voxel_has_a_say() -> None:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_it_learns_from_one_line_of_a_config_with_any_size(spatial_dims: int) -> None:
     config = {
-        "_target_": "pipeline.networks.NonLocalUNet",
+        "_target_": "voxelgate.networks.NonLocalUNet",
         "spatial_dims": spatial_dims,
         "in_channels": 1,
         "out_channels": 3,

@@ -15,11 +15,11 @@ from hypothesis.extra.numpy import arrays
 from monai.transforms import LoadImaged
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from pipeline.errors import InputError, OutputError
-from pipeline.geometry import Grid
-from pipeline.images import ImageRule, binary_as_one, read_image
-from pipeline.pictures import AXES_RAS, RGB, label_suffix, read_header, read_picture, write_picture
-from pipeline.volumes import has_orientation, read_grid, read_volume, volume_stem, write_label_map
+from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.images.pictures import AXES_RAS, RGB, label_suffix, read_header, read_picture, write_picture
+from voxelgate.images.spec import ImageRule, binary_as_one, read_image
+from voxelgate.images.volumes import has_orientation, read_grid, read_volume, volume_stem, write_label_map
 
 COLOUR = ImageRule(RGB, is_picture=True)
 GREY = ImageRule(is_picture=True)
@@ -303,8 +303,8 @@ def test_monai_reads_a_picture_in_colours_as_three_channels(tmp_path: Path) -> N
     path = save_by_itk(tmp_path / "a.png", pixels)
     label = save(tmp_path / "b.png", np.array([[0, 255], [255, 0]], np.uint8))
 
-    image = LoadImaged("image", reader="pipeline.transforms.ChannelsReader")({"image": str(path)})["image"]
-    mask = LoadImaged("label", reader="pipeline.monai_io.MaskReader", highest=1)({"label": str(label)})["label"]
+    image = LoadImaged("image", reader="voxelgate.transforms.ChannelsReader")({"image": str(path)})["image"]
+    mask = LoadImaged("label", reader="voxelgate.transforms.io.MaskReader", highest=1)({"label": str(label)})["label"]
 
     np.testing.assert_array_equal(image, expected(pixels))
     np.testing.assert_array_equal(image.affine, AXES_RAS)

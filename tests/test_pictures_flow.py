@@ -12,25 +12,25 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.bundle import _placed, image_rule_of
-from pipeline.bundle_gates import pass_gates
-from pipeline.cases import Case, find_cases
-from pipeline.errors import InputError, ManifestError
-from pipeline.evaluation import evaluate_pairs, pair_files, write_csv
-from pipeline.geometry import Grid
-from pipeline.images import ImageRule
-from pipeline.labels import LabelTable
-from pipeline.manifest import from_document, load
-from pipeline.manifest_build import build, write
-from pipeline.networks import AttentionUNet, FlatNetwork
-from pipeline.pictures import AXES_RAS
-from pipeline.planning import plan, survey, write_bundle
-from pipeline.preview import read_preview
-from pipeline.quality import measure
-from pipeline.results import Output, output_paths
-from pipeline.transforms import normalize
-from pipeline.volumes import read_volume
 from tests.conftest import Run
+from voxelgate.bundle.opened import _placed, image_rule_of
+from voxelgate.core.errors import InputError, ManifestError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.datasets.build_manifest import build, write
+from voxelgate.datasets.manifest import from_document, load
+from voxelgate.evaluation.review import measure
+from voxelgate.evaluation.scores import evaluate_pairs, pair_files, write_csv
+from voxelgate.images.pictures import AXES_RAS
+from voxelgate.images.spec import ImageRule
+from voxelgate.images.volumes import read_volume
+from voxelgate.networks import AttentionUNet, FlatNetwork
+from voxelgate.segmentation.cases import Case, find_cases
+from voxelgate.segmentation.outputs import Output, output_paths
+from voxelgate.segmentation.preview import read_preview
+from voxelgate.training.bundle_checks import pass_gates
+from voxelgate.training.planning import plan, survey, write_bundle
+from voxelgate.transforms import normalize
 
 CASES = 6
 SIZE = (88, 72)
@@ -283,7 +283,7 @@ def test_the_plan_of_pictures_is_a_2d_network_on_unscaled_pixels(tmp_path: Path)
 
     assert made.patch_vox[2] == 1
     assert made.spacing_mm == (1.0, 1.0, 1.0)
-    assert infer["network_def"]["_target_"] == "pipeline.networks.FlatNetwork"
+    assert infer["network_def"]["_target_"] == "voxelgate.networks.FlatNetwork"
     assert infer["network_def"]["network"]["spatial_dims"] == 2
     steps = {step["_target_"].rpartition(".")[2]: step for step in train["train"]["random_transforms"]}
     assert steps["RandSideSafeFlipd"]["axes"] == ["sagittal", "coronal"]

@@ -5,13 +5,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from pipeline.bundle import build
-from pipeline.labels import LabelTable
-from pipeline.planning import Cleaning, plan
-from pipeline.planning.cleaning import LEAST_GAIN, Step, Trial, choose_cleaning, trials_of
-from pipeline.planning.parts import cleaning
-from pipeline.planning.write import cleaned
 from tests.test_planning import FACTS
+from voxelgate.bundle.opened import build
+from voxelgate.core.labels import LabelTable
+from voxelgate.training.cleaning import LEAST_GAIN, Step, Trial, choose_cleaning, trials_of
+from voxelgate.training.configs.bundle_files import cleaned
+from voxelgate.training.configs.steps import cleaning
+from voxelgate.training.planning import Cleaning, plan
 
 LABELS = LabelTable(("background", "one", "two"))
 

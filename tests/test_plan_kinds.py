@@ -9,14 +9,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import open_bundle
-from pipeline.errors import InputError, ManifestError
-from pipeline.images import ImageRule
-from pipeline.manifest import load
-from pipeline.manifest_build import write
-from pipeline.planning import Budget, Plan, Training, plan, survey, write_bundle
-from pipeline.training import Job, evaluate_fold, train
-from pipeline.transforms import ChannelsReader
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.errors import InputError, ManifestError
+from voxelgate.datasets.build_manifest import write
+from voxelgate.datasets.manifest import load
+from voxelgate.images.spec import ImageRule
+from voxelgate.training.planning import Budget, Plan, Training, plan, survey, write_bundle
+from voxelgate.training.train import Job, evaluate_fold, train
+from voxelgate.transforms import ChannelsReader
 
 CASES = 4
 QUICK = Training(epochs=4, steps_per_epoch=12, batch_size=4, learning_rate=0.02, warmup_steps=2, average_decay=0.8)

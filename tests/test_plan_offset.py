@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from pipeline.errors import InputError, UsageError
-from pipeline.transforms import OffsetToHUd, WindowHUd, from_offset
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.transforms import OffsetToHUd, WindowHUd, from_offset
 
 OFFSET_HU = 1000.0
 

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from pipeline.bundle import build
-from pipeline.errors import OutputError, UsageError
-from pipeline.labels import LabelTable
-from pipeline.manifest import Modality
-from pipeline.networks import AttentionUNet
-from pipeline.planning import (
+from voxelgate.bundle.opened import build
+from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.core.labels import LabelTable
+from voxelgate.datasets.manifest import Modality
+from voxelgate.networks import AttentionUNet
+from voxelgate.training.configs import steps as parts
+from voxelgate.training.configs.bundle_files import bundle_files, cleaned
+from voxelgate.training.configs.train_config import LOSSES
+from voxelgate.training.planning import (
     Budget,
     Cleaning,
     Device,
@@ -26,13 +29,12 @@ from pipeline.planning import (
     Intensity,
     Plan,
     StructureFacts,
-    parts,
     plan,
     read_overrides,
     write_bundle,
 )
-from pipeline.planning.explain import explain
-from pipeline.planning.plan import (
+from voxelgate.training.planning.explain import explain
+from voxelgate.training.planning.rules import (
     ANISOTROPY,
     FORWARD_SHARE,
     MOST_PATCH_VOX,
@@ -42,8 +44,6 @@ from pipeline.planning.plan import (
     USED_SHARE,
     VALIDATIONS,
 )
-from pipeline.planning.train_config import LOSSES
-from pipeline.planning.write import bundle_files, cleaned
 
 
 def structure(name: str, *percentiles: float) -> StructureFacts:
@@ -237,9 +237,9 @@ RESNET = {
 @pytest.mark.parametrize(
     ("network", "multiple"),
     [
-        ({"_target_": "pipeline.networks.presets.unet"}, 1),
-        ({"_target_": "pipeline.networks.NonLocalUNet"}, 1),
-        ({"_target_": "pipeline.networks.GuidedAttentionNet", "width": 4, "backbone": RESNET}, 1),
+        ({"_target_": "voxelgate.networks.presets.unet"}, 1),
+        ({"_target_": "voxelgate.networks.NonLocalUNet"}, 1),
+        ({"_target_": "voxelgate.networks.GuidedAttentionNet", "width": 4, "backbone": RESNET}, 1),
         ({"_target_": "monai.networks.nets.AttentionUnet"}, 8),
         ({"_target_": "monai.networks.nets.UNet"}, 8),
     ],

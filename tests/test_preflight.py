@@ -13,25 +13,25 @@ import SimpleITK as sitk  # noqa: N813
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batch.demand import StreamingModel, WindowModel
-from pipeline.batch.dispatch import Limits
-from pipeline.batch.forecast import GIB, Measured, Room, Size, Way, forecast
-from pipeline.batch.preflight import preflight, summary, volume_of
-from pipeline.batch.processes import Share, WorkerProcess
-from pipeline.batch.sample import sample
-from pipeline.batch.segmentation import Means, attention_of, cases_in, fitted, segment_cases, setup_of
-from pipeline.batch.status import status_of
-from pipeline.batch.worker import Job, Setup, work
-from pipeline.cases import Case
-from pipeline.errors import OutputError, UsageError
-from pipeline.inference.memory import EARLIER_AXIS, MemoryModel
-from pipeline.results import Output
-from pipeline.segment import Options
-from pipeline.volumes import is_nifti, read_volume
 from tests.batch_bundle import DEADLY_HU, make_moody_bundle, save_case
 from tests.batch_runs import tree
 from tests.dicom_files import stack, write_all
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.images.volumes import is_nifti, read_volume
+from voxelgate.inference.memory import EARLIER_AXIS, MemoryModel
+from voxelgate.segmentation.batch.dispatch import Limits
+from voxelgate.segmentation.batch.forecast.memory_models import StreamingModel, WindowModel
+from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, forecast
+from voxelgate.segmentation.batch.forecast.preflight import preflight, summary, volume_of
+from voxelgate.segmentation.batch.forecast.sample import sample
+from voxelgate.segmentation.batch.process import Share, WorkerProcess
+from voxelgate.segmentation.batch.run_batch import Means, attention_of, cases_in, fitted, segment_cases, setup_of
+from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.worker import Job, Setup, work
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.segment import Options
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 MIB = 2**20
@@ -228,7 +228,7 @@ def test_memory_is_as_foretold(tmp_path: Path, threshold: Path, bundle: str, sha
 def test_a_case_that_takes_long_is_not_tried_and_its_disk_is_a_bound(
     tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.batch.sample.TRIED_S", 0.0)
+    monkeypatch.setattr("voxelgate.segmentation.batch.forecast.sample.TRIED_S", 0.0)
     case = save(tmp_path / "case.nii.gz", (64, 64, 64))
     planned = setup(threshold, tmp_path / "out")
 
@@ -264,7 +264,9 @@ def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equ
     cases = [save(tmp_path / "in" / f"{name}.nii", (128, 128, 128)) for name in "ab"]
     free, limited = (setup(threshold, tmp_path / name) for name in ("free", "limited"))
     together = preflight(cases, free)
-    monkeypatch.setattr("pipeline.batch.preflight.free_bytes", lambda: together.peak_bytes - 12 * MIB)
+    monkeypatch.setattr(
+        "voxelgate.segmentation.batch.forecast.preflight.free_bytes", lambda: together.peak_bytes - 12 * MIB
+    )
 
     found = preflight(cases, limited)
     most = 0

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import InputError, OutputError
-from pipeline.geometry import Grid
-from pipeline.labels import LabelTable
-from pipeline.preview import LONGEST_PX, Preview, labels_as_shown, read_preview, sketch, write_preview
-from pipeline.volumes import read_volume
+from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.volumes import read_volume
+from voxelgate.segmentation.preview import LONGEST_PX, Preview, labels_as_shown, read_preview, sketch, write_preview
 
 TABLE = LabelTable(("background", "ball", "cube"))
 CODES = ["RAS", "LPS", "PIR", "SLA"]

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
 
-from pipeline import quality
-from pipeline.case_report import Quality, Verdict
-from pipeline.dicom.plausibility import Expected
-from pipeline.errors import UsageError
-from pipeline.geometry import Grid
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.labels import LabelTable
-from pipeline.quality import Structure, assess, doubts_about, flip_dice, measure, structure_ranges
-from pipeline.structures import StructureRange
-from pipeline.volumes import read_volume
+from voxelgate.core.errors import UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.core.structures import StructureRange
+from voxelgate.dicom.plausibility import Expected
+from voxelgate.evaluation import review as quality
+from voxelgate.evaluation.review import Structure, assess, doubts_about, flip_dice, measure, structure_ranges
+from voxelgate.images.volumes import read_volume
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.segmentation.report import Quality, Verdict
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 GRID = Grid((40, 30, 20), np.diag((1.0, 2.0, 5.0, 1.0)))

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.batch.ledger import FileRecord, Ledger, PublishPlan, Versions
-from pipeline.batch.report import REPORT_NAME, build
-from pipeline.batch.report.build import embedded_cases, write_report
-from pipeline.batch.report.facts import RunFacts, case_rows, link
-from pipeline.case_report import CaseStatus
-from pipeline.cases import Case
-from pipeline.errors import OutputError
 from tests.report_cases import GATES, HOSTILE, done, some_cases, some_facts, with_attention
+from voxelgate.core.errors import OutputError
+from voxelgate.segmentation.batch.ledger import FileRecord, Ledger, PublishPlan, Versions
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.page import REPORT_NAME, build
+from voxelgate.segmentation.page.build import embedded_cases, write_report
+from voxelgate.segmentation.page.rows import RunFacts, case_rows, link
+from voxelgate.segmentation.report import CaseStatus
 
 
 class Page(HTMLParser):

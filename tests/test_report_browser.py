@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.batch.report.build import write_report
-from pipeline.batch.report.facts import RunFacts
-from pipeline.case_report import CaseReport
 from tests.report_cases import GATES, HOSTILE, done, preview_of, some_facts, truth_of, with_attention
+from voxelgate.segmentation.page.build import write_report
+from voxelgate.segmentation.page.rows import RunFacts
+from voxelgate.segmentation.report import CaseReport
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 

@@ -9,20 +9,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.batch.ledger import read_inputs, read_ledger
-from pipeline.batch.report.reference import Truth, compared, references_of
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.case_report import CaseReport
-from pipeline.errors import InputError, UsageError
-from pipeline.evaluation import score
-from pipeline.labels import LabelTable
-from pipeline.preview import read_preview
-from pipeline.results import Output
-from pipeline.segment import Options
-from pipeline.volumes import read_volume
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.conftest import Run
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.scores import score
+from voxelgate.images.volumes import read_volume
+from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.page.reference import Truth, compared, references_of
+from voxelgate.segmentation.preview import read_preview
+from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.segment import Options
 
 MANIFEST = {
     "name": "two",

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import BundleError, UsageError
-from pipeline.geometry import Grid
-from pipeline.inference.restoring import Maps, Restored, Restorer, restore
-from pipeline.inference.scores import ScoreKind
+from voxelgate.core.errors import BundleError, UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.inference.restoring.class_scores import ScoreKind
+from voxelgate.inference.restoring.restorer import Maps, Restored, Restorer, restore
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 ROUNDING = 1e-5
@@ -239,9 +239,9 @@ def test_block_sizes_and_memory_layout_change_nothing(
     source = around(network, (17, 14, 13), turned(rng, np.array((0.5, 0.6, 0.7)), angle))
     scores = torch.from_numpy(rng.normal(0, 3, (5, 9, 8, 10)).astype(np.float32))
     whole = restore([(0, scores)], Restorer(network, source, 0, kind=kind)).labels
-    monkeypatch.setattr("pipeline.inference.restoring.BLOCK_SCORES", 40)
-    monkeypatch.setattr("pipeline.inference.restoring.GROUP_VOXELS", 7)
-    monkeypatch.setattr("pipeline.inference.placement.GROUP_VOXELS", 7)
+    monkeypatch.setattr("voxelgate.inference.restoring.restorer.BLOCK_SCORES", 40)
+    monkeypatch.setattr("voxelgate.inference.restoring.restorer.GROUP_VOXELS", 7)
+    monkeypatch.setattr("voxelgate.inference.restoring.placement.GROUP_VOXELS", 7)
     channels_last = scores.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
     assert whole.any()
@@ -316,8 +316,8 @@ def test_scores_that_say_nothing_are_refused() -> None:
 MEMORY = """
 import resource, sys
 import numpy as np, torch
-from pipeline.geometry import Grid
-from pipeline.inference.restoring import Restorer
+from voxelgate.core.geometry import Grid
+from voxelgate.inference.restoring.restorer import Restorer
 slices = int(sys.argv[1])
 network, source = Grid((96, 96, slices), np.eye(4)), Grid((192, 192, slices), np.diag((0.5, 0.5, 1, 1)))
 coarse = np.random.default_rng(0).normal(0, 4, (20, 6, 6, 1)).astype(np.float32)

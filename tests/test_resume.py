@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import manifest_build
-from pipeline.errors import UsageError
-from pipeline.manifest import load
-from pipeline.planning import Plan, Training, plan, survey, write_bundle
-from pipeline.training import TRAINING, Job, train
+from voxelgate.core.errors import UsageError
+from voxelgate.datasets import build_manifest as manifest_build
+from voxelgate.datasets.manifest import load
+from voxelgate.training.planning import Plan, Training, plan, survey, write_bundle
+from voxelgate.training.train import TRAINING, Job, train
 
 STATE = f"{TRAINING}/state.pt"
 FOLDS = 2
@@ -79,7 +79,7 @@ def train_alone(job: Job) -> None:
 def processes() -> ForkServerContext:
     """Return a maker of processes that have everything imported when they start, and nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.training", "pipeline.planning", "tests.test_resume"])
+    context.set_forkserver_preload(["voxelgate.training.train", "voxelgate.training.planning", "tests.test_resume"])
     return context
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.inference.runtime import (
+from voxelgate.inference.precision import (
     MixedPrecisionInferer,
     Precision,
     choose_precision,
     keep_large_buffers,
     needs_scaler,
 )
-from pipeline.networks import AttentionUNet
-from pipeline.networks.bfloat16 import SoundGradients
+from voxelgate.networks import AttentionUNet
+from voxelgate.networks.bfloat16 import SoundGradients
 
 CPU = torch.device("cpu")
 

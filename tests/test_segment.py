@@ -18,16 +18,16 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
-from pipeline.case_report import CaseStatus, Verdict
-from pipeline.cases import Case
-from pipeline.dicom.plausibility import Expected
-from pipeline.errors import InputError
-from pipeline.images import ONE_VOLUME, ImageRule
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.labels import LabelTable
-from pipeline.results import Output
-from pipeline.segment import Options, segment
-from pipeline.volumes import read_grid, read_volume
+from voxelgate.core.errors import InputError
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.plausibility import Expected
+from voxelgate.images.spec import ONE_VOLUME, ImageRule
+from voxelgate.images.volumes import read_grid, read_volume
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.report import CaseStatus, Verdict
+from voxelgate.segmentation.segment import Options, segment
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 BRIGHT = np.zeros((9, 8, 7), np.float32)
@@ -205,7 +205,7 @@ def test_an_unforeseen_error_fails_the_case_in_one_sentence(
     def explode(_: MetaTensor, __: nn.Module) -> MetaTensor:
         raise RuntimeError("out of memory\nand a long story")
 
-    with caplog.at_level(logging.DEBUG, "pipeline.segment"):
+    with caplog.at_level(logging.DEBUG, "voxelgate.segmentation.segment"):
         report = segment(Case("one", save(tmp_path / "image.nii.gz")), replace(bundle, inferer=explode), tmp_path)
 
     assert report.status is CaseStatus.FAILED
@@ -281,7 +281,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.volumes.os.fsync", fail)
+    monkeypatch.setattr("voxelgate.images.volumes.os.fsync", fail)
     report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED

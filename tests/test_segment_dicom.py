@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from pipeline import results
-from pipeline.bundle import open_bundle, series_rule_of
-from pipeline.case_report import CaseReport, CaseStatus
-from pipeline.cases import find_cases
-from pipeline.dicom.findings import Allow
-from pipeline.dicom.reader import read_series
-from pipeline.dicom.series import scan
-from pipeline.errors import BundleError, OutputError, UsageError
-from pipeline.results import Output
-from pipeline.segment import Options, segment
-from pipeline.volumes import read_volume
 from tests.conftest import Run
 from tests.planted import CANARY, at_mm, ct_series, deleting, setting, tilted, with_canaries, write
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.bundle.opened import open_bundle, series_rule_of
+from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.core.findings import Allow
+from voxelgate.dicom.read.reader import read_series
+from voxelgate.dicom.read.series import scan
+from voxelgate.images.volumes import read_volume
+from voxelgate.segmentation import outputs as results
+from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options, segment
 
 THRESHOLD_HU = 150
 ALL = (Output.NIFTI, Output.SEG, Output.RTSTRUCT, Output.SR)

@@ -8,11 +8,11 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from pipeline.bundle import labels_of, open_bundle, read_metadata
-from pipeline.planning import Plan
-from pipeline.planning.train_config import PLACE_LABEL
-from pipeline.planning.write import bundle_files
 from tests.conftest import REPOSITORY
+from voxelgate.bundle.opened import labels_of, open_bundle, read_metadata
+from voxelgate.training.configs.bundle_files import bundle_files
+from voxelgate.training.configs.train_config import PLACE_LABEL
+from voxelgate.training.planning import Plan
 
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
 INSTALLED = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")

@@ -18,13 +18,13 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from scipy.ndimage import map_coordinates
 from torch import nn
 
-from pipeline.errors import BundleError, InputError, UsageError
-from pipeline.geometry import Grid
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
-from pipeline.inference.streaming import streaming_cost
-from pipeline.inference.views import Views
-from pipeline.networks import AttentionUNet
-from pipeline.volumes import read_grid, read_volume
+from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.images.volumes import read_grid, read_volume
+from voxelgate.inference.mirroring import Views
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.inference.streaming.stream import streaming_cost
+from voxelgate.networks import AttentionUNet
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 
@@ -48,7 +48,7 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
 def load(path: Path, spacing_mm: tuple[float, ...] | None = None) -> MetaTensor:
     """Return (1, 1, i, j, k) in RAS orientation, resampled to `spacing_mm` if given."""
     steps: list[Any] = [
-        LoadImaged("image", reader="pipeline.monai_io.VolumeReader"),
+        LoadImaged("image", reader="voxelgate.transforms.io.VolumeReader"),
         EnsureChannelFirstd("image"),
         Orientationd("image", "RAS", labels=None),
     ]
@@ -500,8 +500,8 @@ import re, resource, sys
 from pathlib import Path
 import numpy as np, torch
 from monai.data import MetaTensor
-from pipeline.inference.runtime import keep_large_buffers
-from pipeline.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 
 keep_large_buffers()
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
 
-from pipeline.errors import InputError, UsageError
-from pipeline.inference.line_buffers import Line, SkipLine
-from pipeline.inference.streaming import StreamingNetwork, can_stream, obstacles, stream, streaming_cost
-from pipeline.networks import AttentionUNet
-from pipeline.networks.describe import LiveMemory
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.inference.streaming.line_buffers import Line, SkipLine
+from voxelgate.inference.streaming.stream import StreamingNetwork, can_stream, obstacles, stream, streaming_cost
+from voxelgate.networks import AttentionUNet
+from voxelgate.networks.describe import LiveMemory
 
 TOLERANCE = 1e-4
 """Of logits around 1: two ways to sum differ by rounding of float32 only, measured as 1e-5 at most."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from pipeline.structures import structure_boxes
+from voxelgate.core.structures import structure_boxes
 
 
 @given(

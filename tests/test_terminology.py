@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.terminology import Code, Coding, find_coding, normalised
+from voxelgate.core.terminology import Code, Coding, find_coding, normalised
 
-TABLE = json.loads(files("pipeline").joinpath("terminology.json").read_text(encoding="utf-8"))
+TABLE = json.loads(files("voxelgate.core").joinpath("terminology.json").read_text(encoding="utf-8"))
 NAMES = sorted(TABLE["structures"])
 PLAIN = {"value": "64033007", "scheme": "SCT", "meaning": "Kidney"}
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.bundle import WEIGHTS, open_bundle, run_workflow, seal, verify
-from pipeline.errors import BundleError, OutputError, UsageError
-from pipeline.manifest import load
-from pipeline.networks import AttentionUNet
-from pipeline.training import SEEN, TRAINING, Job, count_seen, evaluate_fold, train
 from tests.test_resume import EPOCHS, SETTINGS, STATE, tiny_job
+from voxelgate.bundle.opened import WEIGHTS, open_bundle, run_workflow, seal, verify
+from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.datasets.manifest import load
+from voxelgate.networks import AttentionUNet
+from voxelgate.training.train import SEEN, TRAINING, Job, count_seen, evaluate_fold, train
 
 TIME_LIMIT_S = 900
 

@@ -11,18 +11,17 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from pipeline.batch.segmentation import Means, cases_in, segment_cases, setup_of
-from pipeline.bundle import WEIGHTS, open_bundle, seal, verify
-from pipeline.case_report import CaseStatus
-from pipeline.errors import BundleError, OutputError, UsageError
-from pipeline.manifest import load
-from pipeline.monai_io import as_image
-from pipeline.planning import Cleaning, Plan
-from pipeline.planning.cleaning import choose_cleaning
-from pipeline.planning.write import rewrite_bundle
-from pipeline.segment import Options
-from pipeline.training import TRAINING, Job, evaluate_fold
-from pipeline.training_folds import (
+from tests.test_resume import FOLDS, tiny_job
+from voxelgate.bundle.opened import WEIGHTS, open_bundle, seal, verify
+from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.datasets.manifest import load
+from voxelgate.images.volumes import read_channels, read_volume
+from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.segment import Options
+from voxelgate.training.cleaning import choose_cleaning
+from voxelgate.training.configs.bundle_files import rewrite_bundle
+from voxelgate.training.cross_validation import (
     FOLD_MANIFEST,
     FOLD_SCORES,
     CrossValidation,
@@ -32,8 +31,9 @@ from pipeline.training_folds import (
     executor_named,
     train_folds,
 )
-from pipeline.volumes import read_channels, read_volume
-from tests.test_resume import FOLDS, tiny_job
+from voxelgate.training.planning import Cleaning, Plan
+from voxelgate.training.train import TRAINING, Job, evaluate_fold
+from voxelgate.transforms.io import as_image
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Every transform of pipeline/transforms works alone in a MONAI config, in a cache and in a loader."""
+"""Every transform of voxelgate.transforms works alone in a MONAI config, in a cache and in a loader."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.transforms import Compose
 
-import pipeline.transforms
+import voxelgate.transforms
 
 KEYS = ["image", "label"]
 CONFIGS = {
@@ -38,7 +38,7 @@ def case(seed: int = 0) -> dict[str, MetaTensor]:
 
 
 def from_config(*names: str) -> Compose:
-    steps = [{"_target_": f"pipeline.transforms.{name}", **CONFIGS[name]} for name in names]
+    steps = [{"_target_": f"voxelgate.transforms.{name}", **CONFIGS[name]} for name in names]
     parser = ConfigParser({"chain": {"_target_": "Compose", "transforms": steps}})
     return parser.get_parsed_content("chain")
 
@@ -59,7 +59,7 @@ def test_each_transform_works_from_a_config_and_leaves_its_argument_alone(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_transform_refuses_a_missing_key_unless_it_may_be_missing(name):
-    kind = getattr(pipeline.transforms, name)
+    kind = getattr(voxelgate.transforms, name)
     with pytest.raises(KeyError):
         kind(**CONFIGS[name])({"other": 1})
     lenient = kind(**CONFIGS[name], allow_missing_keys=True)
@@ -68,7 +68,7 @@ def test_each_transform_refuses_a_missing_key_unless_it_may_be_missing(name):
 
 def test_an_image_without_its_label_map_is_cut_and_flipped_where_keys_may_be_missing():
     steps = [
-        getattr(pipeline.transforms, name)(**CONFIGS[name], allow_missing_keys=True)
+        getattr(voxelgate.transforms, name)(**CONFIGS[name], allow_missing_keys=True)
         for name in ("RandBalancedPatchd", "RandSideSafeFlipd")
     ]
     assert Compose(steps)({"image": case()["image"]})["image"].shape == (1, 6, 6, 6)
@@ -95,5 +95,5 @@ def test_equal_seeds_give_equal_training_chains():
 
 
 def test_public_names_are_all_there():
-    assert sorted(pipeline.transforms.__all__) == sorted(set(pipeline.transforms.__all__))
-    assert all(hasattr(pipeline.transforms, name) for name in pipeline.transforms.__all__)
+    assert sorted(voxelgate.transforms.__all__) == sorted(set(voxelgate.transforms.__all__))
+    assert all(hasattr(voxelgate.transforms, name) for name in voxelgate.transforms.__all__)

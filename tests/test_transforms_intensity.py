@@ -1,4 +1,4 @@
-"""Laws of pipeline/transforms/intensity.py."""
+"""Laws of voxelgate/transforms/intensity.py."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from monai.data import MetaTensor
 from skimage.restoration import denoise_tv_chambolle
 
-from pipeline.errors import InputError, UsageError
-from pipeline.transforms import HU_WINDOWS, Despeckled, HUWindow, NormalizeImaged, WindowHUd, window
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.transforms import HU_WINDOWS, Despeckled, HUWindow, NormalizeImaged, WindowHUd, window
 
 hu_volumes = arrays(np.float32, (1, 3, 4, 5), elements=st.floats(-1024, 3071, width=32))
 presets = st.sampled_from(sorted(HUWindow))

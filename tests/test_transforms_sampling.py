@@ -1,4 +1,4 @@
-"""Laws of pipeline/transforms/sampling.py."""
+"""Laws of voxelgate/transforms/sampling.py."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from pipeline.errors import InputError, UsageError
-from pipeline.transforms import ForegroundIndicesd, RandBalancedPatchd
-from pipeline.transforms.sampling import MAX_INDICES_PER_CLASS
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.transforms import ForegroundIndicesd, RandBalancedPatchd
+from voxelgate.transforms.sampling import MAX_INDICES_PER_CLASS
 
 KEYS = ["image", "label"]
 

@@ -1,4 +1,4 @@
-"""Laws of pipeline/transforms/spatial.py."""
+"""Laws of voxelgate/transforms/spatial.py."""
 
 from itertools import permutations, product
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, Spacing
 
-from pipeline.errors import InputError, UsageError
-from pipeline.transforms import RandSideSafeFlipd, ResampleToSpacingd
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.transforms import RandSideSafeFlipd, ResampleToSpacingd
 
 BLOB_SD_MM = 4.0
 FIELD_MM = 48.0
@@ -111,7 +111,7 @@ def test_voxels_and_affine_are_those_of_monai_spacing(spacing_mm, target_mm, tur
 @pytest.mark.parametrize("order", permutations(range(3)))
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])
 def test_the_memory_layout_and_the_type_of_an_image_change_no_voxel(order, dtype, monkeypatch):
-    monkeypatch.setattr("pipeline.transforms.linear.BLOCK_VOXELS", 300)  # several blocks, the last of them smaller
+    monkeypatch.setattr("voxelgate.transforms.linear.BLOCK_VOXELS", 300)  # several blocks, the last of them smaller
     values = torch.randint(-1000, 1000, (2, 11, 12, 13), generator=torch.Generator().manual_seed(0))
     axes = [0, *(1 + axis for axis in order)]
     laid_out = values.to(dtype).permute(axes).contiguous().permute(*np.argsort(axes).tolist())

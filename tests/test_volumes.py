@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import LoadImage
 
-import pipeline.volumes
-from pipeline.errors import InputError, OutputError
-from pipeline.geometry import Grid
-from pipeline.monai_io import VolumeReader
-from pipeline.volumes import (
+import voxelgate.images.volumes
+from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.images.volumes import (
     has_orientation,
     is_volume,
     read_grid,
@@ -24,6 +23,7 @@ from pipeline.volumes import (
     volume_stem,
     write_label_map,
 )
+from voxelgate.transforms.io import VolumeReader
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 VOXELS = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
@@ -74,7 +74,7 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path: Path, su
 
 def test_monai_loads_the_same_voxels_and_grid_through_our_reader(tmp_path: Path) -> None:
     for path in (save_nifti(tmp_path / "a.nii.gz"), save_itk(tmp_path / "a.nrrd"), save_itk(tmp_path / "a.mha")):
-        image = LoadImage(reader="pipeline.monai_io.VolumeReader")(path)
+        image = LoadImage(reader="voxelgate.transforms.io.VolumeReader")(path)
 
         np.testing.assert_array_equal(image.numpy(), VOXELS)
         assert GRID.agrees(Grid(tuple(image.shape), image.affine.numpy()), 1e-4)
@@ -85,7 +85,7 @@ def test_monai_does_not_fall_back_on_its_own_readers_when_ours_refuses(tmp_path:
     path = save_nifti(tmp_path / "four.nii.gz", np.zeros((4, 5, 6, 2), np.int16))
 
     with pytest.raises(InputError, match="4 axes"):
-        LoadImage(reader="pipeline.monai_io.VolumeReader")(path)
+        LoadImage(reader="voxelgate.transforms.io.VolumeReader")(path)
 
 
 def test_our_reader_refuses_several_files_for_one_image(tmp_path: Path) -> None:
@@ -393,8 +393,8 @@ def test_a_file_that_reads_back_differently_never_gets_its_name(
         "grid": nib.Nifti1Image(LABELS, np.eye(4)),
         "file": nib.Nifti1Image(LABELS[None], AFFINE),
     }[damage]
-    write = pipeline.volumes._write_gzip
-    monkeypatch.setattr(pipeline.volumes, "_write_gzip", lambda path, _: write(path, image))
+    write = voxelgate.images.volumes._write_gzip
+    monkeypatch.setattr(voxelgate.images.volumes, "_write_gzip", lambda path, _: write(path, image))
 
     with pytest.raises(OutputError, match="read"):
         write_label_map(tmp_path / "labels.nii.gz", LABELS, GRID, like=None)

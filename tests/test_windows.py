@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
-from pipeline.errors import BundleError, InputError, UsageError
-from pipeline.inference.memory import MemoryModel, available_bytes, check, enlarged, measure, narrowest
-from pipeline.inference.scores import ScoreKind
-from pipeline.inference.windows import Predictor, WindowPlan, body_box, sweep, widened, with_margin
-from pipeline.networks.describe import LiveMemory
+from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.inference.memory import MemoryModel, available_bytes, check, enlarged, measure, narrowest
+from voxelgate.inference.restoring.class_scores import ScoreKind
+from voxelgate.inference.windows import Predictor, WindowPlan, body_box, sweep, widened, with_margin
+from voxelgate.networks.describe import LiveMemory
 
 AIR = -1.0
 
@@ -59,7 +59,7 @@ def test_any_windows_give_what_monai_gives(plan: WindowPlan, channels: int, is_c
 
     with pytest.MonkeyPatch.context() as patch:
         if is_cut:
-            patch.setattr("pipeline.inference.windows.PIECE_SCORES", 1)
+            patch.setattr("voxelgate.inference.windows.PIECE_SCORES", 1)
         scores = swept(image, predict, plan)
 
     wanted = sliding_window_inference(image, plan.window_vox, plan.batch, predict, plan.overlap, plan.mode)[0]

@@ -1,5 +1,0 @@
-"""The report of a run: one HTML page that shows every case, and needs nothing but itself."""
-
-from pipeline.batch.report.build import REPORT_NAME, build
-
-__all__ = ["REPORT_NAME", "build"]

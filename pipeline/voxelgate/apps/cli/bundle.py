@@ -1,0 +1,82 @@
+"""Look after a bundle: verify, seal, describe, export, calibrate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelgate.apps.cli.options import BundleArgument, Overwrite
+from voxelgate.apps.cli.terminal import console
+from voxelgate.bundle.export import export
+from voxelgate.bundle.opened import open_bundle, seal, verify
+from voxelgate.core.errors import UsageError
+from voxelgate.inference.runtimes.choice import calibrate_windows
+from voxelgate.inference.runtimes.formats import Format
+from voxelgate.networks import describe
+from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.read import read_case
+from voxelgate.training.bundle_checks import pass_gates
+from voxelgate.transforms.io import as_image
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a bundle.")
+
+
+@app.command("verify")
+def verify_bundle(bundle: BundleArgument) -> None:
+    """Check that a bundle is whole: files, metadata, network, configs, properties, export, two iterations."""
+    verify(bundle)
+    for gate in pass_gates(bundle):
+        console.print(f"{gate.name}: {gate.seen}", markup=False, soft_wrap=True)
+    opened = open_bundle(bundle)
+    console.print(f"{opened.name} {opened.version}: whole, sha256 {opened.fingerprint}")
+
+
+@app.command("seal")
+def seal_bundle(bundle: BundleArgument) -> None:
+    """Record the checksums of a bundle that was changed on purpose."""
+    console.print(f"{bundle}: sealed, sha256 {seal(bundle)}")
+
+
+@app.command("describe")
+def describe_bundle(bundle: BundleArgument) -> None:
+    """Print the network's sizes, parameters, operations and memory for one window."""
+    opened = open_bundle(bundle)
+    shape = (1, len(opened.images.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
+    console.print(str(describe(opened.network, shape)), markup=False)
+
+
+@app.command("export")
+def export_bundle(
+    bundle: BundleArgument,
+    form: Annotated[Format, typer.Option("--to", help="Format of the file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="models/model.* in the bundle")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", help="An image to compare on; repeat for its files.", show_default="a phantom"),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the network as a file for other systems, provided that it says the same as the network."""
+    exported = export(bundle, form, out, images=images or [], overwrite=overwrite)
+    console.print(f"{exported.path}: {exported}", markup=False, soft_wrap=True)
+
+
+@app.command("calibrate")
+def calibrate_bundle(
+    bundle: BundleArgument,
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="An image with the structures in its middle; its files.", show_default=False),
+    ],
+) -> None:
+    """Measure every way to run the network here; `segment` then takes the fastest that gives equal labels."""
+    opened = open_bundle(bundle)
+    cases = find_cases(images, rule=opened.series_rule, images=opened.images)
+    if len(cases) != 1:
+        raise UsageError(f"{len(cases)} images are given, but one is measured; name its files.")
+    scan = read_case(cases[0], opened.labels, images=opened.images)
+    prepared = opened.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(opened.device)
+    measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
+    console.print(str(measured), markup=False)

@@ -1,0 +1,53 @@
+"""Measure label maps against references."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelgate.apps.cli.options import DataRoot, Overwrite, refuse_given
+from voxelgate.apps.cli.tables import print_scores
+from voxelgate.apps.cli.terminal import progress_bar
+from voxelgate.bundle.opened import is_bundle, labels_of, verify
+from voxelgate.datasets.manifest import load
+from voxelgate.evaluation.scores import evaluate_pairs, pair_files, write_csv
+from voxelgate.training.train import evaluate_fold
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    prediction: Annotated[Path, typer.Argument(help="Label map, folder of label maps, or a trained bundle.")],
+    reference: Annotated[Path, typer.Argument(help="Reference label map or folder; for a bundle, a manifest.")],
+    fold: Annotated[int, typer.Option(min=-1, help="For a bundle: the fold to evaluate.")] = 0,
+    data_root: DataRoot = None,
+    subjects: Annotated[
+        Path | None, typer.Option(help="Manifest that says whose each case is; means are then by subject.")
+    ] = None,
+    labels_from: Annotated[Path | None, typer.Option(help="Bundle that names the labels.", show_default=False)] = None,
+    csv: Annotated[Path | None, typer.Option(help="Table to write, a row for each case and label.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 2,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes."""
+    if is_bundle(prediction):
+        refuse_given(context, ["subjects", "labels_from", "workers"], "is for label maps, and this is a bundle")
+        verify(prediction)
+        with tempfile.TemporaryDirectory() as scratch:
+            scores = evaluate_fold(prediction, reference, Path(scratch), data_root=data_root, fold=fold)
+        subjects = reference
+    else:
+        refuse_given(context, ["fold", "data_root"], "is for a bundle, and these are label maps")
+        table = None if labels_from is None else labels_of(labels_from)
+        pairs = pair_files(prediction, reference)
+        with progress_bar("measuring") as progress:
+            found = evaluate_pairs(pairs, table, workers=workers, progress=progress)
+            scores = [row for rows in found for row in rows]
+    if csv is not None:
+        write_csv(scores, csv, overwrite=overwrite)
+    subject_of = {} if subjects is None else {case.case_id: case.subject for case in load(subjects).all_cases}
+    cases = len({row.case_id for row in scores})
+    print_scores(scores, f"{cases} case{'' if cases == 1 else 's'}", subject_of)

@@ -1,0 +1,93 @@
+"""Say what DICOM series and data sets hold."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from voxelgate.apps.cli.options import Allowed, AsJson, DataRoot, choices
+from voxelgate.apps.cli.tables import print_facts
+from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.core.errors import UsageError
+from voxelgate.core.findings import Allow
+from voxelgate.datasets.manifest import load
+from voxelgate.datasets.page import facts_tables, write_facts_page
+from voxelgate.dicom.inspect import Inspected, inspect
+from voxelgate.training.planning import survey
+
+SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Folder, zip, DICOMDIR or DICOM file; or one manifest.", show_default=False)
+    ],
+    allow: Allowed = "",
+    data_root: DataRoot = None,
+    page: Annotated[
+        Path | None, typer.Option(help="For a manifest: HTML page with plots to write.", show_default=False)
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Do not decode the pixels of what can be used.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data."""
+    is_manifest = len(inputs) == 1 and inputs[0].suffix == ".json"
+    if not is_manifest and (page is not None or data_root is not None):
+        raise UsageError("--page and --data-root are for a manifest; name one, or leave them out.")
+    if is_manifest and (as_json or headers_only or allow):
+        raise UsageError("--json, --headers-only and --allow are for DICOM; leave them out for a manifest.")
+    if is_manifest:
+        _inspect_manifest(inputs[0], data_root, page)
+        return
+    with progress_bar("reading headers") as headers, progress_bar("reading pixels") as pixels:
+        found = inspect(
+            inputs, allow=choices(Allow, allow, "--allow"), headers_only=headers_only, progress=(headers, pixels)
+        )
+    if as_json:
+        sys.stdout.write(json.dumps([one.summary() for one in found], indent=2, ensure_ascii=False) + "\n")
+    else:
+        _print_series(found)
+    if not any(one.series.is_usable for one in found):
+        raise typer.Exit(1)
+
+
+def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None) -> None:
+    with progress_bar("measuring cases") as progress:
+        found = survey(load(manifest, data_root), progress=progress)
+    for facts in facts_tables(found):
+        print_facts(facts)
+    if page is not None:
+        write_facts_page(found, page)
+
+
+def _print_series(found: list[Inspected]) -> None:
+    """Print a table of DICOM series, and what was found about each."""
+    table = Table(*SERIES_COLUMNS, box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    for one in found:
+        facts = one.summary()
+        shape, spacing = facts["shape"] or (), facts["spacing_mm"] or ()
+        table.add_row(
+            facts["series_id"],
+            facts["modality"],
+            str(facts["images"]),
+            " x ".join(map(str, shape)),
+            " x ".join(f"{value:.2f}" for value in spacing),
+            "[green]usable[/]" if one.series.is_usable else "[red]refused[/]",
+            ", ".join(finding.code for finding in one.series.findings),
+        )
+    console.print(table)
+    for one in found:
+        for finding in one.series.findings:
+            console.print(f"{one.series.series_id}: {finding.severity}: {finding}", markup=False, soft_wrap=True)
+    console.print(f"{sum(one.series.is_usable for one in found)} of {len(found)} series can be used")

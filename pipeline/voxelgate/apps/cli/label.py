@@ -1,0 +1,31 @@
+"""Start MONAI Label."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelgate.apps.label.server import LOOPBACK, MOST_MIB, Serving, serve
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles with the same labels.", show_default=False)],
+    studies: Annotated[str, typer.Option(help="Folder of images, or the address of a DICOMweb server.")],
+    work: Annotated[Path, typer.Option(help="Folder for versions of the models, logs and copies.")] = Path(
+        "label-work"
+    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; without a token check, all who reach it may do everything.")
+    ] = LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Page of another server that may use this one; may be repeated.", show_default="none"),
+    ] = None,
+    most_mib: Annotated[int, typer.Option(min=1, help="Largest upload.")] = MOST_MIB,
+) -> None:
+    """Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated."""
+    serve(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib))

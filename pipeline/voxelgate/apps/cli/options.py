@@ -1,0 +1,46 @@
+"""Arguments that several commands take, and what checks them."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from voxelgate.core.errors import UsageError
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)]
+ManifestArgument = Annotated[Path, typer.Argument(help="Manifest (JSON).", show_default=False)]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder the manifest's paths start from.", show_default="its own folder")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for programs instead of text.")]
+Allowed = Annotated[
+    str, typer.Option(help="Faults of DICOM series to mend by resampling: gaps, tilt.", show_default="none")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the bundle's config, as ID=VALUE; may be repeated.")
+]
+
+
+def choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]:
+    """Return the members of a closed set that a text names, separated by commas, in the order of the set."""
+    names = {name.strip().lower() for name in text.split(",") if name.strip()}
+    if unknown := names - {member.value for member in kind}:
+        raise UsageError(f"{option} {', '.join(sorted(unknown))}: expected some of {', '.join(kind)}")
+    return tuple(member for member in kind if member.value in names)
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options that would count for nothing.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name.replace('_', '-')} {reason}; leave it out.")

@@ -1,0 +1,30 @@
+"""Make the page of an output folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelgate.apps.cli.options import DataRoot
+from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.core.errors import UsageError
+from voxelgate.segmentation.page import build as build_report
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Argument(help="Folder that `voxelgate segment` wrote into.", show_default=False)],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="True labels to compare with: folder, or the manifest.", show_default="none"),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Make one page, report.html, that shows every case of an output folder."""
+    if reference is None and data_root is not None:
+        raise UsageError("--data-root is for a manifest; name one with --reference, or leave it out.")
+    with progress_bar("comparing with the true labels", 0 if reference is None else None) as progress:
+        page = build_report(out, reference, data_root=data_root, progress=progress)
+    console.print(f"{page}: report written; open it in a browser", soft_wrap=True)

@@ -1,0 +1,193 @@
+"""Segment volumes."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from voxelgate.apps.cli.options import Allowed, AsJson, BundleArgument, DataRoot, Overwrite, choices, refuse_given
+from voxelgate.apps.cli.terminal import console, errors, progress_bar
+from voxelgate.core.findings import Allow
+from voxelgate.images.pictures import PIXELS_PER_ML
+from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.segmentation.batch.dispatch import Limits
+from voxelgate.segmentation.batch.run_batch import (
+    DEFAULT_ENGINE,
+    Means,
+    attention_of,
+    cases_in,
+    fitted,
+    segment_arrivals,
+    segment_cases,
+    setup_of,
+)
+from voxelgate.segmentation.batch.watch import Patience
+from voxelgate.segmentation.cases import is_manifest
+from voxelgate.segmentation.outputs import Output, is_of_picture
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options
+
+MOST_ROWS = 50
+"""Cases that are listed on the screen; of more there is the table in the output folder."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    bundle: BundleArgument,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Images, DICOM series, folders or zips of them, or a manifest.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="What to write of each case, separated by commas: nifti (of pictures PNG or TIFF), seg, rtstruct, sr."
+        ),
+    ] = "nifti",
+    data_root: DataRoot = None,
+    allow: Allowed = "",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
+    ] = None,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="How the network runs.", show_default="the fastest known here")
+    ] = None,
+    is_ensemble: Annotated[bool, typer.Option("--ensemble", help="Average the networks of all folds.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where cases run: serial, processes:N, or dask:ADDRESS of a scheduler.")
+    ] = DEFAULT_ENGINE,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which an attempt at a case is ended.")] = 1800,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="How often a case is tried that hangs, crashes or runs out of memory.")
+    ] = 3,
+    max_memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB that each process may allocate.", show_default="no limit")
+    ] = None,
+    forecast: Annotated[
+        bool, typer.Option(help="Say first what a batch of ten or more will need, and refuse what cannot fit.")
+    ] = True,
+    previews: Annotated[bool, typer.Option(help="Write the pictures that the report page shows.")] = True,
+    check_flips: Annotated[
+        bool, typer.Option("--check-flips", help="Segment the mirrored image too, and judge the result by it.")
+    ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Write and judge the maps of the network's attention gates too.")
+    ] = False,
+    hashed_names: Annotated[
+        bool, typer.Option("--hashed-names", help="Call cases by a hash, where files or folders name patients.")
+    ] = False,
+    is_watching: Annotated[
+        bool, typer.Option("--watch", help="Go on with what comes into the folders, until Ctrl-C.")
+    ] = False,
+    settle: Annotated[
+        float, typer.Option(min=0.1, help="With --watch: seconds without change after which a study is complete.")
+    ] = 30,
+    idle_exit: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --watch: end after so many seconds without news.", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
+    if not any(map(is_manifest, inputs)):
+        refuse_given(context, ["data_root"], "is for a manifest, and none is given")
+    if not is_watching:
+        refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
+    wanted = choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
+    gates = attention_of(bundle, is_ensemble=is_ensemble) if attention else ()
+    options = Options(wanted, overwrite, choices(Allow, allow, "--allow"), runtime, check_flips, gates, hashed_names)
+    setup = setup_of(bundle, out, options, device, is_ensemble=is_ensemble)
+    means = Means(engine, Limits(timeout, attempts), max_memory)
+    if is_watching:
+        reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None
+    else:
+        with progress_bar("reading headers") as progress:
+            cases = cases_in(inputs, setup, progress, data_root=data_root)
+        foretold, setup, means = fitted(cases, setup, means) if forecast else ("", setup, means)
+        if foretold:
+            errors.print(foretold, markup=False, soft_wrap=True)
+        reports, total = segment_cases(cases, setup, means), len(cases)
+    ended, is_interrupted = _show_reports(reports, total, as_json=as_json)
+    if not as_json:
+        _print_reports(ended, out)
+    if is_interrupted:
+        errors.print("Interrupted; the same command goes on with the cases that are left.")
+        raise typer.Exit(INTERRUPTED)
+    if any(report.status is not CaseStatus.DONE for report in ended):
+        raise typer.Exit(1)
+
+
+def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: bool) -> tuple[list[CaseReport], bool]:
+    """Print reports as they come; return them, and whether Ctrl-C ended them."""
+    ended: list[CaseReport] = []
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind `nohup`
+        signal.signal(signal.SIGINT, _interrupt_once)
+    with progress_bar("segmenting", total) as progress:
+        try:
+            for report in reports:
+                ended.append(report)
+                if total is not None:
+                    progress(len(ended), total)
+                if as_json:
+                    sys.stdout.write(report.to_json() + "\n")
+                    sys.stdout.flush()
+                else:
+                    _print_findings(report)
+                    for gate in report.attention:
+                        console.print(f"{report.case_id}: {gate}", markup=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            return ended, True
+    if signal.getsignal(signal.SIGINT) is _interrupt_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return ended, False
+
+
+def _interrupt_once(_number: int, _frame: object) -> None:
+    """Interrupt at the first Ctrl-C, and let those after it not disturb how the run ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _print_findings(report: CaseReport) -> None:
+    """Print why a case ended badly, or what should be looked at."""
+    if report.status is not CaseStatus.DONE:
+        line = f"{report.case_id}: {report.status}: {' '.join(report.findings)}"
+        errors.print(line, markup=False, soft_wrap=True)
+        return
+    for finding in report.findings:
+        errors.print(f"{report.case_id}: {finding}", markup=False, soft_wrap=True)
+
+
+def _print_reports(reports: list[CaseReport], out: Path) -> None:
+    """Print a table of the cases that are done, and how many there are."""
+    done = [report for report in reports if report.status is CaseStatus.DONE]
+    in_pixels = bool(done) and all(map(is_of_picture, done))
+    table = Table(
+        "case",
+        *(f"{name} {'px' if in_pixels else 'ml'}" for name in (done[0].volumes_ml if done else ())),
+        "verdict",
+        "seconds",
+        box=box.SIMPLE_HEAD,
+    )
+    for report in done:
+        volumes = (
+            f"{value * PIXELS_PER_ML:.0f}" if in_pixels else f"{value:.2f}" for value in report.volumes_ml.values()
+        )
+        table.add_row(report.case_id, *volumes, report.quality.verdict, f"{sum(report.seconds.values()):.1f}")
+    if 0 < len(done) <= MOST_ROWS:
+        console.print(table)
+    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}")

@@ -1,0 +1,43 @@
+"""Say how far a batch is."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelgate.apps.cli.options import AsJson
+from voxelgate.apps.cli.terminal import console
+from voxelgate.segmentation.batch.status import Status, status_of
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Argument(help="Folder of the results.", show_default=False)], as_json: AsJson = False
+) -> None:
+    """Say how far `segment` is with a folder, while it runs or after it ended."""
+    status = status_of(out)
+    if as_json:
+        sys.stdout.write(status.to_json() + "\n")
+    else:
+        _print_status(status)
+
+
+def _print_status(status: Status) -> None:
+    """Print how far a run is."""
+    console.print("A run works in this folder." if status.is_running else "No run works in this folder.")
+    console.print(", ".join(f"{count} {state}" for state, count in status.counts.items() if count) or "no cases")
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in status.verdicts.items() if count)
+    if verdicts:
+        console.print(f"Verdicts: {verdicts}")
+    if status.ended_per_hour:
+        left = "" if status.left_s is None else f", about {timedelta(seconds=round(status.left_s))} left"
+        console.print(f"{status.ended_per_hour:g} cases an hour{left}")
+    for case in status.running:
+        line = f"{case.case_id}: for {case.elapsed_s:.0f} s on {case.worker}, attempt {case.attempt}"
+        console.print(line, markup=False, soft_wrap=True)
+    for bad in status.bad:
+        console.print(f"{bad.case_id}: {bad.status}: {bad.reason}", markup=False, soft_wrap=True)

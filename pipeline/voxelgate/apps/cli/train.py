@@ -1,0 +1,84 @@
+"""Train a bundle, on one fold or on several."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from voxelgate.apps.cli.options import BundleArgument, DataRoot, ManifestArgument, Settings, refuse_given
+from voxelgate.apps.cli.tables import print_scores
+from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.core.errors import UsageError
+from voxelgate.datasets.manifest import load
+from voxelgate.training.cross_validation import devices_here, executor_named, train_folds
+from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    bundle: BundleArgument,
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the trained bundle, made as a copy of BUNDLE.")],
+    data_root: DataRoot = None,
+    fold: Annotated[int, typer.Option(min=-1, help="Fold that validates; -1 trains on all cases.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, show_default="the bundle's", help="Length of training.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Train so many folds, and put them together.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="With --folds: serial, processes:N, or dask:ADDRESS of a scheduler.")
+    ] = "serial",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Train a bundle; its best weights by validation Dice are kept."""
+    if folds is None:
+        refuse_given(context, ["engine"], "goes with --folds")
+    else:
+        refuse_given(context, ["fold"], "goes without --folds")
+    overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
+    job = Job(bundle, manifest, out, data_root, fold, resume, overrides)
+    if folds is not None:
+        _train_folds(job, folds, engine)
+        return
+    with progress_bar("checking cases") as progress:
+        trained = train(job, progress=progress)
+    if fold >= 0:
+        subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
+        print_scores(
+            evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold),
+            f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic",
+            subject_of,
+        )
+    console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
+
+
+def _train_folds(job: Job, folds: int, engine: str) -> None:
+    with progress_bar("checking cases") as progress, executor_named(engine) as executor:
+        done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
+    subject_of = {case.case_id: case.subject for case in load(job.manifest, job.data_root).cases}
+    title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
+    print_scores(list(done.scores), title, subject_of)
+    console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
+    console.print(
+        f"{done.bundle}: the best fold; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
+        "together with --ensemble",
+        soft_wrap=True,
+    )
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        name, separator, text = setting.partition("=")
+        if not separator:
+            raise UsageError(f"--set {setting}: expected ID=VALUE, for example --set learning_rate=0.001")
+        try:
+            overrides[name] = json.loads(text)
+        except ValueError:
+            overrides[name] = text
+    return overrides

@@ -1,0 +1,157 @@
+"""The whole way on data made on the spot: cohort, manifest, plan, training, segmentation, page."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from voxelgate.apps.demo.cohort import LABELS, make_cohort
+from voxelgate.apps.demo.page import Command, DemoRun, HeldOutCase, write_page
+from voxelgate.core.errors import OutputError
+from voxelgate.datasets.build_manifest import build, write
+from voxelgate.datasets.manifest import ALL_FOLDS, load
+from voxelgate.evaluation.scores import MEAN_OVER_LABELS, LabelScores, Measure, evaluate_pairs, pair_files, summarise
+from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
+from voxelgate.segmentation.outputs import refuse_file
+from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.segment import Options
+from voxelgate.training.planning import Budget, Training, plan, survey, write_bundle
+from voxelgate.training.train import Job, train
+
+TRAINING_CASES = 20
+HELD_OUT_CASES = 4
+EPOCHS = 8
+SPACING_MM = 4.0
+PATCH_VOX = (32, 32, 32)
+CHANNELS = (16, 32, 64)
+STRIDES = ((2, 2, 2), (2, 2, 2))
+"""Coarse and small, so that the training ends within two minutes on two cores."""
+
+PARTS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "pictures", "index.html")
+"""What a demo leaves in its folder, and what the next one there may replace."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo did.
+
+    Args:
+        scores: of every structure in every held-out case.
+        page: the page to look at.
+        next_commands: the same for data of one's own.
+    """
+
+    scores: tuple[LabelScores, ...]
+    page: Path
+    next_commands: tuple[Command, ...]
+
+    @property
+    def mean_dice(self) -> float:
+        """Return the mean over cases, then over structures."""
+        mean = next(row for row in summarise(self.scores) if row.label == MEAN_OVER_LABELS)
+        return mean.statistics[Measure.DICE].mean
+
+
+def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: bool = False) -> DemoResult:
+    """Make a synthetic CT cohort, train a small bundle, segment cases it has not seen, and write `out/index.html`.
+
+    Args:
+        out: folder to make.
+        seed: of cohort and training; the same seed gives the same page on the same machine.
+        say: told in one sentence what begins.
+        overwrite: replace an earlier demo in `out`.
+
+    Raises:
+        OutputError: `out` is a file, or holds something already.
+    """
+    refuse_file(out)
+    _clear(out, overwrite=overwrite)
+    rng = np.random.default_rng(seed)
+    say(f"Making {TRAINING_CASES} synthetic CT volumes to train on and {HELD_OUT_CASES} to test with.")
+    make_cohort(out / "data", TRAINING_CASES, rng)
+    held_out = make_cohort(out / "held_out", HELD_OUT_CASES, rng)
+
+    say("Writing a manifest, and checking every file.")
+    manifest = out / "data" / "manifest.json"
+    write(
+        build(out / "data", name="synthetic_ct", modality="CT", licence="CC0-1.0", labels=LABELS.to_mapping()), manifest
+    )
+
+    say("Planning a bundle, and training it: one to two minutes on two cores.")
+    _write_small_bundle(manifest, out / "bundle", seed)
+    start_s = time.monotonic()
+    trained = train(Job(out / "bundle", manifest, out / "trained_bundle", fold=ALL_FOLDS))
+    training_s = time.monotonic() - start_s
+
+    say("Segmenting the volumes that the network has not seen.")
+    setup = setup_of(trained, out / "segmented", Options())
+    reports = list(segment_cases(cases_in([case.image for case in held_out], setup), setup))
+    pairs = pair_files(out / "segmented", out / "held_out" / "labels")
+    scores = list(evaluate_pairs(pairs, LABELS))
+    commands = _next_commands()
+    run = DemoRun(
+        network="an attention U-Net",
+        device=f"{os.cpu_count()} processor cores",
+        seed=seed,
+        training_cases=TRAINING_CASES,
+        steps=EPOCHS * Training.steps_per_epoch,
+        training_s=training_s,
+        segmentation_s=_mean_s(reports),
+    )
+    cases = [
+        HeldOutCase(case.case_id, case.image, case.label, out / "segmented" / f"{case.case_id}.nii.gz", tuple(rows))
+        for case, rows in zip(held_out, scores, strict=True)
+    ]
+    page = write_page(out, run, cases, LABELS, commands)
+    return DemoResult(tuple(row for rows in scores for row in rows), page, commands)
+
+
+def _clear(out: Path, *, overwrite: bool) -> None:
+    found = [out / part for part in PARTS if (out / part).exists()]
+    if found and not overwrite:
+        raise OutputError(f"{out} holds {found[0].name} already; name another folder (--out), or pass --overwrite")
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:
+    """Write what `voxelgate plan` would, at a coarser spacing and for a shorter training."""
+    overrides = {
+        "spacing_mm": [SPACING_MM] * 3,
+        "patch_vox": list(PATCH_VOX),
+        "channels": list(CHANNELS),
+        "strides": [list(stride) for stride in STRIDES],
+        "network": {"deep_supervision": 1},
+        "training": {
+            "epochs": EPOCHS,
+            "steps_per_epoch": Training.steps_per_epoch,
+            "batch_size": Training.batch_size,
+            "learning_rate": Training.learning_rate,
+            "warmup_steps": Training.warmup_steps,
+            "average_decay": Training.average_decay,
+            "validate_every": EPOCHS,
+            "seed": seed,
+        },
+        "data": {"name": "made by voxelgate demo"},
+    }
+    facts = survey(load(manifest)).fingerprint
+    write_bundle(plan(facts, Budget(minutes=2), overrides), root, facts)
+
+
+def _mean_s(reports: Sequence[CaseReport]) -> float:
+    return sum(sum(report.seconds.values()) for report in reports) / len(reports)
+
+
+def _next_commands() -> tuple[Command, ...]:
+    return (
+        Command("list your images and labels", "voxelgate manifest FOLDER --modality CT --labels liver,spleen"),
+        Command("make a bundle that fits them", "voxelgate plan FOLDER/manifest.json --out my_bundle"),
+        Command("train it", "voxelgate train my_bundle FOLDER/manifest.json --out my_trained_bundle"),
+    )

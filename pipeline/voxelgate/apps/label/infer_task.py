@@ -1,0 +1,103 @@
+"""MONAI Label's inference task, done by the pipeline: the very result of `voxelgate segment`."""
+
+from collections.abc import Sequence
+from colorsys import hsv_to_rgb
+from contextlib import AbstractContextManager
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+from monailabel.tasks.infer.bundle import BundleInferTask
+
+from voxelgate.apps.label.model_versions import Versions
+from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.core.errors import InputError, VoxelgateError
+from voxelgate.core.labels import LabelTable
+from voxelgate.inference.threads import in_network_thread
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import Options, segment
+
+GOLDEN_RATIO = 0.618034
+"""Steps of so much around the circle of hues never come close to an earlier one."""
+
+
+class Proposal(NamedTuple):
+    """What came of an image, and the version of the model that made it; another may be in use by now."""
+
+    report: CaseReport
+    version: int
+
+
+class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no types for mypy
+    """Propose a label map with the version of a model that is in use.
+
+    What clients see of a model comes from `BundleInferTask`; what runs is `segmentation.segment`, since MONAI Label's own chain
+    loads weights without strictness, and on a CPU only if asked. One image is worked on at a time.
+
+    Args:
+        versions: of the model.
+    """
+
+    def __init__(self, versions: Versions) -> None:
+        super().__init__(str(versions.current_path), {}, load_strict=True)
+        self.versions = versions
+        self.turn: AbstractContextManager[bool] = Lock()
+        """To be held by whoever runs the model."""
+
+    def info(self) -> dict[str, Any]:
+        """Return what a client shows of the model: labels with their numbers and colours, and the version in use."""
+        colours_of = colours(self.bundle().labels)
+        return {**super().info(), "number": self.versions.current, "label_colors": colours_of}
+
+    def config(self) -> dict[str, Any]:
+        """Return what a client may choose."""
+        return {"device": self._config["device"]}
+
+    def bundle(self, device: str | None = None) -> Bundle:
+        """Return the bundle of the version in use; `open_bundle` keeps it in memory."""
+        return open_bundle(self.versions.current_path, device)
+
+    def propose(self, case: Case, folder: Path, outputs: Sequence[Output] = (Output.NIFTI,)) -> Proposal:
+        """Segment an image into a folder, as the command line does.
+
+        Raises:
+            InputError: the image was refused.
+            VoxelgateError: it failed for another reason.
+        """
+        with self.turn:
+            version = self.versions.current
+            bundle, options = open_bundle(self.versions.path(version)), Options(tuple(outputs))
+            report = in_network_thread(segment, case, bundle, folder, options)  # requests come in any thread
+        if report.status is CaseStatus.REFUSED:
+            raise InputError(" ".join(report.findings))
+        if report.status is CaseStatus.FAILED:
+            raise VoxelgateError(" ".join(report.findings))
+        return Proposal(report, version)
+
+
+def colours(table: LabelTable) -> dict[str, list[int]]:
+    """Return a colour for each structure, three numbers from 0 to 255: that of its coding, else one of its own hue."""
+    found = {}
+    for value, name in table.foreground.items():
+        coding = table.find_coding(value)
+        hue = value * GOLDEN_RATIO % 1.0
+        rgb = coding.rgb if coding is not None and coding.rgb else [255 * part for part in hsv_to_rgb(hue, 0.6, 0.9)]
+        found[name] = [round(part) for part in rgb]
+    return found
+
+
+def facts_of(proposal: Proposal, task: InferTask) -> dict[str, Any]:
+    """Return what a client is told of a proposal, as JSON."""
+    report = proposal.report
+    return {
+        "label_names": task.labels,
+        "label_colors": colours(task.bundle().labels),
+        "volumes_ml": dict(report.volumes_ml),
+        "findings": list(report.findings),
+        "quality": {"verdict": str(report.quality.verdict), "reasons": list(report.quality.reasons)},
+        "version": proposal.version,
+        "bundle_sha256": report.bundle_sha256,
+        "seconds": dict(report.seconds),
+    }

@@ -1,0 +1,190 @@
+"""Which image to annotate next, and how proposals compare with what annotators made of them."""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from voxelgate.apps.label.ids import check_tag
+from voxelgate.apps.label.image_store import ImageStore
+from voxelgate.apps.label.infer_task import InferTask
+from voxelgate.apps.label.uncertainty import dice_of, disagreement, mean_dice, uncertainty
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.images.volumes import read_volume
+from voxelgate.inference.threads import in_network_thread
+from voxelgate.segmentation.cases import Case
+
+logger = logging.getLogger(__name__)
+
+MOST_MEASURED = 8
+"""Images that one request measures; the annotator waits. The rest come with the next requests, and nothing is lost."""
+
+HELD_S = 1800
+"""How long an image counts as in the hands of the annotator who was given it."""
+
+Measure = Callable[[Case, InferTask], float]
+Request = Mapping[str, Any]
+
+
+def measure_uncertainty(case: Case, task: InferTask) -> float:
+    """Return how much a result differs from that of the mirrored image."""
+    with task.turn:
+        return in_network_thread(uncertainty, case, task.bundle())
+
+
+def measure_disagreement(case: Case, task: InferTask) -> float:
+    """Return how much the version in use and the one before differ.
+
+    Raises:
+        UsageError: there is one version only.
+    """
+    previous = task.versions.previous
+    if previous is None:
+        raise UsageError("the model has no earlier version to disagree with; train first, or choose by uncertainty.")
+    with task.turn:
+        earlier = open_bundle(task.versions.path(previous))
+        return in_network_thread(disagreement, case, task.bundle(), earlier)
+
+
+def open_images(request: Request, store: ImageStore) -> list[str]:
+    """Return the images to annotate, sorted: without label map, readable as far as is known, and in nobody's hands.
+
+    What others were given in the last `HELD_S` seconds comes only when nothing else is left, so that two annotators do
+    not do one image twice.
+    """
+    facts = {image_id: store.get_image_info(image_id) for image_id in sorted(store.get_unlabeled_images())}
+    usable = [image_id for image_id, known in facts.items() if not known.get("refused")]
+    return [image_id for image_id in usable if not _is_held(facts[image_id], request.get("client_id"))] or usable
+
+
+def first(image_ids: Sequence[str]) -> str:
+    """Return the first in the order of names."""
+    return image_ids[0]
+
+
+def anyone(image_ids: Sequence[str]) -> str:
+    """Return one by chance."""
+    return random.SystemRandom().choice(image_ids)
+
+
+class Picked(Strategy):  # type: ignore[misc]  # monailabel ships no types for mypy
+    """Choose an image without asking the model; one whose header cannot be read is passed over.
+
+    Args:
+        pick: takes one of some ids.
+        description: for clients.
+    """
+
+    def __init__(self, pick: Callable[[Sequence[str]], str], description: str) -> None:
+        super().__init__(description)
+        self.pick = pick
+
+    def __call__(self, request: Request, datastore: ImageStore) -> dict[str, Any] | None:
+        """Return the id of an image, or None where every image is annotated or unreadable."""
+        left = open_images(request, datastore)
+        while left:
+            image_id = self.pick(left)
+            try:
+                datastore.image_grid(image_id)
+            except InputError as error:
+                _refuse(image_id, error, datastore)
+                left.remove(image_id)
+            else:
+                return {"id": image_id}
+        return None
+
+
+class MostDoubtful(Strategy):  # type: ignore[misc]  # monailabel ships no types for mypy
+    """Choose the image of which the model is least sure, of those that are not annotated.
+
+    What was measured is kept with the image, for the version of the model that is in use.
+
+    Args:
+        key: name of the measure in the image's facts.
+        measure: gives 0 for sure to 1.
+        task: the model.
+        description: for clients.
+    """
+
+    def __init__(self, key: str, measure: Measure, task: InferTask, description: str) -> None:
+        super().__init__(description)
+        self.key, self.measure, self.task = key, measure, task
+
+    def __call__(self, request: Request, datastore: ImageStore) -> dict[str, Any] | None:
+        """Return the id of an image and its doubt, or None where every image is annotated or unreadable."""
+        fingerprint = self.task.bundle().fingerprint
+        doubts: dict[str, float] = {}
+        unknown = []
+        for image_id in open_images(request, datastore):
+            kept = datastore.get_image_info(image_id).get(self.key, {})
+            if kept.get("fingerprint") == fingerprint:
+                doubts[image_id] = kept["doubt"]
+            else:
+                unknown.append(image_id)
+        left = MOST_MEASURED
+        for image_id in unknown:
+            if left > 0 and (doubt := self._measured(image_id, fingerprint, datastore)) is not None:
+                doubts[image_id] = doubt
+                left -= 1
+        if not doubts:
+            return None
+        chosen = max(doubts, key=lambda image_id: doubts[image_id])
+        return {"id": chosen, self.key: doubts[chosen]}
+
+    def _measured(self, image_id: str, fingerprint: str, datastore: ImageStore) -> float | None:
+        """Measure an image and keep the result; None if it cannot be read."""
+        try:
+            doubt = self.measure(datastore.case(image_id), self.task)
+        except InputError as error:
+            _refuse(image_id, error, datastore)
+            return None
+        datastore.update_image_info(image_id, {self.key: {"fingerprint": fingerprint, "doubt": doubt}})
+        return doubt
+
+
+class DiceScoring(ScoringMethod):  # type: ignore[misc]  # monailabel ships no types for mypy
+    """Compare proposals with submitted label maps, structure by structure; MONAI Label's own multiplies label values.
+
+    Args:
+        task: the model, for the names of the structures.
+    """
+
+    def __init__(self, task: InferTask) -> None:
+        super().__init__("Dice of proposals against what annotators submitted")
+        self.task = task
+
+    def __call__(self, request: Request, datastore: ImageStore) -> dict[str, float]:
+        """Return the mean Dice of each image that has both label maps, and keep it with the image."""
+        meant_tag = check_tag(request.get("y", DefaultLabelTag.FINAL.value))
+        found_tag = check_tag(request.get("y_pred", DefaultLabelTag.ORIGINAL.value))
+        table = self.task.bundle().labels
+        scores = {}
+        for image_id in sorted(datastore.list_images()):
+            paths = [datastore.get_label_uri(image_id, tag) for tag in (found_tag, meant_tag)]
+            if all(path and Path(path).is_file() for path in paths):
+                found, meant = (read_volume(Path(path))[0] for path in paths)
+                dices = dice_of(found, meant, table)
+                scores[image_id] = mean_dice(dices.values())
+                known = {name: dice for name, dice in dices.items() if not math.isnan(dice)}  # JSON has no NaN
+                datastore.update_image_info(image_id, {"dice": scores[image_id], "dice_of": known})
+        return scores
+
+
+def _is_held(facts: Mapping[str, Any], client_id: str | None) -> bool:
+    """Return whether an image was given to another client a short while ago; MONAI Label notes it for each strategy."""
+    given = facts.get("strategy", {}).values()
+    since = time.time() - HELD_S
+    return any(one.get("client_id") not in {None, "", client_id} and one.get("ts", 0) > since for one in given)
+
+
+def _refuse(image_id: str, error: InputError, store: ImageStore) -> None:
+    logger.warning("an image was passed over: %s", error)
+    store.update_image_info(image_id, {"refused": str(error)})

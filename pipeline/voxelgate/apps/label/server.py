@@ -1,0 +1,192 @@
+"""Start the MONAI Label server: what it may serve is checked first, and it listens to this machine only."""
+
+import importlib.util
+import ipaddress
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from voxelgate.apps.label.guard import Guard
+from voxelgate.apps.label.model_versions import MODELS, import_bundle
+from voxelgate.bundle.opened import labels_of, open_bundle
+from voxelgate.core.errors import UsageError
+from voxelgate.inference.threads import start_network_thread
+from voxelgate.segmentation.batch.lock import locked
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+MOST_MIB = 2048
+"""Largest upload; a CT of 1000 slices has 500 MiB before it is packed."""
+
+STAND_INS = {"torchvision": "no_torchvision", "pydicom_seg": "no_pydicom_seg"}
+"""Modules that MONAI Label 0.8.5 imports although nothing here uses them, and the folders with ours."""
+
+MAIN = '''"""What MONAI Label loads; the app itself is in the installed package."""
+
+from voxelgate.apps.label.app import VoxelgateApp
+
+__all__ = ["VoxelgateApp"]
+'''
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What to serve, and to whom.
+
+    Args:
+        bundles: the models; at least one, all with the same labels.
+        studies: folder of images, or the address of a DICOMweb server.
+        work: folder for versions of the models, logs and copies; made if missing.
+        host: address to listen at. Others than this machine's are for servers with a token check, or behind one.
+        port: to listen at.
+        origins: pages of other servers that may use this one, such as "http://viewer:3000".
+        most_mib: largest upload.
+
+    Raises:
+        UsageError: no bundle, no such folder, or a port that is none.
+    """
+
+    bundles: tuple[Path, ...]
+    studies: str
+    work: Path
+    host: str = LOOPBACK
+    port: int = 8000
+    origins: tuple[str, ...] = ()
+    most_mib: int = MOST_MIB
+
+    def __post_init__(self) -> None:
+        if not self.bundles:
+            raise UsageError("no bundle is given; name the folder of one.")
+        if not self.is_pacs and not Path(self.studies).is_dir():
+            raise UsageError(f"{self.studies} is no folder; name one with images, or a DICOMweb address (http://...).")
+        if not 0 < self.port < 65536:
+            raise UsageError(f"{self.port} is no port, expected 1 to 65535.")
+
+    @property
+    def is_pacs(self) -> bool:
+        """Return whether the images come from a DICOMweb server."""
+        return self.studies.startswith(("http://", "https://"))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Return whether only programs of this machine reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def serve(serving: Serving) -> None:
+    """Check, prepare and run the server until it is stopped.
+
+    Raises:
+        UsageError: MONAI Label is not installed here, the port is taken, the label maps that are there are those of
+            other labels, or as `prepare` says.
+        OutputError: a server works in the same folder.
+        BundleError: a bundle was changed, its weights do not fit, or its labels are not named.
+    """
+    if importlib.util.find_spec("monailabel") is None:
+        raise UsageError("MONAI Label is not installed here; `make label` builds an environment that has it.")
+    _refuse_taken_port(serving)
+    serving.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(serving.work):
+        prepare(serving)
+        _run(serving)
+
+
+def _run(serving: Serving) -> None:
+    logging.getLogger("monailabel").setLevel(logging.ERROR)
+    import uvicorn  # noqa: PLC0415 - of the optional extra
+    from monailabel.config import settings  # noqa: PLC0415 - made of what `prepare` set, as the next ones
+    from monailabel.utils.others.generic import init_log_config  # noqa: PLC0415
+
+    from voxelgate.apps.label.web import make_web, voxelgate_app  # noqa: PLC0415
+
+    voxelgate_app()  # what it refuses is said before the server listens
+    if not serving.is_loopback and not settings.MONAI_LABEL_AUTH_ENABLE:
+        logger.warning("everybody who reaches %s may read and change all images and label maps", serving.host)
+    hosts = (serving.host, LOOPBACK, "localhost") if serving.is_loopback else ()
+    guard = Guard(make_web(serving.origins), serving.most_mib * 2**20, hosts, serving.origins)
+    log_config = init_log_config(None, str(serving.work.resolve()), "app.log", "WARNING")
+    start_network_thread(torch.get_num_threads())
+    uvicorn.run(guard, host=serving.host, port=serving.port, log_config=log_config, access_log=False)
+
+
+def prepare(serving: Serving) -> None:
+    """Check the bundles, fill the work folder, and tell MONAI Label by its settings, which its processes inherit.
+
+    Raises:
+        UsageError: the bundles segment different structures, or one of them takes other images than MONAI Label.
+        BundleError: a bundle cannot be used.
+    """
+    work = serving.work.resolve()
+    _refuse_other_labels(serving.bundles)
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for bundle in serving.bundles:
+        opened = open_bundle(import_bundle(bundle, work / MODELS).current_path)
+        if opened.images.is_picture or opened.images.files > 1:
+            taken = "pictures" if opened.images.is_picture else f"{opened.images.files} channels"
+            raise UsageError(
+                f"{bundle.name}: takes {taken}, but MONAI Label serves volumes of one channel; use voxelgate segment."
+            )
+    (work / "main.py").write_text(MAIN, encoding="utf-8")
+    (work / "logs").mkdir(exist_ok=True)
+    for emptied in ("tmp", "sessions"):  # what a server that was killed left behind, images among it
+        shutil.rmtree(work / emptied, ignore_errors=True)
+        (work / emptied).mkdir(mode=0o700)
+    tempfile.tempdir = str(work / "tmp")
+    stand_ins = missing_modules()
+    sys.path += stand_ins
+    studies = serving.studies if serving.is_pacs else str(Path(serving.studies).resolve())
+    os.environ |= {
+        "TMPDIR": str(work / "tmp"),
+        "MONAI_LABEL_APP_DIR": str(work),
+        "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_SERVER_PORT": str(serving.port),
+        "MONAI_LABEL_SESSION_PATH": str(work / "sessions"),
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii", "*.nrrd"]),
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "0",
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "PYTHONPATH": os.pathsep.join([*stand_ins, os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def _refuse_taken_port(serving: Serving) -> None:
+    try:
+        found = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM)
+        socket.create_server(found[0][4][:2], family=found[0][0]).close()
+    except OSError as error:
+        raise UsageError(
+            f"the server cannot listen to {serving.host}, port {serving.port} ({error.strerror}); choose others with "
+            "--host and --port."
+        ) from error
+
+
+def _refuse_other_labels(bundles: Sequence[Path]) -> None:
+    """Refuse bundles whose label maps mean different things, for the images have one label map each."""
+    first, *others = [(bundle.name, labels_of(bundle).names) for bundle in bundles]
+    for name, names in others:
+        if names != first[1]:
+            raise UsageError(f"{name} segments other structures than {first[0]}; start a server for each of them.")
+
+
+def missing_modules() -> list[str]:
+    """Return the folders that stand in for modules which are not installed, for `PYTHONPATH`."""
+    root = Path(__file__).parent / "stand_ins"
+    return [str(root / folder) for name, folder in STAND_INS.items() if _is_missing(name, root)]
+
+
+def _is_missing(name: str, root: Path) -> bool:
+    found = importlib.util.find_spec(name)
+    return found is None or (found.origin is not None and Path(found.origin).is_relative_to(root))

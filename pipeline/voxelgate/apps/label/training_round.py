@@ -1,0 +1,223 @@
+"""A round of training on what was annotated: which cases validate, what is trained, and whether it is better."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from voxelgate.apps.label.files import write_text
+from voxelgate.apps.label.model_versions import ORIGIN, Origin, Versions
+from voxelgate.apps.label.submitted import read_submitted
+from voxelgate.apps.label.uncertainty import dice_of, label_map, mean_dice
+from voxelgate.bundle.opened import CHECKSUMS, WEIGHTS, Bundle, open_bundle, run_workflow, seal
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.labels import LabelTable
+from voxelgate.datasets.manifest import Part
+from voxelgate.images.volumes import read_grid, read_volume, write_label_map
+from voxelgate.segmentation.cases import Case
+from voxelgate.training.train import TRAINING
+
+PARTS = "parts.json"
+"""File beside the versions that says which case trains and which validates."""
+
+
+class Annotated(NamedTuple):
+    """An image with the label map that an annotator submitted, both as files."""
+
+    image_id: str
+    image: Path
+    label: Path
+
+
+class Split(NamedTuple):
+    """Cases to train on, and cases that only measure."""
+
+    training: tuple[Annotated, ...]
+    validation: tuple[Annotated, ...]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a round trains.
+
+    Args:
+        epochs: length.
+        val_split: share of the cases that validate, above 0 and below 1.
+        device: where, as PyTorch calls it.
+
+    Raises:
+        UsageError: a number out of its range.
+    """
+
+    epochs: int = 20
+    val_split: float = 0.2
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not 0.0 < self.val_split < 1.0:
+            raise UsageError(
+                f"{self.epochs} epochs and a validation share of {self.val_split}, expected at least 1 epoch and a "
+                "share above 0 and below 1."
+            )
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of a round.
+
+    Args:
+        version: number of the new version, or None if it was not better and is not kept.
+        origin: of the new version, or of what would have been it.
+        is_used: whether the new version is in use; not if somebody put another one into use meanwhile.
+    """
+
+    version: int | None
+    origin: Origin
+    is_used: bool
+
+    def sentence(self) -> str:
+        """Say it for people."""
+        facts = self.origin
+        became = f"version {self.version} is in use" if self.is_used else f"version {facts.parent} stays in use"
+        if self.version and not self.is_used:
+            became = f"version {self.version} is kept, but another was put into use meanwhile"
+        cases = f"{facts.validation_cases} cases"
+        return f"validation Dice {facts.dice:.4f} after {facts.parent_dice:.4f} on {cases}: {became}"
+
+
+def train_round(versions: Versions, cases: Sequence[Annotated], pace: Pace) -> Round:
+    """Train the version in use on annotated cases, and put the result into use if it is better on cases it did not see.
+
+    It sees the label maps as they are now, whatever annotators submit before it ends.
+
+    Args:
+        versions: of the model.
+        cases: what was annotated.
+        pace: how long, and how many cases only measure.
+
+    Raises:
+        InputError: there are too few cases to train and to validate, or one cannot be read, or a label map does not lie
+            on the grid of its image or holds a value that the bundle does not know.
+        BundleError: the bundle cannot be trained.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _train(versions, cases, pace, Path(folder))
+
+
+def _train(versions: Versions, cases: Sequence[Annotated], pace: Pace, labels: Path) -> Round:
+    parent = versions.current
+    bundle = open_bundle(versions.path(parent), pace.device)
+    split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in cases], pace.val_split)
+    candidate = _candidate(versions)
+    try:
+        run_workflow(candidate, ["train"], _overrides(bundle, split, pace))
+        seal(candidate)
+        origin = Origin(
+            parent,
+            len(split.training),
+            len(split.validation),
+            validation_dice(open_bundle(candidate, pace.device), split.validation),
+            validation_dice(bundle, split.validation),
+        )
+        shutil.rmtree(candidate / TRAINING, ignore_errors=True)
+        return _published(versions, candidate, origin)
+    finally:
+        shutil.rmtree(candidate, ignore_errors=True)
+
+
+def split_cases(versions: Versions, cases: Sequence[Annotated], share: float) -> Split:
+    """Divide cases into those that train and those that validate; each keeps its part in all rounds of a model.
+
+    Otherwise a version would be measured on cases that its parent was trained on. New cases validate until the share is
+    reached; which of them is a matter of their hashed ids, not of the order in which they came.
+
+    Raises:
+        InputError: either part would be empty.
+    """
+    path = versions.root / PARTS
+    parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    new = sorted((case.image_id for case in cases if case.image_id not in parts), key=_hashed)
+    validating = sum(parts.get(case.image_id) == Part.VALIDATION for case in cases)
+    lacking = round(share * len(cases)) - validating
+    parts |= {name: Part.VALIDATION if place < lacking else Part.TRAINING for place, name in enumerate(new)}
+    split = Split(
+        *(tuple(case for case in cases if parts[case.image_id] == part) for part in (Part.TRAINING, Part.VALIDATION))
+    )
+    if not all(split):
+        raise InputError(
+            f"{len(cases)} annotated images and a validation share of {share} leave {len(split.training)} to train on "
+            f"and {len(split.validation)} to validate on, expected at least one of each; annotate more images, or "
+            "change val_split."
+        )
+    write_text(path, json.dumps(parts, indent=0) + "\n")
+    return split
+
+
+def validation_dice(bundle: Bundle, cases: Sequence[Annotated]) -> float:
+    """Return the mean Dice of a bundle on annotated cases: over the structures of each, then over the cases.
+
+    Raises:
+        InputError: a case cannot be segmented.
+    """
+    return fmean(_case_dice(bundle, case) for case in cases)
+
+
+def _case_dice(bundle: Bundle, case: Annotated) -> float:
+    found = label_map(Case(case.image_id, case.image), bundle)
+    return mean_dice(dice_of(found, read_volume(case.label)[0], bundle.labels).values())
+
+
+def _as_now(case: Annotated, table: LabelTable, folder: Path) -> Annotated:
+    """Copy the label map of a case, with a check: it may lie in the folder without having been submitted."""
+    grid = read_grid(case.image)
+    try:
+        labels = read_submitted(case.label, grid, table)
+    except InputError as error:
+        raise InputError(f"{case.image_id}: {error} Or remove it from the label maps.") from error
+    copied = folder / f"{case.image_id}.nii.gz"
+    write_label_map(copied, labels, grid, like=case.image)
+    return case._replace(label=copied)
+
+
+def _candidate(versions: Versions) -> Path:
+    versions.remove_left_behind()
+    candidate = versions.scratch()
+    shutil.copytree(
+        versions.current_path,
+        candidate,
+        ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", ORIGIN, CHECKSUMS, "*.pt"),
+    )
+    (candidate / "models").mkdir(exist_ok=True)
+    return candidate
+
+
+def _overrides(bundle: Bundle, split: Split, pace: Pace) -> dict[str, Any]:
+    parts = ([{"image": str(case.image), "label": str(case.label)} for case in part] for part in split)
+    training, validation = parts
+    return {
+        "train#dataset#data": training,
+        "validate#dataset#data": validation,
+        "init_weights": str(bundle.root / WEIGHTS),
+        "epochs": pace.epochs,
+        "device": f"$torch.device({pace.device!r})",
+    }
+
+
+def _published(versions: Versions, candidate: Path, origin: Origin) -> Round:
+    """Keep a candidate and put it into use if it is better than its parent; the caller removes what is not kept."""
+    if origin.dice is None or origin.parent_dice is None or origin.dice <= origin.parent_dice:
+        return Round(None, origin, is_used=False)
+    number = versions.add(candidate, origin)
+    is_used = versions.current == origin.parent
+    if is_used:
+        versions.use(number)
+    return Round(number, origin, is_used)
+
+
+def _hashed(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

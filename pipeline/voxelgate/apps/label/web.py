@@ -1,0 +1,350 @@
+"""The HTTP server: MONAI Label's endpoints, and in place of those that trust what they are given, our own."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    info,
+    login,
+    logs,
+    ohif,
+    scoring,
+    session,
+    train,
+)
+from monailabel.endpoints.user.auth import RBAC, User, get_current_user
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import get_mime_type
+from requests_toolbelt import MultipartEncoder
+from starlette.background import BackgroundTask
+
+from voxelgate.apps.label.app import VoxelgateApp
+from voxelgate.apps.label.ids import check_id, check_tag
+from voxelgate.apps.label.image_store import ImageStore
+from voxelgate.apps.label.infer_task import facts_of
+from voxelgate.apps.label.label_formats import converted
+from voxelgate.apps.label.proxy import read_pacs
+from voxelgate.apps.label.requests import (
+    OWN_FACTS,
+    BatchWish,
+    NextWish,
+    ScoreWish,
+    TrainWish,
+    facts_in,
+    further_facts,
+    infer_wish,
+)
+from voxelgate.apps.label.submitted import RAW_SUFFIX
+from voxelgate.apps.label.tokens import anonymous, current_user
+from voxelgate.core.errors import InputError, UsageError, VoxelgateError
+from voxelgate.images.volumes import SUFFIXES, is_volume, read_grid
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.outputs import Output
+
+HARMLESS = {"GET", "HEAD", "DELETE"}
+"""Methods of HTTP that bring nothing to the server."""
+
+MOST_VOXELS = 2**30
+"""Largest volume that is taken, four times a CT of 1000 slices; some KiB of gzip can hold one that fills any memory."""
+
+ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+ADMIN = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+
+
+class Answer(StrEnum):
+    """What a client may ask of a proposal."""
+
+    IMAGE = "image"
+    JSON = "json"
+    ALL = "all"
+    DICOM_SEG = "dicom_seg"
+
+
+def voxelgate_app() -> VoxelgateApp:
+    """Return the app behind the server."""
+    return cast("VoxelgateApp", app_instance())
+
+
+def infer(
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: Annotated[str, Form()] = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    output: Answer = Answer.ALL,
+) -> Response:
+    """Propose a label map for an image of the datastore, of a session, or one that is sent and deleted afterwards."""
+    wish = infer_wish(params)
+    if wish.model_filename != "model.pt":
+        raise InputError("a model runs with its own weights only; leave model_filename out.")
+    app = voxelgate_app()
+    task = app.task(model)
+    outputs = (Output.NIFTI, Output.SEG) if output is Answer.DICOM_SEG else (Output.NIFTI,)
+    with tempfile.TemporaryDirectory() as folder:
+        case = _wanted(app, image, session_id, file, Path(folder))
+        proposal = task.propose(case, Path(folder) / "out", outputs)
+        report = proposal.report
+        if output is Answer.DICOM_SEG:
+            if Output.SEG not in report.outputs:
+                raise InputError("nothing was found in the image, so there is no SEG; ask for the image.")
+            return Response(report.outputs[Output.SEG].read_bytes(), media_type="application/dicom")
+        facts = facts_of(proposal, task)
+        if output is Answer.JSON:
+            return JSONResponse(facts)
+        label_map = converted(report.outputs[Output.NIFTI], wish.result_extension)
+        return _label_answer(label_map, facts, output)
+
+
+def save_label(
+    image: str,
+    label: Annotated[UploadFile, File()],
+    params: Annotated[str, Form()] = "{}",
+    tag: str = DefaultLabelTag.FINAL.value,
+    user: User = ANNOTATOR,
+) -> dict[str, str]:
+    """Take a label map that an annotator submits; one that it replaces is kept."""
+    facts = _facts(params, user)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _saved(label, Path(folder), (*SUFFIXES, RAW_SUFFIX))
+        label_id = voxelgate_app().datastore().save_label(check_id(image), str(path), check_tag(tag), facts)
+    return {"image": image, "label": label_id}
+
+
+def add_image(
+    file: Annotated[UploadFile, File()],
+    image: str = "",
+    params: Annotated[str, Form()] = "{}",
+    user: User = ANNOTATOR,
+) -> dict[str, str]:
+    """Take an image."""
+    facts = _facts(params, user)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _saved(file, Path(folder), SUFFIXES)
+        suffix = _suffix(file, SUFFIXES)
+        image_id = image or Path(file.filename or "").name[: -len(suffix)]
+        return {"image": voxelgate_app().datastore().add_image(check_id(image_id), str(path), facts)}
+
+
+def download_image(image: str) -> FileResponse:
+    """Send an image; one of a PACS is copied and made a volume first, while others are answered."""
+    path = Path(str(voxelgate_app().datastore().case_file(check_id(image))))
+    return FileResponse(path, media_type=get_mime_type(path.name), filename=path.name)
+
+
+def add_image_facts(image: str, info: Annotated[str, Form()] = "{}") -> dict[str, str]:
+    """Keep facts with an image."""
+    voxelgate_app().datastore().update_image_info(check_id(image), further_facts(info))
+    return {"image": image}
+
+
+def add_label_facts(label: str, tag: str, info: Annotated[str, Form()] = "{}") -> dict[str, str]:
+    """Keep facts with a label map."""
+    voxelgate_app().datastore().update_label_info(check_id(label), check_tag(tag), further_facts(info))
+    return {"label": label}
+
+
+def download_dataset(limit_cases: int | None = None) -> FileResponse:
+    """Send the annotated images with their label maps as a zip, which is deleted afterwards."""
+    store: ImageStore = voxelgate_app().datastore()
+    if not store.datalist():
+        raise InputError("no image is annotated yet; submit a label map first.")
+    path = Path(store.get_dataset_archive(limit_cases))
+    return FileResponse(
+        path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
+    )
+
+
+def create_session(files: Annotated[UploadFile, File()], expiry: int = 0) -> dict[str, Any]:
+    """Keep an image for some proposals, an hour at most; archives are not unpacked."""
+    sessions = voxelgate_app().sessions()
+    with tempfile.TemporaryDirectory() as folder:
+        path = _saved(files, Path(folder), SUFFIXES)
+        session_id, kept = sessions.keep(path, expiry)
+    return {"session_id": session_id, "session_info": kept.to_json()}
+
+
+def start_training(model: str, wish: TrainWish | None = None, *, enqueue: bool = False) -> Any:
+    """Train a model in a process of its own."""
+    voxelgate_app().check_trainable(model)
+    return train.run_model(model, (wish or TrainWish()).request(), run_sync=False, enqueue=enqueue)
+
+
+def start_trainings(wishes: dict[str, TrainWish] | None = None) -> Any:
+    """Train every model, as OHIF asks for it."""
+    app = voxelgate_app()
+    return {model: start_training(model, (wishes or {}).get(model), enqueue=True) for model in app.tasks}
+
+
+def start_batch(
+    model: str, wish: BatchWish | None = None, images: BatchInferImageType = BatchInferImageType.IMAGES_ALL
+) -> Any:
+    """Propose label maps for all images, in a process of its own."""
+    voxelgate_app().task(model)
+    asked = wish or BatchWish()
+    request = {"label_tag": check_tag(asked.label_tag), "max_batch_size": asked.max_batch_size}
+    return batch_infer.run(model, images, request)
+
+
+def start_scoring(method: str, wish: ScoreWish | None = None, *, run_sync: bool = False) -> Any:
+    """Compare label maps, in a process of its own unless it is to be waited for."""
+    if method != "dice":
+        raise InputError("there is no such way to compare, only dice.")
+    asked = wish or ScoreWish()
+    return scoring.run_method(method, {"y": check_tag(asked.y), "y_pred": check_tag(asked.y_pred)}, run_sync)
+
+
+def next_sample(strategy: str, wish: NextWish | None = None, user: User = USER) -> Any:
+    """Choose the next image to annotate, another for each annotator: a user, or a client where there are no tokens."""
+    client = user.username if settings.MONAI_LABEL_AUTH_ENABLE else (wish or NextWish()).client_id
+    return activelearning.sample(strategy, {"client_id": client})
+
+
+def versions(model: str) -> dict[str, Any]:
+    """List the versions of a model, and which is in use."""
+    kept = voxelgate_app().task(model).versions
+    listed = {str(number): vars(kept.origin(number)) for number in kept.numbers()}
+    return {"current": kept.current, "versions": listed}
+
+
+def use_version(model: str, version: int) -> dict[str, int]:
+    """Put an earlier version of a model into use again, or a later one."""
+    kept = voxelgate_app().task(model).versions
+    kept.use(version)
+    return {"current": kept.current}
+
+
+def _wanted(app: VoxelgateApp, image: str, session_id: str, file: UploadFile | None, folder: Path) -> Case:
+    if file is not None:
+        return Case("upload", _saved(file, folder, SUFFIXES))
+    if session_id:
+        kept = app.sessions().get_session(check_id(session_id))
+        if kept is None or not is_volume(Path(kept.image)):
+            raise HTTPException(HTTPStatus.NOT_FOUND, "there is no such session; send the image again.")
+        return Case("session", Path(kept.image))
+    store: ImageStore = app.datastore()
+    return store.case(check_id(image))
+
+
+def _suffix(file: UploadFile, allowed: tuple[str, ...]) -> str:
+    name = Path(file.filename or "").name.lower()
+    suffix = next((suffix for suffix in allowed if name.endswith(suffix)), None)
+    if suffix is None:
+        raise InputError(f"a file of this format is not taken; send {', '.join(allowed)}.")
+    return suffix
+
+
+def _saved(file: UploadFile, folder: Path, allowed: tuple[str, ...]) -> Path:
+    """Write an upload under a name of ours; of the client's name only a known suffix counts."""
+    path = folder / f"upload{_suffix(file, allowed)}"
+    with path.open("wb") as stream:
+        shutil.copyfileobj(file.file, stream)
+    if is_volume(path) and math.prod(read_grid(path).shape) > MOST_VOXELS:
+        raise InputError(f"the file unpacks to more than {MOST_VOXELS} voxels; send the part that matters.")
+    return path
+
+
+def _facts(params: str, user: User) -> dict[str, Any]:
+    """Return what a client says of what it uploads, and who it is."""
+    said = {name: value for name, value in facts_in(params).items() if name not in OWN_FACTS}
+    return said | {"user": user.username}
+
+
+def _label_answer(label_map: Path, facts: dict[str, Any], output: Answer) -> Response:
+    content, kind = label_map.read_bytes(), get_mime_type(label_map.name)
+    if output is Answer.IMAGE:
+        headers = {"content-disposition": f'attachment; filename="{label_map.name}"'}
+        return Response(content, media_type=kind, headers=headers)
+    parts = MultipartEncoder(
+        {"params": (None, json.dumps(facts), "application/json"), "image": (label_map.name, content, kind)}
+    )
+    return Response(parts.to_string(), media_type=parts.content_type)
+
+
+def _refused(status: HTTPStatus) -> Callable[[Request, Any], JSONResponse]:
+    def answer(_: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"detail": getattr(error, "msg", str(error))}, status)
+
+    return answer
+
+
+@asynccontextmanager
+async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+    app = voxelgate_app()
+    app.server_mode(mode=True)
+    app.on_init_complete()
+    yield
+
+
+def _own_routes() -> APIRouter:
+    router = APIRouter()
+    for path, endpoint, method, role in (
+        ("/infer/{model}", infer, "POST", USER),
+        ("/datastore/label", save_label, "PUT", ANNOTATOR),
+        ("/datastore/image", add_image, "PUT", ANNOTATOR),
+        ("/datastore/", add_image, "PUT", ANNOTATOR),
+        ("/datastore/image/info", add_image_facts, "PUT", ANNOTATOR),
+        ("/datastore/label/info", add_label_facts, "PUT", ANNOTATOR),
+        ("/datastore/image", download_image, "GET", USER),
+        ("/datastore/dataset", download_dataset, "GET", ANNOTATOR),
+        ("/session/", create_session, "PUT", USER),
+        ("/train/", start_trainings, "POST", ADMIN),
+        ("/train/{model}", start_training, "POST", ADMIN),
+        ("/batch/infer/{model}", start_batch, "POST", ADMIN),
+        ("/scoring/{method}", start_scoring, "POST", ANNOTATOR),
+        ("/activelearning/{strategy}", next_sample, "POST", USER),
+        ("/versions/{model}", versions, "GET", USER),
+        ("/versions/{model}", use_version, "PUT", ADMIN),
+    ):
+        router.add_api_route(path, endpoint, methods=[method], dependencies=[role])
+    if settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+        router.add_api_route("/proxy/dicom/{path:path}", read_pacs, methods=["GET"], dependencies=[USER])
+    return router
+
+
+def _harmless(router: APIRouter) -> APIRouter:
+    """Return those of MONAI Label's endpoints that read or remove; what takes something from a client is ours."""
+    return APIRouter(routes=[route for route in router.routes if route.methods <= HARMLESS])
+
+
+def make_web(origins: tuple[str, ...] = ()) -> FastAPI:
+    """Return the application; what it serves is set in MONAI Label's settings.
+
+    Args:
+        origins: pages of other servers that may read answers; none by default.
+    """
+    web = FastAPI(title="voxelgate", lifespan=_lifespan, docs_url="/docs", redoc_url=None)
+    if origins:
+        web.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    parts = (info, train, batch_infer, scoring, datastore, logs, session, ohif)
+    tokens = (login.router,) if settings.MONAI_LABEL_AUTH_ENABLE else ()
+    for router in (_own_routes(), *tokens, *(_harmless(part.router) for part in parts)):
+        web.include_router(router)
+    web.dependency_overrides[get_current_user] = current_user if settings.MONAI_LABEL_AUTH_ENABLE else anonymous
+    for error, status in (
+        (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
+        (UsageError, HTTPStatus.CONFLICT),
+        (VoxelgateError, HTTPStatus.INTERNAL_SERVER_ERROR),
+        (MONAILabelException, HTTPStatus.NOT_FOUND),
+        (json.JSONDecodeError, HTTPStatus.BAD_REQUEST),
+    ):
+        web.add_exception_handler(error, _refused(status))
+    return web

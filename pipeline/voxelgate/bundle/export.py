@@ -1,0 +1,278 @@
+"""A bundle's network as a file that other systems run, compared with the network before it gets its name."""
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from monai.data import MetaTensor
+from torch import nn
+from torch.nn import functional as F
+
+from voxelgate.bundle.opened import Bundle, open_bundle, read_configs, read_metadata
+from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.write.segmented import sync
+from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
+from voxelgate.inference.runtimes.calibration import UNRUNNABLE
+from voxelgate.inference.runtimes.formats import METADATA, SUFFIXES, Format, Texts, require, sizes_of, write
+from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
+from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.outputs import make_folder, new_scratch, publish, refuse_existing
+from voxelgate.segmentation.read import read_case
+from voxelgate.transforms.io import as_image
+
+PARITY = 1e-4
+"""Largest difference of logits between the network and its file, as a part of their range; 1e-6 was seen."""
+
+INFERENCE = "inference.json"
+ABOUT = "export.json"
+"""What every file carries: the bundle's metadata and its `inference.json`, under the names that MONAI's `ckpt_export`
+gives them, and what the file itself takes and gives."""
+
+PHANTOM_SCALES_VOX = (4, 10, 24)
+"""Sizes of the spots in a phantom."""
+
+HU_OF_BODY = (40.0, 150.0)
+"""Mean and spread of a phantom of CT; air around it."""
+
+AIR_HU = -1000.0
+
+MAGNITUDE_OF_BODY = (400.0, 150.0)
+"""The same of every other modality; 0 around it."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and what was seen when it was compared with the network.
+
+    Args:
+        path: of the file.
+        sizes: windows that it takes.
+        source: what the windows were cut from.
+        agreement: with the network in float32.
+        voxels: that were compared.
+    """
+
+    path: Path
+    sizes: Sizes
+    source: str
+    agreement: Agreement
+    voxels: int
+
+    def __str__(self) -> str:
+        """Return one sentence of figures."""
+        found = self.agreement
+        return (
+            f"takes windows of {self.sizes}; on {self.source} with {found.structure_voxels} or more voxels of "
+            f"structures in a window, logits differ by at most {found.difference:.1g} of their range, labels at "
+            f"{found.unequal} of {self.voxels} voxels, of which {found.unequal - found.beyond_ties} are ties"
+        )
+
+
+def export(
+    root: Path, form: Format, out: Path | None = None, *, images: Sequence[Path] = (), overwrite: bool = False
+) -> Exported:
+    """Write a bundle's network in another format, read it back, and compare it with the network.
+
+    Compared are windows of an image that is prepared as for segmentation, and a batch of two, smaller where the file
+    takes other sizes.
+
+    Args:
+        root: the bundle's folder.
+        form: the format.
+        out: file to write; `models/model` with the ending of the format in the bundle by default.
+        images: files of one image with the structures; a phantom by default. In float32 every window is evidence, since
+            logits are compared, not labels alone; labels are worth more where there are structures.
+        overwrite: replace what is there.
+
+    Raises:
+        UsageError: a package is not installed, or the name of the file does not end as the format wants it.
+        OutputError: the file is there already, or cannot be written.
+        BundleError: the network cannot be exported, or the file says something else than the network; none is left.
+        InputError: the image cannot be used.
+    """
+    require(form)
+    paths = _paths(out or root / "models" / f"model{SUFFIXES[form][0]}", form)
+    refuse_existing(paths, overwrite=overwrite)
+    bundle = open_bundle(root, "cpu")
+    network = copy.deepcopy(bundle.network)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
+    patches = _windows(_prepared(bundle, images) if images else _phantom(bundle), _window_vox(bundle))
+    sizes = sizes_of(network, patches[0], form)
+    evidence = tuple(_evidence(network, patches, sizes, bundle))
+    scratch = new_scratch(paths[0].parent)
+    make_folder(scratch)
+    try:
+        agreement = _compared(form, scratch / paths[0].name, evidence, sizes, _texts(bundle, form, sizes))
+        for path in paths:
+            sync(scratch / path.name)
+        publish({path: scratch / path.name for path in paths}, (), scratch / "older")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    voxels = sum(len(patch) * math.prod(patch.shape[2:]) for one in evidence for patch in one.patches)
+    return Exported(paths[0], sizes, "the image" if images else "a phantom", agreement, voxels)
+
+
+def _paths(path: Path, form: Format) -> list[Path]:
+    if path.suffix != SUFFIXES[form][0]:
+        raise UsageError(f"--out {path.name}: a file of format {form} ends in {SUFFIXES[form][0]}; name it so.")
+    return [path.with_suffix(suffix) for suffix in SUFFIXES[form]]
+
+
+def _compared(form: Format, path: Path, evidence: Sequence[Evidence], sizes: Sizes, texts: Texts) -> Agreement:
+    """Write a file and compare it; raise if it cannot be, or is not the network's equal."""
+    try:
+        run = write(evidence[0].network, form, sizes, path, texts)
+        found = worst_of([one.compare(run) for one in evidence])
+    except VoxelgateError:
+        raise
+    except (*UNRUNNABLE, AssertionError, torch.jit.Error) as error:
+        reason = reason_of(error).rstrip(".")
+        raise BundleError(f"the network cannot be exported to {form} ({reason}); choose another format.") from error
+    if found.beyond_ties or found.difference > PARITY:
+        raise BundleError(
+            f"the file of format {form} says something else than the network: logits differ by {found.difference:.1e} "
+            f"of their range, expected at most {PARITY:.0e}, and labels at {found.unequal} voxels of which "
+            f"{found.beyond_ties} are no ties; it is not kept, choose another format."
+        )
+    return found
+
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+
+def _window_vox(bundle: Bundle) -> tuple[int, ...]:
+    stated = getattr(bundle.inferer, "roi_size", None)
+    if stated is None:
+        stated = read_metadata(bundle.root)["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    return tuple(int(size) for size in stated)
+
+
+def _prepared(bundle: Bundle, images: Sequence[Path]) -> MetaTensor:
+    cases = find_cases(images, rule=bundle.series_rule, images=bundle.images)
+    if len(cases) != 1:
+        raise UsageError(f"{len(cases)} images are given, but one is compared; name its files.")
+    scan = read_case(cases[0], bundle.labels, images=bundle.images)
+    return _preprocessed(bundle, as_image(scan.voxels, scan.grid))
+
+
+def _phantom(bundle: Bundle) -> MetaTensor:
+    """Return spots of several sizes in an ellipsoid, one window large, as the bundle prepares its images."""
+    shape, rng = _window_vox(bundle), torch.Generator().manual_seed(0)
+    spacing_mm = _stated(_steps(bundle), ("spacing_mm", "pixdim"), [1.0] * 3)
+    is_ct = read_metadata(bundle.root)["network_data_format"].get("inputs", {}).get("image", {}).get("modality") == "CT"
+    mean, spread = HU_OF_BODY if is_ct else MAGNITUDE_OF_BODY
+    around = AIR_HU if is_ct else 0.0
+    spots = torch.zeros(1, len(bundle.images.channels), *shape)
+    for scale_vox in PHANTOM_SCALES_VOX:
+        coarse = torch.randn(*spots.shape[:2], *(-(-n // scale_vox) for n in shape), generator=rng)
+        spots += F.interpolate(coarse, size=shape, mode="trilinear")
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in shape), indexing="ij")
+    is_body = sum(axis**2 for axis in axes) <= 1
+    voxels = torch.where(cast("torch.Tensor", is_body), (mean + spread * spots).clamp(min=around), around)
+    i, j, k = shape
+    grid = Grid((i, j, k), torch.diag(torch.tensor([*map(float, spacing_mm), 1.0], dtype=torch.float64)).numpy())
+    return _preprocessed(bundle, as_image(voxels[0].numpy(), grid))
+
+
+def _preprocessed(bundle: Bundle, image: MetaTensor) -> MetaTensor:
+    return cast("MetaTensor", bundle.preprocessing({"image": image})["image"])
+
+
+def _windows(image: MetaTensor, window_vox: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Return the windows (1, C, i, j, k) in the middle and at two opposite corners of an image (C, i, j, k).
+
+    A smaller image is padded with 0, as MONAI's sliding window pads it.
+    """
+    lacking = [max(0, most - n) for n, most in zip(image.shape[1:], window_vox, strict=True)]
+    padding = [n for axis in reversed(lacking) for n in (axis // 2, axis - axis // 2)]
+    padded = F.pad(image.as_tensor().float(), padding)[None]
+    rest = [n - most for n, most in zip(padded.shape[2:], window_vox, strict=True)]
+    corners = dict.fromkeys((tuple(n // 2 for n in rest), (0,) * len(rest), tuple(rest)))
+    return tuple(_cut(padded, corner, window_vox) for corner in corners)
+
+
+def _cut(image: torch.Tensor, corner: Sequence[int], window_vox: Sequence[int]) -> torch.Tensor:
+    for dim, (first, length) in enumerate(zip(corner, window_vox, strict=True), start=2):
+        image = image.narrow(dim, first, length)
+    return image.contiguous()
+
+
+def _evidence(
+    network: nn.Module, patches: tuple[torch.Tensor, ...], sizes: Sizes, bundle: Bundle
+) -> Iterator[Evidence]:
+    are_regions = getattr(bundle.inferer, "regions", None) is not None
+    yield Evidence(network, patches, are_regions=are_regions)
+    other = central_patch(patches[0], other_window(sizes))
+    yield Evidence(network, (torch.cat((other, other.flip(2))),), are_regions=are_regions)
+
+
+def other_window(sizes: Sizes) -> tuple[int, ...]:
+    """Return about half a window where a file takes other sizes; an odd one if it takes any."""
+    return tuple(
+        n if step is None else min(n, max(smallest, n // 2 | 1 if step == 1 else n // 2 // step * step))
+        for n, step, smallest in zip(sizes.window_vox, sizes.multiples_vox, sizes.smallest_vox, strict=True)
+    )
+
+
+# --- what a file says of itself -------------------------------------------------------------------------------------
+
+
+def _texts(bundle: Bundle, form: Format, sizes: Sizes) -> Texts:
+    """Return the documents that a file carries, as JSON on one line."""
+    documents = {
+        METADATA: read_metadata(bundle.root),
+        INFERENCE: json.loads((bundle.root / "configs" / INFERENCE).read_text(encoding="utf-8")),
+        ABOUT: _about(bundle, form, sizes),
+    }
+    return {name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()}
+
+
+def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
+    steps = _steps(bundle)
+    are_regions = getattr(bundle.inferer, "regions", None) is not None
+    return {
+        "bundle": bundle.name,
+        "version": bundle.version,
+        "sha256": bundle.fingerprint,
+        "format": form.value,
+        "input": {
+            "name": IMAGE,
+            "axes": ["batch", "channel", "i", "j", "k"],
+            "orientation": _stated(steps, ("axcodes",), None),
+            "spacing_mm": _stated(steps, ("spacing_mm", "pixdim"), None),
+            "dtype": "float32",
+            "channels": list(bundle.images.channels),
+            "window_vox": list(sizes.window_vox),
+            "multiples_vox": list(sizes.multiples_vox),
+            "smallest_vox": list(sizes.smallest_vox),
+            "preprocessing": steps,
+        },
+        "output": {
+            "name": PRED,
+            "axes": ["batch", "class", "i", "j", "k"],
+            "dtype": "float32",
+            "values": "logits",
+            "activation": "sigmoid" if are_regions else "softmax",
+            "labels": bundle.labels.to_mapping(),
+        },
+        "software": {name: version(name) for name in ("voxelgate", "monai", "torch")},
+    }
+
+
+def _steps(bundle: Bundle) -> list[dict[str, Any]]:
+    """Return the preprocessing as `inference.json` has it, as far as it is plain."""
+    config = read_configs(bundle.root, ["inference"], {}).get("preprocessing")
+    steps = config.get("transforms", []) if isinstance(config, Mapping) else []
+    return [dict(step) for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else []
+
+
+def _stated(steps: Sequence[Mapping[str, Any]], names: Sequence[str], default: Any) -> Any:  # whatever JSON holds
+    return next((step[name] for step in steps for name in names if name in step), default)

@@ -1,0 +1,1 @@
+"""What every room speaks: errors, grids, label tables, codes, findings, files written whole."""

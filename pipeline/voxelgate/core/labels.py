@@ -1,0 +1,113 @@
+"""What the numbers of a label map mean: names, codes, and which of them are the two sides of one structure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from voxelgate.core.errors import OutputError
+from voxelgate.core.terminology import Coding, find_coding
+
+_SIDE = re.compile(r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![a-z])|(?:Left|Right)(?![a-z])")
+"""A side as a word of its own, also in `kidney_left` and `LeftKidney`, not in "bright"."""
+
+_OTHER_SIDE = {"left": "right", "right": "left"}
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Names of the label values 0 (background), 1, 2, ... of a label map.
+
+    Args:
+        names: one name for each value, background first; all different, none empty.
+        codings: value and coding of the structures that say themselves what they are, in ascending order; a structure
+            without one is looked up by its name.
+
+    Raises:
+        ValueError: fewer than two names, names that are empty or not unique, or a coding of no structure.
+
+    >>> LabelTable(("background", "left parotid", "right parotid")).side_pairs
+    ((1, 2),)
+    """
+
+    names: tuple[str, ...]
+    codings: tuple[tuple[int, Coding], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.names) < 2:
+            raise ValueError(f"a label table names the background and at least one structure, found {self.names}")
+        if len({name.strip().lower() for name in self.names} - {""}) != len(self.names):
+            raise ValueError(f"label names must be unique and not empty, found {self.names}")
+        coded = [value for value, _ in self.codings]
+        if coded != sorted(set(coded) & set(self.foreground)):
+            raise ValueError(f"codes belong to the values 1 to {len(self.names) - 1}, each once, found {coded}")
+
+    @classmethod
+    def from_mapping(cls, names: Mapping[str, str], codings: Mapping[str, Any] | None = None) -> "LabelTable":
+        """Build a table from `{"0": "background", "1": ...}`, the layout of manifests and of `channel_def`.
+
+        Args:
+            names: name of each value.
+            codings: `{"1": {"category": {"value": ..., "scheme": ..., "meaning": ...}, "type": ...}}`, as
+                `Coding.from_mapping` reads it; the layout of `label_codes` in a bundle's metadata.
+
+        Raises:
+            ValueError: keys are not 0, 1, 2, ... without a gap, or a coding is unfit or of no structure.
+        """
+        if sorted(names) != sorted(str(index) for index in range(len(names))):
+            raise ValueError(f"label values must be 0, 1, 2, ... without a gap, found {', '.join(sorted(names))}")
+        if not set(codings or {}) <= set(names):
+            raise ValueError(f"codes belong to label values, found {', '.join(map(str, codings or ()))}")
+        coded = {int(value): Coding.from_mapping(parts) for value, parts in (codings or {}).items()}
+        return cls(
+            tuple(names[str(index)] for index in range(len(names))),
+            tuple((value, coded[value]) for value in sorted(coded)),
+        )
+
+    def to_mapping(self) -> dict[str, str]:
+        """Return `{"0": "background", "1": ...}`."""
+        return {str(index): name for index, name in enumerate(self.names)}
+
+    def find_coding(self, value: int) -> Coding | None:
+        """Return what the structure of this value is: as the table says, else as its name says, else None."""
+        return dict(self.codings).get(value) or find_coding(self.names[value])
+
+    def coding(self, value: int) -> Coding:
+        """Return what the structure of this value is.
+
+        Raises:
+            OutputError: neither the table nor the name gives a code; none is ever invented.
+        """
+        coding = self.find_coding(value)
+        if coding is None:
+            raise OutputError(
+                f"label {value} ({self.names[value]}): no code is known for this name, and DICOM demands one; add "
+                "it to label_codes in the bundle's metadata.json."
+            )
+        return coding
+
+    @property
+    def foreground(self) -> dict[int, str]:
+        """Return value and name of every structure, without the background."""
+        return dict(enumerate(self.names[1:], start=1))
+
+    @property
+    def side_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Return the pairs of values whose names differ only in left and right."""
+        index_of = {name.lower(): index for index, name in enumerate(self.names)}
+        pairs = {
+            tuple(sorted((index, index_of[mirrored])))
+            for name, index in index_of.items()
+            if (mirrored := _mirrored(name)) != name and mirrored in index_of
+        }
+        return tuple(sorted((low, high) for low, high in pairs))
+
+    @property
+    def unpaired_sides(self) -> tuple[str, ...]:
+        """Return the names that have a side but no partner; an image with one of them must not be mirrored."""
+        paired = {index for pair in self.side_pairs for index in pair}
+        return tuple(name for index, name in enumerate(self.names) if _SIDE.search(name) and index not in paired)
+
+
+def _mirrored(name: str) -> str:
+    return _SIDE.sub(lambda side: _OTHER_SIDE[side.group().lower()], name)

@@ -1,0 +1,1 @@
+"""Data sets: their manifest, what is in them, what is wrong with them."""

@@ -1,0 +1,379 @@
+"""A data set as one JSON file: its cases, subjects, folds and checksums, and what its label values mean.
+
+The layout is the Decathlon's datalist plus our fields (`manifest.schema.json`); `monai.data.load_decathlon_datalist`
+reads it too. `manifest_build` makes one from a folder, `manifest_check` compares one with its files.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from voxelgate.core.errors import InputError, ManifestError, UsageError
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.pictures import is_picture
+from voxelgate.images.spec import PICTURE_NAMES, ImageRule
+from voxelgate.images.volumes import volume_stem
+
+ALL_FOLDS = -1
+"""The `fold` of `datalist` that trains on every labelled case."""
+
+LONGEST_REASON = 200
+"""Characters of a schema message that are shown; it may quote a whole list of cases."""
+
+
+class Modality(StrEnum):
+    """What the voxels of a data set hold.
+
+    CT values have one scale in all images, MRI values have none. A picture is a PNG, TIFF or JPEG file: photographs,
+    microscopy, ultrasound, pathology tiles; grey, or in colours that keep their relation.
+    """
+
+    CT = "CT"
+    MRI = "MRI"
+    PICTURE = "PICTURE"
+
+
+class Part(StrEnum):
+    """Which cases of a manifest a datalist names."""
+
+    TRAINING = "training"
+    VALIDATION = "validation"
+    ALL = "all"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, the label map drawn on it, and the subject it belongs to.
+
+    Args:
+        case_id: name in reports and output files, unique in its manifest.
+        image: absolute path; of the first channel where the data set has several.
+        label: absolute path, or None for a test case without one.
+        subject: pseudonym of the person scanned.
+        fold: cross-validation fold, or None where the data set has no folds.
+        image_sha256: checksum of the image file, or None if the manifest gives none.
+        label_sha256: checksum of the label file, or None if the manifest gives none.
+        further_channels: absolute paths of the second channel and those that follow.
+    """
+
+    case_id: str
+    image: Path
+    label: Path | None
+    subject: str
+    fold: int | None
+    image_sha256: str | None = None
+    label_sha256: str | None = None
+    further_channels: tuple[Path, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Path, ...]:
+        """Return the files of the image, one for each channel."""
+        return (self.image, *self.further_channels)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the image, and the label if there is one."""
+        return self.channels if self.label is None else (*self.channels, self.label)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set whose rows agree with each other; whether they agree with the files, `manifest_check` knows.
+
+    Args:
+        name: name of the data set.
+        modality: what the voxels hold.
+        labels: names of the label values.
+        licence: licence of the data.
+        cases: labelled cases for training and cross-validation.
+        test_cases: cases kept apart from training.
+        data_root: absolute folder that holds every file.
+        description: where the data come from and what to know of them.
+        reference: publications to cite.
+        channel_names: what each channel of an image is, such as T1 and FLAIR.
+
+    Raises:
+        ManifestError: a file outside of `data_root` or named twice, a case id used twice, a case with more or fewer
+            files than channels (a picture in colours is one file for three), a file of another kind, a subject in two
+            folds or in training and test, folds that are incomplete or not 0, 1, 2, ...; all of them at once.
+    """
+
+    name: str
+    modality: Modality
+    labels: LabelTable
+    licence: str
+    cases: tuple[Case, ...]
+    test_cases: tuple[Case, ...]
+    data_root: Path
+    description: str = ""
+    reference: str = ""
+    channel_names: tuple[str, ...] = ("image",)
+
+    def __post_init__(self) -> None:
+        rules = (_path_problems, _channel_problems, _case_id_problems, _subject_problems, _fold_problems)
+        problems = [problem for rule in rules for problem in rule(self)]
+        if problems:
+            raise ManifestError(problems)
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Return the numbers of the folds, ascending; empty if the data set has none."""
+        return tuple(sorted({case.fold for case in self.cases if case.fold is not None}))
+
+    @property
+    def images(self) -> ImageRule:
+        """Return what every image consists of."""
+        return ImageRule(self.channel_names, self.modality is Modality.PICTURE)
+
+    @property
+    def all_cases(self) -> tuple[Case, ...]:
+        """Return the training cases, then the test cases."""
+        return self.cases + self.test_cases
+
+    def relative(self, path: Path) -> str:
+        """Return a file's path as the manifest writes it: relative to the data root, with forward slashes."""
+        return path.relative_to(self.data_root).as_posix() if path.is_relative_to(self.data_root) else str(path)
+
+
+def load(path: str | Path, data_root: str | Path | None = None) -> Manifest:
+    """Read a manifest and compare its rows with each other; the files it names are not opened.
+
+    Args:
+        path: the JSON file.
+        data_root: folder the paths inside are relative to; the manifest's own folder if None.
+
+    Raises:
+        ManifestError: no such file, not JSON, not of the schema, or rows that contradict each other; lists
+            all problems.
+    """
+    path = Path(path)
+    document = _read_json(path)
+    try:
+        return from_document(document, path.parent if data_root is None else Path(data_root))
+    except ManifestError as error:
+        raise ManifestError([f"{path.name}: {problem}" for problem in error.problems]) from error
+
+
+def from_document(document: object, data_root: Path) -> Manifest:
+    """Return the manifest that a decoded JSON document describes, its paths below `data_root`.
+
+    Raises:
+        ManifestError: the document is not of the schema, or rows contradict each other; lists all problems.
+    """
+    problems = [schema_problem(error) for error in _schema_errors(document)]
+    if problems or not isinstance(document, dict):
+        raise ManifestError(problems)
+    try:
+        labels = LabelTable.from_mapping(document["labels"])
+    except ValueError as error:
+        raise ManifestError([f"labels: {error}."]) from error
+    modality = document["modality"]
+    if list(modality) != [str(index) for index in range(len(modality))] or len(set(modality.values())) > 1:
+        raise ManifestError(
+            ["modality: channels are 0, 1, 2, ... in this order, and all CT or all MRI or all PICTURE."]
+        )
+    names = document.get("channels", {key: "image" if len(modality) == 1 else f"channel {key}" for key in modality})
+    if names.keys() != modality.keys():
+        raise ManifestError([f"channels: expected a name for each of {', '.join(modality)}, as in modality."])
+    root = data_root.resolve()
+    return Manifest(
+        name=document["name"],
+        modality=Modality(modality["0"]),
+        labels=labels,
+        licence=document["licence"],
+        cases=tuple(_case(row, root) for row in document["training"]),
+        test_cases=tuple(_case(row, root) for row in document.get("test", [])),
+        data_root=root,
+        description=document.get("description", ""),
+        reference=document.get("reference", ""),
+        channel_names=tuple(names[key] for key in modality),
+    )
+
+
+def datalist(
+    path: str | Path, *, data_root: str | Path | None = None, fold: int, part: str = Part.TRAINING
+) -> list[dict[str, str | list[str]]]:
+    """Return the rows a bundle config hands to MONAI's `Dataset`: "image", "label", "case_id", "subject".
+
+    "image" is one path, or a list of them where images have several channels.
+
+    Args:
+        path: the manifest.
+        data_root: folder the paths inside are relative to; the manifest's own folder if None.
+        fold: the fold that validates; the others train. With -1 every labelled case trains, and the cases of fold 0
+            (all cases, if there are no folds) are the validation part only so that progress can be watched: the network
+            has seen them, so their Dice is no estimate of its accuracy. Without meaning for the parts "all" and "test".
+        part: "training", "validation", "all" (every labelled case), or "test" (no "label" where there is none).
+
+    Raises:
+        ManifestError: see `load`.
+        UsageError: an unknown part or fold, or a part without cases.
+    """
+    if part not in set(Part):
+        raise UsageError(f"part {part!r} is unknown; the parts are {', '.join(Part)}.")
+    manifest = load(path, data_root)
+    cases = _part_cases(manifest, fold, Part(part))
+    if not cases:
+        raise UsageError(f"{Path(path).name}: part {part} of fold {fold} holds no case; choose another fold or part.")
+    return [_datalist_row(case) for case in cases]
+
+
+def without(manifest: Manifest, case_ids: Collection[str]) -> Manifest:
+    """Return a manifest without some of its labelled cases; folds that lose all of theirs are closed up."""
+    cases = [case for case in manifest.cases if case.case_id not in case_ids]
+    number = closed_up(case.fold for case in cases)
+    return replace(manifest, cases=tuple(replace(case, fold=number[case.fold]) for case in cases))
+
+
+def closed_up(folds: Iterable[int | None]) -> dict[int | None, int | None]:
+    """Return a new number for each fold, 0, 1, 2, ... in their order; None stays None.
+
+    >>> closed_up([3, 0, 3])
+    {None: None, 0: 0, 3: 1}
+    """
+    return {None: None} | {fold: number for number, fold in enumerate(sorted({f for f in folds if f is not None}))}
+
+
+def reading_problem(error: InputError, path: Path) -> str:
+    """Return a reader's message without the file name it starts with, for lines that give the longer path."""
+    return str(error).removeprefix(f"{path.name}: ")
+
+
+def schema_problem(error: ValidationError) -> str:
+    """Say in one line where a document breaks its schema, and how."""
+    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    if error.validator == "pattern" and isinstance(error.schema, Mapping) and "description" in error.schema:
+        return f"{where.lstrip('.')}: found {error.instance!r}, expected: {error.schema['description']}"
+    reason = error.message if len(error.message) <= LONGEST_REASON else f"...{error.message[-LONGEST_REASON:]}"
+    return f"{where.lstrip('.') or 'the document'}: {reason}."
+
+
+def _read_json(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except OSError as error:
+        raise ManifestError([f"{path}: cannot be read as a manifest: {error.strerror}."]) from error
+    except ValueError as error:
+        raise ManifestError([f"{path.name}: not valid JSON: {error}."]) from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, times in Counter(key for key, _ in pairs).items():
+        if times > 1:
+            raise ValueError(f"the key {key!r} stands {times} times in one object")
+    return dict(pairs)
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    schema = resources.files("voxelgate.datasets").joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    return Draft202012Validator(json.loads(schema))
+
+
+def _schema_errors(document: object) -> list[ValidationError]:
+    """Return all breaches in the order of the document's rows; padding sorts 9 before 10."""
+    return sorted(_validator().iter_errors(document), key=lambda error: [f"{step:>9}" for step in error.absolute_path])
+
+
+def _case(row: Mapping[str, Any], root: Path) -> Case:
+    named = row["image"]
+    image, *further = (root / path for path in ([named] if isinstance(named, str) else named))
+    checksums = row.get("sha256", {})
+    return Case(
+        case_id=row.get("case_id", volume_stem(image)),
+        image=image,
+        label=root / row["label"] if "label" in row else None,
+        subject=row["subject"],
+        fold=int(row["fold"]) if "fold" in row else None,
+        image_sha256=checksums.get("image"),
+        label_sha256=checksums.get("label"),
+        further_channels=tuple(further),
+    )
+
+
+def _path_problems(manifest: Manifest) -> Iterator[str]:
+    times = Counter(path for case in manifest.all_cases for path in case.files)
+    for path, count in times.items():
+        relative = manifest.relative(path)
+        if not path.is_relative_to(manifest.data_root) or ".." in Path(relative).parts:
+            yield f"{relative}: leaves the data root; paths are relative to it and have no '..'."
+        if count > 1:
+            yield f"{relative}: named {count} times; a file belongs to one case, as its image or its label."
+
+
+def _channel_problems(manifest: Manifest) -> Iterator[str]:
+    rule = manifest.images
+    for case in manifest.all_cases:
+        if len(case.channels) != rule.files:
+            yield (
+                f"{manifest.relative(case.image)}: {len(case.channels)} files for an image of {rule.files} "
+                "channels; name one file for each channel of modality."
+            )
+        for path in case.files:
+            if is_picture(path) != rule.is_picture:
+                kind = f"{PICTURE_NAMES} pictures" if rule.is_picture else "volumes"
+                yield f"{manifest.relative(path)}: is of another kind than {kind}, as modality says; convert it."
+
+
+def _case_id_problems(manifest: Manifest) -> Iterator[str]:
+    for case_id, cases in _grouped((case.case_id, case) for case in manifest.all_cases).items():
+        images = {manifest.relative(case.image) for case in cases}
+        if len(images) > 1:
+            yield f"{', '.join(sorted(images))}: all have the case id {case_id}; give each row a case_id of its own."
+
+
+def _subject_problems(manifest: Manifest) -> Iterator[str]:
+    tested = {case.subject for case in manifest.test_cases}
+    for subject, cases in _grouped((case.subject, case) for case in manifest.cases).items():
+        images = ", ".join(manifest.relative(case.image) for case in cases)
+        folds = sorted({case.fold for case in cases if case.fold is not None})
+        if len(folds) > 1:
+            yield f"{images}: subject {subject} is in folds {', '.join(map(str, folds))}; it belongs to one."
+        if subject in tested:
+            yield f"{images}: subject {subject} is in training and in test; it belongs to one of them."
+
+
+def _fold_problems(manifest: Manifest) -> Iterator[str]:
+    without = [manifest.relative(case.image) for case in manifest.cases if case.fold is None]
+    if without and len(without) < len(manifest.cases):
+        yield f"{', '.join(without)}: without a fold, while other cases have one; give a fold to all cases or to none."
+    if manifest.folds != tuple(range(len(manifest.folds))):
+        yield f"training: folds are {', '.join(map(str, manifest.folds))}; number them 0, 1, 2, ... without a gap."
+
+
+def _grouped(pairs: Iterable[tuple[str, Case]]) -> dict[str, list[Case]]:
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for key, case in pairs:
+        groups[key].append(case)
+    return groups
+
+
+def _part_cases(manifest: Manifest, fold: int, part: Part) -> list[Case]:
+    if part is Part.TEST:
+        return list(manifest.test_cases)
+    if part is Part.ALL or (fold == ALL_FOLDS and (part is Part.TRAINING or not manifest.folds)):
+        return list(manifest.cases)
+    validating = 0 if fold == ALL_FOLDS else fold
+    if validating not in manifest.folds:
+        names = ", ".join(map(str, manifest.folds)) or "none"
+        raise UsageError(
+            f"manifest {manifest.name} has no fold {fold}; its folds are {names}, and {ALL_FOLDS} for all."
+        )
+    return [case for case in manifest.cases if (case.fold == validating) == (part is Part.VALIDATION)]
+
+
+def _datalist_row(case: Case) -> dict[str, str | list[str]]:
+    files = [str(path) for path in case.channels]
+    row = {"image": files if case.further_channels else files[0], "case_id": case.case_id, "subject": case.subject}
+    return row if case.label is None else {**row, "label": str(case.label)}

@@ -1,0 +1,195 @@
+"""Find the series below a path, headers only, and say of each what is wrong with it."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from voxelgate.core.findings import Allow, Code, Finding, Severity, refusals
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.audit import audit
+from voxelgate.dicom.audit.kind import KNOWN_MODALITIES
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.copies import without_copies
+from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef, like, list_files
+from voxelgate.dicom.read.headers import Header, UnreadableFileError, is_empty, read_header
+from voxelgate.dicom.read.stack import Slice, by_position, grid_of, slices_of
+
+ID_DIGITS = 12
+"""Hex digits of a hashed identifier; two of a million series share them once in 560 archives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Images that belong together, with what was found out about them; no pixels, no names.
+
+    Args:
+        series_id: modality and hash of its UID, e.g. `ct-3f9a21c40b7e`; the same wherever the files are.
+        study_id: hash of the study's UID.
+        headers: one a file, without those that are copies of another.
+        findings: what was found, worst first.
+        files: all its files, copies and unreadable ones too.
+    """
+
+    series_id: str
+    study_id: str
+    headers: tuple[Header, ...]
+    findings: tuple[Finding, ...]
+    files: tuple[FileRef, ...]
+
+    @property
+    def modality(self) -> str:
+        """Return the modality, or `other` for a text that DICOM does not define."""
+        return _modality(self.headers)
+
+    @property
+    def has_study(self) -> bool:
+        """Return whether its images name their study, or there are none to do so."""
+        return not self.headers or bool(self.headers[0].study_uid)
+
+    @property
+    def patient_ids(self) -> frozenset[str]:
+        """Return the hashed patient IDs of its images; empty if they have none."""
+        return frozenset(header.patient[0] for header in self.headers) - {""}
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Return to what its positions refer; empty if it is not said."""
+        return self.headers[0].frame_of_reference_uid if self.headers else ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Return whether nothing speaks against reading it."""
+        return not refusals(self.findings)
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """Return its planes as they lie in the patient; only for a usable series."""
+        return tuple(group[0] for group in by_position(slices_of(self.headers)))
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Return the grid of its volume, RAS+ mm; only for a usable series."""
+        return grid_of(self.slices)
+
+
+def scan(
+    root: Path, *, allow: Iterable[Allow] = (), progress: Callable[[int, int], None] | None = None
+) -> list[Series]:
+    """Find every series below a path, whatever the files are called and wherever they lie.
+
+    Args:
+        root: a folder with any number of sub-folders, a zip, a DICOMDIR, or one file.
+        allow: faults that become warnings because the reader will mend them.
+        progress: called with the number of files that were read and of all files.
+
+    Raises:
+        InputError: as for `list_files`.
+    """
+    return scan_files(list_files(root), allow=allow, progress=progress)
+
+
+def scan_files(
+    files: Sequence[FileRef], *, allow: Iterable[Allow] = (), progress: Callable[[int, int], None] | None = None
+) -> list[Series]:
+    """Make series of those files that are DICOM; files that are not are passed over.
+
+    Returns:
+        Series in the order of their study, series number and id. DICOM files that cannot be read make a series of
+        their own, so that none is passed over without a word; so do empty ones that are named like their neighbours.
+    """
+    headers: list[Header] = []
+    unreadable: list[FileRef] = []
+    empty: list[FileRef] = []
+    with quiet_pydicom():
+        for done, file in enumerate(files, start=1):
+            try:
+                header = read_header(file)
+            except UnreadableFileError:
+                unreadable.append(file)
+            else:
+                if header is None and is_empty(file):
+                    empty.append(file)
+                elif header is not None and header.sop_class_uid != DICOMDIR_CLASS:
+                    headers.append(header)
+            if progress is not None:
+                progress(done, len(files))
+        names = {(header.file.folder, like(header.file.name)) for header in headers}
+        unreadable += [file for file in empty if (file.folder, like(file.name)) in names]
+        return group(headers, unreadable, allow=allow)
+
+
+def group(
+    headers: Iterable[Header], unreadable: Sequence[FileRef] = (), *, allow: Iterable[Allow] = ()
+) -> list[Series]:
+    """Make series of headers; the order of the headers does not matter."""
+    families: dict[tuple[str, ...], list[Header]] = defaultdict(list)
+    for header in headers:
+        families[_family(header)].append(header)
+    broken_folders = {file.folder for file in unreadable}
+    found = [_series(family, broken_folders, tuple(allow)) for family in families.values()]
+    found += [_unreadable_series(unreadable)] if unreadable else []
+    return sorted(found, key=lambda series: (series.study_id, _number(series), series.series_id))
+
+
+def _family(header: Header) -> tuple[str, ...]:
+    """Return what the images of one series share: its UID, or where that is empty all that could tell series apart."""
+    if header.series_uid:
+        return (header.series_uid,)
+    facts = (header.study_uid, header.frame_of_reference_uid, header.sop_class_uid, header.modality, *header.patient)
+    plane = header.planes[0]
+    shape = (header.rows, header.columns, plane.orientation_lps, plane.pixel_spacing_mm, plane.thickness_mm)
+    return (*facts, str(header.series_number), header.description, str(header.image_type), str(shape))
+
+
+def _series(headers: Sequence[Header], broken_folders: set[tuple[Path, str]], allow: tuple[Allow, ...]) -> Series:
+    kept, found = without_copies(headers)
+    found += audit(kept, allow=allow)
+    if broken_folders & {header.file.folder for header in headers}:
+        found += (
+            Finding(
+                Code.UNREADABLE_FILE,
+                Severity.WARN,
+                "a DICOM file in the same folder cannot be read; if it belongs to this series, a slice is missing.",
+            ),
+        )
+    ranks = list(Severity)
+    ordered = tuple(sorted(found, key=lambda finding: (ranks.index(finding.severity), finding)))
+    files = tuple(sorted(header.file for header in headers))
+    series_id = f"{_modality(kept).lower()}-{_hashed(_name_of(kept))}"
+    return Series(series_id, _hashed(kept[0].study_uid), kept, ordered, files)
+
+
+def _unreadable_series(files: Sequence[FileRef]) -> Series:
+    missing = [file for file in files if file.is_missing]
+    findings = []
+    if missing:
+        sentence = f"{len(missing)} files that a DICOMDIR or a link names are not there; copy all of it again."
+        findings.append(Finding(Code.MISSING_FILE, Severity.REFUSE, sentence))
+    if len(files) > len(missing):
+        sentence = f"{len(files) - len(missing)} DICOM files are damaged and cannot be read; send them again."
+        findings.append(Finding(Code.UNREADABLE_FILE, Severity.REFUSE, sentence))
+    return Series("unreadable", "", (), tuple(findings), tuple(files))
+
+
+def _name_of(headers: Sequence[Header]) -> str:
+    """Return what identifies a series: its UID, or where that is empty what its images say of themselves."""
+    if headers[0].series_uid:
+        return headers[0].series_uid
+    return "\0".join(sorted(f"{header.patient} {header.acquisition} {header.planes}" for header in headers))
+
+
+def _modality(headers: Sequence[Header]) -> str:
+    found = {header.modality for header in headers}
+    name = next(iter(found)) if len(found) == 1 else ""
+    return name if name in KNOWN_MODALITIES else "other"
+
+
+def _number(series: Series) -> int:
+    return min((header.series_number or 0 for header in series.headers), default=0)
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]

@@ -1,0 +1,341 @@
+"""Write a label map as DICOM Segmentation, binary or label map, and read it back by positions in mm before it counts.
+
+highdicom writes (PS3.3 A.51); plain pydicom reads back: frames are placed by their own position, orientation, spacing
+and segment number, whatever their order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+from pydicom.pixels.utils import iter_pixels
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as PydicomCode
+from pydicom.uid import ExplicitVRLittleEndian
+
+from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid
+from voxelgate.core.terminology import Code, Coding
+from voxelgate.dicom.write.label_planes import LabelPlanes
+from voxelgate.dicom.write.placeholders import have_same_voxels, image_stand_ins
+from voxelgate.dicom.write.rle import compress
+from voxelgate.dicom.write.segmented import (
+    MANUFACTURER,
+    SOFTWARE_VERSION,
+    SegmentedSeries,
+    new_uid,
+    published,
+    read_back,
+    save,
+)
+from voxelgate.dicom.write.sources import SourceImage, SourceSeries
+from voxelgate.images.volumes import LPS_TO_RAS
+
+Voxels = npt.NDArray[Any]
+
+MOST_BINARY_SEGMENTS = 10
+"""Above this the label map form is chosen: binary needs a plane of bits for each segment, and slows viewers down."""
+
+SERIES_OFFSET = 1
+"""Last two digits of the series number of a segmentation."""
+
+POSITION_TOLERANCE = 0.25
+"""Largest distance of a frame from the voxels it stands for, in voxels; `AGREEMENT_TOLERANCE_MM` limits it too."""
+
+
+class SegKind(StrEnum):
+    """How the frames hold segments: one bit plane for each, or one number for each voxel (PS3.3 C.8.20.2.3)."""
+
+    BINARY = "BINARY"
+    LABELMAP = "LABELMAP"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A label value and the segment that stands for it.
+
+    Args:
+        value: in the label map.
+        number: Segment Number.
+        tracking_uid: Tracking UID, also of the measurements of this segment.
+    """
+
+    value: int
+    number: int
+    tracking_uid: str
+
+
+@dataclass(frozen=True)
+class WrittenSeg:
+    """A segmentation that was written: what a report needs to refer to it."""
+
+    class_uid: str
+    instance_uid: str
+    series_uid: str
+    segments: tuple[Segment, ...]
+
+
+def write_seg(
+    path: Path, segmented: SegmentedSeries, *, kind: SegKind | None = None, overwrite: bool = False
+) -> WrittenSeg:
+    """Write the labels as DICOM Segmentation: under a temporary name, read back in mm, compared, renamed.
+
+    Only structures with voxels become segments. Binary segments are numbered 1, 2, ... as PS3.3 C.8.20.2 demands; in a
+    label map the segment number is the label value.
+
+    Args:
+        path: of the file to be, in a folder that exists.
+        segmented: labels, grid, names and source.
+        kind: None chooses binary up to `MOST_BINARY_SEGMENTS` segments, else a label map with RLE.
+        overwrite: whether a file of that name may be replaced.
+
+    Returns:
+        What a structured report refers to.
+
+    Raises:
+        OutputError: a structure has no code, the grid is sheared, the file exists or cannot be written, or it reads
+            back differently; then nothing is left behind.
+    """
+    if kind is None:
+        kind = SegKind.BINARY if len(segmented.present) <= MOST_BINARY_SEGMENTS else SegKind.LABELMAP
+    segments = tuple(
+        Segment(value, position if kind is SegKind.BINARY else value, new_uid())
+        for position, value in enumerate(segmented.present, start=1)
+    )
+    codings = {segment.value: segmented.table.coding(segment.value) for segment in segments}
+    planes = _straight(segmented.planes())
+    with published(path, overwrite=overwrite) as partial:
+        dataset = _segmentation(segmented, planes, kind, [_described(segmented, s, codings[s.value]) for s in segments])
+        save(dataset, partial)
+        written = WrittenSeg(
+            str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(dataset.SeriesInstanceUID), segments
+        )
+        del dataset
+        _compare(partial, path.name, segmented, segments)
+    return written
+
+
+def _straight(planes: LabelPlanes) -> LabelPlanes:
+    """Return planes with axes at right angles, moved by less than the tolerance; headers round direction cosines."""
+    linear = planes.affine_lps[:3, :3] / planes.spacing_mm
+    left, _, right = np.linalg.svd(linear)
+    affine = planes.affine_lps.copy()
+    affine[:3, :3] = left @ right * planes.spacing_mm
+    centre = (np.array(planes.voxels.shape) - 1) / 2
+    affine[:3, 3] += (planes.affine_lps - affine)[:3, :3] @ centre
+    shape = planes.voxels.shape
+    moved = Grid((shape[0], shape[1], shape[2]), affine)
+    if (difference := moved.difference(Grid(moved.shape, planes.affine_lps))) is not None:
+        raise OutputError(
+            f"the axes of the label map are not at right angles ({difference} from the nearest such grid), as a DICOM "
+            "segmentation needs; resample it, or write RTSTRUCT."
+        )
+    return LabelPlanes(planes.voxels, affine)
+
+
+def _segmentation(
+    segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind, descriptions: list[highdicom.seg.SegmentDescription]
+) -> Dataset:
+    source, algorithm = segmented.source, segmented.algorithm
+    seg = highdicom.seg.Segmentation(
+        source_images=image_stand_ins(source, planes),
+        pixel_array=_volume(segmented, planes, kind),
+        segmentation_type=kind.value,
+        segment_descriptions=descriptions,
+        series_instance_uid=new_uid(),
+        series_number=source.derived_series_number(SERIES_OFFSET),
+        sop_instance_uid=new_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=algorithm.name,
+        software_versions=SOFTWARE_VERSION,
+        device_serial_number=algorithm.fingerprint,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        content_label="SEGMENTATION",
+        content_description=f"{algorithm.content} segmentation",
+        series_description=algorithm.description,
+    )
+    seg.ContentCreatorName = ""  # type 2, no person made it; highdicom leaves it out (PS3.3 table 10-12)
+    _refer(seg, source, planes)
+    if kind is SegKind.LABELMAP:
+        compress(seg)
+    source.stamp(seg, segmented.texts)
+    return seg
+
+
+def _refer(seg: Dataset, source: SourceSeries, planes: LabelPlanes) -> None:
+    """Name the source image of each frame, in place; highdicom names none at all where one plane of them has no image.
+
+    That is so where missing slices were filled or the grid was resampled.
+    """
+    frames = seg.PerFrameFunctionalGroupsSequence
+    if any(frame.DerivationImageSequence for frame in frames):
+        return
+    to_planes = np.linalg.inv(planes.affine_lps)[0]
+    is_preserved = have_same_voxels(source, planes)
+    images = planes.coinciding(source)
+    for frame in frames:
+        position = np.array([*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0])
+        if (image := images.get(round(float(to_planes @ position)))) is not None:
+            frame.DerivationImageSequence = [_derivation(image, is_preserved=is_preserved)]
+
+
+def _derivation(image: SourceImage, *, is_preserved: bool) -> Dataset:
+    """Return an item of Derivation Image Sequence (PS3.3 C.7.6.16.2.6), as highdicom writes it."""
+    derivation, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.class_uid, image.instance_uid
+    if image.frame is not None:
+        item.ReferencedFrameNumber = image.frame
+    purpose = codes.cid7202.SourceImageForImageProcessingOperation
+    item.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept.from_code(purpose)]
+    item.SpatialLocationsPreserved = "YES" if is_preserved else "NO"
+    derivation.DerivationCodeSequence = [highdicom.sr.CodedConcept.from_code(codes.cid7203.SegmentationImageDerivation)]
+    derivation.SourceImageSequence = [item]
+    return derivation
+
+
+def _volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> highdicom.Volume:
+    """Return segment numbers as a volume; highdicom places a bare array by the order of the sources (DESIGN.md)."""
+    unsigned = np.uint8 if max(segmented.present) <= 255 else np.uint16
+    numbers = np.arange(len(segmented.table.names), dtype=unsigned)
+    if kind is SegKind.BINARY:
+        numbers[list(segmented.present)] = np.arange(1, len(segmented.present) + 1)
+    is_same = np.array_equal(numbers[list(segmented.present)], segmented.present)
+    return highdicom.Volume(
+        planes.voxels.astype(unsigned, copy=False) if is_same else numbers[planes.voxels],
+        planes.affine_lps,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=segmented.source.frame_of_reference_uid,
+    )
+
+
+def _described(segmented: SegmentedSeries, segment: Segment, coding: Coding) -> highdicom.seg.SegmentDescription:
+    algorithm, name = segmented.algorithm, segmented.table.names[segment.value]
+    description = highdicom.seg.SegmentDescription(
+        segment_number=segment.number,
+        segment_label=name,
+        segmented_property_category=pydicom_code(coding.category),
+        segmented_property_type=pydicom_code(coding.type),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues(algorithm.generation),
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=algorithm.name,
+            family=codes.DCM.ArtificialIntelligence,
+            version=algorithm.version,
+            source=MANUFACTURER,
+            parameters={"fingerprint": algorithm.fingerprint},
+        ),
+        tracking_id=name,
+        tracking_uid=segment.tracking_uid,
+        anatomic_regions=None if coding.region is None else [pydicom_code(coding.region)],
+        display_color=None if coding.rgb is None else highdicom.color.CIELabColor.from_rgb(*coding.rgb),
+    )
+    if coding.modifier is not None:
+        modifiers = [highdicom.sr.CodedConcept.from_code(pydicom_code(coding.modifier))]
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifiers
+    if coding.region_modifier is not None:
+        modifiers = [highdicom.sr.CodedConcept.from_code(pydicom_code(coding.region_modifier))]
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = modifiers
+    return description
+
+
+def pydicom_code(code: Code) -> PydicomCode:
+    """Return a code as the libraries want it."""
+    return PydicomCode(code.value, code.scheme, code.meaning)
+
+
+def _compare(path: Path, name: str, segmented: SegmentedSeries, segments: tuple[Segment, ...]) -> None:
+    """Refuse a file that does not give back the labels, names and codes that were meant."""
+    written = read_back(path)
+    meant = {s.number: (segmented.table.names[s.value], segmented.table.coding(s.value).type.value) for s in segments}
+    found = {
+        int(item.SegmentNumber): (str(item.SegmentLabel), str(item.SegmentedPropertyTypeCodeSequence[0].CodeValue))
+        for item in written.SegmentSequence
+        if not (written.SegmentationType == SegKind.LABELMAP and item.SegmentNumber == 0)
+    }
+    if found != meant:
+        raise OutputError(f"{name}: reads back with other segments; report this.")
+    values = {segment.number: segment.value for segment in segments}
+    labels = _labels_of(written, values, segmented, name)
+    if not all(map(np.array_equal, labels.T, segmented.labels.T)):  # plane by plane: twice as fast if the order differs
+        raise OutputError(f"{name}: reads back with other labels; check the disk.")
+
+
+def _labels_of(written: Dataset, values: dict[int, int], segmented: SegmentedSeries, name: str) -> Voxels:
+    """Rebuild the label map from frames that say where they lie; frames that were left out are background."""
+    grid = segmented.grid
+    labels = np.zeros(grid.shape, dtype=segmented.labels.dtype, order="F")  # a frame is then one piece of memory
+    shared = written.SharedFunctionalGroupsSequence[0]
+    to_voxels = np.linalg.inv(grid.affine) @ LPS_TO_RAS
+    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, _frames(written), strict=True):
+        plane = _plane_of(labels, to_voxels @ _frame_affine(frame, shared), pixels.shape, grid)
+        if plane is None or (written.SegmentationType == SegKind.BINARY and plane[pixels != 0].any()):
+            raise OutputError(f"{name}: reads back with a frame in another place; report this.")
+        if written.SegmentationType == SegKind.BINARY:
+            identified = (frame if "SegmentIdentificationSequence" in frame else shared).SegmentIdentificationSequence
+            plane[pixels != 0] = values[int(identified[0].ReferencedSegmentNumber)]
+        else:
+            plane[...] = pixels
+    return labels
+
+
+def _frame_affine(frame: Dataset, shared: Dataset) -> Affine:
+    """Return (row, column) of a frame to LPS mm as (4, 4); its second column, across the frame, is empty."""
+    orientation, measures, position = (
+        (frame if keyword in frame else shared)[keyword].value[0]
+        for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence", "PlanePositionSequence")
+    )
+    cosines = np.array(orientation.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    between_rows, between_columns = (float(value) for value in measures.PixelSpacing)
+    affine = np.zeros((4, 4))
+    affine[:3, 0], affine[:3, 1] = cosines[1] * between_rows, cosines[0] * between_columns
+    affine[:, 3] = (*map(float, position.ImagePositionPatient), 1)
+    return affine
+
+
+def _plane_of(labels: Voxels, to_voxels: Affine, size: tuple[int, ...], grid: Grid) -> Voxels | None:
+    """Return the view of `labels` that a frame covers, or None if the frame does not lie on its voxels.
+
+    Args:
+        labels: (i, j, k).
+        to_voxels: (row, column) of the frame to voxel index of `labels`.
+        size: rows and columns of the frame.
+        grid: of the labels, for the tolerance.
+    """
+    corners = np.array([(0, 0), (size[0] - 1, 0), (0, size[1] - 1), (size[0] - 1, size[1] - 1)])
+    found = corners @ to_voxels[:3, :2].T + to_voxels[:3, 3]
+    ends = np.rint(found).astype(int)
+    tolerance_vox = np.minimum(AGREEMENT_TOLERANCE_MM / np.array(grid.spacing_mm), POSITION_TOLERANCE)
+    row_axis, column_axis = np.abs(to_voxels[:3, :2]).argmax(axis=0)
+    is_inside = (ends >= 0).all() and (ends < labels.shape).all()
+    if not is_inside or row_axis == column_axis or (np.abs(found - ends) > tolerance_vox).any():
+        return None
+    index: list[Any] = ends[0].tolist()
+    index[row_axis] = _steps(ends[0][row_axis], ends[1][row_axis])
+    index[column_axis] = _steps(ends[0][column_axis], ends[2][column_axis])
+    plane = labels[tuple(index)]
+    plane = plane if row_axis < column_axis else plane.T
+    return plane if plane.shape == size else None
+
+
+def _steps(first: int, last: int) -> slice:
+    if last >= first:
+        return slice(first, last + 1)
+    return slice(first, last - 1 if last else None, -1)
+
+
+def _frames(written: Dataset) -> Iterator[Voxels]:
+    """Yield the pixels of each frame, (rows, columns); bits are unpacked here, other pixels by pydicom."""
+    if written.BitsAllocated != 1:
+        yield from iter_pixels(written)
+        return
+    rows, columns, packed = written.Rows, written.Columns, np.frombuffer(written.PixelData, dtype=np.uint8)
+    for frame in range(int(written.NumberOfFrames)):
+        first, last = frame * rows * columns, (frame + 1) * rows * columns
+        bits = np.unpackbits(packed[first // 8 : -(-last // 8)], bitorder="little")
+        yield bits[first % 8 : first % 8 + rows * columns].reshape(rows, columns)

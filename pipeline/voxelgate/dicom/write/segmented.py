@@ -1,0 +1,212 @@
+"""What all DICOM writers share: a segmented series, the algorithm, and a file that is checked before it counts."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import generate_uid
+
+from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.write.label_planes import LabelPlanes
+from voxelgate.dicom.write.sources import LIBRARY_ERRORS, SourceSeries
+
+MANUFACTURER = "voxelgate"
+SOFTWARE_VERSION = version("voxelgate")
+
+MOST_CHARACTERS = 64
+"""Length of a text of VR LO (PS3.5 6.2)."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What made the labels.
+
+    Args:
+        name: of the model, at most 64 characters.
+        version: of the model, at most 64 characters.
+        fingerprint: of the bundle, such as its SHA-256, at most 64 characters; stands as device serial number.
+        is_corrected: whether a person has corrected what the model gave.
+
+    Raises:
+        OutputError: a text is empty, too long, or holds a backslash or control character.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    is_corrected: bool = False
+
+    @property
+    def generation(self) -> str:
+        """Return how labels came about, in DICOM's word for it (PS3.3 C.8.20.2 and C.8.8.8)."""
+        return "SEMIAUTOMATIC" if self.is_corrected else "AUTOMATIC"
+
+    @property
+    def content(self) -> str:
+        """Return what a person reads of it in Content Description."""
+        return "Corrected" if self.is_corrected else "Automatic"
+
+    def __post_init__(self) -> None:
+        for text in (self.name, self.version, self.fingerprint):
+            check_text(text, "name, version and fingerprint of an algorithm")
+
+    @property
+    def description(self) -> str:
+        """Return a series description."""
+        return f"{self.name} {self.version}"[:MOST_CHARACTERS]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedSeries:
+    """A label map with all that DICOM wants to know about it.
+
+    Args:
+        labels: (i, j, k) integers on `grid`, each a value of `table`, at least one of them a structure.
+        grid: RAS+ mm.
+        table: names and codes of the values.
+        source: the series that was segmented.
+        algorithm: what made the labels.
+
+    Raises:
+        OutputError: labels and grid do not fit each other, a value has no name, no voxel is labelled, or a name is
+            unfit for DICOM.
+    """
+
+    labels: npt.NDArray[Any]
+    grid: Grid
+    table: LabelTable
+    source: SourceSeries
+    algorithm: Algorithm
+    counts: tuple[int, ...] = field(init=False)
+    """Voxels of each value of the table."""
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.grid.shape or self.labels.dtype.kind not in "iu":
+            raise OutputError(
+                f"labels of shape {self.labels.shape} and type {self.labels.dtype}, expected integers of shape "
+                f"{self.grid.shape}."
+            )
+        low, high, names = int(self.labels.min()), int(self.labels.max()), len(self.table.names)
+        if low < 0 or high >= names:
+            raise OutputError(f"label values from {low} to {high}, expected 0 to {names - 1}, the values with a name.")
+        if high == 0:
+            raise OutputError(
+                "nothing was segmented, and a DICOM object has at least one segment (PS3.3 C.8.20.2); write NIfTI."
+            )
+        slabs = np.moveaxis(self.labels, int(np.argmax(np.abs(self.labels.strides))), 0)  # bincount copies to int64
+        counted = sum(np.bincount(slab.ravel(order="K"), minlength=names) for slab in slabs)
+        object.__setattr__(self, "counts", tuple(int(count) for count in np.asarray(counted)))
+        for value in self.present:
+            check_text(self.table.names[value], "a label name")
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Return the values of the structures that have voxels; only these are written.
+
+        OHIF hangs on a segment without frames (issue 3991), and an outline of nothing does not exist.
+        """
+        return tuple(value for value in self.table.foreground if self.counts[value])
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return every text of ours that goes into a DICOM object."""
+        names = (self.table.names[value] for value in self.present)
+        codings = (self.table.find_coding(value) for value in self.present)
+        meanings = (
+            code.meaning
+            for coding in codings
+            if coding is not None
+            for code in (coding.category, coding.type, coding.modifier, coding.region, coding.region_modifier)
+            if code is not None
+        )
+        return (*names, *meanings, self.algorithm.name, self.algorithm.version, self.algorithm.fingerprint)
+
+    def planes(self) -> LabelPlanes:
+        """Return the labels as planes that run like those of the source."""
+        return LabelPlanes.of(self.labels, self.grid, self.source)
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse what cannot stand in a DICOM text of VR LO.
+
+    Raises:
+        OutputError: the text is empty, too long, or holds a backslash or control character.
+    """
+    if not text.strip() or len(text) > MOST_CHARACTERS or "\\" in text or not text.isprintable():
+        raise OutputError(f"{what} must be 1 to {MOST_CHARACTERS} characters without backslash; shorten {text[:80]!r}.")
+
+
+def new_uid() -> str:
+    """Return a UID made of a random UUID (PS3.5 B.2)."""
+    return str(generate_uid(prefix=None))
+
+
+@contextmanager
+def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Lend a temporary name in the same folder; the file becomes `path` when the block ends well, else it vanishes.
+
+    Inside the block the DICOM libraries are silent, and what they raise is reworded without their text, which may quote
+    the patient's values.
+
+    Args:
+        path: of the file to be.
+        overwrite: whether a file of that name may be replaced.
+
+    Raises:
+        OutputError: the file exists, cannot be written, or a library refused the values.
+    """
+    _refuse_existing(path, overwrite=overwrite)
+    partial = path.with_name(f".{secrets.token_hex(4)}.partial.dcm")
+    try:
+        with quiet_pydicom():
+            yield partial
+        sync(partial)
+        _refuse_existing(path, overwrite=overwrite)
+        partial.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be written ({error.strerror or type(error).__name__}).") from None
+    except (*LIBRARY_ERRORS, InvalidDicomError) as error:
+        raise OutputError(
+            f"{path.name}: the values of the source series do not fit a DICOM object ({type(error).__name__}); write "
+            "NIfTI and report this."
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a dataset as a new DICOM file; its file meta information names the transfer syntax."""
+    with path.open("xb") as file:
+        dataset.save_as(file, enforce_file_format=True)
+
+
+def read_back(path: Path) -> Dataset:
+    """Read what was written; a dataset of plain pydicom, whatever wrote it."""
+    return cast("Dataset", dcmread(path))
+
+
+def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise OutputError(f"{path.name}: exists already; choose another name, or allow overwriting.")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or a new name in a folder, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

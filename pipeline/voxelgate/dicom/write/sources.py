@@ -1,0 +1,284 @@
+"""The series that a label map was made from: which images it has, where they lie, and whose they are.
+
+What DICOM demands of a derived object is checked here once, and every message counts images instead of naming values,
+for a header belongs to a patient.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID
+
+from voxelgate.core.errors import OutputError
+from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.series import Series
+
+Vector = npt.NDArray[np.float64]
+
+LIBRARY_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What pydicom and highdicom raise on values they do not like; their texts may quote the values."""
+
+UTF_8 = "ISO_IR 192"
+"""Specific Character Set of UTF-8 (PS3.3 C.12.1.1.2)."""
+
+TYPE_2_ATTRIBUTES = (
+    "AccessionNumber",
+    "PatientBirthDate",
+    "PatientID",
+    "PatientName",
+    "PatientSex",
+    "ReferringPhysicianName",
+    "StudyDate",
+    "StudyID",
+    "StudyTime",
+)
+"""Attributes of patient and study that every object has, empty if unknown (PS3.3 C.7.1.1, C.7.2.1)."""
+
+FURTHER_ATTRIBUTES = (
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialTimePointDescription",
+    "ClinicalTrialTimePointID",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "IssuerOfPatientID",
+    "LongitudinalTemporalInformationModified",
+    "PatientAge",
+    "PatientIdentityRemoved",
+    "PatientSize",
+    "PatientWeight",
+    "StudyDescription",
+)
+"""Attributes of the same modules that are kept where the source has them; free-text comments are not among them."""
+
+ORIENTATION_TOLERANCE = 1e-4
+"""Largest difference of direction cosines within a series; scanners write them with 4 to 6 decimals."""
+
+_SERIES_UIDS = {
+    "StudyInstanceUID": "study instance UID",
+    "SeriesInstanceUID": "series instance UID",
+    "FrameOfReferenceUID": "frame of reference UID",
+}
+_IMAGE_UIDS = {"SOPInstanceUID": "SOP instance UID", "SOPClassUID": "SOP class UID"}
+
+
+class SourceImage(NamedTuple):
+    """An image of the source series: an instance, or one frame of a multi-frame instance.
+
+    `frame` counts from 1 and is None for a classic image; `position_lps_mm` is the centre of the first voxel.
+    """
+
+    class_uid: str
+    instance_uid: str
+    frame: int | None
+    position_lps_mm: tuple[float, float, float]
+
+
+class _Geometry(NamedTuple):
+    """Where one image lies: direction cosines of its rows and columns, spacing in mm, and its images."""
+
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, float]
+    images: list[SourceImage]
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSeries:
+    """The images of one series, sorted along their normal; made by `from_headers`.
+
+    Args:
+        header: attributes of the first image, for patient and study.
+        images: sorted along the normal; the order in which the headers were given does not matter.
+        orientation: direction cosines of a row and of a column, LPS (Image Orientation (Patient)).
+        spacing_mm: between rows, between columns (Pixel Spacing).
+        size: rows, columns.
+    """
+
+    header: Dataset
+    images: tuple[SourceImage, ...]
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, float]
+    size: tuple[int, int]
+
+    @classmethod
+    def from_headers(cls, headers: Sequence[Dataset]) -> "SourceSeries":
+        """Check and sort the headers of a series.
+
+        Args:
+            headers: all classic images of a series in any order, or one enhanced multi-frame image; without pixels.
+
+        Raises:
+            OutputError: no header; a UID that DICOM demands is missing, invalid or not shared; an image occurs twice;
+                or the images have no position, or not one orientation and size.
+        """
+        with quiet_pydicom():
+            return cls._from_headers(headers)
+
+    @classmethod
+    def _from_headers(cls, headers: Sequence[Dataset]) -> "SourceSeries":
+        if not headers:
+            raise OutputError("the source series has no images; DICOM objects are written for DICOM series only.")
+        _check_uids(headers)
+        try:
+            geometries = [_geometry(header) for header in headers]
+            sizes = {(int(header.Rows), int(header.Columns)) for header in headers}
+        except LIBRARY_ERRORS:
+            raise OutputError(
+                "an image of the source series has no usable position, orientation or pixel spacing, which DICOM "
+                "objects need; send the series again."
+            ) from None
+        first = geometries[0]
+        shapes = np.array([(*geometry.orientation, *geometry.spacing_mm) for geometry in geometries])
+        if len(sizes) > 1 or np.abs(shapes - shapes[0]).max() > ORIENTATION_TOLERANCE:
+            raise OutputError(
+                "the source images differ in size, spacing or orientation, expected one volume; give one series alone."
+            )
+        normal = np.cross(first.orientation[:3], first.orientation[3:])
+        images = [image for geometry in geometries for image in geometry.images]
+        images.sort(key=lambda image: (float(normal @ image.position_lps_mm), image.instance_uid, image.frame or 0))
+        by_uid = {str(header.SOPInstanceUID): header for header in headers}
+        return cls(
+            by_uid[images[0].instance_uid], tuple(images), first.orientation, first.spacing_mm, next(iter(sizes))
+        )
+
+    @property
+    def is_multi_frame(self) -> bool:
+        """Return whether the images are frames of one instance."""
+        return self.images[0].frame is not None
+
+    @property
+    def study_uid(self) -> str:
+        """Return the study instance UID."""
+        return str(self.header.StudyInstanceUID)
+
+    @property
+    def series_uid(self) -> str:
+        """Return the series instance UID."""
+        return str(self.header.SeriesInstanceUID)
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Return the UID of the coordinate system in mm."""
+        return str(self.header.FrameOfReferenceUID)
+
+    @property
+    def instances(self) -> tuple[SourceImage, ...]:
+        """Return one image for each instance: all images, or the first frame."""
+        return self.images[:1] if self.is_multi_frame else self.images
+
+    def derived_series_number(self, offset: int) -> int:
+        """Return a series number for a derived object: a hundred times that of the source plus `offset` (1 to 99)."""
+        try:
+            number = int(self.header.get("SeriesNumber") or 0)
+        except LIBRARY_ERRORS:
+            number = 0
+        return 100 * min(max(number, 0), 9_999_999) + offset
+
+    def stamp(self, derived: Dataset, texts: Sequence[str]) -> None:
+        """Give a derived object the patient and study of the source, and the character set that its texts need.
+
+        Names keep their bytes: the character set of the source stays, unless our own texts are not ASCII; then the
+        whole object is UTF-8.
+
+        Args:
+            derived: changed in place, before it is written for the first time.
+            texts: every text of `derived` that does not come from the source.
+        """
+        for keyword in TYPE_2_ATTRIBUTES + FURTHER_ATTRIBUTES:
+            if keyword in derived:
+                delattr(derived, keyword)
+            if keyword in self.header:
+                derived[keyword] = copy.deepcopy(self.header[keyword])
+            elif keyword in TYPE_2_ATTRIBUTES:
+                setattr(derived, keyword, "")
+        derived.StudyInstanceUID = self.study_uid
+        if "SpecificCharacterSet" in derived:
+            del derived.SpecificCharacterSet
+        character_set = self.header.get("SpecificCharacterSet") if all(map(str.isascii, texts)) else UTF_8
+        if character_set:
+            derived.SpecificCharacterSet = character_set
+
+
+def source_of(series: Series) -> SourceSeries:
+    """Read the headers of a series again, this time with all that a derived object takes over.
+
+    Raises:
+        OutputError: as for `SourceSeries.from_headers`.
+    """
+    headers = []
+    with quiet_pydicom():
+        for header in series.headers:
+            with header.file.open() as stream:
+                headers.append(dcmread(stream, stop_before_pixels=True, force=True))
+        return SourceSeries.from_headers(headers)
+
+
+def _check_uids(headers: Sequence[Dataset]) -> None:
+    for keyword, words in {**_SERIES_UIDS, **_IMAGE_UIDS}.items():
+        values = [str(header.get(keyword) or "") for header in headers]
+        unfit = sum(not (value and UID(value).is_valid) for value in values)
+        if unfit:
+            raise OutputError(
+                f"{unfit} of {len(headers)} source images have no valid {words}, so no DICOM object can refer to them; "
+                "export the series again with its identifiers, or write NIfTI."
+            )
+        if keyword in _SERIES_UIDS and len(set(values)) > 1:
+            raise OutputError(
+                f"the source images have {len(set(values))} different {words}s, expected one; give one series alone."
+            )
+    if len({str(header.SOPInstanceUID) for header in headers}) != len(headers):
+        raise OutputError("two source images share one SOP instance UID; remove the copies from the series.")
+    if len(headers) > 1 and any("PerFrameFunctionalGroupsSequence" in header for header in headers):
+        raise OutputError("the source series has several multi-frame images, expected one; give one of them alone.")
+
+
+def _geometry(header: Dataset) -> _Geometry:
+    class_uid, instance_uid = str(header.SOPClassUID), str(header.SOPInstanceUID)
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        image = SourceImage(class_uid, instance_uid, None, _position(header))
+        return _Geometry(_numbers(header.ImageOrientationPatient, 6), _spacing(header), [image])
+    shared = header.SharedFunctionalGroupsSequence[0]
+    frames = header.PerFrameFunctionalGroupsSequence
+    images = [
+        SourceImage(class_uid, instance_uid, number, _position(_group("PlanePositionSequence", frame, shared)))
+        for number, frame in enumerate(frames, start=1)
+    ]
+    orientations = [_group("PlaneOrientationSequence", frame, shared).ImageOrientationPatient for frame in frames]
+    cosines = np.array([_numbers(orientation, 6) for orientation in orientations])
+    if np.abs(cosines - cosines[0]).max() > ORIENTATION_TOLERANCE:
+        raise ValueError("the frames have not one orientation")
+    measures = _group("PixelMeasuresSequence", frames[0], shared)
+    return _Geometry(_numbers(orientations[0], 6), _spacing(measures), images)
+
+
+def _group(keyword: str, frame: Dataset, shared: Dataset) -> Dataset:
+    """Return the item of a functional group, of the frame or else shared (PS3.3 C.7.6.16)."""
+    group: Dataset = (frame if keyword in frame else shared)[keyword].value[0]
+    return group
+
+
+def _position(item: Dataset) -> tuple[float, float, float]:
+    x, y, z = _numbers(item.ImagePositionPatient, 3)
+    return x, y, z
+
+
+def _spacing(item: Dataset) -> tuple[float, float]:
+    rows, columns = _numbers(item.PixelSpacing, 2)
+    return rows, columns
+
+
+def _numbers(values: Sequence[float], count: int) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"expected {count} finite numbers")
+    return numbers

@@ -1,0 +1,1 @@
+"""How good a label map is: scores against a reference, and a review without one."""

@@ -1,0 +1,138 @@
+"""Find which image and which label of a folder belong together, and name every file that has no partner."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from voxelgate.core.errors import InputError
+from voxelgate.datasets.manifest import reading_problem
+from voxelgate.images.spec import ONE_VOLUME, ImageRule
+from voxelgate.images.volumes import read_channels, volume_stem
+
+FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks"))
+"""Folders of images and labels: ours, those of the Decathlon and of nnU-Net, and those of most sets of pictures."""
+
+IMAGE_ENDING = re.compile(r"_(0000|image|img)$", re.IGNORECASE)
+"""What an image's name may carry behind the case id; `_0000` is nnU-Net's first channel."""
+
+LABEL_ENDING = re.compile(r"_(seg|segmentation|label|labels|mask)$", re.IGNORECASE)
+"""What a label's name may carry behind the case id; it tells labels from images where both lie in one folder."""
+
+FEW_VALUES = 64
+"""A file with no more distinct values, all of them whole, looks like a label map; even small images have over 100."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the label map drawn on it."""
+
+    case_id: str
+    image: Path
+    label: Path
+
+
+def find_pairs(root: Path, rule: ImageRule = ONE_VOLUME) -> tuple[list[Pair], list[str]]:
+    """Return the pairs of a folder by ascending case id, and one line for each file that is in no pair.
+
+    Args:
+        root: holds `images/` and `labels/` or `masks/`, or `imagesTr/` and `labelsTr/`, or all files flat, where labels
+            end in `_seg`, `_segmentation`, `_label`, `_labels` or `_mask`. Other kinds of files, and hidden ones, are
+            ignored.
+        rule: which files are images.
+    """
+    if not root.is_dir():
+        return [], [f"{root}: there is no such folder."]
+    there = [[(root / name).is_dir() for name in folders] for folders in FOLDERS]
+    for folders, both in sorted(zip(FOLDERS, there, strict=True), key=lambda pair: not all(pair[1])):
+        if all(both):
+            return _pair_folders(root, *folders, rule)
+        if any(both):
+            missing = folders[both.index(False)]
+            return [], [f"{missing}/: there is no such folder beside the other one; every case needs image and label."]
+    return _pair_flat(root, rule)
+
+
+def _pair_folders(root: Path, image_folder: str, label_folder: str, rule: ImageRule) -> tuple[list[Pair], list[str]]:
+    images, labels = _files(root / image_folder, rule), _files(root / label_folder, rule)
+    image_of, image_doubles = _by_case_id(images, IMAGE_ENDING, labels)
+    label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, images)
+    problems = _double_lines(image_doubles, root) + _double_lines(label_doubles, root)
+    for case_id in sorted(image_of.keys() ^ label_of.keys()):
+        if case_id in image_of:
+            found, kind, partner = image_of[case_id], "image", f"label in {label_folder}/"
+        else:
+            found, kind, partner = label_of[case_id], "label", f"image in {image_folder}/"
+        problems.append(f"{_name(found, root)}: {kind} without {partner}; add it or take the {kind} away.")
+    return _matched(image_of, label_of), problems
+
+
+def _pair_flat(root: Path, rule: ImageRule) -> tuple[list[Pair], list[str]]:
+    files = _files(root, rule)
+    labels = [path for path in files if LABEL_ENDING.search(volume_stem(path))]
+    others = sorted(set(files) - set(labels))
+    image_of, image_doubles = _by_case_id(others, IMAGE_ENDING, ())
+    label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, ())
+    problems = _double_lines(image_doubles, root) + _double_lines(label_doubles, root)
+    for case_id in sorted(image_of.keys() ^ label_of.keys()):
+        if case_id in label_of:
+            problems.append(f"{label_of[case_id].name}: label without image {case_id}; add it or take the label away.")
+        else:
+            problems.append(f"{image_of[case_id].name}: {_looks(image_of[case_id])}")
+    return _matched(image_of, label_of), problems
+
+
+def _looks(path: Path) -> str:
+    """Say what a file without partner seems to be, since its name does not tell."""
+    try:
+        values = np.unique(read_channels(path)[0])
+    except InputError as error:
+        return reading_problem(error, path)
+    if values.size <= FEW_VALUES and np.array_equal(values, np.rint(values)):
+        return (
+            f"looks like a label (whole numbers {values[0]:g} to {values[-1]:g}) without image; "
+            "put its image beside it and name the label like the image plus _seg, or take it away."
+        )
+    return (
+        f"looks like an image ({values.size} distinct values) without label; "
+        f"put its label beside it as {volume_stem(path)}_seg, or take it away."
+    )
+
+
+def _files(folder: Path, rule: ImageRule) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if rule.admits(path) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _by_case_id(
+    paths: Iterable[Path], ending: re.Pattern[str], partners: Iterable[Path]
+) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
+    """Return the file of every case id, and the files whose case id is taken, each with the one that has it.
+
+    An ending is part of the case id where a partner carries it too.
+    """
+    partner_stems = {volume_stem(path) for path in partners}
+    path_of: dict[str, Path] = {}
+    doubles = []
+    for path in paths:
+        stem = volume_stem(path)
+        first = path_of.setdefault(stem if stem in partner_stems else ending.sub("", stem), path)
+        if first != path:
+            doubles.append((path, first))
+    return path_of, doubles
+
+
+def _double_lines(doubles: Sequence[tuple[Path, Path]], root: Path) -> list[str]:
+    return [f"{_name(path, root)}: of the same case as {_name(first, root)}; keep one." for path, first in doubles]
+
+
+def _matched(image_of: dict[str, Path], label_of: dict[str, Path]) -> list[Pair]:
+    both = sorted(image_of.keys() & label_of.keys())
+    return [Pair(case_id, image_of[case_id], label_of[case_id]) for case_id in both]
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

@@ -1,0 +1,173 @@
+"""What an image consists of, one file or one for each channel, and how it is read as one array on one grid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from voxelgate.core.errors import InputError
+from voxelgate.core.geometry import Grid
+from voxelgate.images.pictures import RGB, is_picture, read_header
+from voxelgate.images.volumes import Voxels, is_volume, read_channels
+
+PICTURE_NAMES = "PNG, TIFF or JPEG"
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """What the images of a data set or a bundle are.
+
+    Args:
+        channels: what each channel is, in the order in which the network gets them.
+        is_picture: PNG, TIFF or JPEG pictures instead of volumes and DICOM.
+    """
+
+    channels: tuple[str, ...] = ("image",)
+    is_picture: bool = False
+
+    @property
+    def files(self) -> int:
+        """Return how many files an image has: one for each channel, but one for a picture in colours."""
+        return 1 if self.is_picture and self.channels == RGB else len(self.channels)
+
+    @property
+    def channels_per_file(self) -> int:
+        """Return how many channels each file holds."""
+        return len(self.channels) // self.files
+
+    def admits(self, path: Path) -> bool:
+        """Return whether a file is named like those of an image; it is not touched."""
+        return is_picture(path) if self.is_picture else is_volume(path)
+
+    def problem(self, path: Path, found: int) -> str | None:
+        """Say what is wrong with a file of an image, or return None.
+
+        Args:
+            path: of the file.
+            found: channels that were read of it.
+        """
+        if found != self.channels_per_file:
+            is_colour = "in colours (RGB)" if found > 1 else "grey"
+            wanted = "in colours (RGB)" if self.channels_per_file > 1 else "grey"
+            return f"is {is_colour}, but the images are {wanted}; convert it."
+        if is_picture(path) and read_header(path).has_palette:
+            return "holds numbers of colours (a palette), expected brightness; save it as RGB or grey values."
+        return None
+
+
+ONE_VOLUME = ImageRule()
+
+ONE_STRUCTURE = 1
+"""Highest label value of a data set with one structure."""
+
+WHITE = 255
+"""Value of what is white in a picture of 8 bits that is black and white."""
+
+
+def mask_problem(path: Path, channels: int) -> str | None:
+    """Say why a file cannot be a label map, or return None.
+
+    Args:
+        path: of the file.
+        channels: that were read of it.
+    """
+    if channels > 1:
+        return "a label map in colours, expected one number in each pixel; save it as grey values, or with a palette."
+    if is_picture(path) and read_header(path).is_lossy:
+        return "a label map as JPEG, which changes values; save it as PNG from where it was drawn."
+    return None
+
+
+def binary_as_one(labels: Voxels, highest: int) -> Voxels:
+    """Return a label map in which white means the only structure there is; others as they are.
+
+    Most programs save a mask of one structure in black and white, 0 and 255. With more structures, or with other values
+    beside these two, 255 is a value like any other.
+
+    Args:
+        labels: (i, j, k) label values.
+        highest: value that the data set declares; 1 if it has one structure.
+
+    >>> binary_as_one(np.array([0, 255, 255], np.uint8), 1)
+    array([0, 1, 1], dtype=uint8)
+    """
+    is_black_and_white = (
+        highest == ONE_STRUCTURE and labels.dtype == np.uint8 and bool(np.isin(labels, (0, WHITE)).all())
+    )
+    return labels // WHITE if is_black_and_white else labels
+
+
+class ImageOnGrid(NamedTuple):
+    """An image that was read.
+
+    Args:
+        voxels: (C, i, j, k), any real type.
+        grid: of every channel, RAS+ mm.
+    """
+
+    voxels: Voxels
+    grid: Grid
+
+
+def read_image(paths: Sequence[Path], rule: ImageRule) -> ImageOnGrid:
+    """Read the files of an image as its channels, in the order they are given.
+
+    Args:
+        paths: of its files.
+        rule: what they must be.
+
+    Raises:
+        InputError: files are missing or too many, of another kind, unreadable, on different grids, or two hold the same
+            voxels, so that one channel stands for another.
+    """
+    _refuse_other_files(paths, rule)
+    volumes = [read_channels(path) for path in paths]
+    for path, (voxels, _) in zip(paths, volumes, strict=True):
+        if (problem := rule.problem(path, len(voxels))) is not None:
+            raise InputError(f"{path.name}: {problem}")
+    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(paths, volumes, strict=True), 2):
+        if np.array_equal(voxels, others):
+            raise InputError(f"{second.name}: holds the same voxels as {first.name}; give each channel its own image.")
+    return joined(paths, volumes)
+
+
+def joined(paths: Sequence[Path], volumes: Sequence[tuple[Voxels, Grid]]) -> ImageOnGrid:
+    """Return volumes that lie on one grid as the channels of one image.
+
+    Args:
+        paths: of the files, for messages.
+        volumes: (C, i, j, k) and grid of each.
+
+    Raises:
+        InputError: they lie on different grids.
+    """
+    grid = volumes[0][1]
+    for path, (_, other) in zip(paths, volumes, strict=True):
+        if (difference := grid.difference(other)) is not None:
+            raise InputError(
+                f"{path.name}: on another grid than {paths[0].name}: {difference}; resample them to one grid."
+            )
+    return ImageOnGrid(volumes[0][0] if len(volumes) == 1 else np.concatenate([voxels for voxels, _ in volumes]), grid)
+
+
+def _refuse_other_files(paths: Sequence[Path], rule: ImageRule) -> None:
+    if len(paths) != rule.files:
+        raise InputError(_wrong_count(paths, rule))
+    for number, path in enumerate(paths):
+        if not rule.admits(path):
+            wanted = f"a picture ({PICTURE_NAMES})" if rule.is_picture else "a volume"
+            raise InputError(f"{path.name}: is no {wanted.removeprefix('a ')}, but the images are; convert it.")
+        if rule.files > 1 and not path.is_file():
+            name = rule.channels[number]
+            raise InputError(f"{path.name}: is missing, and with it channel {number} ({name}) of the image; add it.")
+
+
+def _wrong_count(paths: Sequence[Path], rule: ImageRule) -> str:
+    found = f"{len(paths)} file{'' if len(paths) == 1 else 's'} ({', '.join(path.name for path in paths)})"
+    if rule.files == 1:
+        return f"{found}, expected one; give each image as a case of its own."
+    names = ", ".join(f"CASE_{number:04d} {name}" for number, name in enumerate(rule.channels))
+    return f"{found}, expected one for each of {rule.files} channels; name them {names}, or give a manifest."

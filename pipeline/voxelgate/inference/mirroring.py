@@ -1,0 +1,145 @@
+"""Show an image to several networks, mirrored in several ways, and average what they say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+
+import torch
+
+from voxelgate.core.errors import BundleError, UsageError
+from voxelgate.inference.restoring.class_scores import ScoreKind
+from voxelgate.inference.streaming.stream import StreamingNetwork
+from voxelgate.inference.windows import is_finite
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+Slab = tuple[int, torch.Tensor]
+"""First slice, and scores (classes, i, j, k)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mirrored:
+    """An image mirrored along some spatial axes, of which only what is asked for is ever made.
+
+    Args:
+        image: (B, C, i, j, k).
+        axes: spatial axes.
+    """
+
+    image: torch.Tensor
+    axes: tuple[int, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Return (B, C, i, j, k)."""
+        return self.image.shape
+
+    def whole(self) -> torch.Tensor:
+        """Return all of it."""
+        return self.image.flip([axis + 2 for axis in self.axes]) if self.axes else self.image
+
+    def narrow(self, dim: int, start: int, length: int) -> torch.Tensor:
+        """Return some slices along a dimension that is not mirrored."""
+        return Mirrored(self.image.narrow(dim, start, length), self.axes).whole()
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """A predictor made of networks and mirrorings.
+
+    Args:
+        networks: give logits (B, classes, i, j, k) for windows (B, C, i, j, k); at least one.
+        flip_axes: spatial axes; every combination of them is mirrored.
+        side_pairs: classes to swap back after a mirroring along axis 0.
+        compute_dtype: "bfloat16" for autocast, or None.
+        channels_last: hand on windows in channels-last layout.
+        regions: labels of overlapping regions, or None for classes that exclude each other.
+
+    Raises:
+        UsageError: no network.
+    """
+
+    networks: Sequence[Network]
+    flip_axes: tuple[int, ...] = ()
+    side_pairs: tuple[tuple[int, int], ...] = ()
+    compute_dtype: str | None = None
+    channels_last: bool = True
+    regions: tuple[int, ...] | None = None
+    kind: ScoreKind = field(init=False)
+    """What comes out: logits of the only view, or average probabilities of several."""
+
+    def __post_init__(self) -> None:
+        if not self.networks:
+            raise UsageError("an empty list of networks, expected at least one.")
+        is_averaged = len(self.networks) > 1 or len(self.flip_axes) > 0
+        object.__setattr__(self, "kind", ScoreKind(are_probabilities=is_averaged, regions=self.regions))
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, classes, i, j, k) float32 of `kind`."""
+        if not self.kind.are_probabilities:
+            scores = self._run(self.networks[0], windows)
+            self.kind.check_channels(scores.shape[1])
+            return scores
+        views = self._views(windows)
+        total, count = next(views), 1
+        for probabilities in views:
+            total += probabilities
+            count += 1
+        return total.div_(count)
+
+    def stream(self, image: torch.Tensor, networks: Sequence[StreamingNetwork]) -> Iterator[Slab]:
+        """Yield scores of a whole image slab by slab, each voxel computed once by each view.
+
+        All views run side by side, so that nothing but what they hold back is kept.
+
+        Args:
+            image: (1, C, i, j, k).
+            networks: the prepared networks, all streaming along one axis that is not mirrored.
+        """
+        views = [
+            (axes, network.stream(Mirrored(image, axes))) for network, axes in product(networks, self._mirrorings())
+        ]
+        for slabs in zip(*(slabs for _, slabs in views), strict=True):
+            start = slabs[0][0]
+            if not self.kind.are_probabilities:
+                self.kind.check_channels(len(slabs[0][1]))
+                yield slabs[0]
+                continue
+            total: torch.Tensor | None = None
+            for (axes, _), (_, scores) in zip(views, slabs, strict=True):
+                probabilities = self._probabilities(scores[None], axes)
+                total = probabilities if total is None else total.add_(probabilities)
+            if total is not None:
+                yield start, total[0].div_(len(views))
+
+    def _views(self, windows: torch.Tensor) -> Iterator[torch.Tensor]:
+        for network, axes in product(self.networks, self._mirrorings()):
+            yield self._probabilities(self._run(network, Mirrored(windows, axes).whole()), axes)
+
+    def _mirrorings(self) -> list[tuple[int, ...]]:
+        return [axes for n in range(len(self.flip_axes) + 1) for axes in combinations(self.flip_axes, n)]
+
+    def _probabilities(self, scores: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+        """Return probabilities of what was mirrored along some axes, mirrored back, sides and all."""
+        scores = Mirrored(scores, axes).whole()
+        self.kind.check_channels(scores.shape[1])
+        if not is_finite(scores):
+            raise BundleError("the network gives values that are not finite; its weights are damaged or misfit.")
+        probabilities = torch.softmax(scores, dim=1) if self.regions is None else torch.sigmoid(scores)
+        return probabilities[:, self._sides_swapped(scores.shape[1])] if 0 in axes else probabilities
+
+    def _run(self, network: Network, windows: torch.Tensor) -> torch.Tensor:
+        if self.channels_last:
+            windows = windows.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype is not None):
+            scores = network(windows)
+        return scores.float()  # blended in float32
+
+    def _sides_swapped(self, classes: int) -> list[int]:
+        order = list(range(classes))
+        for low, high in self.side_pairs:
+            if max(low, high) >= classes:
+                raise UsageError(f"side_pairs name class {max(low, high)}, but the network gives {classes} classes.")
+            order[low], order[high] = order[high], order[low]
+        return order

@@ -1,0 +1,1 @@
+"""How a network is run, whether its labels are then the same, and as which file it leaves."""

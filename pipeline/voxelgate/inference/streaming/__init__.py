@@ -1,0 +1,1 @@
+"""One forward pass over a volume of any length, slab by slab, each voxel computed once."""

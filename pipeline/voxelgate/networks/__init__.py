@@ -1,0 +1,19 @@
+"""Segmentation networks: plain `torch.nn.Module`s with JSON-plain constructor arguments."""
+
+from voxelgate.networks.attention_unet import AttentionGate, AttentionUNet, GatedLogits
+from voxelgate.networks.describe import NetworkDescription, describe
+from voxelgate.networks.flat import FlatNetwork
+from voxelgate.networks.guided_attention import GuidedAttentionNet, GuidedOutput
+from voxelgate.networks.nonlocal_unet import NonLocalUNet
+
+__all__ = [
+    "AttentionGate",
+    "AttentionUNet",
+    "FlatNetwork",
+    "GatedLogits",
+    "GuidedAttentionNet",
+    "GuidedOutput",
+    "NetworkDescription",
+    "NonLocalUNet",
+    "describe",
+]

@@ -1,0 +1,1 @@
+"""Label maps of many images: one case, batches of them, and the page that shows them."""

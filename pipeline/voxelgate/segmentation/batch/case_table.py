@@ -1,0 +1,89 @@
+"""The tables of an output folder, for spreadsheets: what became of each case, and where its input lies."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from voxelgate.core.errors import OutputError
+from voxelgate.images.pictures import PIXELS_PER_ML
+from voxelgate.segmentation.batch.ledger import BETWEEN, Entry, Ledger, State
+from voxelgate.segmentation.outputs import Output, is_of_picture
+
+TABLE_NAME = "cases.csv"
+
+INPUTS_NAME = "inputs.csv"
+"""It names patients where files and folders do."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""With these a cell would be a formula in a spreadsheet (OWASP, CSV injection)."""
+
+
+def write_tables(ledger: Ledger) -> None:
+    """Write `cases.csv` and `inputs.csv` anew: sorted by case, without times, the same for the same results.
+
+    Args:
+        ledger: of the output folder.
+
+    Raises:
+        OutputError: one cannot be written; the older one stays.
+    """
+    _write(ledger.out_dir / TABLE_NAME, table_text(ledger.out_dir, ledger.entries()))
+    _write(ledger.out_dir / INPUTS_NAME, _as_csv([("case", "input"), *sorted(ledger.inputs().items())]))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
+
+
+def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
+    """Return the table as CSV (RFC 4180); sizes are in ml, or in pixels if all results are of pictures."""
+    structures = list(dict.fromkeys(name for one in entries if one.report for name in one.report.volumes_ml))
+    in_pixels = all(is_of_picture(one.report) for one in entries if one.report and one.report.volumes_ml)
+    unit = "px" if structures and in_pixels else "ml"
+    header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
+    ordered = sorted(entries, key=lambda entry: entry.case_id)
+    rows = (_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in ordered)
+    return _as_csv([[*header, "findings", "reasons"], *rows])
+
+
+def _as_csv(rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    for row in rows:
+        writer.writerow(map(_cell, row))
+    return text.getvalue()
+
+
+def _row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: bool) -> Iterable[str]:
+    report = entry.report
+    if report is None or entry.state in {State.WAITING, State.RUNNING, State.PUBLISHING}:
+        return (entry.case_id, State.WAITING)
+    volumes = (report.volumes_ml.get(name) for name in structures)
+    paths = (report.outputs.get(kind) for kind in Output)
+    return (
+        entry.case_id,
+        entry.state,
+        report.quality.verdict if entry.state is State.DONE else "",
+        *("" if volume is None else _size(volume, in_pixels=in_pixels) for volume in volumes),
+        *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
+        BETWEEN.join(report.findings),
+        BETWEEN.join(report.quality.reasons),
+    )
+
+
+def _size(volume_ml: float, *, in_pixels: bool) -> str:
+    return f"{volume_ml * PIXELS_PER_ML:.0f}" if in_pixels else f"{volume_ml:.4f}"
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

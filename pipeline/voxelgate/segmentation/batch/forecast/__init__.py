@@ -1,0 +1,1 @@
+"""How long a batch will take, and how much memory and disk."""

@@ -1,0 +1,306 @@
+"""Measure on real cases what a bundle needs: run the network on a block from their middle; do short ones whole."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.transforms import CastToTyped, Compose, Orientationd
+from torch import nn
+
+from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.core.errors import VoxelgateError
+from voxelgate.core.geometry import Grid
+from voxelgate.evaluation.review import assess, measure
+from voxelgate.inference.runtimes.choice import RuntimeChoice
+from voxelgate.inference.sliding_window import AIR_MARGIN_VOX, RestoringSlidingWindowInferer
+from voxelgate.inference.threads import in_network_thread
+from voxelgate.inference.windows import body_box, with_margin
+from voxelgate.segmentation.batch.forecast.memory_models import (
+    Shape,
+    StreamingModel,
+    WindowModel,
+    computed_vox,
+    is_streamed,
+    streaming_model,
+    window_model,
+)
+from voxelgate.segmentation.batch.forecast.needs import Measured, Written
+from voxelgate.segmentation.batch.worker import TURNS, Setup
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.outputs import Output, Result, write_results
+from voxelgate.segmentation.preview import sketch
+from voxelgate.segmentation.read import Image, read_case
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import attempt
+from voxelgate.transforms import ResampleToSpacingd
+from voxelgate.transforms.io import as_image
+
+Returned = TypeVar("Returned")
+
+LEAST_S = 0.5
+"""Time of a run of the network that says how fast it is; where a block takes less, a larger one is run."""
+
+TRIED_S = 10.0
+"""Longest time of the network in a case that is done on trial."""
+
+UNREADABLE = (VoxelgateError, OSError, RuntimeError, ValueError)
+"""What a case may raise that is damaged or too large; its report will say what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a bundle makes the network grid of a source grid.
+
+    Args:
+        is_turned: the axes of the network grid are those of RAS, not those of the file.
+        spacing_mm: of the network grid, if it is the same for all cases.
+        factors: else voxels of the network grid for each voxel of the file, along the axes of the network grid.
+        keeps_integers: integers of up to 16 bits stay what they are until they are resampled.
+    """
+
+    is_turned: bool
+    spacing_mm: tuple[float, ...] | None
+    factors: tuple[float, ...]
+    keeps_integers: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen of a case.
+
+    Args:
+        measured: what it and the bundle took.
+        scale: of the bundle.
+    """
+
+    measured: Measured
+    scale: Scale
+
+
+def sample(setup: Setup, cases: Sequence[Case]) -> list[Sample]:
+    """Measure cases in this process, which is like those that will do the work, and has done nothing yet.
+
+    Args:
+        setup: of the batch.
+        cases: what to read; a case that cannot be is left out.
+    """
+    bundle = open_bundle(setup.bundle, setup.device, is_ensemble=setup.is_ensemble)
+    base_bytes = memory_bytes("VmRSS")
+    idle_bytes = max(0, memory_bytes("VmData") - base_bytes)
+    samples = []
+    for case in cases:
+        try:
+            samples.append(_sample(case, bundle, setup, (base_bytes, idle_bytes)))
+        except UNREADABLE:
+            continue
+    return samples
+
+
+def memory_bytes(name: str) -> int:
+    """Return memory of this process: resident now (`VmRSS`) or at most (`VmHWM`), or allocated (`VmData`); Linux."""
+    rows = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(row.split()[1]) * 1024 for row in rows if row.startswith(name))
+
+
+def axes_of(grid: Grid, *, is_turned: bool) -> list[int]:
+    """Return which axis of a file becomes each axis of the network grid."""
+    towards = nib.io_orientation(grid.affine)[:, 0]
+    return [int(np.flatnonzero(towards == axis)[0]) if is_turned else axis for axis in range(3)]
+
+
+def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, int]) -> Sample:
+    scan, read_s = _timed(lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow, bundle.images))
+    whole, prepare_s = _timed(lambda: _prepared(bundle, scan))
+    scale, body = _scale(bundle, scan.grid, _shape(whole)), _body(bundle, whole)
+    side_mm, whole_vox = _window_mm(bundle.inferer, whole), _shape(whole)
+    del whole
+    choice = RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, setup.options.runtime)
+    run = in_network_thread(_run_long_enough, bundle, choice, scan, side_mm)
+    write_s = _write_s(run, scan, bundle, setup.options.outputs)
+    windows, streaming = _models(bundle, run)
+    computed = _computed(_shape(run.image), windows, streaming)
+    measured = Measured(
+        base_bytes=empty_bytes[0],
+        idle_bytes=empty_bytes[1],
+        channels=int(run.image.shape[1]),
+        classes=len(bundle.labels.names) if windows is None else windows.memory.classes,
+        body=body,
+        streaming=streaming,
+        windows=windows,
+        whole_bytes=run.grown_bytes / math.prod(_shape(run.image)),
+        network_s=run.elapsed_s / computed,
+        files_s=(read_s + prepare_s + write_s) / scan.voxels[0].size,
+        is_on_host=bundle.device.type == "cpu",
+    )
+    i, j, k = (max(1, math.ceil(n * share)) for n, share in zip(whole_vox, body, strict=True))
+    computed = _computed((i, j, k), windows, streaming)
+    if windows is not None and measured.network_s * computed <= TRIED_S:
+        measured = _tried(case, bundle, setup, measured, (scan.voxels[0].size, computed))
+    return Sample(measured, scale)
+
+
+def _computed(box: Shape, windows: WindowModel | None, streaming: StreamingModel | None) -> int:
+    """Return how many voxels the network computes of a part of its grid: each once, but for windows."""
+    return computed_vox(windows.plan(box, math.inf)) if windows is not None and streaming is None else math.prod(box)
+
+
+def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels: tuple[int, int]) -> Measured:
+    """Return what doing a case takes, with all that is asked for; what is known already if it is refused.
+
+    Args:
+        case: to do, in a folder of its own.
+        bundle: that is opened.
+        setup: of the batch.
+        measured: without this case.
+        voxels: of the source, and those that the network computes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder) / "files"
+        report: CaseReport = attempt(case, bundle, (setup.out_dir, scratch), setup.options, TURNS).report
+        if report.status is not CaseStatus.DONE:
+            return measured
+        size_of = {kind: (scratch / path.name).stat().st_size for kind, path in report.outputs.items()}
+    fixed_bytes = size_of.get(Output.PREVIEW, 0) + size_of.get(Output.SR, 0)
+    return replace(
+        measured,
+        network_s=report.seconds["network"] / voxels[1],
+        files_s=(report.seconds["read"] + report.seconds["write"]) / voxels[0],
+        written=Written((sum(size_of.values()) - fixed_bytes) / voxels[0], fixed_bytes),
+    )
+
+
+def _models(bundle: Bundle, run: "_Run") -> tuple[WindowModel | None, StreamingModel | None]:
+    """Return what windows take and, if volumes are streamed, what that takes; nothing of inferers of other kinds."""
+    if not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
+        return None, None
+    windows = window_model(bundle.inferer, bundle.network, run.image)
+    if not (isinstance(run.network, nn.Module) and is_streamed(bundle.inferer, run.network)):
+        return windows, None
+    return windows, streaming_model(bundle.inferer, bundle.network, windows.memory.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the network made of a block.
+
+    Args:
+        image: (1, C, i, j, k) on the network grid.
+        network: that ran.
+        labels: (I, J, K) on the grid of the block.
+        elapsed_s: for the inferer.
+        grown_bytes: by how much the peak of the process rose.
+    """
+
+    image: MetaTensor
+    network: object
+    labels: npt.NDArray[Any]
+    elapsed_s: float
+    grown_bytes: int
+
+
+def _run_long_enough(bundle: Bundle, choice: RuntimeChoice, scan: Image, side_mm: float) -> _Run:
+    """Run a block as large as a window, then, now that all is warm, one that takes its time."""
+    run = _run(bundle, choice, _block(scan, side_mm))
+    if run.elapsed_s > 2 * LEAST_S:
+        return run
+    larger = max(1.0, math.cbrt(LEAST_S / max(run.elapsed_s, 1e-3)))
+    return replace(_run(bundle, choice, _block(scan, side_mm * larger)), grown_bytes=run.grown_bytes)
+
+
+def _run(bundle: Bundle, choice: RuntimeChoice, block: Image) -> _Run:
+    image = _prepared(bundle, block).to(bundle.device)
+    network = choice.for_image(image).network
+    before_bytes = memory_bytes("VmRSS")
+    result, elapsed_s = _timed(lambda: bundle.inferer(image, network))
+    grown_bytes = max(0, memory_bytes("VmHWM") - before_bytes)
+    labels: npt.NDArray[Any] = result.as_tensor()[0, 0].cpu().numpy()
+    return _Run(image, network, labels, elapsed_s, grown_bytes)
+
+
+def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) -> float:
+    """Judge and write a label map of the whole case that holds a block; DICOM outputs would need a real series."""
+    chosen = [Output.NIFTI, *(kind for kind in outputs if kind is Output.PREVIEW)]
+    labels = np.zeros(scan.grid.shape, run.labels.dtype, order="F")
+    labels[_middle(labels.shape, run.labels.shape)] = run.labels
+    volumes_ml = dict.fromkeys(bundle.labels.foreground.values(), 1.0)
+    started_s = time.perf_counter()
+    result = Result(labels, scan.grid, bundle.labels, volumes_ml, None, sketch(scan.shown, scan.grid))
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(result, Case("sample", None), chosen, None, Path(folder) / "files")
+    assess(measure(labels, scan.grid, bundle.labels), bundle.labels, bundle.expected)
+    return time.perf_counter() - started_s
+
+
+def _prepared(bundle: Bundle, image: Image) -> MetaTensor:
+    """Return the image (1, C, i, j, k) on the network grid."""
+    prepared: MetaTensor = bundle.preprocessing({"image": as_image(image.voxels, image.grid)})["image"][None]
+    return prepared
+
+
+def _block(scan: Image, side_mm: float) -> Image:
+    """Return the middle of an image, a cube as far as it goes."""
+    i, j, k = (
+        min(n, max(1, math.ceil(side_mm / gap))) for n, gap in zip(scan.grid.shape, scan.grid.spacing_mm, strict=True)
+    )
+    spans = _middle(scan.grid.shape, (i, j, k))
+    affine = scan.grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [span.start for span in spans]
+    return Image(np.asfortranarray(scan.voxels[:, *spans]), Grid((i, j, k), affine), ())
+
+
+def _middle(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:
+    starts = [(n - m) // 2 for n, m in zip(shape, size, strict=True)]
+    return tuple(slice(start, start + m) for start, m in zip(starts, size, strict=True))
+
+
+def _window_mm(inferer: object, image: MetaTensor) -> float:
+    """Return the longest side of a window; of the image, where the inferer has none."""
+    window_vox = inferer.roi_size if isinstance(inferer, RestoringSlidingWindowInferer) else _shape(image)
+    return max(n * gap_mm for n, gap_mm in zip(window_vox, _grid(image).spacing_mm, strict=True))
+
+
+def _scale(bundle: Bundle, source: Grid, network_vox: Shape) -> Scale:
+    steps = bundle.preprocessing.transforms if isinstance(bundle.preprocessing, Compose) else ()
+    is_turned = any(isinstance(step, Orientationd) for step in steps)
+    spacings = [step.spacing_mm for step in steps if isinstance(step, ResampleToSpacingd)]
+    source_vox = [source.shape[axis] for axis in axes_of(source, is_turned=is_turned)]
+    factors = tuple(network / n for network, n in zip(network_vox, source_vox, strict=True))
+    keeps_integers = not (steps and isinstance(steps[0], CastToTyped))
+    return Scale(is_turned, spacings[-1] if spacings else None, factors, keeps_integers)
+
+
+def _body(bundle: Bundle, image: MetaTensor) -> tuple[float, float, float]:
+    """Return the part of the network grid along each axis that the inferer will run."""
+    size, inferer = _shape(image), bundle.inferer
+    if not isinstance(inferer, RestoringSlidingWindowInferer) or inferer.skip_below is None:
+        return 1.0, 1.0, 1.0
+    box = body_box(image.as_tensor(), inferer.skip_below)
+    if box is None:
+        return 1 / size[0], 1 / size[1], 1 / size[2]
+    if is_streamed(inferer, bundle.network):
+        box = with_margin(box, size, AIR_MARGIN_VOX, (1, 1, 1), inferer.flip_axes)
+    i, j, k = ((span.stop - span.start) / n for span, n in zip(box, size, strict=True))
+    return i, j, k
+
+
+def _grid(image: MetaTensor) -> Grid:
+    return Grid(_shape(image), image.affine.reshape(4, 4).cpu().numpy())
+
+
+def _shape(image: torch.Tensor) -> Shape:
+    return image.shape[2], image.shape[3], image.shape[4]
+
+
+def _timed(function: Callable[[], Returned]) -> tuple[Returned, float]:
+    started_s = time.perf_counter()
+    returned = function()
+    return returned, time.perf_counter() - started_s

@@ -1,0 +1,547 @@
+"""What became of every case of an output folder: a SQLite file that one run writes, and anybody reads meanwhile.
+
+Table `cases` has a row for each case: where its input lies, its state, the SHA-256 of input and bundle, options,
+attempts, worker, and the report as JSON with findings, seconds and peak memory (`json_extract(report, '$.findings')`).
+Table `outputs` has a row for each file with its SHA-256. While a run is on the file is in WAL mode, which needs a file
+system of this machine, or one that only this machine uses (https://www.sqlite.org/wal.html); afterwards it can be read
+from anywhere, by those too who may not write.
+"""
+
+import json
+import os
+import sqlite3
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import Self
+
+from voxelgate.core.errors import OutputError
+from voxelgate.segmentation.cases import HASH_DIGITS, Case
+from voxelgate.segmentation.report import CaseReport
+
+LEDGER_NAME = "ledger.sqlite"
+
+SCHEMA_VERSION = 2
+
+FROM_VERSION_1 = """
+ALTER TABLE cases ADD COLUMN input TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN hashed_names INTEGER NOT NULL DEFAULT 0
+"""
+
+LOCKED_S = 60.0
+"""How long a run waits for somebody who keeps its ledger from changing."""
+
+NAME_BYTES = 200
+"""Longest name of a result without its folder and suffix; with a hash and the longest suffix, file systems take 255."""
+
+UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what no line can show: control and formatting, ends of lines, bytes that are no text."""
+
+BETWEEN = " | "
+"""Between several things in one text."""
+
+SCHEMA = """
+CREATE TABLE cases (
+    case_id TEXT PRIMARY KEY,
+    folded TEXT NOT NULL UNIQUE,
+    identity TEXT NOT NULL UNIQUE,
+    input TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL,
+    input_sha256 TEXT NOT NULL DEFAULT '',
+    input_stamp TEXT NOT NULL DEFAULT '',
+    bundle_sha256 TEXT NOT NULL DEFAULT '',
+    options TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker TEXT NOT NULL DEFAULT '',
+    started_s REAL NOT NULL DEFAULT 0,
+    ended_s REAL NOT NULL DEFAULT 0,
+    report TEXT,
+    plan TEXT
+) STRICT;
+CREATE TABLE outputs (
+    path TEXT PRIMARY KEY,
+    case_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    stamp TEXT NOT NULL
+) STRICT;
+CREATE INDEX outputs_of_case ON outputs (case_id);
+CREATE TABLE runs (
+    started_s REAL NOT NULL,
+    ended_s REAL,
+    engine TEXT NOT NULL,
+    bundle TEXT NOT NULL,
+    hashed_names INTEGER NOT NULL
+) STRICT;
+"""
+
+ENTRY_COLUMNS = (
+    "case_id, identity, state, input_sha256, input_stamp, bundle_sha256, options, attempts, worker, started_s, ended_s"
+)
+
+
+class State(StrEnum):
+    """Where a case is; the last three are those of its report."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PUBLISHING = "publishing"
+    """Its files are finished and written down, and get their names now."""
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a result depends on.
+
+    Args:
+        input_sha256: of what the input files hold; empty if they could not be read.
+        input_stamp: by which a later change of them shows; empty if it would not.
+        bundle_sha256: fingerprint of the bundle.
+        options: as text.
+    """
+
+    input_sha256: str
+    input_stamp: str
+    bundle_sha256: str
+    options: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of `cases`.
+
+    Args:
+        case_id: as in `Case`.
+        identity: as in `Case`.
+        state: where it is.
+        versions: of the result, or of the last attempt.
+        attempts: how often it was started in the run that worked on it last.
+        worker: which worked on it last.
+        started_s: when it was started last, seconds since 1970; 0 if never.
+        ended_s: when it ended; 0 if it did not.
+        report: of the last end; None before.
+    """
+
+    case_id: str
+    identity: str
+    state: State
+    versions: Versions
+    attempts: int
+    worker: str
+    started_s: float
+    ended_s: float
+    report: CaseReport | None
+
+    def is_done_as(self, bundle_sha256: str, options: str) -> bool:
+        """Return whether it was done by a bundle with some options; its input may have changed since."""
+        return self.state is State.DONE and (self.versions.bundle_sha256, self.versions.options) == (
+            bundle_sha256,
+            options,
+        )
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a case as it was written.
+
+    Args:
+        path: relative to the output folder.
+        kind: of output.
+        sha256: of the file, hex.
+        stamp: by which a later change shows; empty if it would not.
+    """
+
+    path: Path
+    kind: str
+    sha256: str
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """What is written down before the files of a case get their names, so that any run can bring it to its end.
+
+    Args:
+        scratch: folder with the finished files, relative to the output folder.
+        files: what they will be.
+        removed: names whose files go, relative to the output folder.
+    """
+
+    scratch: Path
+    files: tuple[FileRecord, ...]
+    removed: tuple[Path, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the plan as text."""
+        files = [[str(file.path), file.kind, file.sha256] for file in self.files]
+        return json.dumps({"scratch": str(self.scratch), "files": files, "removed": list(map(str, self.removed))})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the plan that `to_json` wrote."""
+        record = json.loads(text)
+        files = tuple(FileRecord(Path(path), kind, sha256) for path, kind, sha256 in record["files"])
+        return cls(Path(record["scratch"]), files, tuple(map(Path, record["removed"])))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A row of `runs`.
+
+    Args:
+        started_s: seconds since 1970.
+        ended_s: the same; None if it goes on or was killed.
+        engine: as given.
+        bundle: name and version.
+    """
+
+    started_s: float
+    ended_s: float | None
+    engine: str
+    bundle: str
+
+
+class Ledger:
+    """The ledger of an output folder, open for the one run that holds the folder's lock.
+
+    Args:
+        out_dir: the output folder.
+
+    Raises:
+        OutputError: it cannot be written, is damaged, or was made by another version.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self.out_dir = out_dir
+        with _reworded(out_dir):
+            self._connection = sqlite3.connect(
+                out_dir / LEDGER_NAME, LOCKED_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        with self._transaction():
+            if (found := _version(self._connection, self.out_dir)) < SCHEMA_VERSION:
+                for statement in (FROM_VERSION_1 if found else SCHEMA).split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        """Close the file, and leave it without the others of WAL mode, unless somebody reads it just now."""
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            self._connection.execute("PRAGMA journal_mode = DELETE")
+        self._connection.close()
+
+    def begin_run(self, engine: str, bundle: str, *, hashed_names: bool = False) -> None:
+        """Note that a run starts, and that what an earlier one left running is not.
+
+        Raises:
+            OutputError: earlier runs named their cases in the other way.
+        """
+        with self._transaction():
+            earlier = self._connection.execute("SELECT hashed_names FROM runs LIMIT 1").fetchone()
+            if earlier is not None and earlier[0] != hashed_names:
+                raise OutputError(
+                    f"{self.out_dir}: earlier runs wrote into it with{'' if earlier[0] else 'out'} --hashed-names; do "
+                    "the same, or choose another output folder."
+                )
+            self._connection.execute(
+                "INSERT INTO runs (started_s, engine, bundle, hashed_names) VALUES (?, ?, ?, ?)",
+                (time.time(), engine, bundle, hashed_names),
+            )
+            self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
+
+    def end_run(self) -> None:
+        """Note that the run ended by itself; what it did not finish waits."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE runs SET ended_s = ? WHERE rowid = (SELECT max(rowid) FROM runs)", (time.time(),)
+            )
+            self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
+
+    def enrol(self, cases: Sequence[Case]) -> list[Case]:
+        """Give each case the id that its input has for good, and let what is not done wait.
+
+        A known input keeps its id. A new one whose id belongs to another input, or to several new ones, gets the id
+        with the start of its identity appended. Of an id that no file or text can have, the rest is taken.
+        """
+        named = [(case.identity, replace(case, case_id=_storable(case.case_id))) for case in cases]
+        wanted = Counter({identity: _folded(case.case_id) for identity, case in named}.values())
+        with self._transaction():
+            enrolled = [
+                self._enrolled(case, identity, is_shared=wanted[_folded(case.case_id)] > 1) for identity, case in named
+            ]
+            self._connection.executemany(
+                "UPDATE cases SET input = ? WHERE case_id = ?",
+                [(_place_of(case, self.out_dir), case.case_id) for case in enrolled],
+            )
+            return enrolled
+
+    def _enrolled(self, case: Case, identity: str, *, is_shared: bool) -> Case:
+        if case.supersedes:
+            self._forget(case.supersedes)
+        row = self._connection.execute("SELECT case_id FROM cases WHERE identity = ?", (identity,)).fetchone()
+        if row is not None:
+            self._connection.execute(
+                "UPDATE cases SET state = ?, attempts = 0 WHERE identity = ? AND state IN (?, ?)",
+                (State.WAITING, identity, State.REFUSED, State.FAILED),
+            )
+            return replace(case, case_id=row[0])
+        hashed = (f"{case.case_id}-{identity[:digits]}" for digits in (HASH_DIGITS, len(identity)))
+        names = hashed if is_shared else chain([case.case_id], hashed)
+        name = next(name for name in names if not self._is_taken(name))
+        self._connection.execute(
+            "INSERT INTO cases (case_id, folded, identity, state) VALUES (?, ?, ?, ?)",
+            (name, _folded(name), identity, State.WAITING),
+        )
+        return replace(case, case_id=name)
+
+    def _forget(self, identity: str) -> None:
+        """Drop the row of a study that had no image; it never has outputs."""
+        self._connection.execute("DELETE FROM cases WHERE identity = ?", (identity,))
+
+    def _is_taken(self, name: str) -> bool:
+        """Return whether an input has the id."""
+        found = self._connection.execute("SELECT 1 FROM cases WHERE folded = ?", (_folded(name),)).fetchone()
+        return found is not None
+
+    def entry(self, case_id: str) -> Entry:
+        """Return what is known of an enrolled case."""
+        with _reworded(self.out_dir):
+            return next(_entries(self._connection, self.out_dir, "WHERE case_id = ?", (case_id,)))
+
+    def entries(self) -> list[Entry]:
+        """Return what is known of every case, by id."""
+        with _reworded(self.out_dir):
+            return list(_entries(self._connection, self.out_dir))
+
+    def inputs(self) -> dict[str, str]:
+        """Return where the input of every case lies, by id, as paths from the output folder."""
+        with _reworded(self.out_dir):
+            return dict(self._connection.execute("SELECT case_id, input FROM cases ORDER BY case_id").fetchall())
+
+    def files_of(self, case_id: str) -> list[FileRecord]:
+        """Return the files that were written of a case, whether they still stand or not."""
+        with _reworded(self.out_dir):
+            return _files(self._connection, case_id)
+
+    def owner_of(self, path: Path) -> str:
+        """Return which case wrote a file, relative to the output folder; empty if none did."""
+        with _reworded(self.out_dir):
+            row = self._connection.execute("SELECT case_id FROM outputs WHERE path = ?", (str(path),)).fetchone()
+        return "" if row is None else row[0]
+
+    def start(self, case_id: str, worker: str, attempt: int) -> None:
+        """Note that a worker has a case now."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE cases SET state = ?, worker = ?, attempts = ?, started_s = ?, ended_s = 0 WHERE case_id = ?",
+                (State.RUNNING, worker, attempt, time.time(), case_id),
+            )
+
+    def wait(self, case_id: str) -> None:
+        """Note that no worker has a case any more, and that it will be tried again."""
+        with self._transaction():
+            self._connection.execute("UPDATE cases SET state = ? WHERE case_id = ?", (State.WAITING, case_id))
+
+    def plan(self, case_id: str, plan: PublishPlan, report: CaseReport, versions: Versions) -> None:
+        """Write down what will be renamed; this survives a power failure, so that the renaming may start."""
+        with self._transaction(is_durable=True):
+            self._connection.execute(
+                "UPDATE cases SET state = ?, plan = ?, report = ?, input_sha256 = ?, input_stamp = ?, "
+                "bundle_sha256 = ?, options = ? WHERE case_id = ?",
+                (State.PUBLISHING, plan.to_json(), self._to_json(report), *_columns(versions), case_id),
+            )
+
+    def open_plans(self) -> dict[str, PublishPlan]:
+        """Return the plans that an earlier run wrote down and did not bring to their end, by case id."""
+        with _reworded(self.out_dir):
+            rows = self._connection.execute("SELECT case_id, plan FROM cases WHERE state = ?", (State.PUBLISHING,))
+            return {case_id: PublishPlan.from_json(plan) for case_id, plan in rows}
+
+    def finish(self, case_id: str, plan: PublishPlan, stamps: Mapping[Path, str]) -> None:
+        """Note that a plan was carried out.
+
+        Args:
+            case_id: of the plan.
+            plan: as it was written down.
+            stamps: of its files, now that they have their names.
+        """
+        rows = [(str(one.path), case_id, one.kind, one.sha256, stamps[one.path]) for one in plan.files]
+        with self._transaction():
+            for path in plan.removed:
+                self._connection.execute("DELETE FROM outputs WHERE path = ?", (str(path),))
+            self._connection.executemany("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?)", rows)
+            self._connection.execute(
+                "UPDATE cases SET state = ?, plan = NULL, ended_s = ? WHERE case_id = ?",
+                (State.DONE, time.time(), case_id),
+            )
+
+    def end(self, report: CaseReport, versions: Versions) -> None:
+        """Note that a case ended without a result."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE cases SET state = ?, plan = NULL, report = ?, ended_s = ?, input_sha256 = ?, input_stamp = ?, "
+                "bundle_sha256 = ?, options = ? WHERE case_id = ?",
+                (State(report.status), self._to_json(report), time.time(), *_columns(versions), report.case_id),
+            )
+
+    def confirm(self, case_id: str, input_stamp: str) -> None:
+        """Note that a done case was looked at again and is what it was."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE cases SET state = ?, input_stamp = ? WHERE case_id = ?", (State.DONE, input_stamp, case_id)
+            )
+
+    def confirm_file(self, path: Path, stamp: str) -> None:
+        """Note that an output was read again and is what it was."""
+        with self._transaction():
+            self._connection.execute("UPDATE outputs SET stamp = ? WHERE path = ?", (stamp, str(path)))
+
+    def _to_json(self, report: CaseReport) -> str:
+        """Return a report with paths that stay true when the output folder is moved."""
+        outputs = {kind: path.relative_to(self.out_dir) for kind, path in report.outputs.items()}
+        return replace(report, outputs=outputs).to_json()
+
+    @contextmanager
+    def _transaction(self, *, is_durable: bool = False) -> Iterator[None]:
+        with _reworded(self.out_dir):
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk may have ended it
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
+    """Return all cases by id, and all runs in order, of an output folder; a run may go on meanwhile.
+
+    Raises:
+        OutputError: the folder has no ledger, or it cannot be read.
+    """
+    with _read_only(out_dir) as connection:
+        if not _version(connection, out_dir):  # a run has begun this moment
+            return [], []
+        runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY rowid")
+        return list(_entries(connection, out_dir)), [RunRecord(*row) for row in runs]
+
+
+def read_inputs(out_dir: Path) -> dict[str, Path]:
+    """Return where the input of every case lies, of several files the first, by id; nothing from a ledger of version 1.
+
+    Raises:
+        OutputError: the folder has no ledger, or it cannot be read.
+    """
+    with _read_only(out_dir) as connection:
+        if _version(connection, out_dir) < SCHEMA_VERSION:
+            return {}
+        rows = connection.execute("SELECT case_id, input FROM cases WHERE input != ''")
+        return {case_id: out_dir / places.partition(BETWEEN)[0] for case_id, places in rows}
+
+
+@contextmanager
+def _read_only(out_dir: Path) -> Iterator[sqlite3.Connection]:
+    """Open the ledger of a folder; all that is read is as it was at one time."""
+    path = out_dir / LEDGER_NAME
+    if not path.is_file():
+        raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
+    with _reworded(out_dir), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.execute("BEGIN")
+        yield connection
+
+
+def _version(connection: sqlite3.Connection, out_dir: Path) -> int:
+    """Return the version of a ledger, 0 of one without tables.
+
+    Raises:
+        OutputError: another program made it.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in {0, 1, SCHEMA_VERSION}:
+        raise OutputError(
+            f"{out_dir}: its ledger has version {version}, expected {SCHEMA_VERSION}; choose another folder."
+        )
+    return version
+
+
+def _entries(
+    connection: sqlite3.Connection, out_dir: Path, where: str = "ORDER BY case_id", values: Iterable[str] = ()
+) -> Iterator[Entry]:
+    rows = connection.execute(f"SELECT {ENTRY_COLUMNS}, report FROM cases {where}", tuple(values))  # noqa: S608 - no input is in it
+    for case_id, identity, state, *versions, attempts, worker, started_s, ended_s, report in rows:
+        known = _report(report, out_dir)
+        yield Entry(case_id, identity, State(state), Versions(*versions), attempts, worker, started_s, ended_s, known)
+
+
+def _report(text: str | None, out_dir: Path) -> CaseReport | None:
+    if text is None:
+        return None
+    report = CaseReport.from_json(text)
+    return replace(report, outputs={kind: out_dir / path for kind, path in report.outputs.items()})
+
+
+def _files(connection: sqlite3.Connection, case_id: str) -> list[FileRecord]:
+    rows = connection.execute("SELECT path, kind, sha256, stamp FROM outputs WHERE case_id = ?", (case_id,))
+    return [FileRecord(Path(path), kind, sha256, stamp) for path, kind, sha256, stamp in rows]
+
+
+def _folded(name: str) -> str:
+    """Return what names share that are one where a file system ignores case, or how an accent is written."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def shown(text: str) -> str:
+    """Return a text as a line can show it, and UTF-8 can hold it.
+
+    >>> shown("two" + chr(10) + "lines")
+    'two_lines'
+    """
+    if text.isprintable():
+        return text
+    return "".join("_" if unicodedata.category(char) in UNSHOWN else char for char in text)
+
+
+def _storable(name: str) -> str:
+    """Return a name that a file, the ledger and a line of text can have."""
+    folder, slash, last = shown(name).rpartition("/")
+    return f"{folder}{slash}{last.encode()[:NAME_BYTES].decode(errors='ignore')}"
+
+
+def _place_of(case: Case, out_dir: Path) -> str:
+    """Return the files of a case, or the first of its series, as paths from the output folder."""
+    places = case.channels or [file.path / file.member for file in case.input_files[:1]]
+    return shown(BETWEEN.join(Path(os.path.relpath(place, out_dir)).as_posix() for place in places))
+
+
+def _columns(versions: Versions) -> tuple[str, str, str, str]:
+    return versions.input_sha256, versions.input_stamp, versions.bundle_sha256, versions.options
+
+
+@contextmanager
+def _reworded(out_dir: Path) -> Iterator[None]:
+    """Turn what SQLite raises into one sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OutputError(
+            f"{out_dir}: its {LEDGER_NAME} cannot be used ({error}); free the disk or its rights, or restore the file."
+        ) from error

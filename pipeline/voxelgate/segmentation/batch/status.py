@@ -1,0 +1,116 @@
+"""What a run is doing now, or was doing when it ended, read from the ledger of its output folder."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from voxelgate.segmentation.batch.ledger import Entry, RunRecord, State, read_ledger
+from voxelgate.segmentation.batch.lock import is_held
+from voxelgate.segmentation.report import Verdict
+
+OPEN = (State.WAITING, State.RUNNING, State.PUBLISHING)
+BAD = (State.REFUSED, State.FAILED)
+
+
+@dataclass(frozen=True)
+class RunningCase:
+    """A case with a worker.
+
+    Args:
+        case_id: as in `Case`.
+        worker: which has it.
+        attempt: from 1.
+        elapsed_s: since it was started.
+    """
+
+    case_id: str
+    worker: str
+    attempt: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class BadCase:
+    """A case without a result.
+
+    Args:
+        case_id: as in `Case`.
+        status: refused or failed.
+        reason: why.
+    """
+
+    case_id: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of an output folder now.
+
+    Args:
+        is_running: whether a run works in it.
+        counts: of cases by state; all states, in their order. What a run was at when it was killed waits.
+        verdicts: of the cases that are done.
+        running: cases with a worker; empty if nothing runs.
+        bad: cases without a result, by id.
+        ended_per_hour: cases that the last run brought to an end; 0 before the first.
+        left_s: time for the cases that wait, at that rate; None if it is not known or nothing runs.
+    """
+
+    is_running: bool
+    counts: dict[str, int]
+    verdicts: dict[str, int]
+    running: tuple[RunningCase, ...]
+    bad: tuple[BadCase, ...]
+    ended_per_hour: float
+    left_s: float | None
+
+    def to_json(self) -> str:
+        """Return the status as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+
+def status_of(out_dir: Path) -> Status:
+    """Return what is known of an output folder; it is only read, and a run may go on meanwhile.
+
+    Raises:
+        OutputError: it has no ledger, or that cannot be read.
+    """
+    is_running = is_held(out_dir)
+    entries, runs = read_ledger(out_dir)
+    now_s = time.time()
+    states = Counter(State.WAITING if entry.state in OPEN and not is_running else entry.state for entry in entries)
+    done = [entry.report.quality.verdict for entry in entries if entry.state is State.DONE and entry.report]
+    rate = _ended_per_s(entries, runs[-1], now_s if is_running else None) if runs else 0.0
+    waiting = sum(states[state] for state in OPEN)
+    return Status(
+        is_running,
+        {state.value: states[state] for state in State},
+        {verdict.value: Counter(done)[verdict] for verdict in Verdict},
+        tuple(_running(entry, now_s) for entry in entries if entry.state is State.RUNNING and is_running),
+        tuple(_bad(entry) for entry in entries if entry.state in BAD),
+        round(3600 * rate, 1),
+        round(waiting / rate, 1) if rate and is_running else None,
+    )
+
+
+def _ended_per_s(entries: Sequence[Entry], run: RunRecord, now_s: float | None) -> float:
+    """Return how many cases a run ended in a second, up to now; one that was killed counts up to its last case.
+
+    Where somebody has set the clock back, nothing can be said, which is 0.
+    """
+    ended_s = [entry.ended_s for entry in entries if entry.ended_s >= run.started_s]
+    until_s = now_s or run.ended_s or max(ended_s, default=0.0)
+    return len(ended_s) / (until_s - run.started_s) if until_s > run.started_s else 0.0
+
+
+def _running(entry: Entry, now_s: float) -> RunningCase:
+    return RunningCase(entry.case_id, entry.worker, entry.attempts, round(now_s - entry.started_s, 1))
+
+
+def _bad(entry: Entry) -> BadCase:
+    return BadCase(entry.case_id, entry.state.value, "" if entry.report is None else " ".join(entry.report.findings))

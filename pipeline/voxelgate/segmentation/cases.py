@@ -1,0 +1,312 @@
+"""Find what there is to segment below some paths, and name each case so that no two share a file."""
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from voxelgate.core.errors import InputError
+from voxelgate.core.findings import Allow
+from voxelgate.datasets.manifest import load
+from voxelgate.dicom.choose import SeriesRule, choose
+from voxelgate.dicom.read.dicom_files import FileRef, list_files
+from voxelgate.dicom.read.series import Series, scan_files
+from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageRule
+from voxelgate.images.volumes import SUFFIXES, volume_stem
+
+CHANNEL_ENDING = re.compile(r"_(\d{4})$")
+"""What the names of files of one image differ in: the number of the channel, as in nnU-Net."""
+
+PICTURES = f"picture ({PICTURE_NAMES})"
+
+HASH_DIGITS = 8
+"""Hex digits that tell files of one name apart; two of 1000 such files share them once in 8000 runs."""
+
+HASHED_NAME_DIGITS = 16
+"""Hex digits that a hashed name has; two of a million files share them once in 37 million runs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to segment.
+
+    Args:
+        case_id: its name in reports and logs, and of its results: a relative path without a suffix. For DICOM it is
+            made of hashes, never of what the header or a folder is called.
+        image: file or series to read, of the first channel if it has several; None if there is none.
+        findings: a sentence for each thing worth knowing before it is read; without image, the reasons.
+        unusable: without image, the series of its study.
+        further_channels: files of the second channel and those that follow; some may be missing.
+        hides_names: nothing that is said of it may name its files, which are called after patients perhaps.
+    """
+
+    case_id: str
+    image: Path | Series | None
+    findings: tuple[str, ...] = ()
+    unusable: tuple[Series, ...] = ()
+    further_channels: tuple[Path, ...] = ()
+    hides_names: bool = False
+
+    @property
+    def channels(self) -> tuple[Path, ...]:
+        """Return the files of the image, most often one; none of a series."""
+        return (self.image, *self.further_channels) if isinstance(self.image, Path) else ()
+
+    @property
+    def identity(self) -> str:
+        """Return what tells its input from every other, whatever it holds now: a SHA-256, hex.
+
+        A file is its resolved path, several are theirs in the order of the channels. A series is its UID, its study and
+        its patient, wherever it lies; where its images name nobody, it is its folders too, since anonymisers give one
+        UID to several patients.
+        """
+        if isinstance(self.image, Path):
+            return _hashed(*(path.resolve() for path in self.channels))
+        if self.image is None:
+            return _study_identity(self.unusable) if self.unusable else _hashed("nothing", self.case_id)
+        return _hashed("series", self.image.series_id, self.image.study_id, *_whose((self.image,)))
+
+    @property
+    def supersedes(self) -> str:
+        """Return the identity of the case without image that its study was before the series came; empty for files."""
+        return _study_identity((self.image,)) if isinstance(self.image, Series) else ""
+
+    @property
+    def input_files(self) -> tuple[FileRef, ...]:
+        """Return every file that is named as its input; those that a header file points to are not among them."""
+        if isinstance(self.image, Path):
+            return tuple(map(FileRef, self.channels))
+        series = self.unusable if self.image is None else (self.image,)
+        return tuple(sorted({file for one in series for file in one.files}))
+
+    def redacted(self, text: str) -> str:
+        """Return what is said of the case without the names of its files, if they are to be hidden."""
+        if not self.hides_names:
+            return text
+        places = {place for path in self.channels for place in (path, path.resolve())}
+        folders = {place.parent for place in places if place.parent.name}  # a library may name another file there
+        names = {path.name for path in self.channels}.union(map(str, places | folders))
+        for name in sorted(names, key=len, reverse=True):  # a path before the name it ends in
+            text = text.replace(name, self.case_id)
+        return text
+
+    @property
+    def files(self) -> list[str]:
+        """Return the files of the image, for MONAI's `LoadImage`.
+
+        Raises:
+            InputError: there is no image, or its files are inside an archive.
+        """
+        if self.image is None:
+            raise InputError(f"{self.case_id}: {' '.join(self.findings)}")
+        if isinstance(self.image, Path):
+            return [str(path) for path in self.channels]
+        if any(header.file.member for header in self.image.headers):
+            raise InputError(f"{self.case_id}: lies in an archive, which MONAI cannot open; unpack it first.")
+        return [str(header.file.path) for header in self.image.headers]
+
+
+def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
+    inputs: Sequence[Path],
+    *,
+    rule: SeriesRule | None = None,
+    images: ImageRule = ONE_VOLUME,
+    data_root: Path | None = None,
+    allow: Iterable[Allow] = (),
+    out_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Case]:
+    """List what there is to segment in files, folders and manifests: images, and one DICOM series of each study.
+
+    An image of several channels is the files of one folder whose names differ in `_0000`, `_0001`, ... at their end, as
+    in nnU-Net, or a case of a manifest. Where pictures are looked for, nothing else is, and the other way round.
+
+    A folder is searched with all its sub-folders. Volume files keep them in their case id; hidden files are passed
+    over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their resolved
+    path, so that two patients' `ct.nii.gz` never overwrite each other. DICOM files of all inputs are taken together, so
+    that a series in two folders is one. A study without a series that can be used is a case without image.
+
+    Args:
+        inputs: files, folders, zips, DICOMDIRs, and manifests (`.json`), whose cases are all taken.
+        rule: which series of a study to take; without a rule the one with the thinnest slices.
+        images: what an image consists of.
+        data_root: folder that the paths of manifests start from; their own folder if None.
+        allow: faults of DICOM series that will be mended instead of refused.
+        out_dir: folder that is passed over, so that results are not taken for images.
+        progress: called with the number of DICOM files that were looked at and of all.
+
+    Raises:
+        InputError: an input does not exist, is no readable volume, or holds none; a manifest whose channels are others.
+    """
+    manifests = [given for given in inputs if is_manifest(given)]
+    others = [given for given in inputs if given not in manifests]
+    listings = [list_input(given, out_dir, images) for given in others]
+    dicom_files = dict.fromkeys(file for listing in listings for file in listing.others if not images.is_picture)
+    found = scan_files(list(dicom_files), allow=allow, progress=progress)
+    used = {file for series in found for file in series.files}
+    for given, listing in zip(others, listings, strict=True):
+        if not listing.volumes and used.isdisjoint(listing.others):
+            wanted = f"volume ({', '.join(SUFFIXES)}) and no DICOM image"
+            raise InputError(f"{given.name}: holds no {PICTURES if images.is_picture else wanted}; check the path.")
+    named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
+    return with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
+
+
+class Listing(NamedTuple):
+    """The files of an input: images with their path relative to it, and all others, which may be DICOM."""
+
+    volumes: list[tuple[Path, Path]]
+    others: list[FileRef]
+
+
+def list_input(given: Path, out_dir: Path | None = None, images: ImageRule = ONE_VOLUME) -> Listing:
+    """List the files of an input; those below `out_dir` are passed over.
+
+    Raises:
+        InputError: as for `list_files`.
+    """
+    skipped = None if out_dir is None else out_dir.resolve()
+    if skipped is not None and given.is_dir() and skipped == given.resolve():
+        raise InputError(
+            f"{given.name}: is the folder of the results too, which would be taken for images; choose another."
+        )
+    is_within = skipped is not None and given.resolve() in skipped.parents
+    files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
+    start = given if given.is_dir() else given.parent
+    volumes = [(file.path, file.path.relative_to(start)) for file in files if images.admits(file.path)]
+    return Listing(volumes, [file for file in files if not images.admits(file.path)])
+
+
+def image_cases(listings: Iterable[Listing], images: ImageRule = ONE_VOLUME) -> list[Case]:
+    """Return a case for each image; files that are named twice count once."""
+    places: dict[Path, tuple[Path, Path]] = {}
+    for path, relative in (pair for listing in listings for pair in listing.volumes):
+        places.setdefault(path.resolve(), (path, relative))
+    if images.files == 1:
+        return [Case((relative.parent / volume_stem(relative)).as_posix(), path) for path, relative in places.values()]
+    groups: dict[tuple[Path, str], dict[Path, Path]] = defaultdict(dict)
+    for path, relative in places.values():  # a link counts where it lies
+        groups[path.parent.resolve(), CHANNEL_ENDING.sub("", volume_stem(path))][path] = relative
+    return [_channel_case(name, group, images) for (_, name), group in groups.items()]
+
+
+def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageRule) -> Case:
+    """Return the case of some files of one name; those that are missing stand in it too, by the name they would have.
+
+    A file without a number, or with one that is too high or there twice, makes more files than channels.
+    """
+    some = next(iter(relative_of))
+    stem = volume_stem(some)
+    names = [f"{name}_{number:04d}" for number in range(images.files)]
+    found = {volume_stem(path) for path in relative_of}
+    missing = [some.with_name(f"{one}{some.name[len(stem) :]}") for one in names if one not in found]
+    wanted = missing if found & set(names) else []
+    first, *further = sorted([*relative_of, *wanted], key=lambda path: path.name)
+    return Case((relative_of[some].parent / name).as_posix(), first, further_channels=tuple(further))
+
+
+def is_manifest(given: Path) -> bool:
+    """Return whether an input is named like a manifest."""
+    return given.suffix.lower() == ".json"
+
+
+def manifest_cases(path: Path, images: ImageRule, data_root: Path | None = None) -> list[Case]:
+    """Return a case for each image of a manifest, those for training and those for testing.
+
+    Raises:
+        ManifestError: it cannot be used.
+        InputError: its images are not those of the rule; in channels the order counts.
+    """
+    manifest = load(path, data_root)
+    if manifest.images.is_picture != images.is_picture or not _same_channels(manifest.images, images):
+        raise InputError(
+            f"{path.name}: its images have the channels {', '.join(manifest.images.channels)}, but "
+            f"{wanted(images)}; use a manifest whose channels have these names in this order."
+        )
+    return [Case(case.case_id, case.image, further_channels=case.further_channels) for case in manifest.all_cases]
+
+
+def wanted(images: ImageRule) -> str:
+    """Return a sentence on what images a bundle takes, without its end."""
+    kind = "pictures" if images.is_picture else "images"
+    return f"the bundle takes {kind} of {len(images.channels)} ({', '.join(images.channels)})"
+
+
+def _same_channels(found: ImageRule, wanted: ImageRule) -> bool:
+    """Return whether channels have the same names in the same order; a single one may be called anything."""
+    return found.channels == wanted.channels or len(found.channels) == len(wanted.channels) == 1
+
+
+def with_own_ids(found: Sequence[Case]) -> list[Case]:
+    """Return each case once, with an id of its own: those that would share one all get a hash of their place."""
+    cases = list({case.identity: case for case in reversed(found)}.values())[::-1]
+    uses = Counter(case.case_id.casefold() for case in cases)  # one file where a file system ignores case
+    return [case if uses[case.case_id.casefold()] == 1 else replace(case, case_id=with_hash(case)) for case in cases]
+
+
+def with_hash(case: Case, digits: int = HASH_DIGITS) -> str:
+    """Return the case's id with the start of its identity appended, for where another input has the id."""
+    return f"{case.case_id}-{case.identity[:digits]}"
+
+
+def with_hashed_name(case: Case) -> Case:
+    """Return the case of some files under a name that says nothing of theirs; a series has none of its files anyway."""
+    if not case.channels:
+        return case
+    return replace(case, case_id=f"case-{case.identity[:HASHED_NAME_DIGITS]}", hides_names=True)
+
+
+def _hashed(*facts: Path | str) -> str:
+    return hashlib.sha256(b"\0".join(map(os.fsencode, facts))).hexdigest()
+
+
+def _study_identity(study: Sequence[Series]) -> str:
+    return _hashed("study", study[0].study_id, *_whose(study))
+
+
+def _whose(study: Sequence[Series]) -> list[str]:
+    """Return the hashed patients of some series, or where nobody is named, their folders."""
+    patients = {header.patient for series in study for header in series.headers}
+    if any(map(any, patients)):
+        return sorted(map(str, patients))
+    folders = {file.folder for series in study for file in series.files}
+    return sorted(f"{path.resolve()}\0{member}" for path, member in folders)
+
+
+def study_cases(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
+    """Return a case for each study of some series: the one that fits the rule best, or none with the reasons."""
+    cases = []
+    for study in _studies(found):
+        taken, reasons = choose(study, rule)
+        others = tuple(f"{name} was not taken: {reason}" for name, reason in reasons.items())
+        if taken is None:
+            cases.append(Case(_name_of(study, found), None, others, tuple(study)))
+        else:
+            cases.append(Case(taken.series_id, taken, others))
+    return cases
+
+
+def _studies(found: Sequence[Series]) -> list[list[Series]]:
+    """Return the series of each study of each patient: UIDs that an anonymiser emptied or shared join nobody."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for series in found:
+        patients[series.study_id] |= series.patient_ids
+    studies: dict[tuple[str, ...], list[Series]] = defaultdict(list)
+    for series in found:
+        known = sorted(series.patient_ids or patients[series.study_id])
+        names = known if series.patient_ids or len(known) == 1 else ()
+        place = (series.study_id, "") if series.has_study else (series.frame_of_reference_uid, "without study")
+        is_told = series.has_study or names or series.frame_of_reference_uid
+        studies[(*place, *names) if is_told else (series.series_id,)].append(series)
+    return list(studies.values())
+
+
+def _name_of(study: Sequence[Series], found: Sequence[Series]) -> str:
+    """Return what to call a study of which nothing can be used; its own id if no other patient shares it."""
+    first = study[0]
+    is_shared = any(series.study_id == first.study_id for series in found if series not in study)
+    return f"study-{first.study_id}" if first.study_id and not is_shared else first.series_id

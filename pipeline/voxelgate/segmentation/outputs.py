@@ -1,0 +1,288 @@
+"""The files that a segmented case leaves: label map, DICOM SEG, RTSTRUCT and SR, attention maps, and pictures."""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.read.series import Series
+from voxelgate.dicom.write.rtstruct import write_rtstruct
+from voxelgate.dicom.write.seg import write_seg
+from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, check_text, sync
+from voxelgate.dicom.write.sources import SourceSeries, source_of
+from voxelgate.dicom.write.sr import write_sr
+from voxelgate.images.pictures import is_picture, label_suffix
+from voxelgate.images.volumes import write_label_map
+from voxelgate.inference.attention.map_files import write_attention_map
+from voxelgate.inference.attention.maps import GateMap, on_grid
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.preview import Sketch, write_preview
+from voxelgate.segmentation.report import CaseReport
+
+
+class Output(StrEnum):
+    """Kinds of files that can be written of a case."""
+
+    NIFTI = "nifti"
+    """The label map, of a picture as PNG or TIFF."""
+    SEG = "seg"
+    RTSTRUCT = "rtstruct"
+    SR = "sr"
+    PREVIEW = "preview"
+    """Small pictures of image and labels, for the report page."""
+
+
+SUFFIX_OF = {
+    Output.NIFTI: ".nii.gz",
+    Output.SEG: ".seg.dcm",
+    Output.RTSTRUCT: ".rtstruct.dcm",
+    Output.SR: ".sr.dcm",
+    Output.PREVIEW: ".webp",
+}
+DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
+"""What can only be made of DICOM, and not where nothing was found."""
+
+ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
+"""How the map of a gate is called."""
+
+PREVIEW_FOLDER = "previews"
+"""Where the previews lie, so that they do not stand among the results."""
+
+SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", ".partial"
+"""Names of the folders in which files are finished before they get their names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was found in a case.
+
+    Args:
+        labels: (I, J, K) on the grid of the image.
+        grid: RAS+ mm.
+        table: what the labels mean.
+        volumes_ml: of each structure.
+        algorithm: what made the labels; None if there are no DICOM outputs, which name it.
+        sketch: of the image; None if there are no previews.
+        gates: whose attention maps are written.
+    """
+
+    labels: npt.NDArray[Any]
+    grid: Grid
+    table: LabelTable
+    volumes_ml: Mapping[str, float]
+    algorithm: Algorithm | None
+    sketch: Sketch | None = None
+    gates: Sequence[GateMap] = ()
+
+
+def output_paths(
+    case: Case, out_dir: Path, outputs: Sequence[Output], attention: Sequence[int] = ()
+) -> dict[str, Path]:
+    """Return where each file of a case goes, by its kind: an `Output`, or `attention-LEVEL` for the map of a gate."""
+    folders = {kind: out_dir / PREVIEW_FOLDER if kind is Output.PREVIEW else out_dir for kind in outputs}
+    suffix_of = SUFFIX_OF | {Output.NIFTI: _label_map_suffix(case)}
+    paths: dict[str, Path] = {kind: folder / f"{case.case_id}{suffix_of[kind]}" for kind, folder in folders.items()}
+    return paths | {map_kind(level): out_dir / f"{case.case_id}.{map_kind(level)}.nii.gz" for level in attention}
+
+
+def _label_map_suffix(case: Case) -> str:
+    if isinstance(case.image, Path) and is_picture(case.image):
+        return label_suffix(case.image)
+    return SUFFIX_OF[Output.NIFTI]
+
+
+def is_of_picture(report: CaseReport) -> bool:
+    """Return whether a finished case is a picture, whose sizes are told in pixels."""
+    path = report.outputs.get(Output.NIFTI)
+    return path is not None and is_picture(path)
+
+
+def is_attention_map(path: Path) -> bool:
+    """Return whether a file is called like the map of a gate, which lies among label maps and is none."""
+    return ATTENTION_MAP.search(path.name) is not None
+
+
+def map_kind(level: int) -> str:
+    """Return the kind of the output that is the map of a gate."""
+    return f"attention-{level}"
+
+
+def new_scratch(out_dir: Path) -> Path:
+    """Return a name, used by nobody, for the folder in which the files of a case are finished."""
+    return out_dir / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{SCRATCH_SUFFIX}"
+
+
+def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> SourceSeries | None:
+    """Refuse before the network runs what could not be written after it.
+
+    Returns:
+        The source of DICOM outputs, or None if there are none.
+
+    Raises:
+        OutputError: a DICOM output is asked of what is not DICOM, its source lacks what DICOM demands, or a label has
+            no code or a name that is unfit for DICOM.
+    """
+    if not DICOM_OUTPUTS & set(outputs) or case.image is None:
+        return None
+    if not isinstance(case.image, Series):
+        asked = ", ".join(sorted(DICOM_OUTPUTS & set(outputs)))
+        raise OutputError(
+            f"{case.case_id}: {asked} can only be written for a DICOM series, but this is another file; ask for nifti."
+        )
+    for value, name in table.foreground.items():
+        check_text(name, "a label name")
+        if Output.SEG in outputs:
+            table.coding(value)
+    return source_of(case.image)
+
+
+def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse names that are taken.
+
+    Raises:
+        OutputError: a file has one of the names and may not be replaced, or a folder has.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
+
+
+def write_results(
+    result: Result, case: Case, outputs: Sequence[Output], source: SourceSeries | None, scratch: Path
+) -> dict[str, Path]:
+    """Finish the files of a case in a folder of their own, each re-read and compared; `publish` gives them their names.
+
+    Where nothing was found there is no DICOM object to write.
+
+    Args:
+        result: what was found.
+        case: what it was found in.
+        outputs: what to write.
+        source: from `check_outputs`.
+        scratch: folder to make, on the file system of the output folder.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        OutputError: one of them could not be written or read back differently.
+    """
+    is_empty = not any(result.volumes_ml.values())
+    wanted = [kind for kind in outputs if not is_empty or kind not in DICOM_OUTPUTS]
+    names = output_paths(case, scratch, wanted, [gate.level for gate in result.gates])
+    staged = {kind: scratch / path.name for kind, path in names.items()}
+    make_folder(scratch)
+    try:
+        _write(result, case, staged, source)
+        sync(scratch)
+    except OSError as error:
+        raise _unwritable(case.case_id, error) from error
+    return staged
+
+
+def publish(moves: Mapping[Path, Path], removed: Iterable[Path], older: Path) -> None:
+    """Give finished files their names, all of them or none: after a fault each name has again what it had.
+
+    Args:
+        moves: the finished file for each name; folders are made, what stands there is replaced.
+        removed: names whose files go, such as DICOM objects that the new label map would contradict.
+        older: folder to make, for what stood there; on the file system of the names.
+
+    Raises:
+        OutputError: a name cannot be given.
+    """
+    names = [*moves, *removed]
+    try:
+        older.mkdir(parents=True)
+        for folder in {path.parent for path in moves}:
+            make_folder(folder)
+        try:
+            for number, path in enumerate(names):
+                if path.exists():
+                    _keep(path, older / str(number))
+                if path in moves:
+                    moves[path].replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except BaseException:
+            _put_back(moves, names, older)
+            raise
+        for folder in {path.parent for path in names if path.parent.is_dir()}:
+            sync(folder)
+    except OSError as error:
+        raise _unwritable(next(iter(names)).name, error) from error
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse an output folder that is a file, before anything is worked out for it.
+
+    Raises:
+        OutputError: it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, not a folder; choose another output folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output folder.") from error
+
+
+def _unwritable(name: str, error: OSError) -> OutputError:
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"{name}: its files cannot be written ({reason}); free the disk or its rights.")
+
+
+def _write(result: Result, case: Case, paths: Mapping[str, Path], source: SourceSeries | None) -> None:
+    like = case.image if isinstance(case.image, Path) else None
+    if Output.NIFTI in paths:
+        write_label_map(paths[Output.NIFTI], result.labels, result.grid, like=like)
+    for gate in result.gates:
+        write_attention_map(paths[map_kind(gate.level)], gate, result.grid, like=like)
+    if Output.PREVIEW in paths and result.sketch is not None:
+        attention = {gate.level: on_grid(gate, result.sketch.lattice.grid) for gate in result.gates}
+        write_preview(paths[Output.PREVIEW], result.sketch, result.labels, result.table, attention)
+    if source is None or result.algorithm is None or not DICOM_OUTPUTS & paths.keys():
+        return
+    segmented = SegmentedSeries(result.labels, result.grid, result.table, source, result.algorithm)
+    if Output.RTSTRUCT in paths:
+        write_rtstruct(paths[Output.RTSTRUCT], segmented)
+    if Output.SEG in paths:
+        seg = write_seg(paths[Output.SEG], segmented)
+        if Output.SR in paths:
+            write_sr(paths[Output.SR], segmented, seg)
+
+
+def _put_back(moves: Mapping[Path, Path], names: Sequence[Path], older: Path) -> None:
+    for number, path in enumerate(names):
+        if (older / str(number)).exists():
+            (older / str(number)).replace(path)
+        elif path in moves and not moves[path].exists():
+            path.unlink(missing_ok=True)
+
+
+def _keep(path: Path, spare: Path) -> None:
+    """Give a file a second name, or where the file system knows none, a copy."""
+    try:
+        os.link(path, spare)
+    except OSError:
+        shutil.copy2(path, spare)

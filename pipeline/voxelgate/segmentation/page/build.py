@@ -1,0 +1,191 @@
+"""Build the report of an output folder: read the ledger, embed the previews, write one page."""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from voxelgate.core.errors import InputError, OutputError
+from voxelgate.segmentation.batch.ledger import Entry, RunRecord, read_inputs, read_ledger
+from voxelgate.segmentation.page.reference import Truth, compared, references_of
+from voxelgate.segmentation.page.rows import PREVIEW_KIND, RunFacts, case_rows, link, outcome
+from voxelgate.segmentation.preview import read_preview
+from voxelgate.segmentation.report import CaseReport, Verdict
+
+REPORT_NAME = "report.html"
+
+SCRIPTS = ("dom", "facts", "plots", "planes", "case", "list", "main")
+"""Files of `js/`, in the order in which they make one script."""
+
+EMBEDDED_BYTES = 120_000_000
+"""Previews, as text, that a page holds at most; browsers open larger ones slowly."""
+
+
+def build(
+    out_dir: Path,
+    reference: Path | None = None,
+    *,
+    data_root: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write `report.html` into an output folder, from its ledger and previews; an older one is replaced.
+
+    A run may go on meanwhile; the page then shows what has ended.
+
+    Args:
+        out_dir: that `voxelgate segment` wrote into.
+        reference: manifest or folder with true labels, shown beside those that were found; see `references_of`.
+        data_root: folder that the manifest's paths start from, if not its own.
+        progress: called with the number of cases compared with their true labels and the number of all.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: no ledger, or the page cannot be written.
+        UsageError: true labels were given, but of no case.
+        InputError: true labels cannot be read, or do not fit the result.
+        ManifestError: the manifest cannot be used.
+    """
+    entries, runs = read_ledger(out_dir)
+    facts = run_facts(out_dir, entries, runs)
+    if reference is not None:
+        paths = references_of(facts.cases, out_dir, reference, data_root, read_inputs(out_dir))
+        facts = replace(facts, truths=compared(facts.cases, paths, progress))
+    return write_report(facts)
+
+
+def run_facts(out_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord]) -> RunFacts:
+    """Return what a ledger says of all runs on a folder."""
+    cases = [entry.report for entry in entries if entry.report is not None]
+    last_s = max((entry.ended_s for entry in entries), default=0.0)
+    busy_s = sum(max(0.0, (run.ended_s or last_s) - run.started_s) for run in runs)
+    started = _for_people(runs[0].started_s) if runs else ""
+    ended = _for_people(last_s) if last_s else ""
+    return RunFacts(cases, out_dir, len(entries) - len(cases), started, ended, busy_s)
+
+
+def write_report(facts: RunFacts) -> Path:
+    """Write the page under a temporary name, then rename it.
+
+    Args:
+        facts: of the run; outputs lie below its `out_dir`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = facts.out_dir / REPORT_NAME
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(_page(facts))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
+    return path
+
+
+def embedded_cases(facts: RunFacts, limit: int = EMBEDDED_BYTES) -> set[str]:
+    """Return the ids of the cases whose previews the page holds: as many as fit, those that need a look first."""
+    needs_look = {str(Verdict.REFUSE): 0, str(Verdict.REVIEW): 1}
+    chosen, total = set(), 0
+    for case in sorted(facts.cases, key=lambda case: needs_look.get(outcome(case), 2)):
+        path = case.outputs.get(PREVIEW_KIND)
+        if path is None or not path.is_file():
+            continue
+        total += path.stat().st_size * 4 // 3
+        if total > limit:
+            break
+        chosen.add(case.case_id)
+    return chosen
+
+
+def _page(facts: RunFacts) -> Iterator[str]:
+    """Yield the page piece by piece; one preview at a time is in memory."""
+    environment = Environment(
+        loader=PackageLoader("voxelgate.segmentation.page", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": _duration}
+    folder = files("voxelgate.segmentation.page")
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    parts = [(folder / "js" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    script = "\n".join(['"use strict";', "{", *parts, "}"])
+    embedded = embedded_cases(facts)
+    rows = case_rows(facts)
+    for row, case in zip(rows, facts.cases, strict=True):
+        path = case.outputs.get(PREVIEW_KIND)
+        row["preview"] = "embedded" if case.case_id in embedded else None if path is None else link(path, facts.out_dir)
+    yield from environment.get_template("page.html.j2").generate(
+        facts=facts,
+        rows=rows,
+        previews=_previews(facts.cases, embedded, facts.truths),
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        version=version("voxelgate"),
+    )
+
+
+def _previews(
+    cases: Sequence[CaseReport], embedded: set[str], truths: Mapping[str, Truth]
+) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Yield the number of each case whose preview is embedded and can be read, and the preview as JSON values."""
+    for number, case in enumerate(cases):
+        if case.case_id not in embedded:
+            continue
+        path = case.outputs[PREVIEW_KIND]
+        try:
+            preview = read_preview(path)
+        except InputError:
+            continue  # the page says of a case without one that it cannot be shown
+        truth = truths.get(case.case_id)
+        yield (
+            number,
+            {
+                "layout": json.loads(preview.layout),
+                "image": _base64(preview.image),
+                "labels": _base64(preview.labels),
+                "truth": None if truth is None or truth.labels is None else _base64(truth.labels),
+                "attention": [_base64(one) for one in preview.attention],
+            },
+        )
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _hash(text: str) -> str:
+    """Return what a content security policy calls a text."""
+    return f"sha256-{_base64(hashlib.sha256(text.encode()).digest())}"
+
+
+def _for_people(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _duration(elapsed_s: float) -> str:
+    """Say a time as a person would."""
+    if elapsed_s < 60:
+        return f"{elapsed_s:.2g} s" if elapsed_s < 10 else f"{elapsed_s:.0f} s"
+    hours, minutes = divmod(round(elapsed_s / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

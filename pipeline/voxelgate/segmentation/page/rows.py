@@ -1,0 +1,158 @@
+"""What the report says of a run, in plain values that go into the page as JSON."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from voxelgate.evaluation.scores import LabelScores
+from voxelgate.images.pictures import PIXELS_PER_ML
+from voxelgate.segmentation.outputs import is_of_picture
+from voxelgate.segmentation.page.reference import Truth
+from voxelgate.segmentation.report import CaseReport, CaseStatus, Verdict
+
+PREVIEW_KIND = "preview"
+"""Key of the preview among a case's outputs; it is shown in the page, and not linked."""
+
+SHOWN_DIGITS = 12
+"""Hex digits of a bundle's fingerprint that are shown."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a page says of the run as a whole.
+
+    Args:
+        cases: all reports, in the order of the table.
+        out_dir: folder that the outputs lie in, and the page.
+        unfinished: cases that still wait or run.
+        started: when the first run started, for people.
+        ended: when the last case ended, for people.
+        busy_s: how long runs were on, pauses between them aside; 0 if unknown.
+        truths: what true labels say, by case id; empty where nobody gave any.
+    """
+
+    cases: Sequence[CaseReport]
+    out_dir: Path
+    unfinished: int = 0
+    started: str = ""
+    ended: str = ""
+    busy_s: float = 0.0
+    truths: Mapping[str, Truth] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many cases have each outcome: the verdicts of what is done, and the other states."""
+        outcomes = [outcome(case) for case in self.cases]
+        names = [*Verdict, *(status for status in CaseStatus if status is not CaseStatus.DONE)]
+        return {key_of(name): outcomes.count(key_of(name)) for name in names} | {"unfinished": self.unfinished}
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Return how many cases ended in each state."""
+        return {str(status): sum(case.status is status for case in self.cases) for status in CaseStatus}
+
+    @property
+    def cases_an_hour(self) -> float | None:
+        """Return how many cases ended in an hour, or None if nobody knows."""
+        return 3600 * len(self.cases) / self.busy_s if self.busy_s > 0 and self.cases else None
+
+    @property
+    def median_seconds(self) -> dict[str, float]:
+        """Return the median time of each stage of the cases that are done."""
+        done = [case.seconds for case in self.cases if case.status is CaseStatus.DONE]
+        stages = dict.fromkeys(stage for seconds in done for stage in seconds)
+        return {stage: statistics.median(one[stage] for one in done if stage in one) for stage in stages}
+
+    @property
+    def in_pixels(self) -> bool:
+        """Return whether all that is measured are pictures, whose sizes are told in pixels."""
+        measured = [case for case in self.cases if case.volumes_ml]
+        return bool(measured) and all(map(is_of_picture, measured))
+
+    @property
+    def mean_dice(self) -> dict[str, float]:
+        """Return the mean Dice of each structure over the cases with true labels, where it is defined."""
+        found: dict[str, list[float]] = {}
+        for truth in self.truths.values():
+            for one in truth.scores:
+                found.setdefault(one.label, []).extend([one.dice] if math.isfinite(one.dice) else [])
+        return {name: statistics.mean(values) for name, values in found.items() if values}
+
+    @property
+    def overall_dice(self) -> float | None:
+        """Return the mean of the means, each structure weighing the same, as `voxelgate evaluate` gives it."""
+        return statistics.mean(self.mean_dice.values()) if self.mean_dice else None
+
+    @property
+    def structures(self) -> list[str]:
+        """Return the names of all structures, in the order of the first case that has them."""
+        return list(dict.fromkeys(name for case in self.cases for name in case.volumes_ml))
+
+    @property
+    def software(self) -> list[dict[str, str]]:
+        """Return each set of bundle and software versions that cases were made with, in order of appearance."""
+        seen = dict.fromkeys(tuple(_software(case).items()) for case in self.cases)
+        return [dict(versions) for versions in seen]
+
+
+def outcome(case: CaseReport) -> str:
+    """Return the one word by which the page sorts a case."""
+    return key_of(case.quality.verdict if case.status is CaseStatus.DONE else case.status)
+
+
+def key_of(name: Verdict | CaseStatus) -> str:
+    """Return the word of a verdict or state; a refused input is told from a refused result."""
+    return "input-refused" if name is CaseStatus.REFUSED else str(name)
+
+
+def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    """Return what the page says of each case, as JSON values."""
+    structures, software = facts.structures, facts.software
+    size = PIXELS_PER_ML if facts.in_pixels else 1
+    return [
+        {
+            "id": case.case_id,
+            "status": case.status,
+            "outcome": outcome(case),
+            "reasons": list(case.quality.reasons if case.status is CaseStatus.DONE else case.findings),
+            "findings": list(case.findings if case.status is CaseStatus.DONE else ()),
+            "volumes": [None if (ml := case.volumes_ml.get(name)) is None else size * ml for name in structures],
+            "seconds": dict(case.seconds),
+            "peak_mib": round(case.peak_mib),
+            "gates": [str(gate) for gate in case.attention],
+            "truth": None if (truth := facts.truths.get(case.case_id)) is None else _truth_row(truth, structures),
+            "software": software.index(_software(case)),
+            "links": [[kind, link(path, facts.out_dir)] for kind, path in case.outputs.items() if kind != PREVIEW_KIND],
+        }
+        for case in facts.cases
+    ]
+
+
+def link(path: Path, out_dir: Path) -> str:
+    """Return a relative link to an output; what a case is called can then neither be a scheme nor leave the folder."""
+    return "./" + quote(path.relative_to(out_dir).as_posix())
+
+
+def _truth_row(truth: Truth, structures: Sequence[str]) -> dict[str, Any]:
+    of_label = {one.label: one for one in truth.scores}
+    defined = [one.dice for one in truth.scores if math.isfinite(one.dice)]
+    return {
+        "dice": statistics.mean(defined) if defined else None,
+        "scores": [None if (one := of_label.get(name)) is None else _score_row(one) for name in structures],
+        "gates": [str(gate) for gate in truth.gates],
+    }
+
+
+def _score_row(one: LabelScores) -> dict[str, Any]:
+    """Return what is shown of a structure; what is undefined is None, for JSON knows no NaN."""
+    return {
+        name: value if math.isfinite(value) else None for name, value in (("dice", one.dice), ("hd95", one.hd95_mm))
+    }
+
+
+def _software(case: CaseReport) -> dict[str, str]:
+    return {**case.versions, "fingerprint": case.bundle_sha256[:SHOWN_DIGITS]}

@@ -1,0 +1,189 @@
+"""Make the preview of a case: the slices that are shown, the labels and the attention of their pixels.
+
+The true labels of a case are cut in the same way later, where there are any.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.segmentation.preview.cells import Lattice, Sketch, Weights, lattice
+from voxelgate.segmentation.preview.file import write_file
+from voxelgate.segmentation.preview.slices import (
+    PLANES,
+    Place,
+    Plane,
+    Shown,
+    chosen_cells,
+    places_of,
+    shown_box,
+    start_of,
+)
+
+Floats = npt.NDArray[np.float32]
+Chosen = Mapping[Plane, Sequence[int]]
+
+
+def write_preview(
+    path: Path,
+    sketch: Sketch,
+    labels: npt.NDArray[Any],
+    table: LabelTable,
+    attention: Mapping[int, Floats] | None = None,
+) -> None:
+    """Write the preview of a case under a temporary name, then rename it; equal input gives equal bytes.
+
+    The slices of a plane lie below each other, evenly spread over the labels' extent and a margin, moved so that each
+    structure is cut where it is widest. A structure that is in a slice has at least one pixel there. The layout names
+    the planes with their place in the picture (`x`, `width`, `height` in pixels), the size of a slice (`size_mm`), the
+    letters at its `edges`, the slice to `start` with, and for each slice its cell along the axis that the plane cuts
+    (`cells`, of the `shown` ones) and its number in the `source`, from 1; and the levels of the `gates` whose attention
+    there is. `lattice` counts all cells, towards right, front and head, and `first` is the first shown one of each
+    axis. It says nothing of the patient.
+
+    Args:
+        path: of the file, which ends in `.webp`; its folder exists.
+        sketch: of the image.
+        labels: (I, J, K) integers on the grid of the image.
+        table: what they mean.
+        attention: by level of the gate, on the cells of the sketch, (x, y, z), 0..1.
+
+    Raises:
+        ValueError: labels of another shape than the image.
+        OutputError: the file cannot be written.
+    """
+    laid = sketch.lattice
+    if labels.shape != laid.source_shape:
+        raise ValueError(f"labels of shape {labels.shape} for an image of shape {laid.source_shape}")
+    places = places_of(laid, labels, table)
+    shown = shown_box(sketch, places)
+    chosen = {plane: chosen_cells(plane, shown[plane.axis], places) for plane in PLANES}
+    bits = 8 if len(table.names) <= 256 else 16
+    layout = {
+        "planes": list(_described(laid, chosen, shown, places)),
+        "lattice": sketch.cells.shape,
+        "first": [span[0] for span in shown],
+        "bits": bits,
+        "names": list(table.foreground.values()),
+        "window": [round(limit, 4) for limit in sketch.window],
+        "is_hu": sketch.is_hu,
+        "gates": list(attention or ()),
+    }
+    pictures = [sketch.cells, *(np.rint(255 * alpha).astype(np.uint8) for alpha in (attention or {}).values())]
+    grey, *maps = (
+        _sprite([[_cut(cells, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]) for cells in pictures
+    )
+    write_file(path, grey, _coded(laid, labels, chosen, shown, bits), json.dumps(layout), maps)
+
+
+def labels_as_shown(layout: Mapping[str, Any], labels: npt.NDArray[Any], grid: Grid) -> bytes:
+    """Return other labels of the same image, such as the true ones, at the pixels of its preview.
+
+    Args:
+        layout: of the preview, as `write_preview` describes it.
+        labels: (I, J, K) integers on the grid of the image, none above the number of the layout's names.
+        grid: of the image.
+
+    Returns:
+        Labels as `Preview` has them.
+    """
+    x, y, z = layout["lattice"]
+    described = {plane["name"]: plane for plane in layout["planes"]}
+    spans = [(0, 0)] * 3
+    for plane in PLANES:
+        spans[plane.axis] = (layout["first"][plane.axis], described[plane.name]["shown"])
+    shown = (_span(*spans[0]), _span(*spans[1]), _span(*spans[2]))
+    chosen = {plane: [shown[plane.axis][cell] for cell in described[plane.name]["cells"]] for plane in PLANES}
+    return _coded(lattice(grid, (x, y, z)), labels, chosen, shown, layout["bits"])
+
+
+def _span(first: int, count: int) -> range:
+    return range(first, first + count)
+
+
+def _coded(laid: Lattice, labels: npt.NDArray[Any], chosen: Chosen, shown: Shown, bits: int) -> bytes:
+    slices = [[_label_slice(laid, labels, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]
+    return zlib.compress(_sprite(slices).astype("u1" if bits == 8 else "<u2").tobytes(), 9)
+
+
+def _cut(cells: npt.NDArray[np.uint8], plane: Plane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
+    """Return a slice of cells (x, y, z) as it is seen."""
+    across, down = plane.others
+    return _as_seen(np.moveaxis(cells, plane.axis, 0)[cell][np.ix_(shown[across], shown[down])])
+
+
+def _label_slice(
+    laid: Lattice, labels: npt.NDArray[Any], plane: Plane, cell: int, shown: Shown
+) -> npt.NDArray[np.uint16]:
+    """Return the label that fills most of each pixel, 0 where none fill half of it together.
+
+    The middle plane of the cells counts. A structure that would get no pixel, or is in their other planes only, gets
+    the pixel that it fills most.
+    """
+    across, down = plane.others
+    is_turned = laid.axes[across] > laid.axes[down]
+    planes = np.moveaxis(labels, laid.axes[plane.axis], 0)
+    used = np.flatnonzero(laid.weights[plane.axis][cell])
+    middle, block = planes[laid.source_index(plane.axis, cell)], planes[used[0] : used[-1] + 1]
+    shares = {}
+    for value in np.flatnonzero(np.bincount(block.ravel()))[1:].tolist():
+        mask = middle == value
+        mask = mask if mask.any() else (block == value).any(axis=0)
+        mask = (mask.T if is_turned else mask).astype(np.float32)
+        left, right = (laid.weights[axis][list(shown[axis])] for axis in (across, down))
+        shares[value] = left @ mask @ right.T
+    return _as_seen(_winners(shares, (len(shown[across]), len(shown[down]))))
+
+
+def _winners(shares: Mapping[int, Weights], shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
+    """Return the label with the largest share in each cell, from the share of each label."""
+    winner = np.zeros(shape, np.uint16)
+    if not shares:
+        return winner
+    stack, values = np.stack(list(shares.values())), np.array(list(shares), np.uint16)
+    winner[:] = np.where(stack.sum(axis=0) >= 0.5, values[stack.argmax(axis=0)], 0)
+    for value, share in shares.items():
+        if not (winner == value).any():
+            winner[np.unravel_index(share.argmax(), share.shape)] = value
+    return winner
+
+
+def _as_seen(cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Turn cells (first axis, second axis) to a picture: the first runs from right to left, the second upwards."""
+    return cells[::-1, ::-1].T
+
+
+def _described(laid: Lattice, chosen: Chosen, shown: Shown, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
+    """Yield the layout of each plane."""
+    x = 0
+    for plane, cells in chosen.items():
+        width, height = (len(shown[axis]) for axis in plane.others)
+        width_mm, height_mm = (len(shown[axis]) * laid.cell_mm[axis] for axis in plane.others)
+        yield {
+            "name": plane.name,
+            "edges": plane.edges,
+            "x": x,
+            "width": width,
+            "height": height,
+            "size_mm": [round(width_mm, 2), round(height_mm, 2)],
+            "cells": [cell - shown[plane.axis][0] for cell in cells],
+            "shown": len(shown[plane.axis]),
+            "source": [laid.source_index(plane.axis, cell) + 1 for cell in cells],
+            "source_slices": laid.weights[plane.axis].shape[1],
+            "start": start_of(plane, cells, places),
+        }
+        x += width
+
+
+def _sprite(columns: Sequence[Sequence[npt.NDArray[Any]]]) -> npt.NDArray[Any]:
+    """Return the slices of each plane below each other, and the planes side by side."""
+    stacks = [np.vstack(list(slices)) for slices in columns]
+    height = max(len(stack) for stack in stacks)
+    return np.hstack([np.pad(stack, ((0, height - len(stack)), (0, 0))) for stack in stacks])

@@ -1,0 +1,283 @@
+"""Gates that a bundle passes before it is handed on; each runs the bundle as somebody else would."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from jsonschema import Draft202012Validator
+from monai.bundle import ConfigParser
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundleProperty, BundlePropertyConfig
+
+from voxelgate.bundle.export import export
+from voxelgate.bundle.opened import (
+    config_ids,
+    image_rule_of,
+    open_bundle,
+    read_configs,
+    read_metadata,
+    run_workflow,
+    verify,
+)
+from voxelgate.core.errors import BundleError, VoxelgateError
+from voxelgate.datasets.build_manifest import write
+from voxelgate.datasets.manifest import Modality
+from voxelgate.images.pictures import is_picture, write_picture
+from voxelgate.images.spec import ImageRule
+from voxelgate.inference.runtimes.formats import SUFFIXES, Format, is_installed
+from voxelgate.training.configs.bundle_files import bundle_files
+from voxelgate.training.planning.plan import Plan
+
+FILES = (
+    "LICENSE",
+    "checksums.json",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/logging.conf",
+    "configs/metadata.json",
+    "configs/multi_gpu_train.json",
+    "configs/train.json",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "models/model.pt",
+)
+"""What MONAI's bundle specification asks for, and our own `checksums.json`."""
+
+INSTALLED = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")
+"""What metadata say of the machine on which they were written; another machine writes others."""
+
+TRIAL_CASES = 2
+TRIAL_STEPS = 2
+
+_TEXT = {"type": "string", "minLength": 1}
+_FORMAT = {
+    "type": "object",
+    "required": [
+        "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def",
+    ],
+    "properties": {
+        "type": _TEXT,
+        "format": _TEXT,
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {"type": "array", "minItems": 2, "maxItems": 3},
+        "dtype": _TEXT,
+        "value_range": {"type": "array"},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": {"type": "object", "minProperties": 1},
+    },
+}  # fmt: skip
+METADATA = Draft202012Validator(
+    {
+        "type": "object",
+        "required": [
+            "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "required_packages_version",
+            "task", "description", "authors", "copyright", "network_data_format",
+        ],
+        "properties": {
+            **dict.fromkeys(("version", "task", "description", "authors", "copyright"), _TEXT),
+            "changelog": {"type": "object", "minProperties": 1, "additionalProperties": _TEXT},
+            "network_data_format": {
+                "type": "object",
+                "required": ["inputs", "outputs"],
+                "properties": {
+                    "inputs": {"type": "object", "required": ["image"], "additionalProperties": _FORMAT},
+                    "outputs": {"type": "object", "required": ["pred"], "additionalProperties": _FORMAT},
+                },
+            },
+        },
+    }
+)  # fmt: skip
+"""Mandatory fields of metadata.json; https://docs.monai.io/en/stable/mb_specification.html, "metadata.json File"."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A gate that a bundle has passed: its name, and what was seen."""
+
+    name: str
+    seen: str
+
+
+def pass_gates(root: Path) -> Iterator[Passed]:
+    """Check a bundle gate by gate; yield each that it passes.
+
+    Args:
+        root: the bundle's folder.
+
+    Raises:
+        BundleError: the first gate that it does not pass, and why.
+    """
+    for name, gate in GATES.items():
+        try:
+            yield Passed(name, gate(root))
+        except VoxelgateError as error:
+            raise BundleError(f"{name}: {error}") from error
+
+
+def _files(root: Path) -> str:
+    missing = [name for name in FILES if not (root / name).is_file()]
+    if missing:
+        raise BundleError(f"{root.name} lacks {', '.join(missing)}; restore them, or plan the bundle anew")
+    return f"{len(FILES)} files, sha256 {verify(root)}"
+
+
+def _metadata(root: Path) -> str:
+    problems = [
+        f"{'.'.join(map(str, error.absolute_path)) or 'metadata.json'}: {error.message}"
+        for error in METADATA.iter_errors(read_metadata(root))
+    ]
+    if problems:
+        raise BundleError(f"{root.name}: {'; '.join(problems)}")
+    metadata = read_metadata(root)
+    if metadata["version"] not in metadata["changelog"]:
+        raise BundleError(f"{root.name}: changelog does not say what version {metadata['version']} changed; add it")
+    return "all mandatory fields"
+
+
+def _network_format(root: Path) -> str:
+    formats = read_metadata(root)["network_data_format"]
+    wanted = (formats["outputs"]["pred"]["num_channels"], *formats["outputs"]["pred"]["spatial_shape"])
+    with torch.no_grad():
+        logits = open_bundle(root, "cpu").network(_image(root))
+    if not bool(torch.isfinite(logits).all()):
+        raise BundleError(f"{root.name}: the network gives values that are not finite; restore the weights")
+    if tuple(logits.shape[1:]) != wanted:
+        raise BundleError(f"the network gives {tuple(logits.shape[1:])}, metadata.json says {wanted}; correct it")
+    return f"{'x'.join(map(str, logits.shape))} as metadata.json says"
+
+
+def _export(root: Path) -> str:
+    """Export to every format whose packages are installed."""
+    seen = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in filter(is_installed, Format):
+            seen[form] = export(root, form, Path(folder) / f"model{SUFFIXES[form][0]}").agreement.difference
+    return f"{', '.join(seen)}: logits differ by at most {max(seen.values()):.1g} of their range"
+
+
+def _properties(root: Path) -> str:
+    """Look for the ids by which other programs, such as MONAI's workflows, find what a bundle holds."""
+    for config, properties in (("train", TrainProperties), ("inference", InferProperties)):
+        known = config_ids(read_configs(root, [config], {}).get())
+        wanted = [str(one[BundlePropertyConfig.ID]) for one in properties.values() if one[BundleProperty.REQUIRED]]
+        missing = [name for name in wanted if name.replace("::", "#") not in known]
+        if missing:
+            raise BundleError(f"{config}.json lacks the ids {', '.join(missing)} of MONAI's workflows; add them")
+    return "those of MONAI's train and inference workflows"
+
+
+def _agreement(root: Path) -> str:
+    """Compare the configs with each other, and with what the plan generates if there is one."""
+    parsers = {name: read_configs(root, [name], {}) for name in ("train", "inference")}
+    if parsers["train"].get("network_def") != parsers["inference"].get("network_def"):
+        raise BundleError("train.json and inference.json define different networks; plan the bundle anew")
+    train, infer = (_preparation(parsers[name], path) for name, path in _PREPARATION.items())
+    if train != infer:
+        raise BundleError("train.json and inference.json prepare images in different ways; plan the bundle anew")
+    if not (root / "plan.json").is_file():
+        return "one network, one preprocessing; no plan to compare with"
+    for name, text in bundle_files(Plan.from_json(root / "plan.json")).items():
+        if name.endswith(".json") and _numbers(json.loads(text)) != _numbers(json.loads((root / name).read_text())):
+            raise BundleError(f"{name} is not what plan.json generates; change the plan, and write the bundle anew")
+    return "one network, one preprocessing, all as plan.json says"
+
+
+_PREPARATION = {"train": "validate#preprocessing#transforms", "inference": "preprocessing#transforms"}
+_FOR_LABELS = ("PlaceLabeld",)
+
+
+def _preparation(parser: ConfigParser, path: str) -> list[dict[str, Any]]:
+    """Return the steps for the image, without those that read files and those for labels."""
+    steps = [step for step in parser.get(path) if not step["_target_"].endswith(_FOR_LABELS)]
+    return [step for step in steps if not step["_target_"].startswith(("LoadImage", "EnsureChannelFirst"))]
+
+
+def _numbers(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in INSTALLED}
+
+
+def _two_iterations(root: Path) -> str:
+    """Train two steps, measure, and infer, on cases made up in a folder of their own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        manifest = _trial_cases(root, folder / "data")
+        where = {"manifest": str(manifest), "data_root": str(manifest.parent), "output_dir": str(folder / "run")}
+        weights = {"model_path": str(folder / "model.pt")}
+        short = {"epochs": 1, "steps_per_epoch": TRIAL_STEPS, "warmup_steps": 1, "precision": "float32"}
+        run_workflow(root, ["train"], where | weights | short)
+        run_workflow(root, ["train", "evaluate"], where | weights)
+        images = {"dataset_dir": str(folder / "data" / "images"), "output_dir": str(folder / "labels")}
+        run_workflow(root, ["inference"], images)
+        found = len(list((folder / "labels").glob("*")))
+    if found != TRIAL_CASES:
+        raise BundleError(f"inference.json wrote {found} label maps of {TRIAL_CASES} images; see its postprocessing")
+    return f"{TRIAL_STEPS} steps, evaluation and inference on {TRIAL_CASES} cases"
+
+
+def _trial_cases(root: Path, folder: Path) -> Path:
+    """Write images of noise on the network's grid with a box of each structure, and their manifest."""
+    formats, rng, rule = read_metadata(root)["network_data_format"], np.random.default_rng(0), image_rule_of(root)
+    labels, image = formats["outputs"]["pred"]["channel_def"], formats["inputs"]["image"]
+    is_ct, shape, suffix = image["modality"] == "CT", tuple(image["spatial_shape"]), _suffix(rule)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    rows = []
+    for case in range(TRIAL_CASES):
+        label = np.zeros(shape, np.uint8)
+        for value, at in zip(range(1, len(labels)), np.array_split(np.arange(shape[0]), len(labels) - 1), strict=True):
+            label[at, shape[1] // 4 : shape[1] - shape[1] // 4] = value  # none where there are more labels than voxels
+        names = [f"images/{case}_{number:04d}{suffix}" for number in range(rule.files)]
+        for name in names:
+            noise = rng.normal(0, 100, (rule.channels_per_file, *shape)) - (1000 * (label == 0) if is_ct else 0)
+            _save(folder / name, noise)
+        _save(folder / f"labels/{case}{suffix}", label[None])
+        named: str | list[str] = names[0] if len(names) == 1 else names
+        rows.append({"image": named, "label": f"labels/{case}{suffix}", "subject": str(case), "fold": case})
+    channels = {str(number): name for number, name in enumerate(rule.channels)}
+    modality = dict.fromkeys(channels, _modality(rule, is_ct=is_ct))
+    head = {"name": "trial", "licence": "CC0-1.0", "modality": modality, "channels": channels, "labels": labels}
+    write(head | {"training": rows}, folder / "manifest.json")
+    return folder / "manifest.json"
+
+
+def _suffix(rule: ImageRule) -> str:
+    return ".png" if rule.is_picture else ".nii.gz"
+
+
+def _modality(rule: ImageRule, *, is_ct: bool) -> Modality:
+    if rule.is_picture:
+        return Modality.PICTURE
+    return Modality.CT if is_ct else Modality.MRI
+
+
+def _save(path: Path, voxels: np.typing.NDArray[Any]) -> None:
+    """Write (C, i, j, k) as NIfTI, of which C is 1, or as a picture."""
+    is_image = voxels.dtype != np.uint8
+    if is_picture(path):
+        write_picture(path, np.clip(voxels + 128, 0, 255).astype(np.uint8) if is_image else voxels)
+    else:
+        nib.save(nib.Nifti1Image(voxels[0].astype(np.float32) if is_image else voxels[0], np.eye(4)), path)
+
+
+def _image(root: Path) -> torch.Tensor:
+    size = read_metadata(root)["network_data_format"]["inputs"]["image"]
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, size["num_channels"], *size["spatial_shape"], generator=generator)
+
+
+GATES: Mapping[str, Callable[[Path], str]] = {
+    "files": _files,
+    "metadata": _metadata,
+    "network": _network_format,
+    "configs": _agreement,
+    "properties": _properties,
+    "export": _export,
+    "two iterations": _two_iterations,
+}
+"""Cheap ones first."""

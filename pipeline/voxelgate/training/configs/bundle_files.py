@@ -1,0 +1,237 @@
+"""From a plan to the files of a MONAI bundle: numbers come from the plan, the structure of the configs stands here."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from importlib.metadata import distribution
+from pathlib import Path
+
+from voxelgate.core.errors import OutputError
+from voxelgate.datasets.manifest import Modality
+from voxelgate.datasets.survey import Fingerprint
+from voxelgate.images.spec import ONE_VOLUME
+from voxelgate.training.configs.docs import LOGGING_CONF, data_licence, readme
+from voxelgate.training.configs.steps import DEVICE, IMPORTS, Config, cleaning, inferer, network, prepare, read
+from voxelgate.training.configs.train_config import evaluate_config, multi_gpu_config, train_config
+from voxelgate.training.planning.plan import Cleaning, Plan
+
+FINGERPRINT = "fingerprint.json"
+"""File in a bundle with the facts of its training data, which name no case."""
+
+README = "docs/README.md"
+METADATA = "configs/metadata.json"
+
+DICOM_MODALITY = {Modality.CT: "CT", Modality.MRI: "MR"}
+"""Pictures come in no DICOM."""
+
+
+def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> None:
+    """Write every file of a bundle but its weights; all of them appear at once, or none.
+
+    Args:
+        plan: the numbers.
+        root: folder to make; must not exist.
+        facts: from which the plan follows; kept beside it, so that anybody can plan again without the data.
+
+    Raises:
+        OutputError: `root` exists.
+    """
+    refuse_existing(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as partial:
+        folder = Path(partial) / root.name
+        texts = bundle_files(plan) | ({} if facts is None else {FINGERPRINT: facts.to_json()})
+        for name, text in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / "models").mkdir()
+        shutil.move(os.fspath(folder), root)
+
+
+def refuse_existing(root: Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        OutputError: it is.
+    """
+    if root.exists():
+        raise OutputError(f"{root} exists already; name another folder, or remove it first")
+
+
+def is_as_planned(plan: Plan, root: Path) -> bool:
+    """Return whether the configs that run are those that a plan generates."""
+    return all((root / name).read_text(encoding="utf-8") == text for name, text in _configs(plan).items())
+
+
+def rewrite_bundle(plan: Plan, root: Path) -> None:
+    """Write the plan and the configs that run anew, each at once.
+
+    Metadata, README, licences and weights stay as they are, for people add to them what no plan knows.
+    """
+    for name, text in ({"plan.json": plan.to_json()} | _configs(plan)).items():
+        partial = (root / name).with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(root / name)
+
+
+def _configs(plan: Plan) -> dict[str, str]:
+    return {name: text for name, text in bundle_files(plan).items() if name.startswith("configs/") and name != METADATA}
+
+
+def cleaned(plan: Plan, cleaning: Cleaning) -> Plan:
+    """Return a plan with what cross-validation found to help."""
+    reason = "the mean Dice of the cross-validation rose by it"
+    if cleaning == Cleaning():
+        reason = "neither the largest piece alone nor filled holes were better in the cross-validation"
+    return replace(plan, cleaning=cleaning, reasons={**plan.reasons, "cleaning": reason})
+
+
+def bundle_files(plan: Plan) -> dict[str, str]:
+    """Return the text of every generated file by its path in the bundle; README and weights come from the training."""
+    configs = {
+        "train": train_config(plan),
+        "inference": inference_config(plan),
+        "evaluate": evaluate_config(plan),
+        "multi_gpu_train": multi_gpu_config(),
+        "metadata": metadata(plan),
+    }
+    return {
+        "plan.json": plan.to_json(),
+        **{f"configs/{name}.json": json.dumps(config, indent=2) + "\n" for name, config in configs.items()},
+        "configs/logging.conf": LOGGING_CONF,
+        README: readme(plan),
+        "docs/data_license.txt": data_licence(plan),
+        "LICENSE": distribution("voxelgate").read_text("licenses/LICENSE") or "Apache-2.0\n",
+    }
+
+
+def inference_config(plan: Plan) -> Config:
+    """Return `inference.json`: segment every volume of a folder, each on its own grid."""
+    finding, rule = ["$from voxelgate.segmentation.cases import find_cases"], ""
+    if plan.images != ONE_VOLUME:
+        finding, rule = (
+            [*finding, "$from voxelgate.bundle.opened import image_rule_of"],
+            ", images=image_rule_of(@bundle_root)",
+        )
+    return {
+        "imports": [*IMPORTS, "$from pathlib import Path", *finding],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/input'",
+        "output_dir": "$@bundle_root + '/output'",
+        "data": f"$[{{'image': case.files}} for case in find_cases([Path(@dataset_dir)]{rule})]",
+        "device": DEVICE,
+        "network_def": network(plan),
+        "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
+        "preprocessing": {"_target_": "Compose", "transforms": read(plan, ["image"]) + prepare(plan, ["image"])},
+        "dataset": {"_target_": "Dataset", "data": "@data", "transform": "@preprocessing"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": inferer(plan),
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                *cleaning(plan),
+                {
+                    "_target_": "SaveImaged",
+                    "keys": "pred",
+                    "output_dir": "@output_dir",
+                    "output_postfix": "seg",
+                    "output_dtype": "uint8",
+                    "resample": False,
+                    "separate_folder": False,
+                    **({"output_ext": ".png"} if plan.images.is_picture else {}),
+                    "writer": "voxelgate.transforms.io.LabelMapWriter",
+                },
+            ],
+        },
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+        },
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def metadata(plan: Plan) -> Config:
+    """Return `metadata.json` after MONAI's schema."""
+    size = list(plan.patch_vox)
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "version": plan.version,
+        "changelog": dict(plan.changelog),
+        "monai_version": _installed("monai"),
+        "pytorch_version": _installed("torch").split("+", maxsplit=1)[0],
+        "numpy_version": _installed("numpy"),
+        "required_packages_version": {
+            name: _installed(name) for name in ("nibabel", "SimpleITK", "pytorch-ignite", "tensorboard")
+        },
+        "supported_apps": {"voxelgate": _installed("voxelgate")},
+        "name": plan.name,
+        "task": plan.description,
+        "description": plan.description,
+        "authors": "the voxelgate developers",
+        "copyright": "Copyright (c) the voxelgate developers",
+        "data_source": plan.data.get("name", ""),
+        "data_type": "nibabel",
+        "intended_use": "Research only; not a medical device.",
+        **_series_rule(plan),
+        **({"trained_on": dict(plan.trained_on)} if plan.trained_on else {}),
+        "references": [text for text in (plan.data.get("reference", ""),) if text],
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": _format(plan),
+                    "modality": plan.modality.value,
+                    "num_channels": len(plan.image_channels),
+                    "spatial_shape": size,
+                    "dtype": "float32",
+                    "value_range": [0, 1] if plan.intensity.low_hu is not None else [-5, 5],
+                    "is_patch_data": True,
+                    "channel_def": {str(index): name for index, name in enumerate(plan.image_channels)},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "segmentation",
+                    "num_channels": len(plan.labels),
+                    "spatial_shape": size,
+                    "dtype": "float32",
+                    "value_range": [0, len(plan.labels) - 1],
+                    "is_patch_data": True,
+                    "channel_def": plan.label_table.to_mapping(),
+                }
+            },
+        },
+    }
+
+
+def _series_rule(plan: Plan) -> Config:
+    if plan.modality not in DICOM_MODALITY:
+        return {}
+    return {"series_rule": {"modality": [DICOM_MODALITY[plan.modality]], "min_slices": plan.min_slices}}
+
+
+def _format(plan: Plan) -> str:
+    if plan.is_colour:
+        return "rgb"
+    return "hounsfield" if plan.modality is Modality.CT else "magnitude"
+
+
+def _installed(name: str) -> str:
+    return distribution(name).version

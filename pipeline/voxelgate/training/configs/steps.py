@@ -1,0 +1,230 @@
+"""The parts of which every config of a bundle is made; numbers come from the plan, the structure stands here."""
+
+from math import prod, radians
+from typing import Any
+
+from voxelgate.datasets.manifest import Modality
+from voxelgate.training.planning.plan import Plan
+from voxelgate.training.planning.rules import ANISOTROPY
+
+Config = dict[str, Any]
+
+_WHOLE_RANGE = {"low_percentile": 0.0, "high_percentile": 100.0}
+_PICTURE_VALUES: dict[bool, Config] = {False: _WHOLE_RANGE, True: _WHOLE_RANGE | {"together": True}}
+"""How pictures are normalised, by whether they are in colours; nothing is clipped, since a tile may be nearly blank."""
+
+OWN_PACKAGE = "voxelgate."
+"""Networks whose `_target_` begins so take images of any size."""
+
+AIR_IS_BELOW_HU = -500.0
+"""An HU window that begins here or above makes 0 of air, noise and all, and shows no lung."""
+
+IMPORTS = ["$import torch"]
+DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
+GAMMA_RANGE = (0.7, 1.5)
+"""Range of nnU-Net's gamma augmentation (batchgenerators `GammaTransform`)."""
+
+AFFINE_MARGIN = 6
+"""A patch is cut larger by a sixth on each side, so that a rotation by 15 degrees and a scaling find voxels there."""
+
+ELASTIC_SIGMA_VOX = (6.0, 9.0)
+ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
+
+
+def read(plan: Plan, keys: list[str]) -> list[Config]:
+    """Return the steps from files to channel-first volumes."""
+    volume: Config = {"reader": "voxelgate.transforms.io.VolumeReader"}
+    image: Config = volume if len(plan.image_channels) == 1 else {"reader": "voxelgate.transforms.ChannelsReader"}
+    label = volume
+    if plan.modality is Modality.PICTURE:
+        label = {"reader": "voxelgate.transforms.io.MaskReader", "highest": len(plan.labels) - 1}
+    first = {"_target_": "EnsureChannelFirstd", "keys": keys}
+    if image == label:
+        return [{"_target_": "LoadImaged", "keys": keys, **image}, first]
+    others = [key for key in keys if key != "image"]
+    load: list[Config] = [
+        {"_target_": "LoadImaged", "keys": ["image"], **image},
+        {"_target_": "LoadImaged", "keys": others, **label},
+    ]
+    return [*(step for step in load if step["keys"]), first]
+
+
+def prepare(plan: Plan, keys: list[str]) -> list[Config]:
+    """Return the way to the network grid and its values; the only place it stands, for training and inference."""
+    return [
+        {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
+        {
+            "_target_": "voxelgate.transforms.ResampleToSpacingd",
+            "keys": keys,
+            "spacing_mm": list(plan.spacing_mm),
+            "mode": ["nearest" if key == "label" else "bilinear" for key in keys],
+        },
+        *_intensity(plan),
+    ]
+
+
+def _intensity(plan: Plan) -> list[Config]:
+    rule = plan.intensity
+    if plan.modality is Modality.PICTURE:
+        return [
+            {"_target_": "voxelgate.transforms.NormalizeImaged", "keys": "image", **_PICTURE_VALUES[plan.is_colour]}
+        ]
+    if rule.low_hu is None:
+        return [{"_target_": "voxelgate.transforms.NormalizeImaged", "keys": "image"}]
+    offset = {"_target_": "voxelgate.transforms.OffsetToHUd", "keys": "image", "offset_hu": rule.offset_hu}
+    window = {
+        "_target_": "voxelgate.transforms.WindowHUd",
+        "keys": "image",
+        "low_hu": rule.low_hu,
+        "high_hu": rule.high_hu,
+    }
+    return [offset, window] if rule.offset_hu else [window]
+
+
+def augmentation(plan: Plan) -> list[Config]:
+    """Return the random steps from volume to training patch; those with probability 0 are left out."""
+    change, both = plan.augmentation, ["image", "label"]
+    modes = ["bilinear", "nearest"]
+    margin_vox = [n // AFFINE_MARGIN for n in plan.patch_vox] if change.affine > 0 else [0, 0, 0]
+    is_flat = [n == 1 for n in plan.patch_vox]
+    by_channel = {"channel_wise": True} if plan.is_colour else {}
+    steps: list[Config] = [
+        {
+            "_target_": "voxelgate.transforms.RandBalancedPatchd",
+            "keys": both,
+            "label_key": "label",
+            "patch_vox": list(plan.patch_vox),
+            "margin_vox": margin_vox,
+            "foreground_probability": plan.training.foreground_probability,
+        },
+        {
+            "_target_": "voxelgate.transforms.RandSideSafeFlipd",
+            "keys": both,
+            "label_key": "label",
+            "axes": _mirrored_planes(plan),
+            "side_pairs": [list(pair) for pair in plan.label_table.side_pairs],
+            "unpaired_sides": list(plan.label_table.unpaired_sides),
+            "prob": change.flip_sagittal,
+        },
+        {
+            "_target_": "RandAffined",
+            "keys": both,
+            "prob": change.affine,
+            "rotate_range": _turns(plan),
+            "scale_range": [0.0 if flat else change.scaling for flat in is_flat],
+            "spatial_size": list(plan.patch_vox),
+            "mode": modes,
+            "padding_mode": "zeros",
+        },
+        {
+            "_target_": "Rand3DElasticd",
+            "keys": both,
+            "prob": change.elastic,
+            "sigma_range": list(ELASTIC_SIGMA_VOX),
+            "magnitude_range": list(ELASTIC_MAGNITUDE_VOX),
+            "mode": modes,
+            "padding_mode": "zeros",
+        },
+        {"_target_": "RandGaussianNoised", "keys": "image", "prob": change.noise, "std": change.noise_sd},
+        {"_target_": "RandAdjustContrastd", "keys": "image", "prob": change.gamma, "gamma": list(GAMMA_RANGE)},
+        {
+            "_target_": "RandScaleIntensityd",
+            "keys": "image",
+            "prob": change.contrast,
+            "factors": change.contrast_factor,
+            **by_channel,
+        },
+        {
+            "_target_": "RandShiftIntensityd",
+            "keys": "image",
+            "prob": change.contrast,
+            "offsets": change.shift,
+            **by_channel,
+        },
+    ]
+    probabilities = (1.0, change.flip_sagittal, change.affine, change.elastic, change.noise, change.gamma)
+    drawn = (*probabilities, change.contrast, change.contrast)
+    kept = [step for step, prob in zip(steps, drawn, strict=True) if prob > 0]
+    return [*kept, {"_target_": "ToTensord", "keys": both, "track_meta": False}]
+
+
+def _turns(plan: Plan) -> list[float]:
+    """Return the largest rotation around each axis in radians, none where it would make long voxels of short ones.
+
+    MONAI turns voxels, not mm: with slices five times as thick as pixels are wide, 15 degrees would tilt by 53.
+    """
+    turn = round(radians(plan.augmentation.rotation_deg), 4)
+    sides = list(zip(plan.spacing_mm, plan.patch_vox, strict=True))
+    across = [[mm for other, (mm, vox) in enumerate(sides) if other != axis and vox > 1] for axis in range(3)]
+    return [turn if len(two) == 2 and max(two) < ANISOTROPY * min(two) else 0.0 for two in across]
+
+
+def _mirrored_planes(plan: Plan) -> list[str]:
+    """Return across which planes a patient is mirrored, or a picture of no known side."""
+    has_sides = bool(plan.label_table.side_pairs or plan.label_table.unpaired_sides)
+    return ["sagittal", "coronal"] if plan.modality is Modality.PICTURE and not has_sides else ["sagittal"]
+
+
+def network(plan: Plan) -> Config:
+    """Return the network of a plan: an `AttentionUNet`, or what its `network` names as `_target_`."""
+    ends = {"in_channels": len(plan.image_channels), "out_channels": len(plan.labels)}
+    if "backbone" in plan.network:
+        return {**ends, **plan.network}
+    gates = {} if "_target_" in plan.network else {"attention": True}
+    flat = plan.flat_axis
+    unet = {
+        "_target_": "voxelgate.networks.AttentionUNet",
+        "spatial_dims": 3 if flat is None else 2,
+        **ends,
+        "channels": list(plan.channels),
+        "strides": [[step for axis, step in enumerate(stride) if axis != flat] for stride in plan.strides],
+        **gates,
+        **plan.network,
+    }
+    return unet if flat is None else {"_target_": "voxelgate.networks.FlatNetwork", "axis": flat, "network": unet}
+
+
+def inferer(plan: Plan) -> Config:
+    """Return the inferer that gives labels on the grid of the file."""
+    is_flipped = plan.flip_test and plan.is_mirrored
+    return {
+        "_target_": "voxelgate.inference.sliding_window.RestoringSlidingWindowInferer",
+        "roi_size": list(plan.window_vox),
+        "overlap": plan.overlap,
+        "streaming": True,
+        **_skipped(plan),
+        **_multiple(plan),
+        "flip_axes": [0] if is_flipped else [],
+        "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if is_flipped else [],
+    }
+
+
+def _skipped(plan: Plan) -> Config:
+    """Return what leaves air out, where the HU window begins above it."""
+    low_hu = plan.intensity.low_hu
+    return {"skip_below": 0.0} if low_hu is not None and low_hu >= AIR_IS_BELOW_HU else {}
+
+
+def _multiple(plan: Plan) -> Config:
+    """Return what networks of other packages need: windows of whole multiples of their strides."""
+    is_own = str(plan.network.get("_target_", OWN_PACKAGE)).startswith(OWN_PACKAGE)
+    if is_own or plan.flat_axis is not None:
+        return {}
+    return {"window_multiple": max(prod(steps) for steps in zip(*plan.strides, strict=True))}
+
+
+def cleaning(plan: Plan) -> list[Config]:
+    """Return what is done to the label maps under `pred`, on the grid of the file; nothing unless it helps."""
+    steps: list[Config] = []
+    if plan.cleaning.keep_largest:
+        steps.append(
+            {
+                "_target_": "KeepLargestConnectedComponentd",
+                "keys": "pred",
+                "applied_labels": list(plan.cleaning.keep_largest),
+                "is_onehot": False,
+            }
+        )
+    if plan.cleaning.fill_holes:
+        steps.append({"_target_": "FillHolesd", "keys": "pred", "applied_labels": list(plan.cleaning.fill_holes)})
+    return steps

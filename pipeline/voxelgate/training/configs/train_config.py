@@ -1,0 +1,352 @@
+"""The configs that train and measure: `train.json` and what is laid over it."""
+
+from voxelgate.core.errors import UsageError
+from voxelgate.training.configs.steps import (
+    DEVICE,
+    IMPORTS,
+    Config,
+    augmentation,
+    cleaning,
+    inferer,
+    network,
+    prepare,
+    read,
+)
+from voxelgate.training.handlers import STATE
+from voxelgate.training.planning.plan import Plan
+
+PRECISION_OF_ALL = (
+    "$choose_precision(@device, 'float32' if (@device.type, @precision) == ('cpu', 'auto') else @precision)"
+)
+"""On CPUs each process would time its own convolution, and two might choose differently."""
+
+LENGTH = "@train#trainer#max_epochs"
+"""Epochs of a training: `epochs`, or what MONAI Label asks of the trainer, which alone it knows."""
+
+LAST_EPOCH = f"${LENGTH} if {LENGTH} % @validate_every else {LENGTH} + 1"
+"""Interval that makes the last epoch validate too where it is not its turn; otherwise it never comes."""
+
+KEEP_BEST: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_best"]}
+"""The handler that `ResumeState` names too; no reference, since MONAI Label 0.8.5 takes each handler for a mapping."""
+
+SET_ASIDE = "$set_aside(@output_dir, @model_path, resume=@resume)"
+"""Comes before anything is built that writes into the folder of the training."""
+
+PLACE_LABEL: Config = {
+    "_target_": "voxelgate.transforms.placing.PlaceLabeld",
+    "label_key": "label",
+    "image_key": "image",
+}
+"""For label maps that come from a PACS, which hold a part of their image only."""
+
+LOSSES = {
+    "dice_ce": {
+        "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False
+    },
+    "batch_dice_ce": {
+        "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False, "batch": True
+    },
+    "dice_bce": {"_target_": "voxelgate.networks.losses.BCEDiceLoss"},
+    "dice_focal": {
+        "_target_": "DiceFocalLoss", "softmax": True, "to_onehot_y": True, "include_background": True
+    },
+}  # fmt: skip
+
+
+def train_config(plan: Plan) -> Config:
+    """Return `train.json`; everything a user may want to change stands at its top level."""
+    pace = plan.training
+    return {
+        "imports": [
+            *IMPORTS,
+            "$from voxelgate.datasets.manifest import datalist",
+            "$from voxelgate.inference.precision import choose_precision",
+            "$from voxelgate.inference.precision import keep_large_buffers",
+            "$from voxelgate.inference.precision import needs_scaler",
+            "$from voxelgate.training.handlers import identify",
+            "$from voxelgate.training.handlers import set_aside",
+            "$from voxelgate.training.handlers import start_from",
+            "$from voxelgate.training.handlers import start_process_group",
+            "$from voxelgate.training.handlers import world_size",
+        ],
+        "bundle_root": ".",
+        "manifest": "manifest.json",
+        "data_root": None,
+        "dataset_dir": "@data_root",
+        "fold": 0,
+        "output_dir": "$@bundle_root + '/training'",
+        "model_path": "$@bundle_root + '/models/model.pt'",
+        "resume": False,
+        "init_weights": None,
+        "device": DEVICE,
+        "precision": "auto",
+        "precision_used": "$choose_precision(torch.device(@device), @precision)",
+        "workers": 0,
+        "seed": pace.seed,
+        "epochs": pace.epochs,
+        "steps_per_epoch": pace.steps_per_epoch,
+        "batch_size": pace.batch_size,
+        "learning_rate": pace.learning_rate,
+        "warmup_steps": pace.warmup_steps,
+        "validate_every": pace.validate_every,
+        "patience": pace.patience,
+        "cache_rate": 1.0,
+        "network_def": network(plan),
+        "network": "$start_from(@network_def, @init_weights).to(@device, memory_format=torch.channels_last_3d)",
+        "train_network": "@network",
+        "averaged": {
+            "_target_": "torch.optim.swa_utils.AveragedModel",
+            "model": "@network",
+            "multi_avg_fn": f"$torch.optim.swa_utils.get_ema_multi_avg_fn({pace.average_decay})",
+            "use_buffers": True,
+        },
+        "loss": loss(plan),
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$@train_network.parameters()",
+            "lr": "@learning_rate",
+            "weight_decay": pace.weight_decay,
+        },
+        "lr_scheduler": {
+            "_target_": "monai.optimizers.WarmupCosineSchedule",
+            "optimizer": "@optimizer",
+            "warmup_steps": "@warmup_steps",
+            "t_total": f"${LENGTH} * @steps_per_epoch",
+            "warmup_multiplier": 0.01,
+        },
+        "train": _train_section(plan),
+        "validate": _validate_section(plan),
+        "initialize": ["$keep_large_buffers()", "$monai.utils.set_determinism(seed=@seed)"],
+        "run": [SET_ASIDE, "$@train#trainer.run()"],
+    }
+
+
+def loss(plan: Plan) -> Config:
+    """Return the loss of a plan, summed over the levels of deep supervision."""
+    if plan.training.loss not in LOSSES:
+        raise UsageError(f"there is no loss {plan.training.loss!r}; choose of {', '.join(LOSSES)}")
+    return {"_target_": "voxelgate.networks.losses.NetworkLoss", "loss": LOSSES[plan.training.loss]}
+
+
+def evaluate_config(plan: Plan) -> Config:
+    """Return `evaluate.json`, laid over `train.json`: measure the weights on the validation cases of a fold."""
+    steps = cleaning(plan)
+    cleaned = {"validate#postprocessing": {"_target_": "Compose", "transforms": [*steps, _one_hot(plan)]}}
+    return {
+        "validate#inferer": inferer(plan),
+        **(cleaned if steps else {}),
+        "validate#handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "@model_path",
+                "load_dict": {"model": "$@averaged.module"},
+                "map_location": "@device",
+            },
+            "@score_cases",
+        ],
+        "score_cases": {
+            "_target_": "voxelgate.evaluation.scores.ScoreCases",
+            "path": "$@output_dir + '/scores.csv'",
+            "names": plan.label_table.to_mapping(),
+        },
+        "run": ["$@validate#evaluator.run()"],
+    }
+
+
+def multi_gpu_config() -> Config:
+    """Return `multi_gpu_train.json`, laid over `train.json` and started by torchrun; gloo where there is no GPU."""
+    return {
+        "device": "$start_process_group()",
+        "precision_used": PRECISION_OF_ALL,
+        "train_network": {
+            "_target_": "torch.nn.parallel.DistributedDataParallel",
+            "module": "@network",
+            "device_ids": "$None if @device.type == 'cpu' else [@device]",
+        },
+        "initialize": ["$keep_large_buffers()", "$@device", "$monai.utils.set_determinism(seed=@seed)"],
+        "run": [SET_ASIDE, "$@train#trainer.run()", "$torch.distributed.destroy_process_group()"],
+    }
+
+
+def _train_section(plan: Plan) -> Config:
+    keys = ["image", "label"]
+    return {
+        "deterministic_transforms": [
+            *read(plan, keys),
+            PLACE_LABEL,
+            *prepare(plan, keys),
+            {"_target_": "voxelgate.transforms.ForegroundIndicesd", "label_key": "label"},
+        ],
+        "random_transforms": augmentation(plan),
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": "$@train#deterministic_transforms + @train#random_transforms",
+        },
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$datalist(@manifest, data_root=@data_root, fold=@fold, part='training')",
+            "transform": "@train#preprocessing",
+            "cache_rate": "@cache_rate",
+            "num_workers": 2,
+            "progress": False,
+        },
+        "sampler": {
+            "_target_": "voxelgate.training.handlers.ShardedRandomSampler",
+            "cases": "$len(@train#dataset)",
+            "samples": "$@steps_per_epoch * @batch_size",
+            "seed": "@seed",
+        },
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@train#dataset",
+            "batch_size": "@batch_size",
+            "sampler": "@train#sampler",
+            "num_workers": "@workers",
+        },
+        "inferer": {
+            "_target_": "voxelgate.inference.precision.MixedPrecisionInferer",
+            "precision": "@precision_used",
+        },
+        "keep_best": {
+            "_target_": "voxelgate.training.handlers.KeepBest",
+            "path": "@model_path",
+            "network": "$@averaged.module",
+            "validator": "@validate#evaluator",
+            "patience": "@patience",
+        },
+        "handlers": _train_handlers(),
+        "trainer": {
+            "_target_": "SupervisedTrainer",
+            "max_epochs": "@epochs",
+            "epoch_length": "@steps_per_epoch",
+            "device": "@device",
+            "train_data_loader": "@train#dataloader",
+            "network": "@train_network",
+            "loss_function": "@loss",
+            "optimizer": "@optimizer",
+            "inferer": "@train#inferer",
+            "train_handlers": "@train#handlers",
+            "decollate": False,
+            "amp": "$needs_scaler(@precision_used)",
+        },
+    }
+
+
+def _train_handlers() -> list[Config]:
+    return [
+        {
+            "_target_": "voxelgate.training.handlers.SeedEpochs",
+            "seed": "@seed",
+            "sampler": "@train#sampler",
+            "transform": "@train#preprocessing",
+        },
+        {
+            "_target_": "voxelgate.training.diagnostics.WatchTraining",
+            "network": "@network",
+            "log_dir": "$@output_dir + '/events'",
+        },
+        {"_target_": "voxelgate.training.handlers.StopOnBadLoss"},
+        {"_target_": "LrScheduleHandler", "lr_scheduler": "@lr_scheduler", "print_lr": False, "epoch_level": False},
+        {"_target_": "voxelgate.training.handlers.UpdateAverage", "averaged": "@averaged", "network": "@network"},
+        {
+            "_target_": "ValidationHandler",
+            "validator": "@validate#evaluator",
+            "epoch_level": True,
+            "interval": "@validate_every",
+        },
+        {
+            "_target_": "ValidationHandler",
+            "validator": "@validate#evaluator",
+            "epoch_level": True,
+            "interval": LAST_EPOCH,
+        },
+        KEEP_BEST,
+        {
+            "_target_": "TensorBoardStatsHandler",
+            "log_dir": "$@output_dir + '/events'",
+            "tag_name": "train_loss",
+            "output_transform": "$lambda output: output['loss'].item()",
+        },
+        {"_target_": "voxelgate.training.handlers.ShowProgress", "validator": "@validate#evaluator"},
+        {
+            "_target_": "voxelgate.training.handlers.ResumeState",
+            "path": f"$@output_dir + '/{STATE}'",
+            "objects": {
+                "network": "@network",
+                "averaged": "@averaged",
+                "optimizer": "@optimizer",
+                "lr_scheduler": "@lr_scheduler",
+                "keep_best": "@train#keep_best",
+            },
+            "identity": {
+                "fold": "@fold",
+                "init_weights": "$str(@init_weights)",
+                "seed": "@seed",
+                "epochs": LENGTH,
+                "steps_per_epoch": "@steps_per_epoch",
+                "batch_size": "@batch_size",
+                "learning_rate": "@learning_rate",
+                "warmup_steps": "@warmup_steps",
+                "validate_every": "@validate_every",
+                "patience": "@patience",
+                "cases": "$identify(@train#dataset.data)",
+                "validation": "$identify(@validate#dataset.data)",
+                "processes": "$world_size()",
+                "precision": "$str(@precision_used)",
+            },
+            "resume": "@resume",
+        },
+    ]
+
+
+def _one_hot(plan: Plan) -> Config:
+    return {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": len(plan.labels)}
+
+
+def _validate_section(plan: Plan) -> Config:
+    return {
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [*read(plan, ["image", "label"]), PLACE_LABEL, *prepare(plan, ["image"])],
+        },
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$datalist(@manifest, data_root=@data_root, fold=@fold, part='validation')",
+            "transform": "@validate#preprocessing",
+            "cache_rate": "@cache_rate",
+            "num_workers": 2,
+            "progress": False,
+        },
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@validate#dataset",
+            "batch_size": 1,
+            "num_workers": 0,
+        },
+        "inferer": inferer(plan) | {"flip_axes": []},
+        "postprocessing": _one_hot(plan),
+        "key_metric": {
+            "val_mean_dice": {
+                "_target_": "MeanDice",
+                "include_background": False,
+                "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+            }
+        },
+        "handlers": [
+            {
+                "_target_": "TensorBoardStatsHandler",
+                "log_dir": "$@output_dir + '/events'",
+                "iteration_log": False,
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@validate#dataloader",
+            "network": "$@averaged.module",
+            "inferer": "@validate#inferer",
+            "postprocessing": "@validate#postprocessing",
+            "key_val_metric": "@validate#key_metric",
+            "val_handlers": "@validate#handlers",
+        },
+    }

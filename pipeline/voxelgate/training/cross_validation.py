@@ -1,0 +1,220 @@
+"""Train all folds of a cross-validation, find out which cleaning helps, and put the folds together into one bundle."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import isnan
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from voxelgate.bundle.opened import WEIGHTS, is_sealed, labels_of, read_configs, run_workflow, seal
+from voxelgate.core.errors import UsageError
+from voxelgate.core.workers import EngineKind, dask_client, engine_named
+from voxelgate.datasets.build_manifest import with_folds, write
+from voxelgate.datasets.manifest import Part, datalist, load
+from voxelgate.evaluation.scores import MEAN_OVER_LABELS, LabelScores, Measure, ScoreCases, summarise, write_csv
+from voxelgate.training.cleaning import Trial, choose_cleaning, trials_of
+from voxelgate.training.configs.bundle_files import cleaned, is_as_planned, rewrite_bundle
+from voxelgate.training.planning.plan import Cleaning, Plan
+from voxelgate.training.train import (
+    SEEN,
+    TRAINING,
+    Job,
+    count_seen,
+    prepare_folder,
+    refuse_other_labels,
+    settings_of,
+    train,
+)
+
+logger = logging.getLogger(__name__)
+
+FOLD_MANIFEST = "manifest.json"
+"""File in the training folder with the folds, where the manifest that was given has others."""
+
+FOLD_SCORES = "cross_validation.csv"
+"""File in the training folder with the scores of every case by a network that has not seen it, before any cleaning."""
+
+SCORE_CLEANINGS = {"score_cases#_target_": "voxelgate.training.cross_validation.ScoreCleanings"}
+
+
+class ScoreCleanings(ScoreCases):
+    """`ScoreCases` that also tries each step on each structure; `trials` holds what came of it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.trials: list[Trial] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to each case and to the end."""
+        super().attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._try)
+
+    def _try(self, engine: Engine) -> None:
+        for row in engine.state.output:
+            prediction, reference = (row[key].cpu().numpy() > 0.5 for key in (self.pred_key, self.label_key))
+            self.trials += trials_of(prediction, reference, self.labels)
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What came of training every fold.
+
+    Args:
+        bundle: the folder: the weights of every fold, and as its own those of the best fold.
+        scores: of every case by the network of its fold, which has not seen it; before cleaning.
+        trials: what cleaning would do to them.
+        mean_dice: of each fold, over its subjects and the labels; NaN if its cases hold no structure.
+    """
+
+    bundle: Path
+    scores: tuple[LabelScores, ...]
+    trials: tuple[Trial, ...]
+    mean_dice: tuple[float, ...]
+
+
+def train_folds(
+    job: Job,
+    folds: int,
+    *,
+    executor: Executor | None = None,
+    devices: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> CrossValidation:
+    """Train every fold, find out which cleaning helps, and put the folds together into one bundle.
+
+    Folds lie in `out/training/fold_0` and so on. With `resume`, finished ones are kept and the others taken up. The
+    folds are those of the manifest if it has as many, else its subjects are dealt anew.
+
+    Args:
+        job: what to train; its `fold` does not count.
+        folds: how many; at least 2.
+        executor: trains folds side by side, in processes or on Dask workers; one after the other in this process if
+            None.
+        devices: where fold 0, 1, ... run, in turn, such as `cuda:0`; the bundle's own choice if empty.
+        progress: told how many of how many cases are checked, anew for each fold.
+
+    Raises:
+        ManifestError: the manifest or its files are wrong; lists all problems.
+        UsageError: fewer subjects than folds, or labels or settings that do not fit the bundle.
+        OutputError: `out` exists, and `resume` was not asked for.
+    """
+    manifest = load(job.manifest, job.data_root)
+    refuse_other_labels(labels_of(job.bundle).names, manifest)
+    dealt = None if manifest.folds == tuple(range(folds)) else with_folds(job.manifest, folds)
+    prepare_folder(job)
+    rooted = replace(job, data_root=(job.data_root or job.manifest.parent).resolve())
+    jobs = _fold_jobs(replace(rooted, manifest=_kept(dealt, job)), folds, devices)
+    done = (_train_fold(one, progress) for one in jobs) if executor is None else executor.map(_train_fold, jobs)
+    return _put_together(job, list(done))
+
+
+@contextmanager
+def executor_named(name: str) -> Iterator[Executor | None]:
+    """Open what trains folds side by side, and close it at the end.
+
+    Args:
+        name: as for `engine_named`; the workers of a Dask cluster see the same files.
+
+    Raises:
+        UsageError: as for `engine_named` and `dask_client`.
+    """
+    found = engine_named(name)
+    if found.kind is EngineKind.PROCESSES:
+        with ProcessPoolExecutor(found.count, mp_context=get_context("spawn")) as pool:
+            yield pool
+    elif found.kind is EngineKind.DASK:
+        with dask_client(found.address) as client:
+            yield client.get_executor()
+    else:
+        yield None
+
+
+def devices_here() -> list[str]:
+    """Return the GPUs of this machine as PyTorch names them; none means that the bundle chooses."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+@dataclass(frozen=True)
+class _FoldResult:
+    bundle: Path
+    scores: tuple[LabelScores, ...]
+    trials: tuple[Trial, ...]
+    subject_of: Mapping[str, str]
+
+    @property
+    def mean_dice(self) -> float:
+        """Return the mean over subjects and labels; NaN if no case holds any structure."""
+        mean = next(row for row in summarise(self.scores, self.subject_of) if row.label == MEAN_OVER_LABELS)
+        return mean.statistics[Measure.DICE].mean
+
+
+def _kept(dealt: Mapping[str, Any] | None, job: Job) -> Path:
+    """Write a manifest with other folds into the training folder; return the one to train on."""
+    if dealt is None:
+        return job.manifest
+    path = job.out / TRAINING / FOLD_MANIFEST
+    path.parent.mkdir(exist_ok=True)
+    write(dealt, path, overwrite=True)
+    return path
+
+
+def _fold_jobs(job: Job, folds: int, devices: Sequence[str]) -> list[Job]:
+    jobs = []
+    for fold in range(folds):
+        where = {"device": f"$torch.device({devices[fold % len(devices)]!r})"} if devices else {}
+        out = job.out / TRAINING / f"fold_{fold}"
+        jobs.append(replace(job, out=out, fold=fold, overrides=dict(job.overrides or {}) | where))
+    return jobs
+
+
+def _train_fold(job: Job, progress: Callable[[int, int], None] | None = None) -> _FoldResult:
+    """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
+    rows = datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=Part.VALIDATION)
+    if not is_sealed(job.out):
+        train(replace(job, resume=job.out.exists()), progress=progress)
+    if seen := count_seen(job.out, rows):
+        raise UsageError(
+            f"{job.out.name} was trained on {seen} of the {len(rows)} cases that shall validate it, or on others of "
+            "their subjects: the manifest is not the one it was trained with; train all folds anew into another folder"
+        )
+    uncleaned = {"validate#postprocessing": read_configs(job.out, ["train"], {}).get("validate#postprocessing")}
+    settings = settings_of(job) | SCORE_CLEANINGS | uncleaned | {"output_dir": str(job.out / TRAINING)}
+    parser = run_workflow(job.out, ["train", "evaluate"], settings)
+    found = parser.get_parsed_content("score_cases")
+    subject_of = {str(row["case_id"]): str(row["subject"]) for row in rows}
+    return _FoldResult(job.out, tuple(found.scores), tuple(found.trials), subject_of)
+
+
+def _put_together(job: Job, done: Sequence[_FoldResult]) -> CrossValidation:
+    result = CrossValidation(
+        job.out,
+        tuple(score for fold in done for score in fold.scores),
+        tuple(trial for fold in done for trial in fold.trials),
+        tuple(fold.mean_dice for fold in done),
+    )
+    write_csv(list(result.scores), job.out / TRAINING / FOLD_SCORES, overwrite=True)
+    for number, fold in enumerate(done):
+        shutil.copyfile(fold.bundle / WEIGHTS, job.out / "models" / f"fold_{number}.pt")
+    best = max(range(len(done)), key=lambda number: (not isnan(result.mean_dice[number]), result.mean_dice[number]))
+    shutil.copyfile(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
+    shutil.copyfile(done[best].bundle / TRAINING / SEEN, job.out / TRAINING / SEEN)
+    _clean_by_plan(job.out, choose_cleaning(result.trials))
+    seal(job.out)
+    return result
+
+
+def _clean_by_plan(root: Path, cleaning: Cleaning) -> None:
+    """Write what was found to help into plan and configs, unless somebody changed the configs by hand."""
+    path = root / "plan.json"
+    if not path.is_file() or not is_as_planned(plan := Plan.from_json(path), root):
+        logger.warning("%s: configs are not those of a plan, so cleaning is not written into them", root.name)
+        return
+    rewrite_bundle(cleaned(plan, cleaning), root)

@@ -1,0 +1,106 @@
+"""From a manifest to a bundle: survey the cases, plan, time the plan, plan again with the time, write."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from voxelgate.core.errors import UsageError, reason_of
+from voxelgate.datasets.build_manifest import leave_out, write
+from voxelgate.datasets.check_manifest import Progress
+from voxelgate.datasets.manifest import load
+from voxelgate.datasets.survey import Survey, survey
+from voxelgate.training.configs.bundle_files import refuse_existing, write_bundle
+from voxelgate.training.planning.plan import Budget, Device, Plan
+from voxelgate.training.planning.rules import plan
+from voxelgate.training.planning.step_time import step_time_s
+
+SOUND_SUFFIX = "_manifest.json"
+"""What follows the bundle's name in the file that lists the sound cases of a data set with defects."""
+
+
+CPU_MEMORY_GB = 4.0
+"""What a training takes at most if nobody says otherwise; every machine that can train has it."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle that was planned and written.
+
+    Args:
+        plan: its numbers, with the measured time of a step.
+        survey: what was found in the data.
+        manifest: to train on: the one that was given, or one without the cases that were left out.
+    """
+
+    plan: Plan
+    survey: Survey
+    manifest: Path
+
+
+def make_bundle(  # noqa: PLR0913  # each is an option of the command
+    manifest: Path,
+    out: Path,
+    budget: Budget,
+    *,
+    data_root: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Made:
+    """Write the bundle that fits a data set and a budget, and beside it a manifest of its sound cases if some are not.
+
+    Args:
+        manifest: the data set.
+        out: bundle folder to make; must not exist.
+        budget: what the training may cost; the time of a step is measured where it says none.
+        data_root: folder the manifest's paths start from; its own folder if None.
+        overrides: values that count instead of the rules'.
+        cache: folder for what was measured of each case.
+        progress: told how many cases are done.
+
+    Raises:
+        ManifestError: no manifest, or no sound case.
+        OutputError: `out` exists, or the manifest of sound cases does.
+        UsageError: overrides that make no plan, or none whose network can be trained.
+    """
+    refuse_existing(out)
+    found = survey(load(manifest, data_root), cache=cache, progress=progress)
+    first = plan(found.fingerprint, budget, overrides)
+    timed = budget if budget.step_s else replace(budget, step_s=_measured_s(first))
+    made = plan(found.fingerprint, timed, overrides)
+    left_out = {defect.case_id for defect in found.defects if defect.is_left_out}
+    used = out.with_name(out.name + SOUND_SUFFIX) if left_out else manifest
+    if left_out:
+        write(leave_out(manifest, left_out), used)
+    write_bundle(made, out, found.fingerprint)
+    return Made(made, found, used)
+
+
+def budget_here(minutes: float, device: Device | None = None, memory_gb: float | None = None) -> Budget:
+    """Return a budget for this machine.
+
+    Args:
+        minutes: that the training of one fold may take.
+        device: where it will run; a GPU if there is one.
+        memory_gb: for training; by default `CPU_MEMORY_GB`, or what the GPU has free.
+    """
+    has_gpu = torch.cuda.is_available()
+    chosen = device or (Device.GPU if has_gpu else Device.CPU)
+    free_gb = torch.cuda.mem_get_info()[0] / 1e9 if has_gpu and chosen is Device.GPU else CPU_MEMORY_GB
+    return Budget(chosen, memory_gb or free_gb, minutes)
+
+
+def _measured_s(first: Plan) -> float:
+    """Return the time of a training step here; 0, for an estimate, where this machine has no such device."""
+    is_gpu = first.budget.device is Device.GPU
+    if is_gpu and not torch.cuda.is_available():
+        return 0.0
+    try:
+        return round(step_time_s(first, torch.device("cuda" if is_gpu else "cpu")), 4)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"the planned network cannot be trained on its patches ({reason_of(error)}); change the overrides"
+        ) from error

@@ -1,0 +1,140 @@
+"""MONAI's `LoadImage` and `SaveImage` on top of `voxelgate.images.volumes`: as strict, as exact, and as safe."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import ImageReader, ImageWriter, MetaTensor
+
+from voxelgate.core.errors import InputError, OutputError, UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.read.reader import CheckedDicomReader, as_paths, meta_of
+from voxelgate.images.pictures import is_picture
+from voxelgate.images.spec import binary_as_one
+from voxelgate.images.volumes import Voxels, is_volume, read_volume, write_label_map
+
+
+def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
+    """Return what `LoadImaged` and `EnsureChannelFirstd` would make of an image.
+
+    float32, but integers of 8 or 16 bits as they are: a whole CT then takes half of the memory until it is resampled.
+
+    Args:
+        voxels: (C, I, J, K).
+        grid: of each channel.
+    """
+    meta = meta_of(grid) | {"original_channel_dim": 0}
+    dtype = voxels.dtype.newbyteorder("=") if voxels.dtype.name in {"uint8", "int8", "int16"} else np.float32
+    array = np.require(voxels, dtype=dtype, requirements="W")
+    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(meta.pop("affine")), meta=meta)
+
+
+class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
+    """Let MONAI's `LoadImage` read volume files and DICOM series, and refuse what `read_volume` and the audit refuse.
+
+    What is not named like a volume or picture is read as DICOM by `CheckedDicomReader`. `LoadImage` tries other readers
+    if `read` fails, even its own ones, but not if `get_data` does; hence `read` only passes the paths on.
+
+    >>> from monai.transforms import LoadImaged
+    >>> load = LoadImaged(keys="image", reader="voxelgate.transforms.io.VolumeReader")
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dicom = CheckedDicomReader()
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        """Return whether all names end like a readable volume or picture, or may be DICOM."""
+        return all(_is_file(path) for path in as_paths(filename)) or self._dicom.verify_suffix(filename)
+
+    def read(
+        self,
+        data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+        **_: Any,
+    ) -> tuple[Path, ...]:
+        """Return the paths; `get_data` opens them."""
+        return as_paths(data)
+
+    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
+        """Return voxels (i, j, k) and the metadata that MONAI needs: the affine in RAS+ mm and the shape.
+
+        Raises:
+            InputError: as for `read_volume` and `CheckedDicomReader`, and for more than one volume file.
+        """
+        if not any(_is_file(path) for path in img):
+            return self._dicom.get_data(self._dicom.read(img))
+        if len(img) != 1:
+            raise InputError(f"{len(img)} files for one image, expected one; give each volume as a case of its own.")
+        voxels, grid = read_volume(img[0])
+        return voxels, meta_of(grid)
+
+
+class MaskReader(VolumeReader):
+    """Let MONAI's `LoadImage` read label maps, among them masks of one structure in black and white.
+
+    Args:
+        highest: label value that the data set declares; see `voxelgate.images.spec.binary_as_one`.
+
+    >>> from monai.transforms import LoadImaged
+    >>> load = LoadImaged(keys="label", reader="voxelgate.transforms.io.MaskReader", highest=1)
+    """
+
+    def __init__(self, highest: int) -> None:
+        super().__init__()
+        self.highest = highest
+
+    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
+        """Return voxels and metadata as `VolumeReader` does."""
+        voxels, meta = super().get_data(img)
+        return binary_as_one(voxels, self.highest), meta
+
+
+def _is_file(path: Path) -> bool:
+    return is_volume(path) or is_picture(path)
+
+
+class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
+    """Let MONAI's `SaveImage` write label maps as `write_label_map` does; an existing file is refused, not replaced.
+
+    Two cases of one file name in a run of `monai.bundle` thus end in an error instead of one overwritten result.
+
+    Args:
+        output_dtype: given by `SaveImage`; the type follows from the labels.
+    """
+
+    def __init__(self, output_dtype: object = np.uint8, **kwargs: Any) -> None:
+        super().__init__(output_dtype=output_dtype, **kwargs)
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
+        """Take the label map, (1, I, J, K) or (I, J, K)."""
+        given = np.asarray(data_array)
+        labels = given.astype(np.int32) if given.dtype.kind == "f" else given  # MONAI hands everything on as float
+        if not np.array_equal(labels, given):
+            raise OutputError("a label map holds whole numbers; give LabelMapWriter labels, not probabilities.")
+        self.data_obj = labels if channel_dim is None else np.squeeze(labels, axis=channel_dim)
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **options: Any) -> None:
+        """Take place and source of the label map.
+
+        Raises:
+            UsageError: resampling is asked for; the inferer has brought the labels back already.
+        """
+        if options.get("resample", False):
+            raise UsageError("LabelMapWriter writes labels on the grid they have; give SaveImage resample=False.")
+        self.metadata = dict(meta_dict or {})
+
+    def write(self, filename: str | os.PathLike[str], **_: Any) -> None:
+        """Write, re-read and compare.
+
+        Raises:
+            OutputError: the file exists.
+        """
+        path = Path(filename)
+        if path.exists():
+            raise OutputError(f"{path.name}: exists already; choose another output folder, or remove it.")
+        grid = Grid(self.data_obj.shape, np.asarray(self.metadata["affine"], dtype=np.float64))
+        source = self.metadata.get("filename_or_obj")
+        write_label_map(path, self.data_obj, grid, like=Path(str(source)) if source is not None else None)
