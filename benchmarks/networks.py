@@ -28,12 +28,13 @@ from benchmarks import networks_plot
 from benchmarks.step import medians_s
 from voxelgate.bundle.opened import build
 from voxelgate.datasets.manifest import load
+from voxelgate.datasets.survey import survey
 from voxelgate.evaluation.scores import MEAN_OVER_LABELS, Measure, summarise
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.networks import describe, presets
 from voxelgate.training.configs.steps import network
 from voxelgate.training.configs.train_config import loss
-from voxelgate.training.planning import Budget, Plan, plan, survey
+from voxelgate.training.planning import Budget, Plan, plan
 from voxelgate.training.planning.make_bundle import make_bundle
 from voxelgate.training.planning.rules import WARMUP_SHARE
 from voxelgate.training.train import TRAINING, Job, evaluate_fold, train

@@ -22,7 +22,8 @@ from tests.test_resume import tiny_plan
 from voxelgate.bundle.opened import WEIGHTS, seal
 from voxelgate.datasets.build_manifest import build, write
 from voxelgate.networks import AttentionUNet
-from voxelgate.training.planning import Training, write_bundle
+from voxelgate.training.configs.bundle_files import write_bundle
+from voxelgate.training.planning import Training
 
 START_LIMIT_S = 300.0
 """A busy machine needs a minute to import everything."""

@@ -15,7 +15,8 @@ from voxelgate.bundle.opened import WEIGHTS, seal
 from voxelgate.core.errors import BundleError
 from voxelgate.datasets.manifest import load
 from voxelgate.training.bundle_checks import GATES, TRIAL_CASES, _trial_cases, pass_gates
-from voxelgate.training.planning import Plan, write_bundle
+from voxelgate.training.configs.bundle_files import write_bundle
+from voxelgate.training.planning import Plan
 from voxelgate.training.train import train
 
 

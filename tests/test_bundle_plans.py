@@ -6,9 +6,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from voxelgate.datasets.manifest import load
+from voxelgate.datasets.survey import Fingerprint, survey
 from voxelgate.training.bundle_checks import GATES, pass_gates
 from voxelgate.training.configs.bundle_files import FINGERPRINT
-from voxelgate.training.planning import Fingerprint, Plan, plan, survey
+from voxelgate.training.planning import Plan, plan
 
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
 DATA = {"hippocampus_mri_segmentation": "hippocampus", "head_neck_ct_segmentation": "head_neck_ct"}

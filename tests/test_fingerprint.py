@@ -18,8 +18,8 @@ from voxelgate.datasets.build_manifest import write
 from voxelgate.datasets.check_manifest import MOST_READERS
 from voxelgate.datasets.manifest import Manifest, load
 from voxelgate.datasets.page import facts_tables, write_facts_page
-from voxelgate.datasets.survey import _keep, _readers
-from voxelgate.training.planning import Budget, Device, Fingerprint, plan, survey
+from voxelgate.datasets.survey import Fingerprint, _keep, _readers, survey
+from voxelgate.training.planning import Budget, Device, plan
 from voxelgate.training.planning.make_bundle import make_bundle
 
 SHAPE = (20, 16, 12)

@@ -19,6 +19,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.build_manifest import build, write
 from voxelgate.datasets.manifest import from_document, load
+from voxelgate.datasets.survey import survey
 from voxelgate.evaluation.review import measure
 from voxelgate.evaluation.scores import evaluate_pairs, pair_files, write_csv
 from voxelgate.images.pictures import AXES_RAS
@@ -29,7 +30,8 @@ from voxelgate.segmentation.cases import Case, find_cases
 from voxelgate.segmentation.outputs import Output, output_paths
 from voxelgate.segmentation.preview import read_preview
 from voxelgate.training.bundle_checks import pass_gates
-from voxelgate.training.planning import plan, survey, write_bundle
+from voxelgate.training.configs.bundle_files import write_bundle
+from voxelgate.training.planning import plan
 from voxelgate.transforms import normalize
 
 CASES = 6

@@ -13,8 +13,10 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import InputError, ManifestError
 from voxelgate.datasets.build_manifest import write
 from voxelgate.datasets.manifest import load
+from voxelgate.datasets.survey import survey
 from voxelgate.images.spec import ImageRule
-from voxelgate.training.planning import Budget, Plan, Training, plan, survey, write_bundle
+from voxelgate.training.configs.bundle_files import write_bundle
+from voxelgate.training.planning import Budget, Plan, Training, plan
 from voxelgate.training.train import Job, evaluate_fold, train
 from voxelgate.transforms import ChannelsReader
 

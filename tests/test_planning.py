@@ -17,22 +17,12 @@ from voxelgate.bundle.opened import build
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
+from voxelgate.datasets.survey import Fingerprint, StructureFacts
 from voxelgate.networks import AttentionUNet
 from voxelgate.training.configs import steps as parts
-from voxelgate.training.configs.bundle_files import bundle_files, cleaned
+from voxelgate.training.configs.bundle_files import bundle_files, cleaned, write_bundle
 from voxelgate.training.configs.train_config import LOSSES
-from voxelgate.training.planning import (
-    Budget,
-    Cleaning,
-    Device,
-    Fingerprint,
-    Intensity,
-    Plan,
-    StructureFacts,
-    plan,
-    read_overrides,
-    write_bundle,
-)
+from voxelgate.training.planning import Budget, Cleaning, Device, Intensity, Plan, plan, read_overrides
 from voxelgate.training.planning.explain import explain
 from voxelgate.training.planning.rules import (
     ANISOTROPY,

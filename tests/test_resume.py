@@ -17,7 +17,9 @@ import torch
 from voxelgate.core.errors import UsageError
 from voxelgate.datasets import build_manifest as manifest_build
 from voxelgate.datasets.manifest import load
-from voxelgate.training.planning import Plan, Training, plan, survey, write_bundle
+from voxelgate.datasets.survey import survey
+from voxelgate.training.configs.bundle_files import write_bundle
+from voxelgate.training.planning import Plan, Training, plan
 from voxelgate.training.train import TRAINING, Job, train
 
 STATE = f"{TRAINING}/state.pt"

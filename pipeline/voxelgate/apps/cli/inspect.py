@@ -16,8 +16,8 @@ from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import load
 from voxelgate.datasets.page import facts_tables, write_facts_page
+from voxelgate.datasets.survey import survey
 from voxelgate.dicom.inspect import Inspected, inspect
-from voxelgate.training.planning import survey
 
 SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
 

@@ -1,7 +1,5 @@
-"""From the facts of a data set to a bundle: `survey` the data, `plan` the numbers, `write_bundle` the configs."""
+"""From the facts of a data set and a budget to a plan: numbers, each with its reason."""
 
-from voxelgate.datasets.survey import Fingerprint, StructureFacts, Survey, survey
-from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning.plan import Augmentation, Budget, Cleaning, Device, Intensity, Plan, Training
 from voxelgate.training.planning.rules import plan, read_overrides
 
@@ -10,14 +8,9 @@ __all__ = [
     "Budget",
     "Cleaning",
     "Device",
-    "Fingerprint",
     "Intensity",
     "Plan",
-    "StructureFacts",
-    "Survey",
     "Training",
     "plan",
     "read_overrides",
-    "survey",
-    "write_bundle",
 ]
