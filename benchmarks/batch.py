@@ -24,9 +24,10 @@ import torch
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options, segment
+from voxelgate.segmentation.segment import segment
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "hippocampus_mri_segmentation"
 OPTIONS = Options((Output.NIFTI, Output.PREVIEW))

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from voxelgate.datasets.manifest import load
-from voxelgate.evaluation.scores import MEAN_OVER_LABELS, Measure, summarise
+from voxelgate.evaluation.scores import Measure
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.training.planning import Budget, Plan
 from voxelgate.training.planning.make_bundle import make_bundle

@@ -34,9 +34,10 @@ from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.restoring.restorer import Restorer
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import Options, segment
+from voxelgate.segmentation.segment import segment
 from voxelgate.transforms import ResampleToSpacingd, WindowHUd
 from voxelgate.transforms.io import VolumeReader
 

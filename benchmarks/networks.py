@@ -26,10 +26,11 @@ from torch import nn
 
 from benchmarks import networks_plot
 from benchmarks.step import medians_s
-from voxelgate.bundle.opened import build
+from voxelgate.bundle.workflow import build_component
 from voxelgate.datasets.manifest import load
 from voxelgate.datasets.survey import survey
-from voxelgate.evaluation.scores import MEAN_OVER_LABELS, Measure, summarise
+from voxelgate.evaluation.scores import Measure
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.networks import describe, presets
 from voxelgate.training.configs.steps import network
@@ -279,8 +280,8 @@ class Pupil:
     """A network of a plan with what a training step of it takes."""
 
     def __init__(self, planned: Plan) -> None:
-        self.module: nn.Module = build(network(planned)).to(memory_format=torch.channels_last_3d)
-        self.criterion = build(loss(planned))
+        self.module: nn.Module = build_component(network(planned)).to(memory_format=torch.channels_last_3d)
+        self.criterion = build_component(loss(planned))
         self.optimizer = torch.optim.AdamW(self.module.parameters())
         shape = (planned.training.batch_size, 1, *planned.patch_vox)
         self.patches = torch.randn(shape).to(memory_format=torch.channels_last_3d)

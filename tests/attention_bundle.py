@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tests.threshold_bundle import make_threshold_bundle
-from voxelgate.bundle.opened import seal
+from voxelgate.bundle.checksums import seal
 from voxelgate.networks import AttentionUNet
 
 NETWORK = {"in_channels": 1, "out_channels": 2, "channels": [2, 4, 4], "norm": "none"}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.threshold_bundle import HIGH_HU, LOW_HU, make_threshold_bundle
-from voxelgate.bundle.opened import seal
+from voxelgate.bundle.checksums import seal
 
 SLOW_HU, HANGING_HU, DEADLY_HU, HUNGRY_HU = 500, 600, 700, 800
 """Brightest value of an image that makes the network take 0.2 s, hang, die, or want memory for each voxel."""

@@ -19,7 +19,7 @@ import requests
 import torch
 
 from tests.test_resume import tiny_plan
-from voxelgate.bundle.opened import WEIGHTS, seal
+from voxelgate.bundle.checksums import WEIGHTS, seal
 from voxelgate.datasets.build_manifest import build, write
 from voxelgate.networks import AttentionUNet
 from voxelgate.training.configs.bundle_files import write_bundle

@@ -9,11 +9,13 @@ import numpy as np
 
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.review import Quality, Verdict
 from voxelgate.evaluation.scores import LabelScores
+from voxelgate.inference.attention.maps import GateReport, GateVerdict
 from voxelgate.segmentation.page.reference import Truth
 from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.preview import labels_as_shown, read_preview, sketch, write_preview
-from voxelgate.segmentation.report import CaseReport, CaseStatus, GateReport, GateVerdict, Quality, Verdict
+from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>&amp;\u2028"

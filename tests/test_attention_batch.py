@@ -7,11 +7,11 @@ import pytest
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.batch_runs import tree
-from voxelgate.evaluation.scores import pair_files
+from voxelgate.evaluation.pairs import pair_files
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options
 
 GATED = Options(attention=LEVELS)
 

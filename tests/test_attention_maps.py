@@ -12,10 +12,9 @@ from scipy.ndimage import map_coordinates
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.attention import maps as attention_maps
-from voxelgate.inference.attention.maps import GateMap, diagnose, gate_levels, gate_maps, on_grid, slabs
+from voxelgate.inference.attention.maps import GateMap, GateVerdict, diagnose, gate_levels, gate_maps, on_grid, slabs
 from voxelgate.networks import AttentionUNet, NonLocalUNet
 from voxelgate.networks.flat import FlatNetwork
-from voxelgate.segmentation.report import GateVerdict
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.5, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 WHOLE = (64, 64, 64)

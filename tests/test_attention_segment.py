@@ -17,17 +17,20 @@ from tests.conftest import Run
 from tests.planted import ct_series, write
 from tests.test_preview import CODES, affine_of, centre, slices, two_shapes
 from tests.threshold_bundle import make_threshold_bundle
-from voxelgate.bundle.opened import open_bundle, seal
+from voxelgate.bundle.checksums import seal
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_grid, read_volume
+from voxelgate.inference.attention.maps import GateReport, GateVerdict
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, fitted, segment_cases, setup_of
 from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.preview import read_preview, sketch, write_preview
-from voxelgate.segmentation.report import CaseReport, CaseStatus, GateReport, GateVerdict
-from voxelgate.segmentation.segment import Options, segment
+from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.segment import segment
 
 MAPS = {f"attention-{level}" for level in LEVELS}
 

@@ -19,15 +19,16 @@ from tests.planted import ct_series, setting, write
 from voxelgate.core.errors import OutputError
 from voxelgate.segmentation.batch import runner
 from voxelgate.segmentation.batch.case_table import TABLE_NAME
-from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, State, Versions, read_ledger
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
+from voxelgate.segmentation.batch.ledger_records import EntryState, RunVersions
 from voxelgate.segmentation.batch.lock import is_held, locked
 from voxelgate.segmentation.batch.publish import publish_case, refuse_foreign
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.status import status_of
 from voxelgate.segmentation.batch.worker import Job
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options
 
 SERIAL = Means(engine="serial")
 DONE = CaseStatus.DONE
@@ -252,7 +253,7 @@ def test_a_finished_ledger_is_one_file_that_those_can_read_who_may_not_write(tmp
     in_wal_mode, not_in_wal_mode = b"\2\2", b"\1\1"  # https://www.sqlite.org/fileformat.html, 1.3.3
     assert (tmp_path / "out" / LEDGER_NAME).read_bytes()[18:20] == not_in_wal_mode
     with closing(Ledger(tmp_path / "out")) as ledger:
-        assert ledger.entry("a").state is State.DONE
+        assert ledger.entry("a").state is EntryState.DONE
         assert (tmp_path / "out" / LEDGER_NAME).read_bytes()[18:20] == in_wal_mode
 
 
@@ -317,7 +318,7 @@ def test_finished_files_that_somebody_removed_are_not_taken_for_those_of_an_earl
     with closing(Ledger(out)) as ledger:
         before = ledger.files_of("a")
         with pytest.raises(OutputError, match="its files cannot be written"):
-            publish_case(ledger, report, out / ".voxelgate-0.partial", {"nifti": "0" * 64}, Versions("", "", "", ""))
+            publish_case(ledger, report, out / ".voxelgate-0.partial", {"nifti": "0" * 64}, RunVersions("", "", "", ""))
 
         assert ledger.files_of("a") == before
     assert segment(tmp_path / "a.nii.gz")[0].volumes_ml == report.volumes_ml

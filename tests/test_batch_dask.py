@@ -13,8 +13,8 @@ from voxelgate.core.errors import EngineError, UsageError
 from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import DaskEngine
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import Options
 
 dask = pytest.importorskip("dask", reason="needs the extra dask")
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")

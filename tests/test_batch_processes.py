@@ -21,8 +21,8 @@ from voxelgate.segmentation.batch.process import Share, WorkerProcess
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run
 from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import Options
 
 INTERRUPTED = 130
 

@@ -18,7 +18,7 @@ from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import tree
 from tests.conftest import Run
 from tests.planted import ct_series, deleting, setting, write
-from voxelgate.bundle.opened import seal
+from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan
@@ -29,9 +29,9 @@ from voxelgate.segmentation.batch.lock import locked
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run
 from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options
 
 SERIAL = Means(engine="serial")
 

@@ -16,8 +16,8 @@ from voxelgate.dicom.choose import SeriesRule
 from voxelgate.segmentation.batch.run_batch import Means, segment_arrivals, setup_of
 from voxelgate.segmentation.batch.watch import Inbox, Patience
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import Options
 
 SETTLE_S = 10.0
 

@@ -17,8 +17,9 @@ from torch import nn
 
 from tests.conftest import Run
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.export import INFERENCE, PARITY, _windows, export, other_window
-from voxelgate.bundle.opened import open_bundle, seal
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.inference.runtimes.agreement import TIE, Evidence, worst_of
 from voxelgate.inference.runtimes.formats import SUFFIXES, Format, is_installed, sizes_of, write

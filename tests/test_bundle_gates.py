@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.test_resume import tiny_job
-from voxelgate.bundle.opened import WEIGHTS, seal
+from voxelgate.bundle.checksums import WEIGHTS, seal
 from voxelgate.core.errors import BundleError
 from voxelgate.datasets.manifest import load
 from voxelgate.training.bundle_checks import GATES, TRIAL_CASES, _trial_cases, pass_gates

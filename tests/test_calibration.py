@@ -25,14 +25,16 @@ from voxelgate.inference.runtimes.agreement import (
 from voxelgate.inference.runtimes.calibration import (
     MUST_GAIN,
     Calibration,
+    CalibrationPlace,
     Trial,
+    cache_folder,
     calibrate,
     checked,
     fastest,
+    place_of,
     streaming_ways,
     window_ways,
 )
-from voxelgate.inference.runtimes.calibration_store import Place, cache_folder, place_of
 from voxelgate.inference.runtimes.runtimes import Network, Runtime
 from voxelgate.networks import AttentionUNet
 
@@ -300,11 +302,11 @@ def test_streaming_is_checked_in_the_same_way(unet: nn.Module, axis: int) -> Non
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> CalibrationPlace:
     return place_of("abc", (1, 1, 16, 16, 16), CPU, way="windows", folder=tmp_path / "cache")
 
 
-def test_what_was_kept_is_found_again(place: Place) -> None:
+def test_what_was_kept_is_found_again(place: CalibrationPlace) -> None:
     kept = calibration(trial(Runtime.FOLDED, 1.5), trial(Runtime.BFLOAT16, 2.0, objection="Dice 0.9975"))
     assert place.load() is None
     place.save(kept)
@@ -321,7 +323,7 @@ def test_json_holds_a_calibration_without_loss() -> None:
     "content",
     ["", "{", "[]", "null", "3", '{"circumstances": {}}', '{"circumstances": {}, "calibration": {}}', "\x00\xff"],
 )
-def test_a_damaged_file_is_no_calibration(place: Place, content: str) -> None:
+def test_a_damaged_file_is_no_calibration(place: CalibrationPlace, content: str) -> None:
     place.save(calibration())
     place.calibration.write_bytes(content.encode("latin-1"))
     assert place.load() is None
@@ -331,7 +333,7 @@ def test_a_damaged_file_is_no_calibration(place: Place, content: str) -> None:
     ("key", "value"),
     [("shape", None), ("trials", []), ("trials", [{}]), ("trials", "eager"), ("unavailable", {"warp": "x"})],
 )
-def test_a_record_with_a_wrong_value_is_no_calibration(place: Place, key: str, value: object) -> None:
+def test_a_record_with_a_wrong_value_is_no_calibration(place: CalibrationPlace, key: str, value: object) -> None:
     place.save(calibration())
     record = json.loads(place.calibration.read_text())
     record["calibration"][key] = value
@@ -344,14 +346,14 @@ def test_a_calibration_that_does_not_begin_with_eager_is_none() -> None:
         Calibration((1,), (trial(Runtime.FOLDED, 2.0),), {})
 
 
-def test_a_file_of_other_circumstances_is_no_calibration(place: Place) -> None:
+def test_a_file_of_other_circumstances_is_no_calibration(place: CalibrationPlace) -> None:
     foreign = replace(place, circumstances={**place.circumstances, "torch": "0.1"})
     foreign.save(calibration())
     foreign.calibration.rename(place.calibration)
     assert place.load() is None
 
 
-def test_network_shape_way_and_threads_each_have_a_place_of_their_own(place: Place) -> None:
+def test_network_shape_way_and_threads_each_have_a_place_of_their_own(place: CalibrationPlace) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:

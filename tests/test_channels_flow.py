@@ -11,7 +11,9 @@ import torch
 
 from tests.conftest import Run
 from voxelgate.apps.label.server import Serving, prepare
-from voxelgate.bundle.opened import image_rule_of, open_bundle, seal
+from voxelgate.bundle.checksums import seal
+from voxelgate.bundle.metadata import image_rule_of
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, InputError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.build_manifest import write

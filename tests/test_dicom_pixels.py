@@ -37,7 +37,8 @@ from tests.dicom_files import enhanced, header_of, image, stack, with_pixel_data
 from voxelgate.core.findings import Code
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read import pixels
-from voxelgate.dicom.read.pixels import PixelError, read_stack, stored_pixels
+from voxelgate.dicom.read.decoding import PixelError, stored_pixels
+from voxelgate.dicom.read.pixels import read_stack
 from voxelgate.dicom.read.stack import in_order, slices_of
 
 RAW = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)

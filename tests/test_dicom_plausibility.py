@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from voxelgate.core.findings import Code, Severity
 from voxelgate.core.geometry import Grid
-from voxelgate.dicom.plausibility import Expected, check_against, check_values
+from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan
+from voxelgate.evaluation.expectations import Expected, check_against
 
 SHAPE = (40, 50, 30)
 GRID = Grid(SHAPE, np.eye(4))

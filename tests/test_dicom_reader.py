@@ -18,11 +18,10 @@ from pydicom import dcmread
 from tests.dicom_files import enhanced, stack, write, write_all
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.findings import Allow, Code, Finding
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import LPS_TO_RAS, Grid
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.reader import CheckedDicomReader, read_or_refuse, read_series
 from voxelgate.dicom.read.series import scan
-from voxelgate.images.volumes import LPS_TO_RAS
 
 PATIENT = ("SECRET", "19010203", "1.2.826.0.1.3680043.8.498.7")
 REAL = (

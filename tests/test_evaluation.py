@@ -20,16 +20,9 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.scores import (
-    MEAN_OVER_LABELS,
-    LabelScores,
-    Measure,
-    evaluate_pairs,
-    pair_files,
-    score,
-    summarise,
-    write_csv,
-)
+from voxelgate.evaluation.pairs import pair_files
+from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs, score
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, write_csv
 
 Array = npt.NDArray[Any]
 

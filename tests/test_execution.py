@@ -13,7 +13,7 @@ from monai.networks.nets import AttentionUnet
 from torch import nn
 
 from voxelgate.core.errors import UsageError
-from voxelgate.inference.out_of_memory import HALVINGS, with_less_memory
+from voxelgate.inference.memory import HALVINGS, with_less_memory
 from voxelgate.inference.runtimes import built_models, onnx_model, openvino_model
 from voxelgate.inference.runtimes import runtimes as execution
 from voxelgate.inference.runtimes.runtimes import CPP_COMPILERS, Runtime, folded, prepare, runtimes_of

@@ -17,6 +17,7 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.training import handlers
+from voxelgate.training.distributed import identify, save_atomically, set_aside, start_from
 from voxelgate.training.handlers import (
     STATE,
     KeepBest,
@@ -26,10 +27,6 @@ from voxelgate.training.handlers import (
     ShowProgress,
     StopOnBadLoss,
     UpdateAverage,
-    identify,
-    save_atomically,
-    set_aside,
-    start_from,
 )
 
 IDENTITY = {"fold": 0, "epochs": 3}

@@ -24,7 +24,7 @@ from tests.label_server import START_LIMIT_S, Server, running
 from tests.planted import ct_series, write
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.apps.label.model_versions import MODELS, Origin, Versions
-from voxelgate.bundle.opened import seal
+from voxelgate.bundle.checksums import seal
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan
 from voxelgate.images.volumes import read_volume

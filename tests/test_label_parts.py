@@ -28,7 +28,8 @@ from voxelgate.apps.label.server import Serving, prepare
 from voxelgate.apps.label.submitted import read_submitted, segments_of
 from voxelgate.apps.label.training_round import PARTS, Annotated, Pace, Split, split_cases, train_round, validation_dice
 from voxelgate.apps.label.uncertainty import dice_of, disagreement, label_map, mean_dice, uncertainty
-from voxelgate.bundle.opened import WEIGHTS, open_bundle, seal
+from voxelgate.bundle.checksums import WEIGHTS, seal
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable

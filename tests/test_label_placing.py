@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid
-from voxelgate.transforms.placing import PlaceLabeld, place_labels
+from voxelgate.transforms.spatial import PlaceLabeld, place_labels
 
 OBLIQUE = np.array([[0.0, 0.9, -0.5, 5.0], [1.2, 0.0, 0.0, -7.0], [0.0, 0.5, 0.9, 11.0], [0.0, 0.0, 0.0, 1.0]])
 IMAGE = Grid((6, 5, 4), OBLIQUE)

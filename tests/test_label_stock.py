@@ -15,7 +15,7 @@ pytest.importorskip("monailabel", reason="needs the environment that `make label
 from tests.conftest import Run
 from tests.label_server import MODEL, Server, blob, free_port, save, started, untrained_bundle
 from voxelgate.apps.label.server import missing_modules
-from voxelgate.bundle.opened import WEIGHTS, seal
+from voxelgate.bundle.checksums import WEIGHTS, seal
 from voxelgate.images.volumes import read_grid, read_volume
 
 pytestmark = pytest.mark.label

@@ -16,8 +16,8 @@ from monai.transforms import LoadImaged
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from voxelgate.core.errors import InputError, OutputError
-from voxelgate.core.geometry import Grid
-from voxelgate.images.pictures import AXES_RAS, RGB, label_suffix, read_header, read_picture, write_picture
+from voxelgate.core.geometry import AXES_RAS, Grid
+from voxelgate.images.pictures import RGB, label_suffix, read_header, read_picture, write_picture
 from voxelgate.images.spec import ImageRule, binary_as_one, read_image
 from voxelgate.images.volumes import has_orientation, read_grid, read_volume, volume_stem, write_label_map
 

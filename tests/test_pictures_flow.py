@@ -13,16 +13,18 @@ import torch
 from PIL import Image
 
 from tests.conftest import Run
-from voxelgate.bundle.opened import _placed, image_rule_of
+from voxelgate.bundle.metadata import image_rule_of
+from voxelgate.bundle.opened import _placed
 from voxelgate.core.errors import InputError, ManifestError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.structures import measure_structures
 from voxelgate.datasets.build_manifest import build, write
 from voxelgate.datasets.manifest import from_document, load
 from voxelgate.datasets.survey import survey
-from voxelgate.evaluation.review import measure
-from voxelgate.evaluation.scores import evaluate_pairs, pair_files, write_csv
-from voxelgate.images.pictures import AXES_RAS
+from voxelgate.evaluation.pairs import pair_files
+from voxelgate.evaluation.scores import evaluate_pairs
+from voxelgate.evaluation.table import write_csv
 from voxelgate.images.spec import ImageRule
 from voxelgate.images.volumes import read_volume
 from voxelgate.networks import AttentionUNet, FlatNetwork
@@ -298,7 +300,7 @@ def test_the_plan_of_pictures_is_a_2d_network_on_unscaled_pixels(tmp_path: Path)
 def test_the_sides_of_a_picture_are_those_that_everybody_sees() -> None:
     labels = np.zeros((30, 20, 1), np.uint8)
     labels[:9, :9] = 1
-    found = measure(labels, Grid(labels.shape, AXES_RAS), LabelTable(("background", "spot")))
+    found = measure_structures(labels, Grid(labels.shape, AXES_RAS), LabelTable(("background", "spot")))
     assert found["spot"].cut_at == ("left", "top")
 
 

@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from tests.test_planning import FACTS
-from voxelgate.bundle.opened import build
+from voxelgate.bundle.workflow import build_component
 from voxelgate.core.labels import LabelTable
 from voxelgate.training.cleaning import LEAST_GAIN, Step, Trial, choose_cleaning, trials_of
 from voxelgate.training.configs.bundle_files import cleaned
@@ -59,7 +59,7 @@ def test_a_step_is_charged_with_what_it_takes_from_a_structure_inside(reference:
     one, _ = trials_of(one_hot(prediction), one_hot(reference), LABELS)
     steps = cleaning(cleaned(plan(FACTS), Cleaning(fill_holes=(1,))))
     labels = MetaTensor(torch.from_numpy(prediction.astype(np.uint8))[None])
-    filled = build({"_target_": "Compose", "transforms": steps})({"pred": labels})["pred"][0].numpy()
+    filled = build_component({"_target_": "Compose", "transforms": steps})({"pred": labels})["pred"][0].numpy()
     assert not (filled == 2).any()  # MONAI fills the tumour too
     before, after = (dice_of(labels == 1, reference == 1) for labels in (prediction, filled))
     assert one.before == before < after
@@ -94,7 +94,7 @@ def test_a_step_is_taken_if_it_raises_the_mean_and_helps_more_cases_than_it_harm
 
 def test_what_is_chosen_does_in_the_bundle_what_it_did_on_trial(reference: np.ndarray) -> None:
     steps = cleaning(cleaned(plan(FACTS), Cleaning(keep_largest=(1,), fill_holes=(2,))))
-    clean = build({"_target_": "Compose", "transforms": steps})
+    clean = build_component({"_target_": "Compose", "transforms": steps})
     labels = MetaTensor(torch.from_numpy(hole(island(reference)))[None])
     assert np.array_equal(clean({"pred": labels})["pred"][0].numpy(), reference)
 

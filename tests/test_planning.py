@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from voxelgate.bundle.opened import build
+from voxelgate.bundle.workflow import build_component
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
@@ -239,7 +239,7 @@ RESNET = {
 def test_one_line_exchanges_the_network_and_the_inferer_runs_it(network: dict[str, Any], multiple: int) -> None:
     levels = {"channels": [4, 8, 16, 32], "strides": [[2, 2, 2]] * 3, "window_vox": [48, 48, 48]}
     made = plan(FACTS, overrides={"network": network, **levels})
-    inferer, module = build(parts.inferer(made)), build(parts.network(made)).eval()
+    inferer, module = build_component(parts.inferer(made)), build_component(parts.network(made)).eval()
     size = (33, 21, 18)
     meta = {"original_affine": np.eye(4), "spatial_shape": np.array(size)}
     image = MetaTensor(torch.rand(1, 1, *size), affine=torch.eye(4), meta=meta)

@@ -30,8 +30,8 @@ from voxelgate.segmentation.batch.run_batch import Means, attention_of, cases_in
 from voxelgate.segmentation.batch.status import status_of
 from voxelgate.segmentation.batch.worker import Job, Setup, work
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
-from voxelgate.segmentation.segment import Options
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 MIB = 2**20

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
 
+from voxelgate.bundle.predict import flip_dice
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.core.structures import StructureRange
-from voxelgate.dicom.plausibility import Expected
+from voxelgate.core.structures import Structure, StructureRange, measure_structures, structure_ranges
 from voxelgate.evaluation import review as quality
-from voxelgate.evaluation.review import Structure, assess, doubts_about, flip_dice, measure, structure_ranges
+from voxelgate.evaluation.expectations import Expected
+from voxelgate.evaluation.review import Quality, Verdict, assess, doubts_about
 from voxelgate.images.volumes import read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
-from voxelgate.segmentation.report import Quality, Verdict
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 GRID = Grid((40, 30, 20), np.diag((1.0, 2.0, 5.0, 1.0)))
@@ -47,7 +47,7 @@ def test_what_looks_like_the_training_is_accepted() -> None:
 
 
 def test_two_whole_organs_inside_the_image_are_accepted_without_any_knowledge() -> None:
-    assert assess(measure(two_organs(), GRID, TABLE), TABLE, None) == Quality(Verdict.ACCEPT)
+    assert assess(measure_structures(two_organs(), GRID, TABLE), TABLE, None) == Quality(Verdict.ACCEPT)
 
 
 def test_what_a_bundle_says_of_its_training_is_what_results_are_judged_by() -> None:
@@ -55,7 +55,9 @@ def test_what_a_bundle_says_of_its_training_is_what_results_are_judged_by() -> N
     small = {"liver": {"volume_ml": [0.1, 0.2, 0.3]}, "spleen": {"volume_ml": [1, 2.5, 4]}}
 
     verdicts = [
-        assess(measure(two_organs(), GRID, TABLE), TABLE, Expected.from_mapping({"structures": known})).verdict
+        assess(
+            measure_structures(two_organs(), GRID, TABLE), TABLE, Expected.from_mapping({"structures": known})
+        ).verdict
         for known in (usual, small)
     ]
 
@@ -103,7 +105,7 @@ def test_a_volume_never_gets_better_by_growing_beyond_the_median(volume_ml: floa
 
 
 def test_a_structure_that_fills_the_image_is_refused() -> None:
-    quality = assess(measure(np.full(GRID.shape, 1, np.uint8), GRID, TABLE), TABLE, None)
+    quality = assess(measure_structures(np.full(GRID.shape, 1, np.uint8), GRID, TABLE), TABLE, None)
 
     assert quality.verdict is Verdict.REFUSE
     assert "volume: liver (100%) fills the image." in quality.reasons
@@ -121,7 +123,7 @@ def test_the_side_at_which_the_image_ends_is_named_after_the_patient(axcodes: st
     labels = np.zeros((12, 12, 12), np.uint8)
     labels[4:8, 4:8, 6:] = 1
 
-    (found,) = measure(labels, Grid(labels.shape, affine), TABLE).values()
+    (found,) = measure_structures(labels, Grid(labels.shape, affine), TABLE).values()
 
     assert found.cut_at == ({"S": ("head",), "R": ("right",)}[axcodes[2]])
 
@@ -130,7 +132,7 @@ def test_a_structure_that_only_grazes_the_border_is_not_cut() -> None:
     labels = two_organs()
     labels[8:11, 8:11, 15:] = 1
 
-    assert measure(labels, GRID, TABLE)["liver"].cut_at == ()
+    assert measure_structures(labels, GRID, TABLE)["liver"].cut_at == ()
 
 
 def test_a_cut_structure_is_told_unless_training_images_cut_it_too() -> None:
@@ -145,14 +147,14 @@ def test_a_stack_of_two_slices_cuts_nothing_along_its_normal() -> None:
     labels = np.zeros((20, 20, 2), np.uint8)
     labels[5:10, 5:10] = 1
 
-    assert measure(labels, Grid(labels.shape, np.eye(4)), TABLE)["liver"].cut_at == ()
+    assert measure_structures(labels, Grid(labels.shape, np.eye(4)), TABLE)["liver"].cut_at == ()
 
 
 def test_an_organ_in_two_pieces_is_told_with_the_share_outside_the_larger() -> None:
     labels = two_organs()
     labels[10:12] = 0
 
-    liver = measure(labels, GRID, TABLE)["liver"]
+    liver = measure_structures(labels, GRID, TABLE)["liver"]
 
     assert liver.outside_main == pytest.approx(3 / 8)
     assert liver.away_mm == pytest.approx(3.0)  # from the last voxel of one piece to the first of the other
@@ -167,10 +169,10 @@ def test_a_far_piece_is_told_and_a_far_speck_is_not() -> None:
     speck = two_organs()
     speck[38, 28, 18] = 1
 
-    assert assess(measure(labels, GRID, TABLE), TABLE, None).reasons == (
+    assert assess(measure_structures(labels, GRID, TABLE), TABLE, None).reasons == (
         "fragments: a piece lies far from the rest of liver (22 mm).",
     )
-    assert assess(measure(speck, GRID, TABLE), TABLE, None) == Quality(Verdict.ACCEPT)
+    assert assess(measure_structures(speck, GRID, TABLE), TABLE, None) == Quality(Verdict.ACCEPT)
 
 
 def test_pieces_are_told_only_beyond_those_of_the_training() -> None:
@@ -185,10 +187,10 @@ def test_pooling_a_large_structure_keeps_its_volume_and_its_pieces(monkeypatch: 
     labels = two_organs()
     labels[5:35, 5:15, 5:15] = 1
     labels[12:20] = 0
-    exact = measure(labels, GRID, TABLE)["liver"]
+    exact = measure_structures(labels, GRID, TABLE)["liver"]
     monkeypatch.setattr(quality, "PIECE_CELLS", 500)
 
-    pooled = measure(labels, GRID, TABLE)["liver"]
+    pooled = measure_structures(labels, GRID, TABLE)["liver"]
 
     assert pooled.volume_ml == exact.volume_ml
     assert pooled.outside_main == pytest.approx(exact.outside_main)
@@ -200,23 +202,25 @@ def test_measurements_do_not_depend_on_how_voxels_lie_in_memory(seed: int, axes:
     labels = (np.random.default_rng(seed).random((9, 8, 7)) * 3.5).astype(np.uint8) % 3
     grid = Grid(labels.shape, np.diag((1.0, 2.0, 5.0, 1.0)))
 
-    plain = measure(labels, grid, TABLE)
+    plain = measure_structures(labels, grid, TABLE)
     stored = np.array(labels.transpose(axes), order=order).transpose(np.argsort(axes))
 
-    assert measure(stored, grid, TABLE) == plain
+    assert measure_structures(stored, grid, TABLE) == plain
     assert sum(one.volume_ml for one in plain.values()) == pytest.approx(np.count_nonzero(labels) * grid.voxel_ml)
 
 
 def test_low_confidence_is_told_and_a_class_that_never_won_is_not() -> None:
     labels = two_organs()
 
-    assert assess(measure(labels, GRID, TABLE), TABLE, None, confidence=(0.99, 0.62, float("nan"))).reasons == (
-        "confidence: the network is unsure of liver (0.62).",
-    )
+    assert assess(
+        measure_structures(labels, GRID, TABLE), TABLE, None, confidence=(0.99, 0.62, float("nan"))
+    ).reasons == ("confidence: the network is unsure of liver (0.62).",)
 
 
 def test_strong_disagreement_with_the_mirrored_image_is_told() -> None:
-    quality = assess(measure(two_organs(), GRID, TABLE), TABLE, None, flip_dice={"liver": 0.55, "spleen": 0.9})
+    quality = assess(
+        measure_structures(two_organs(), GRID, TABLE), TABLE, None, flip_dice={"liver": 0.55, "spleen": 0.9}
+    )
 
     assert quality == Quality(
         Verdict.REVIEW, ("mirror: the mirrored image gives another result for liver (Dice 0.55).",)
@@ -226,7 +230,7 @@ def test_strong_disagreement_with_the_mirrored_image_is_told() -> None:
 def test_only_findings_with_a_code_ask_for_a_review() -> None:
     findings = ("LOSSY: the images were compressed.", "3f2a was not taken: has 3 slices", "NOT_A_CODE: nothing.")
 
-    assert assess(measure(two_organs(), GRID, TABLE), TABLE, None, findings=findings).reasons == (
+    assert assess(measure_structures(two_organs(), GRID, TABLE), TABLE, None, findings=findings).reasons == (
         "image: LOSSY: the images were compressed.",
     )
 
@@ -235,7 +239,7 @@ def test_many_structures_with_one_doubt_make_one_short_sentence() -> None:
     table = LabelTable(("background", *(f"rib {number}" for number in range(1, 25))))
     labels = np.where(two_organs() == 1, 1, 0).astype(np.uint8)
 
-    assert assess(measure(labels, GRID, table), table, None).reasons == (
+    assert assess(measure_structures(labels, GRID, table), table, None).reasons == (
         "missing: rib 2, rib 3, rib 4, rib 5 and 19 more.",
     )
 
@@ -270,7 +274,7 @@ def test_impossible_ranges_are_refused(values: dict[str, object]) -> None:
 def test_hippocampi_that_people_drew_are_accepted_by_the_ranges_of_others(hippocampus: Path) -> None:
     table = LabelTable(("background", "anterior", "posterior"))
     maps = [read_volume(path) for path in sorted((hippocampus / "labels").glob("*.nii.gz"))[:100]]
-    found = [measure(labels.astype(np.uint8), grid, table) for labels, grid in maps]
+    found = [measure_structures(labels.astype(np.uint8), grid, table) for labels, grid in maps]
     ranges = structure_ranges(found[::2])
 
     doubted = [one for one in found[1::2] if list(doubts_about(one, table, ranges))]

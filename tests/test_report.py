@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.report_cases import GATES, HOSTILE, done, some_cases, some_facts, with_attention
 from voxelgate.core.errors import OutputError
-from voxelgate.segmentation.batch.ledger import FileRecord, Ledger, PublishPlan, Versions
+from voxelgate.segmentation.batch.ledger import Ledger
+from voxelgate.segmentation.batch.ledger_records import FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.page import REPORT_NAME, build
 from voxelgate.segmentation.page.build import embedded_cases, write_report
@@ -214,7 +215,7 @@ def fill_ledger(out_dir: Path, reports: list) -> None:
     ledger = Ledger(out_dir)
     ledger.begin_run("serial", "organs 1.0.0")
     ledger.enrol([Case(name, None) for name in [*(report.case_id for report in reports), "scan_9"]])
-    versions = Versions("", "", "ab" * 32, "")
+    versions = RunVersions("", "", "ab" * 32, "")
     for report in reports:
         if report.status is not CaseStatus.DONE:
             ledger.end(report, versions)

@@ -18,11 +18,11 @@ from voxelgate.evaluation.scores import score
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.page.reference import Truth, compared, references_of
 from voxelgate.segmentation.preview import read_preview
 from voxelgate.segmentation.report import CaseReport
-from voxelgate.segmentation.segment import Options
 
 MANIFEST = {
     "name": "two",

@@ -20,14 +20,16 @@ from torch import nn
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.labels import LabelTable
-from voxelgate.dicom.plausibility import Expected
+from voxelgate.evaluation.expectations import Expected
+from voxelgate.evaluation.review import Verdict
 from voxelgate.images.spec import ONE_VOLUME, ImageRule
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
-from voxelgate.segmentation.report import CaseStatus, Verdict
-from voxelgate.segmentation.segment import Options, segment
+from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.segment import segment
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 BRIGHT = np.zeros((9, 8, 7), np.float32)

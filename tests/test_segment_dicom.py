@@ -14,7 +14,8 @@ from pydicom import dcmread
 from tests.conftest import Run
 from tests.planted import CANARY, at_mm, ct_series, deleting, setting, tilted, with_canaries, write
 from tests.threshold_bundle import make_threshold_bundle
-from voxelgate.bundle.opened import open_bundle, series_rule_of
+from voxelgate.bundle.metadata import series_rule_of
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.dicom.read.reader import read_series
@@ -22,9 +23,10 @@ from voxelgate.dicom.read.series import scan
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation import outputs as results
 from voxelgate.segmentation.cases import find_cases
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options, segment
+from voxelgate.segmentation.segment import segment
 
 THRESHOLD_HU = 150
 ALL = (Output.NIFTI, Output.SEG, Output.RTSTRUCT, Output.SR)

@@ -9,7 +9,8 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from tests.conftest import REPOSITORY
-from voxelgate.bundle.opened import labels_of, open_bundle, read_metadata
+from voxelgate.bundle.metadata import labels_of, read_metadata
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.configs.train_config import PLACE_LABEL
 from voxelgate.training.planning import Plan

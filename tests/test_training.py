@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from tests.test_resume import EPOCHS, SETTINGS, STATE, tiny_job
-from voxelgate.bundle.opened import WEIGHTS, open_bundle, run_workflow, seal, verify
+from voxelgate.bundle.checksums import WEIGHTS, seal, verify
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.workflow import run_workflow
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.datasets.manifest import load
 from voxelgate.networks import AttentionUNet

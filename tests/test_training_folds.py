@@ -12,13 +12,15 @@ import torch
 from monai.data import MetaTensor
 
 from tests.test_resume import FOLDS, tiny_job
-from voxelgate.bundle.opened import WEIGHTS, open_bundle, seal, verify
+from voxelgate.bundle.checksums import WEIGHTS, seal, verify
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.core.workers import executor_named
 from voxelgate.datasets.manifest import load
 from voxelgate.images.volumes import read_channels, read_volume
 from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import Options
 from voxelgate.training.cleaning import choose_cleaning
 from voxelgate.training.configs.bundle_files import rewrite_bundle
 from voxelgate.training.cross_validation import (
@@ -28,7 +30,6 @@ from voxelgate.training.cross_validation import (
     _clean_by_plan,
     _FoldResult,
     _train_fold,
-    executor_named,
     train_folds,
 )
 from voxelgate.training.planning import Cleaning, Plan

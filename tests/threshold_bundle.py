@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from voxelgate.bundle.opened import seal
+from voxelgate.bundle.checksums import seal
 
 LOW_HU, HIGH_HU = -850.0, 1150.0
 """Window whose middle, 150 HU, is the threshold."""

@@ -15,7 +15,9 @@ from monai.data import MetaTensor
 from torch import nn
 from torch.nn import functional as F
 
-from voxelgate.bundle.opened import Bundle, open_bundle, read_configs, read_metadata
+from voxelgate.bundle.metadata import read_metadata
+from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.write.segmented import sync

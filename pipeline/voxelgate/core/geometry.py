@@ -19,6 +19,13 @@ DEGENERATE_VOLUME_MM3 = 1e-9
 """Voxels smaller than this have no volume: a column of the affine is zero or depends on the others."""
 
 
+LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
+"""ITK's axes point to the left and the back of the patient, NIfTI's to the right and the front."""
+
+AXES_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
+"""Right and down in a picture are left and back of the patient, as in an axial slice of DICOM and ITK."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Shape and position of a volume; two grids are compared with `agrees`, never with `==`.
@@ -82,3 +89,8 @@ class Grid:
     def agrees(self, other: "Grid", tol_mm: float = AGREEMENT_TOLERANCE_MM) -> bool:
         """Return whether both grids have one shape and corners no more than `tol_mm` apart."""
         return self.difference(other, tol_mm) is None
+
+
+def counts_pixels(grid: Grid) -> bool:
+    """Return whether a grid is that of a picture, whose sizes are told in pixels and not in mm and ml."""
+    return grid.shape[2] == 1 and np.array_equal(grid.affine, AXES_RAS)

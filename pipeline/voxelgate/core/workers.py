@@ -1,8 +1,12 @@
 """Where work can be done, by name: in this process, in processes beside it, or on the workers of a Dask cluster."""
 
 import re
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import get_context
 from typing import Any
 
 from voxelgate.core.errors import UsageError
@@ -66,3 +70,24 @@ def dask_client(address: str) -> Any:  # distributed is an optional extra
         return Client(scheduler_file=address) if address.endswith(".json") else Client(address)
     except (OSError, ValueError) as error:
         raise UsageError(f"no Dask scheduler answers at {address}; start one, or correct the address.") from error
+
+
+@contextmanager
+def executor_named(name: str) -> Iterator[Executor | None]:
+    """Open what trains folds side by side, and close it at the end.
+
+    Args:
+        name: as for `engine_named`; the workers of a Dask cluster see the same files.
+
+    Raises:
+        UsageError: as for `engine_named` and `dask_client`.
+    """
+    found = engine_named(name)
+    if found.kind is EngineKind.PROCESSES:
+        with ProcessPoolExecutor(found.count, mp_context=get_context("spawn")) as pool:
+            yield pool
+    elif found.kind is EngineKind.DASK:
+        with dask_client(found.address) as client:
+            yield client.get_executor()
+    else:
+        yield None

@@ -10,10 +10,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from voxelgate.core.geometry import Grid
-from voxelgate.core.structures import structure_boxes
+from voxelgate.core.structures import Structure, measure_structures, structure_boxes
 from voxelgate.datasets.check_manifest import inspect_case
 from voxelgate.datasets.manifest import Case, Manifest, Modality
-from voxelgate.evaluation.review import Structure, measure
 from voxelgate.transforms.intensity import SMALLEST_HU_RANGE
 
 Labels = npt.NDArray[Any]
@@ -122,7 +121,7 @@ class CaseFacts:
 
 
 def measure_case(case: Case, manifest: Manifest) -> CaseFacts:
-    """Read and check one case, and measure it if it is sound.
+    """Read and check one case, and measure_structures it if it is sound.
 
     Args:
         case: with a label.
@@ -140,7 +139,7 @@ def measure_case(case: Case, manifest: Manifest) -> CaseFacts:
     spacing_mm = np.empty(3)
     spacing_mm[order] = grid.spacing_mm
     boxes = structure_boxes(labels, len(manifest.labels.names) - 1)
-    looks = measure(found.label[0].astype(np.int32), grid, manifest.labels)
+    looks = measure_structures(found.label[0].astype(np.int32), grid, manifest.labels)
     darkest = float(channels[0].min())
     return CaseFacts(
         case_id=case.case_id,

@@ -18,11 +18,11 @@ import numpy as np
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.structures import Structure, structure_ranges
 from voxelgate.datasets.case_facts import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
 from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum
 from voxelgate.datasets.defects import Defect, defects_between
 from voxelgate.datasets.manifest import Case, Manifest, Modality, without
-from voxelgate.evaluation.review import Structure, structure_ranges
 from voxelgate.images.volumes import read_grid
 
 Limits = tuple[float, float]

@@ -9,8 +9,10 @@ import numpy as np
 
 from voxelgate.core.errors import InputError
 from voxelgate.datasets.manifest import reading_problem
+from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture
 from voxelgate.images.spec import ONE_VOLUME, ImageRule
-from voxelgate.images.volumes import read_channels, volume_stem
+from voxelgate.images.volumes import SUFFIXES, is_volume, read_channels, volume_stem
+from voxelgate.inference.attention.map_files import is_attention_map
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks"))
 """Folders of images and labels: ours, those of the Decathlon and of nnU-Net, and those of most sets of pictures."""
@@ -23,6 +25,9 @@ LABEL_ENDING = re.compile(r"_(seg|segmentation|label|labels|mask)$", re.IGNORECA
 
 FEW_VALUES = 64
 """A file with no more distinct values, all of them whole, looks like a label map; even small images have over 100."""
+
+
+LabelMapPair = tuple[str, Path, Path]
 
 
 @dataclass(frozen=True)
@@ -136,3 +141,61 @@ def _matched(image_of: dict[str, Path], label_of: dict[str, Path]) -> list[Pair]
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
+
+
+def pair_files(prediction: Path, reference: Path) -> list[LabelMapPair]:
+    """LabelMapPair label maps with their references: one file with one file, or two folders by relative path and name.
+
+    Folders are searched to any depth; `volume_stem` makes `a/case.nii` and `a/case.nii.gz` partners; names that begin
+    with a dot are passed over.
+
+    Args:
+        prediction: label map, or folder of them.
+        reference: label map, or folder of them.
+
+    Returns:
+        Case id, prediction and reference of each pair, ordered by case id; the id is the path without suffix,
+        relative to the folder.
+
+    Raises:
+        InputError: something does not exist, a file meets a folder, a folder holds no volumes or two of one name, or
+            files on either side have no partner; all of them are listed, for a case left out would change the result.
+    """
+    for path in (prediction, reference):
+        if not path.exists():
+            raise InputError(f"{path} does not exist; name a label map or a folder of label maps.")
+    if prediction.is_dir() != reference.is_dir():
+        file, folder = (reference, prediction) if prediction.is_dir() else (prediction, reference)
+        raise InputError(f"{file} is a file and {folder} a folder; name two files or two folders.")
+    if not prediction.is_dir():
+        return [(volume_stem(reference), prediction, reference)]
+    predictions, references = label_maps_in(prediction), label_maps_in(reference)
+    lonely = [
+        *(f"{predictions[case_id]} has no reference" for case_id in sorted(predictions.keys() - references.keys())),
+        *(f"{references[case_id]} has no prediction" for case_id in sorted(references.keys() - predictions.keys())),
+    ]
+    if lonely:
+        raise InputError(f"cases without a partner: {'; '.join(lonely)}. Add what is missing, or move the others away.")
+    return [(case_id, predictions[case_id], references[case_id]) for case_id in sorted(references)]
+
+
+def label_maps_in(folder: Path) -> dict[str, Path]:
+    """Return all label maps in a folder by their case id, which is the path without suffix, relative to the folder.
+
+    Raises:
+        InputError: there are none, or two of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or not (is_volume(path) or is_picture(path)) or not path.is_file():
+            continue
+        if is_attention_map(path):
+            continue
+        case_id = (path.relative_to(folder).parent / volume_stem(path)).as_posix()
+        if case_id in found:
+            raise InputError(f"{found[case_id]} and {path} have one name; keep only one of them.")
+        found[case_id] = path
+    if not found:
+        endings = ", ".join((*SUFFIXES, *PICTURE_SUFFIXES))
+        raise InputError(f"{folder} holds no volumes or pictures ({endings}); name a folder of label maps.")
+    return found

@@ -1,31 +1,15 @@
 """Whether a result can be taken as it is: what is odd about a label map, and about how it was made."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import NamedTuple
 
-import nibabel as nib
-import numpy as np
-import numpy.typing as npt
-import torch
-from monai.data import MetaTensor
-from scipy import ndimage
-
-from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Code
-from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.core.structures import Box, StructureRange, structure_boxes
-from voxelgate.dicom.plausibility import Expected
-from voxelgate.images.pictures import counts_pixels
-from voxelgate.segmentation.report import Quality, Verdict
-
-PIECE_CELLS = 500_000
-"""Cells in which pieces are told apart; a larger box is pooled, and gaps of less than a cell then count as closed."""
-
-LEAST_PIECE = 0.005
-"""Share of its structure's volume below which a piece is a speck that nobody needs to look at."""
+from voxelgate.core.structures import Structure, StructureRange
+from voxelgate.evaluation.expectations import Expected
 
 FRAGMENTED = 0.1
 """Share of a volume outside the largest piece that is told; 1 of 410 hand-drawn structures has more."""
@@ -33,15 +17,11 @@ FRAGMENTED = 0.1
 FAR_MM = 20.0
 """Distance from the largest piece at which a piece is told: more than a gap in one organ, such as a missed slice."""
 
-CUT_PLANE = 0.25
-"""Part of a structure's mean cross-section that must lie in the outermost plane of the image; less only grazes it."""
 
 RARELY_CUT = 0.05
 ALWAYS_PRESENT = 0.95
 """Shares of the training label maps: what one in twenty shows is no reason to look again."""
 
-LEAST_PLANES = 3
-"""Planes along an axis below which every structure touches its ends."""
 
 VOLUME_SLACK = 1.2
 """Least factor beyond the outer percentiles that is told; they are rough where few label maps were there."""
@@ -71,29 +51,27 @@ UNKNOWN = StructureRange((1.0, 1.0, 1.0))
 """Of a structure of which the bundle says nothing; its volume is then not judged."""
 
 _CODED = re.compile(r"([A-Z0-9_]+): ")
-_PICTURE_SIDES = [("left", "right"), ("top", "bottom"), ("front", "back")]
-"""Of a picture as everybody sees it, whoever is in it."""
 
-_SIDES = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}
+
+class Verdict(StrEnum):
+    """What to do with a result before anybody relies on it."""
+
+    ACCEPT = "accept"
+    REVIEW = "review"
+    REFUSE = "refuse"
 
 
 @dataclass(frozen=True)
-class Structure:
-    """What was measured of a structure in a label map.
+class Quality:
+    """Whether a result can be taken as it is.
 
     Args:
-        volume_ml: above 0.
-        fills: its share of all voxels.
-        cut_at: sides of the image whose outermost plane cuts through it, as words.
-        outside_main: share of its volume outside its largest piece.
-        away_mm: largest distance of a piece, specks aside, from the largest one.
+        verdict: accept, review (a person must look), or refuse (it is surely wrong).
+        reasons: a sentence for each doubt; empty if accepted.
     """
 
-    volume_ml: float
-    fills: float
-    cut_at: tuple[str, ...] = ()
-    outside_main: float = 0.0
-    away_mm: float = 0.0
+    verdict: Verdict = Verdict.ACCEPT
+    reasons: tuple[str, ...] = ()
 
 
 class Doubt(NamedTuple):
@@ -120,7 +98,7 @@ def assess(
     the border if it goes on through it.
 
     Args:
-        measured: the structures of the result, from `measure`.
+        measured: the structures of the result, from `measure_structures`.
         table: what the labels mean.
         expected: what the bundle was trained on, if it says so.
         findings: sentences about the image; those that start with a code count (`Finding`; notes have none).
@@ -137,97 +115,13 @@ def assess(
     return Quality(worst, tuple(doubt.reason for doubt in doubts))
 
 
-def measure(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str, Structure]:
-    """Return what can be measured of each structure that a label map holds, by name.
-
-    Args:
-        labels: (I, J, K) integers.
-        grid: where they lie, RAS+ mm.
-        table: what they mean; other values are passed over.
-    """
-    ends = zip(nib.aff2axcodes(-grid.affine), nib.aff2axcodes(grid.affine), strict=True)
-    sides = _PICTURE_SIDES if counts_pixels(grid) else [(_SIDES[low], _SIDES[high]) for low, high in ends]
-    found = {}
-    for value, box in structure_boxes(labels, len(table.names) - 1).items():
-        mask = labels[box] == value
-        voxels = int(np.count_nonzero(mask))
-        outside_main, away_mm = _pieces(mask, np.array(grid.spacing_mm))
-        cut_at = tuple(_cuts(mask, box, labels.shape, sides))
-        found[table.names[value]] = Structure(
-            voxels * grid.voxel_ml, voxels / labels.size, cut_at, outside_main, away_mm
-        )
-    return found
-
-
-def structure_ranges(label_maps: Iterable[Mapping[str, Structure]]) -> dict[str, StructureRange]:
-    """Return how structures looked in the label maps of a data set, by name; those that none holds are absent.
-
-    Args:
-        label_maps: from `measure`, one for each label map.
-    """
-    maps = list(label_maps)
-    ranges = {}
-    for name in dict.fromkeys(name for found in maps for name in found):
-        seen = [found[name] for found in maps if name in found]
-        low, middle, high = np.percentile([one.volume_ml for one in seen], (1, 50, 99)).tolist()
-        ranges[name] = StructureRange(
-            (round(low, 4), round(middle, 4), round(high, 4)),
-            present=round(len(seen) / len(maps), 4),
-            cut=round(sum(bool(one.cut_at) for one in seen) / len(seen), 4),
-            outside_main=round(float(np.percentile([one.outside_main for one in seen], 99)), 4),
-            away_mm=round(float(np.percentile([one.away_mm for one in seen], 99)), 1),
-        )
-    return ranges
-
-
-def flip_dice(
-    image: MetaTensor,
-    network: torch.nn.Module,
-    inferer: Callable[[MetaTensor, torch.nn.Module], MetaTensor],
-    labels: npt.NDArray[Any],
-    table: LabelTable,
-) -> dict[str, float]:
-    """Return how well a result agrees with that of the mirrored image: Dice of each structure, NaN if in neither.
-
-    The network sees left and right exchanged, and the two sides of paired structures are exchanged in what it says. An
-    inferer that averages over this mirroring agrees with itself and should be asked without.
-
-    Args:
-        image: (1, C, i, j, k) on the network grid, as `inferer` takes it.
-        network: as `inferer` takes it.
-        inferer: gives labels (1, 1, I, J, K) on the source grid.
-        labels: (I, J, K), what it gave for `image`.
-        table: what the labels mean.
-
-    Raises:
-        UsageError: a structure has a side but no partner, so that nobody knows what its mirror image should be called.
-    """
-    if table.unpaired_sides:
-        raise UsageError(
-            f"{', '.join(table.unpaired_sides)}: has no structure of the other side to be compared with in a mirrored "
-            "image; leave out --check-flips."
-        )
-    mirror_of = np.arange(len(table.names))
-    for low, high in table.side_pairs:
-        mirror_of[[low, high]] = high, low
-    mirrored = inferer(_mirrored(image), network).as_tensor()[0, 0].cpu().numpy()
-    sizes = np.zeros((3, len(table.names)))
-    for plane, other in zip(labels, mirrored, strict=True):  # one at a time: bincount makes int64 of them
-        renamed = mirror_of[other]
-        for row, values in enumerate((plane, renamed, plane[plane == renamed])):
-            sizes[row] += np.bincount(values.ravel(), minlength=len(table.names))
-    with np.errstate(invalid="ignore"):
-        dice = 2 * sizes[2] / (sizes[0] + sizes[1])
-    return {name: float(dice[value]) for value, name in table.foreground.items()}
-
-
 def doubts_about(
     found: Mapping[str, Structure], table: LabelTable, ranges: Mapping[str, StructureRange]
 ) -> Iterator[Doubt]:
     """Yield what is odd about the structures of a label map, worst first.
 
     Args:
-        found: from `measure`.
+        found: from `measure_structures`.
         table: which structures there could be.
         ranges: how they looked in the training; those without are judged by themselves.
     """
@@ -310,60 +204,6 @@ def _doubts_about_network(
 def _is_warning(finding: str) -> bool:
     coded = _CODED.match(finding)
     return coded is not None and coded[1] in list(Code)
-
-
-def _cuts(
-    mask: npt.NDArray[np.bool_], box: Box, shape: tuple[int, ...], sides: Sequence[tuple[str, str]]
-) -> Iterator[str]:
-    """Yield the sides of the image whose outermost plane holds a fair cross-section of a structure."""
-    for axis, (span, planes) in enumerate(zip(box, shape, strict=True)):
-        fair = CUT_PLANE * np.count_nonzero(mask) / mask.shape[axis]
-        for side, is_there, end in zip(sides[axis], (span.start == 0, span.stop == planes), (0, -1), strict=True):
-            if planes >= LEAST_PLANES and is_there and np.count_nonzero(np.moveaxis(mask, axis, 0)[end]) >= fair:
-                yield side
-
-
-def _pieces(mask: npt.NDArray[np.bool_], spacing_mm: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the share of a mask outside its largest piece, and how far pieces lie from that one in mm."""
-    cells, cell_mm = _pooled(mask, spacing_mm)
-    pieces, count = ndimage.label(cells, structure=np.ones((3, 3, 3)))
-    if count == 1:
-        return 0.0, 0.0
-    voxels = np.bincount(pieces.ravel(), weights=cells.ravel())
-    main = int(voxels.argmax())
-    others = [piece for piece in range(1, count + 1) if piece != main and voxels[piece] >= LEAST_PIECE * voxels.sum()]
-    if not others:
-        return 1 - float(voxels[main] / voxels.sum()), 0.0
-    distance_mm = ndimage.distance_transform_edt(pieces != main, sampling=cell_mm)
-    away_mm = float(max(ndimage.minimum(distance_mm, pieces, others)))
-    return 1 - float(voxels[main] / voxels.sum()), away_mm
-
-
-def _pooled(
-    mask: npt.NDArray[np.bool_], spacing_mm: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]:
-    """Count the voxels of a mask in at most about `PIECE_CELLS` nearly cubic cells; also return the cells' sides."""
-    side_mm = np.cbrt(np.prod(mask.shape * spacing_mm) / PIECE_CELLS)
-    steps = np.ones(3, int) if mask.size <= PIECE_CELLS else np.clip(np.ceil(side_mm / spacing_mm), 1, 255).astype(int)
-    order = np.argsort([-abs(stride) for stride in mask.strides], kind="stable").tolist()
-    cells: npt.NDArray[Any] = mask.view(np.uint8)
-    for axis in order:  # first along memory, where passing over the whole mask is quick
-        planes, step = np.moveaxis(cells, axis, 0), int(steps[axis])
-        sums: npt.NDArray[Any] = planes[::step].astype(np.uint8 if axis == order[0] else np.uint32)
-        for offset in range(1, step):
-            later = planes[offset::step]
-            sums[: len(later)] += later
-        cells = np.moveaxis(sums, 0, axis)
-    return cells, steps * spacing_mm
-
-
-def _mirrored(image: MetaTensor) -> MetaTensor:
-    """Return the image as a network sees it in a mirror; the affine tells that its voxels run the other way."""
-    affine = image.affine.reshape(4, 4).clone()
-    axis = int((affine[0, :3].abs() / affine[:3, :3].norm(dim=0)).argmax())  # the one that runs from left to right
-    affine[:3, 3] += affine[:3, axis] * (image.shape[2 + axis] - 1)
-    affine[:3, axis] *= -1
-    return MetaTensor(image.as_tensor().flip(2 + axis), meta={**image.meta, "affine": affine})
 
 
 def _listed(texts: Sequence[str]) -> str:

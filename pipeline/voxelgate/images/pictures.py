@@ -23,7 +23,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from voxelgate.core.errors import InputError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import AXES_RAS, Grid
 
 Voxels = npt.NDArray[Any]
 
@@ -39,8 +39,6 @@ RGB = ("red", "green", "blue")
 PIXELS_PER_ML = 1000
 """Pixels are cubes of 1 mm."""
 
-AXES_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
-"""Right and down in a picture are left and back of the patient, as in an axial slice of DICOM and ITK."""
 
 CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 1, "I;16": 1, "I;16B": 1, "RGB": 3, "RGBA": 3}
 """Channels in each of Pillow's modes that can be read; transparency is none."""
@@ -84,11 +82,6 @@ class PictureHeader(NamedTuple):
 def is_picture(path: Path) -> bool:
     """Return whether the name ends like a PNG, TIFF or JPEG file; the file is not touched."""
     return path.name.lower().endswith(PICTURE_SUFFIXES)
-
-
-def counts_pixels(grid: Grid) -> bool:
-    """Return whether a grid is that of a picture, whose sizes are told in pixels and not in mm and ml."""
-    return grid.shape[2] == 1 and np.array_equal(grid.affine, AXES_RAS)
 
 
 def label_suffix(path: Path) -> str:

@@ -1,10 +1,11 @@
 """What an image consists of, one file or one for each channel, and how it is read as one array on one grid."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,15 @@ from voxelgate.images.pictures import RGB, is_picture, read_header
 from voxelgate.images.volumes import Voxels, is_volume, read_channels
 
 PICTURE_NAMES = "PNG, TIFF or JPEG"
+
+
+ONE_STRUCTURE = 1
+"""Highest label value of a data set with one structure."""
+
+WHITE = 255
+"""Value of what is white in a picture of 8 bits that is black and white."""
+
+Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,6 @@ class ImageRule:
 
 
 ONE_VOLUME = ImageRule()
-
-ONE_STRUCTURE = 1
-"""Highest label value of a data set with one structure."""
-
-WHITE = 255
-"""Value of what is white in a picture of 8 bits that is black and white."""
 
 
 def mask_problem(path: Path, channels: int) -> str | None:
@@ -171,3 +175,19 @@ def _wrong_count(paths: Sequence[Path], rule: ImageRule) -> str:
         return f"{found}, expected one; give each image as a case of its own."
     names = ", ".join(f"CASE_{number:04d} {name}" for number, name in enumerate(rule.channels))
     return f"{found}, expected one for each of {rule.files} channels; name them {names}, or give a manifest."
+
+
+def meta_of(grid: Grid) -> dict[str, Any]:
+    """Return the metadata that a MONAI reader gives with the voxels (i, j, k) of one volume."""
+    return {
+        "affine": grid.affine.copy(),
+        "original_affine": grid.affine.copy(),
+        "spatial_shape": np.array(grid.shape),
+        "space": "RAS",
+        "original_channel_dim": float("nan"),
+    }
+
+
+def as_paths(names: Paths) -> tuple[Path, ...]:
+    """Return what MONAI hands to a reader, one name or several, as paths."""
+    return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)

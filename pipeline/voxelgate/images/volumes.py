@@ -22,15 +22,8 @@ from isal.igzip_lib import IsalError
 from nibabel.spatialimages import HeaderDataError
 
 from voxelgate.core.errors import InputError, OutputError
-from voxelgate.core.geometry import Affine, Grid
-from voxelgate.images.pictures import (
-    PICTURE_SUFFIXES,
-    counts_pixels,
-    is_picture,
-    read_header,
-    read_picture,
-    write_picture,
-)
+from voxelgate.core.geometry import LPS_TO_RAS, Affine, Grid, counts_pixels
+from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_header, read_picture, write_picture
 
 Voxels = npt.NDArray[Any]
 
@@ -41,8 +34,6 @@ SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
 LABEL_SUFFIXES = (".nii.gz", ".png", ".tif", ".tiff")
 """Endings of the label maps that can be written."""
 
-LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
-"""ITK's axes point to the left and the back of the patient, NIfTI's to the right and the front."""
 
 MILLIMETRE_UNITS = ("mm", "unknown")
 """Length units of a NIfTI header that are taken as mm; nearly every tool that leaves the field empty means mm."""

@@ -1,10 +1,11 @@
 """How large a window may be: a memory model of the network, and the window that computes fewest voxels within it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -31,6 +32,12 @@ GROUP_BYTES = 120
 """Bytes for each source voxel in work while restoring: three positions, cells and weights, and what they pick."""
 
 GIB = 2**30
+
+
+Result = TypeVar("Result")
+
+HALVINGS = 4
+"""A sixteenth of what was free and still too much: smaller windows would not help."""
 
 
 @dataclass(frozen=True)
@@ -145,3 +152,23 @@ def available_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no control group, or "max"
         return int(SHARE * free)
     return int(SHARE * min(free, limit - used))
+
+
+def with_less_memory(run: Callable[[int], Result], max_bytes: int) -> Result:
+    """Call `run(max_bytes)`, and again with half of it each time the device runs out of memory.
+
+    Only what PyTorch calls out of memory counts, unlike MONAI's guess from any error (monai/inferers/inferer.py,
+    `SlidingWindowInfererAdapt`).
+
+    Raises:
+        UsageError: a sixteenth was still too much.
+    """
+    for halving in range(HALVINGS + 1):
+        try:
+            return run(max_bytes >> halving)
+        except torch.OutOfMemoryError:
+            pass  # let go of the traceback, which holds the tensors
+        torch.cuda.empty_cache()  # does nothing without a GPU
+    raise UsageError(
+        f"the device ran out of memory even with a limit of {(max_bytes >> HALVINGS) / 2**20:.0f} MiB; use the CPU."
+    )

@@ -15,9 +15,8 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Affine, Grid
-from voxelgate.inference.memory import available_bytes, check, enlarged, measure, narrowest
+from voxelgate.inference.memory import available_bytes, check, enlarged, measure, narrowest, with_less_memory
 from voxelgate.inference.mirroring import Views
-from voxelgate.inference.out_of_memory import with_less_memory
 from voxelgate.inference.restoring.class_scores import ScoreKind
 from voxelgate.inference.restoring.restorer import Maps, Restored, Restorer, nothing, restore
 from voxelgate.inference.streaming.stream import (

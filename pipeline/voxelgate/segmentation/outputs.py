@@ -1,7 +1,6 @@
 """The files that a segmented case leaves: label map, DICOM SEG, RTSTRUCT and SR, attention maps, and pictures."""
 
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,8 +51,6 @@ SUFFIX_OF = {
 DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
 """What can only be made of DICOM, and not where nothing was found."""
 
-ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
-"""How the map of a gate is called."""
 
 PREVIEW_FOLDER = "previews"
 """Where the previews lie, so that they do not stand among the results."""
@@ -105,11 +102,6 @@ def is_of_picture(report: CaseReport) -> bool:
     """Return whether a finished case is a picture, whose sizes are told in pixels."""
     path = report.outputs.get(Output.NIFTI)
     return path is not None and is_picture(path)
-
-
-def is_attention_map(path: Path) -> bool:
-    """Return whether a file is called like the map of a gate, which lies among label maps and is none."""
-    return ATTENTION_MAP.search(path.name) is not None
 
 
 def map_kind(level: int) -> str:

@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow, Finding, refusals
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
-from voxelgate.dicom.plausibility import Expected, check_against, check_values
+from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.reader import read_series
-from voxelgate.images.pictures import RGB, counts_pixels
+from voxelgate.evaluation.expectations import Expected, check_against
+from voxelgate.images.pictures import RGB
 from voxelgate.images.spec import ONE_VOLUME, ImageRule, read_image
 from voxelgate.images.volumes import has_orientation
 from voxelgate.segmentation.cases import Case, wanted

@@ -7,6 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from voxelgate.evaluation.review import Quality, Verdict
+from voxelgate.inference.attention.maps import GateReport, GateVerdict
+
 
 class CaseStatus(StrEnum):
     """What became of a case."""
@@ -14,67 +17,6 @@ class CaseStatus(StrEnum):
     DONE = "done"
     REFUSED = "refused"
     FAILED = "failed"
-
-
-class Verdict(StrEnum):
-    """What to do with a result before anybody relies on it."""
-
-    ACCEPT = "accept"
-    REVIEW = "review"
-    REFUSE = "refuse"
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Whether a result can be taken as it is.
-
-    Args:
-        verdict: accept, review (a person must look), or refuse (it is surely wrong).
-        reasons: a sentence for each doubt; empty if accepted.
-    """
-
-    verdict: Verdict = Verdict.ACCEPT
-    reasons: tuple[str, ...] = ()
-
-
-class GateVerdict(StrEnum):
-    """What a gate does: the same everywhere, nothing or everything, tell the labels apart, or vary without them."""
-
-    UNIFORM = "uniform"
-    SATURATED = "saturated"
-    SELECTIVE = "selective"
-    UNRELATED = "unrelated"
-
-
-@dataclass(frozen=True)
-class GateReport:
-    """What the coefficients of one attention gate say.
-
-    Args:
-        level: of its skip connection, 0 the finest.
-        verdict: in a word.
-        low: value that all but a thousandth of the voxels exceed.
-        high: value that only a thousandth of the voxels exceed.
-        entropy: of the coefficients as a distribution over the voxels, 1 where all are equal, 0 for a single voxel.
-        mass_inside: part of the sum of the coefficients that lies inside the labels.
-        label_share: part of the voxels inside the labels: `mass_inside` of a gate that is the same everywhere.
-        contrast: mean inside minus mean outside the labels; 0 if one of them is empty.
-    """
-
-    level: int
-    verdict: GateVerdict
-    low: float
-    high: float
-    entropy: float
-    mass_inside: float
-    label_share: float
-    contrast: float
-
-    def __str__(self) -> str:
-        return (
-            f"gate {self.level} is {self.verdict}: {self.low:.2f} to {self.high:.2f}, entropy {self.entropy:.3f}, "
-            f"{100 * self.mass_inside:.1f} % of its mass on {100 * self.label_share:.1f} % of the voxels, the labels"
-        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +45,7 @@ class CaseReport:
     outputs: Mapping[str, Path] = field(default_factory=dict)
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    quality: Quality = Quality()
+    quality: Quality = field(default_factory=Quality)
     peak_mib: float = 0.0
     attention: tuple[GateReport, ...] = ()
 

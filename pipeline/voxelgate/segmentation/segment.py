@@ -1,7 +1,6 @@
 """Segment one case: read, check, infer, write, and report what became of it."""
 
 import copy
-import errno
 import functools
 import logging
 import platform
@@ -9,32 +8,30 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 
-from voxelgate.core.errors import BundleError, OutputError, UsageError, VoxelgateError
-from voxelgate.core.findings import Allow
+from voxelgate.bundle.predict import flip_dice
+from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.dicom.plausibility import Expected
-from voxelgate.dicom.read.series import Series
+from voxelgate.core.structures import Structure, measure_structures
 from voxelgate.dicom.write.segmented import Algorithm
 from voxelgate.dicom.write.sources import SourceSeries
-from voxelgate.evaluation.review import Structure, assess, flip_dice, measure
-from voxelgate.images.spec import ImageRule
+from voxelgate.evaluation.review import assess
 from voxelgate.inference.attention.maps import GateMap, diagnose, gate_levels, gate_maps
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.faults import Fault, fault_of, first_of_ours, sentence_of
+from voxelgate.segmentation.options import LoadedBundle, NamedBundle, Options, SharedResources
 from voxelgate.segmentation.outputs import (
     Output,
     Result,
@@ -51,124 +48,6 @@ from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.transforms.io import as_image
 
 logger = logging.getLogger(__name__)
-
-
-class NamedBundle(Protocol):
-    """What a report says of a bundle."""
-
-    @property
-    def name(self) -> str:
-        """Return the bundle's name."""
-
-    @property
-    def version(self) -> str:
-        """Return the bundle's version."""
-
-
-class LoadedBundle(NamedBundle, Hashable, Protocol):
-    """What `segment` needs of a bundle; `voxelgate.bundle.opened.Bundle` has it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of the bundle, in hex."""
-
-    @property
-    def labels(self) -> LabelTable:
-        """Return what the label values mean."""
-
-    @property
-    def preprocessing(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return what turns `{"image": MetaTensor (C, I, J, K)}` into one (C, i, j, k) on the network grid."""
-
-    @property
-    def inferer(self) -> Callable[[MetaTensor, Callable[..., torch.Tensor]], MetaTensor]:
-        """Return what gives labels (1, 1, I, J, K) on the source grid, e.g. `RestoringSlidingWindowInferer`."""
-
-    @property
-    def cleaning(self) -> Callable[[MetaTensor], MetaTensor]:
-        """Return what takes mistakes out of these labels, as cross-validation found it to help."""
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """Return the network, in eval mode."""
-
-    @property
-    def device(self) -> torch.device:
-        """Return where the network's weights are."""
-
-    @property
-    def expected(self) -> Expected | None:
-        """Return what images the bundle was trained on, if it says so."""
-
-    @property
-    def images(self) -> ImageRule:
-        """Return what its images consist of."""
-
-
-class Fault(StrEnum):
-    """Why an attempt failed, where that is not the fault of the image."""
-
-    MEMORY = "memory"
-    """There was too little memory; with smaller windows there may be enough."""
-
-    STORAGE = "storage"
-    """The output folder takes no files, so no other case would fare better."""
-
-
-STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""The disk or the quota is full, or the file system read-only."""
-
-MEMORY_TEXTS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
-"""How PyTorch's CPU allocator (c10/core/impl/alloc_cpu.cpp) and C++ libraries say it, as plain `RuntimeError`."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is written, and what is accepted.
-
-    Args:
-        outputs: kinds of files to write; at least one.
-        overwrite: replace results that are there.
-        allow: faults of DICOM series to mend, as given to `find_cases`.
-        runtime: how the network runs; None for the fastest that is known here to give the same labels.
-        check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
-        attention: levels of the gates whose maps are written and judged, all that `gate_levels` returns; or none.
-        hashed_names: call cases by a hash of where their files lie, in whatever is written or said of them.
-
-    Raises:
-        UsageError: no output but previews, or a report without the DICOM SEG that it refers to.
-    """
-
-    outputs: tuple[Output, ...] = (Output.NIFTI,)
-    overwrite: bool = False
-    allow: tuple[Allow, ...] = ()
-    runtime: Runtime | None = None
-    check_flips: bool = False
-    attention: tuple[int, ...] = ()
-    hashed_names: bool = False
-
-    def __post_init__(self) -> None:
-        if not set(self.outputs) - {Output.PREVIEW}:
-            raise UsageError(f"no output but previews is asked for; choose of {', '.join(Output)}.")
-        if Output.SR in self.outputs and Output.SEG not in self.outputs:
-            raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
-
-
-def call_here(call: Callable[..., Any], *args: Any) -> Any:
-    """Return what a call returns."""
-    return call(*args)
-
-
-class Turns(NamedTuple):
-    """What cases that are segmented at a time in one process take turns at.
-
-    Args:
-        files: reading, preprocessing and writing; the DICOM libraries are kept quiet for a whole process.
-        network: calls what runs the network, which has the memory and the processors to itself, and returns its result.
-    """
-
-    files: AbstractContextManager[Any] = nullcontext()
-    network: Callable[..., Any] = call_here
 
 
 @dataclass(frozen=True)
@@ -213,7 +92,7 @@ def segment(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options | 
 
 
 def attempt(
-    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: Turns | None = None
+    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: SharedResources | None = None
 ) -> Attempt:
     """Segment one volume and finish its files under temporary names; never raise on a bad case.
 
@@ -225,12 +104,12 @@ def attempt(
         turns: what to wait for where several cases are worked on at a time.
     """
     try:
-        return Attempt(_segment_or_raise(case, bundle, folders, options, turns or Turns()))
+        return Attempt(_segment_or_raise(case, bundle, folders, options, turns or SharedResources()))
     except Exception as error:  # one bad case must not end a batch; the only broad except of the package
         logger.debug("case %s ended with an error", case.case_id, exc_info=True)
-        ours = _first_of_ours(error)
+        ours = first_of_ours(error)
         status = CaseStatus.FAILED if ours is None else CaseStatus.REFUSED
-        sentence = _sentence(error, ours, case)
+        sentence = sentence_of(error, ours, case)
         return Attempt(
             unfinished(case.case_id, status, bundle.fingerprint, versions(bundle), sentence), fault_of(error)
         )
@@ -243,19 +122,8 @@ def unfinished(
     return CaseReport(case_id, status, bundle_sha256, versions, (sentence,))
 
 
-def fault_of(error: BaseException) -> Fault | None:
-    """Return whether memory or the output folder is at fault, as far as that is sure."""
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS:
-            return Fault.STORAGE
-        is_memory = isinstance(cause, MemoryError | torch.OutOfMemoryError)
-        if is_memory or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in MEMORY_TEXTS)):
-            return Fault.MEMORY
-    return None
-
-
 def _segment_or_raise(
-    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: Turns
+    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: SharedResources
 ) -> CaseReport:
     out_dir, scratch = folders
     with turns.files:
@@ -429,33 +297,10 @@ def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:
 def _measured(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str, Structure]:
     if (highest := int(labels.max())) >= len(table.names):
         raise BundleError(f"the network gives label {highest}, but the bundle names only {len(table.names)}.")
-    return measure(labels, grid, table)
+    return measure_structures(labels, grid, table)
 
 
 def versions(bundle: NamedBundle) -> dict[str, str]:
     """Return the versions of a bundle and of the software that runs it."""
     software = {name: version(name) for name in ("voxelgate", "monai", "torch")}
     return {"bundle": f"{bundle.name} {bundle.version}", **software, "python": platform.python_version()}
-
-
-def _sentence(error: Exception, ours: VoxelgateError | None, case: Case) -> str:
-    """Word an error; what a library says of a DICOM file may quote its header, and thus a patient."""
-    if ours is not None:
-        return case.redacted(str(ours))
-    kind = type(error).__name__
-    if isinstance(case.image, Series):
-        return f"{kind} while {case.case_id} was worked on; run it again with --debug to see where."
-    return case.redacted(f"{kind}: {str(error).strip().partition(chr(10))[0]}")
-
-
-def _first_of_ours(error: BaseException) -> VoxelgateError | None:
-    """Return the error that a library wrapped in its own, as MONAI's `apply_transform` does, if it is one of ours."""
-    return next((cause for cause in _causes(error) if isinstance(cause, VoxelgateError)), None)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was raised from, and so on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__

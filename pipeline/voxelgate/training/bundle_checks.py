@@ -15,16 +15,11 @@ from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
+from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.export import export
-from voxelgate.bundle.opened import (
-    config_ids,
-    image_rule_of,
-    open_bundle,
-    read_configs,
-    read_metadata,
-    run_workflow,
-    verify,
-)
+from voxelgate.bundle.metadata import image_rule_of, read_metadata
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.workflow import config_ids, read_configs, run_workflow
 from voxelgate.core.errors import BundleError, VoxelgateError
 from voxelgate.datasets.build_manifest import write
 from voxelgate.datasets.manifest import Modality

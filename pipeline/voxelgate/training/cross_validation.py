@@ -2,24 +2,25 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import isnan
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
-from voxelgate.bundle.opened import WEIGHTS, is_sealed, labels_of, read_configs, run_workflow, seal
+from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal
+from voxelgate.bundle.metadata import labels_of
+from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
-from voxelgate.core.workers import EngineKind, dask_client, engine_named
 from voxelgate.datasets.build_manifest import with_folds, write
 from voxelgate.datasets.manifest import Part, datalist, load
-from voxelgate.evaluation.scores import MEAN_OVER_LABELS, LabelScores, Measure, ScoreCases, summarise, write_csv
+from voxelgate.evaluation.handler import ScoreCases
+from voxelgate.evaluation.scores import LabelScores, Measure
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, write_csv
 from voxelgate.training.cleaning import Trial, choose_cleaning, trials_of
 from voxelgate.training.configs.bundle_files import cleaned, is_as_planned, rewrite_bundle
 from voxelgate.training.planning.plan import Cleaning, Plan
@@ -114,27 +115,6 @@ def train_folds(
     jobs = _fold_jobs(replace(rooted, manifest=_kept(dealt, job)), folds, devices)
     done = (_train_fold(one, progress) for one in jobs) if executor is None else executor.map(_train_fold, jobs)
     return _put_together(job, list(done))
-
-
-@contextmanager
-def executor_named(name: str) -> Iterator[Executor | None]:
-    """Open what trains folds side by side, and close it at the end.
-
-    Args:
-        name: as for `engine_named`; the workers of a Dask cluster see the same files.
-
-    Raises:
-        UsageError: as for `engine_named` and `dask_client`.
-    """
-    found = engine_named(name)
-    if found.kind is EngineKind.PROCESSES:
-        with ProcessPoolExecutor(found.count, mp_context=get_context("spawn")) as pool:
-            yield pool
-    elif found.kind is EngineKind.DASK:
-        with dask_client(found.address) as client:
-            yield client.get_executor()
-    else:
-        yield None
 
 
 def devices_here() -> list[str]:

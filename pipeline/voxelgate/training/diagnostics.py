@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.tensorboard import SummaryWriter
 
 from voxelgate.networks import AttentionGate
-from voxelgate.training.handlers import rank
+from voxelgate.training.distributed import rank
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxelgate.bundle.opened import labels_of, read_configs, run_workflow, seal
+from voxelgate.bundle.checksums import seal
+from voxelgate.bundle.metadata import labels_of
+from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.datasets.check_manifest import check
 from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Part, datalist, load

@@ -1,6 +1,5 @@
 """MONAI dictionary transforms that MONAI lacks; each works alone in any MONAI config."""
 
-from voxelgate.transforms.channels import ChannelsReader
 from voxelgate.transforms.intensity import (
     HU_WINDOWS,
     Despeckled,
@@ -14,6 +13,7 @@ from voxelgate.transforms.intensity import (
     window,
     window_limits,
 )
+from voxelgate.transforms.io import ChannelsReader
 from voxelgate.transforms.sampling import ForegroundIndicesd, RandBalancedPatchd, foreground_indices
 from voxelgate.transforms.spatial import Interpolation, Plane, RandSideSafeFlipd, ResampleToSpacingd
 

@@ -7,8 +7,9 @@ import typer
 
 from voxelgate.apps.cli.options import BundleArgument, Overwrite
 from voxelgate.apps.cli.terminal import console
+from voxelgate.bundle.checksums import seal, verify
 from voxelgate.bundle.export import export
-from voxelgate.bundle.opened import open_bundle, seal, verify
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes.choice import calibrate_windows
 from voxelgate.inference.runtimes.formats import Format

@@ -9,9 +9,12 @@ import typer
 from voxelgate.apps.cli.options import DataRoot, Overwrite, refuse_given
 from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import progress_bar
-from voxelgate.bundle.opened import is_bundle, labels_of, verify
+from voxelgate.bundle.checksums import verify
+from voxelgate.bundle.metadata import is_bundle, labels_of
 from voxelgate.datasets.manifest import load
-from voxelgate.evaluation.scores import evaluate_pairs, pair_files, write_csv
+from voxelgate.evaluation.pairs import pair_files
+from voxelgate.evaluation.scores import evaluate_pairs
+from voxelgate.evaluation.table import write_csv
 from voxelgate.training.train import evaluate_fold
 
 app = typer.Typer(add_completion=False)

@@ -28,9 +28,9 @@ from voxelgate.segmentation.batch.run_batch import (
 )
 from voxelgate.segmentation.batch.watch import Patience
 from voxelgate.segmentation.cases import is_manifest
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output, is_of_picture
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options
 
 MOST_ROWS = 50
 """Cases that are listed on the screen; of more there is the table in the output folder."""

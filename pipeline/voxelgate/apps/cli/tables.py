@@ -8,7 +8,8 @@ from rich.table import Table
 
 from voxelgate.apps.cli.terminal import console
 from voxelgate.datasets.page import Facts
-from voxelgate.evaluation.scores import LabelScores, summarise
+from voxelgate.evaluation.scores import LabelScores
+from voxelgate.evaluation.table import summarise
 from voxelgate.images.pictures import PIXELS_PER_ML
 
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")

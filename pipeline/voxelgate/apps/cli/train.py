@@ -10,8 +10,9 @@ from voxelgate.apps.cli.options import BundleArgument, DataRoot, ManifestArgumen
 from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
+from voxelgate.core.workers import executor_named
 from voxelgate.datasets.manifest import load
-from voxelgate.training.cross_validation import devices_here, executor_named, train_folds
+from voxelgate.training.cross_validation import devices_here, train_folds
 from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
 
 app = typer.Typer(add_completion=False)

@@ -17,7 +17,8 @@ from scipy import ndimage
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.scores import LabelScores, Measure, summarise
+from voxelgate.evaluation.scores import LabelScores, Measure
+from voxelgate.evaluation.table import summarise
 from voxelgate.images.volumes import read_volume
 
 Colour = tuple[int, int, int]

@@ -15,11 +15,13 @@ from voxelgate.core.errors import OutputError
 from voxelgate.datasets.build_manifest import build, write
 from voxelgate.datasets.manifest import ALL_FOLDS, load
 from voxelgate.datasets.survey import survey
-from voxelgate.evaluation.scores import MEAN_OVER_LABELS, LabelScores, Measure, evaluate_pairs, pair_files, summarise
+from voxelgate.evaluation.pairs import pair_files
+from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import refuse_file
 from voxelgate.segmentation.report import CaseReport
-from voxelgate.segmentation.segment import Options
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Budget, Training, plan
 from voxelgate.training.train import Job, train

@@ -15,9 +15,10 @@ from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.labels import LabelTable
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Options, segment
+from voxelgate.segmentation.segment import segment
 
 GOLDEN_RATIO = 0.618034
 """Steps of so much around the circle of hues never come close to an earlier one."""
@@ -33,8 +34,8 @@ class Proposal(NamedTuple):
 class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no types for mypy
     """Propose a label map with the version of a model that is in use.
 
-    What clients see of a model comes from `BundleInferTask`; what runs is `segmentation.segment`, since MONAI Label's own chain
-    loads weights without strictness, and on a CPU only if asked. One image is worked on at a time.
+    What clients see comes from `BundleInferTask`; what runs is `segmentation.segment`, since MONAI Label's own
+    chain loads weights without strictness, and on a CPU only if asked. One image is worked on at a time.
 
     Args:
         versions: of the model.

@@ -8,7 +8,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 
 from voxelgate.core.errors import OutputError
-from voxelgate.images.volumes import LPS_TO_RAS, REWRITE_TOLERANCE_MM, read_volume
+from voxelgate.core.geometry import LPS_TO_RAS
+from voxelgate.images.volumes import REWRITE_TOLERANCE_MM, read_volume
 
 
 class LabelFormat(StrEnum):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from voxelgate.apps.label.files import write_text
-from voxelgate.bundle.opened import labels_of, read_metadata, verify
+from voxelgate.bundle.checksums import verify
+from voxelgate.bundle.metadata import labels_of, read_metadata
 from voxelgate.core.errors import BundleError, InputError, UsageError
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ import torch
 
 from voxelgate.apps.label.guard import Guard
 from voxelgate.apps.label.model_versions import MODELS, import_bundle
-from voxelgate.bundle.opened import labels_of, open_bundle
+from voxelgate.bundle.metadata import labels_of
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.threads import start_network_thread
 from voxelgate.segmentation.batch.lock import locked

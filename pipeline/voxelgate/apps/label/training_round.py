@@ -14,7 +14,9 @@ from voxelgate.apps.label.files import write_text
 from voxelgate.apps.label.model_versions import ORIGIN, Origin, Versions
 from voxelgate.apps.label.submitted import read_submitted
 from voxelgate.apps.label.uncertainty import dice_of, label_map, mean_dice
-from voxelgate.bundle.opened import CHECKSUMS, WEIGHTS, Bundle, open_bundle, run_workflow, seal
+from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal
+from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.workflow import run_workflow
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Part

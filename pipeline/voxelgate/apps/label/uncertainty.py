@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.bundle.opened import Bundle
+from voxelgate.bundle.predict import flip_dice
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.review import flip_dice
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.read import read_case
 from voxelgate.transforms.io import as_image

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from voxelgate.core.findings import Code, Finding, Severity
+from voxelgate.dicom.read.decoding import PixelError, stored_pixels
 from voxelgate.dicom.read.headers import Header, Plane
-from voxelgate.dicom.read.pixels import PixelError, stored_pixels
 
 
 def without_copies(headers: Sequence[Header]) -> tuple[tuple[Header, ...], tuple[Finding, ...]]:

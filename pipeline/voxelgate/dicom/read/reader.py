@@ -16,16 +16,17 @@ from voxelgate.core.findings import Allow, Code, Finding, Severity, refusals
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.decoding import PixelError
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.headers import UnreadableFileError, read_header
-from voxelgate.dicom.read.pixels import PixelError, read_stack
+from voxelgate.dicom.read.pixels import read_stack
 from voxelgate.dicom.read.repair import mend, needed
 from voxelgate.dicom.read.series import Series, scan_files
+from voxelgate.images.spec import Paths, as_paths, meta_of
 from voxelgate.images.volumes import is_volume
 
 logger = logging.getLogger(__name__)
 
-Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 WHAT_ALLOWS = {Allow.GAPS: Code.MISSING_SLICE, Allow.TILT: Code.GANTRY_TILT}
 
@@ -163,26 +164,10 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
         raise InputError(f"found {listed}; expected {wanted}; {wish}.")
 
 
-def meta_of(grid: Grid) -> dict[str, Any]:
-    """Return the metadata that a MONAI reader gives with the voxels (i, j, k) of one volume."""
-    return {
-        "affine": grid.affine.copy(),
-        "original_affine": grid.affine.copy(),
-        "spatial_shape": np.array(grid.shape),
-        "space": "RAS",
-        "original_channel_dim": float("nan"),
-    }
-
-
 def _described(series: Series) -> str:
     count = len(series.headers) or len(series.files)
     refused = refusals(series.findings)
     return f"{series.series_id} ({count} files, {refused[0] if refused else 'usable'})"
-
-
-def as_paths(names: Paths) -> tuple[Path, ...]:
-    """Return what MONAI hands to a reader, one name or several, as paths."""
-    return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)
 
 
 def _may_be_dicom(paths: Sequence[Path]) -> bool:

@@ -7,10 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.findings import Allow, Code, Finding, Severity
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import LPS_TO_RAS, Grid
 from voxelgate.dicom.read.stack import Slice, grid_of, positions_lps_mm
 from voxelgate.dicom.read.stack_shape import measure
-from voxelgate.images.volumes import LPS_TO_RAS
 
 Voxels = npt.NDArray[np.float32]
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import LPS_TO_RAS, Grid
 from voxelgate.dicom.read.headers import Header, Plane
-from voxelgate.images.volumes import LPS_TO_RAS
 
 Vectors = npt.NDArray[np.float64]
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid
+from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
-from voxelgate.images.volumes import LPS_TO_RAS
 
 Voxels = npt.NDArray[Any]
 

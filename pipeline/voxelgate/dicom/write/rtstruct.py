@@ -21,6 +21,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from scipy import ndimage
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.geometry import LPS_TO_RAS
 from voxelgate.core.terminology import ANATOMICAL_STRUCTURE, Code, Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.outlines import filled, outlines
@@ -34,7 +35,6 @@ from voxelgate.dicom.write.segmented import (
     save,
 )
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
-from voxelgate.images.volumes import LPS_TO_RAS
 
 Points = npt.NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from pydicom.sr.coding import Code as PydicomCode
 from pydicom.uid import ExplicitVRLittleEndian
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid
+from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid
 from voxelgate.core.terminology import Code, Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.placeholders import have_same_voxels, image_stand_ins
@@ -35,7 +35,6 @@ from voxelgate.dicom.write.segmented import (
     save,
 )
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
-from voxelgate.images.volumes import LPS_TO_RAS
 
 Voxels = npt.NDArray[Any]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ NO_EXTENSIONS = bytes(4)
 
 BLOCK_BYTES = 2**22
 """Bytes that are read back at a time."""
+
+
+ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
+"""How the map of a gate is called."""
 
 
 def write_attention_map(path: Path, gate: GateMap, grid: Grid, *, like: Path | None) -> None:
@@ -95,3 +100,8 @@ def _content_sha256(path: Path) -> bytes:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     return digest.digest()
+
+
+def is_attention_map(path: Path) -> bool:
+    """Return whether a file is called like the map of a gate, which lies among label maps and is none."""
+    return ATTENTION_MAP.search(path.name) is not None

@@ -8,8 +8,16 @@ from torch import nn
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes.agreement import Evidence, central_patch
-from voxelgate.inference.runtimes.calibration import Calibration, calibrate, checked, fastest, window_ways
-from voxelgate.inference.runtimes.calibration_store import Place, cache_folder, place_of
+from voxelgate.inference.runtimes.calibration import (
+    Calibration,
+    CalibrationPlace,
+    cache_folder,
+    calibrate,
+    checked,
+    fastest,
+    place_of,
+    window_ways,
+)
 from voxelgate.inference.runtimes.runtimes import Network, Runtime
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 
@@ -93,7 +101,7 @@ def calibrate_windows(network: nn.Module, inferer: object, fingerprint: str, ima
     return measured
 
 
-def _place(fingerprint: str, patch: torch.Tensor) -> Place:
+def _place(fingerprint: str, patch: torch.Tensor) -> CalibrationPlace:
     return place_of(fingerprint, patch.shape, patch.device, way="windows", folder=cache_folder())
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from voxelgate.core.errors import OutputError
 from voxelgate.images.pictures import PIXELS_PER_ML
-from voxelgate.segmentation.batch.ledger import BETWEEN, Entry, Ledger, State
+from voxelgate.segmentation.batch.ledger import BETWEEN, Ledger
+from voxelgate.segmentation.batch.ledger_records import Entry, EntryState
 from voxelgate.segmentation.outputs import Output, is_of_picture
 
 TABLE_NAME = "cases.csv"
@@ -66,14 +67,14 @@ def _as_csv(rows: Iterable[Iterable[str]]) -> str:
 
 def _row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: bool) -> Iterable[str]:
     report = entry.report
-    if report is None or entry.state in {State.WAITING, State.RUNNING, State.PUBLISHING}:
-        return (entry.case_id, State.WAITING)
+    if report is None or entry.state in {EntryState.WAITING, EntryState.RUNNING, EntryState.PUBLISHING}:
+        return (entry.case_id, EntryState.WAITING)
     volumes = (report.volumes_ml.get(name) for name in structures)
     paths = (report.outputs.get(kind) for kind in Output)
     return (
         entry.case_id,
         entry.state,
-        report.quality.verdict if entry.state is State.DONE else "",
+        report.quality.verdict if entry.state is EntryState.DONE else "",
         *("" if volume is None else _size(volume, in_pixels=in_pixels) for volume in volumes),
         *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
         BETWEEN.join(report.findings),

@@ -18,7 +18,7 @@ from voxelgate.segmentation.batch.engines import Engine, Lane
 from voxelgate.segmentation.batch.process import CASES_AT_A_TIME
 from voxelgate.segmentation.batch.worker import Job, Outcome
 from voxelgate.segmentation.cases import Case
-from voxelgate.segmentation.segment import Fault
+from voxelgate.segmentation.faults import Fault
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ system of this machine, or one that only this machine uses (https://www.sqlite.o
 from anywhere, by those too who may not write.
 """
 
-import json
 import os
 import sqlite3
 import time
@@ -15,13 +14,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Self
 
 from voxelgate.core.errors import OutputError
+from voxelgate.segmentation.batch.ledger_records import (
+    ENTRY_COLUMNS,
+    Entry,
+    EntryState,
+    FileRecord,
+    PublishPlan,
+    RunRecord,
+    RunVersions,
+)
 from voxelgate.segmentation.cases import HASH_DIGITS, Case
 from voxelgate.segmentation.report import CaseReport
 
@@ -81,134 +87,6 @@ CREATE TABLE runs (
 ) STRICT;
 """
 
-ENTRY_COLUMNS = (
-    "case_id, identity, state, input_sha256, input_stamp, bundle_sha256, options, attempts, worker, started_s, ended_s"
-)
-
-
-class State(StrEnum):
-    """Where a case is; the last three are those of its report."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    PUBLISHING = "publishing"
-    """Its files are finished and written down, and get their names now."""
-    DONE = "done"
-    REFUSED = "refused"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Versions:
-    """What a result depends on.
-
-    Args:
-        input_sha256: of what the input files hold; empty if they could not be read.
-        input_stamp: by which a later change of them shows; empty if it would not.
-        bundle_sha256: fingerprint of the bundle.
-        options: as text.
-    """
-
-    input_sha256: str
-    input_stamp: str
-    bundle_sha256: str
-    options: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of `cases`.
-
-    Args:
-        case_id: as in `Case`.
-        identity: as in `Case`.
-        state: where it is.
-        versions: of the result, or of the last attempt.
-        attempts: how often it was started in the run that worked on it last.
-        worker: which worked on it last.
-        started_s: when it was started last, seconds since 1970; 0 if never.
-        ended_s: when it ended; 0 if it did not.
-        report: of the last end; None before.
-    """
-
-    case_id: str
-    identity: str
-    state: State
-    versions: Versions
-    attempts: int
-    worker: str
-    started_s: float
-    ended_s: float
-    report: CaseReport | None
-
-    def is_done_as(self, bundle_sha256: str, options: str) -> bool:
-        """Return whether it was done by a bundle with some options; its input may have changed since."""
-        return self.state is State.DONE and (self.versions.bundle_sha256, self.versions.options) == (
-            bundle_sha256,
-            options,
-        )
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file of a case as it was written.
-
-    Args:
-        path: relative to the output folder.
-        kind: of output.
-        sha256: of the file, hex.
-        stamp: by which a later change shows; empty if it would not.
-    """
-
-    path: Path
-    kind: str
-    sha256: str
-    stamp: str = ""
-
-
-@dataclass(frozen=True)
-class PublishPlan:
-    """What is written down before the files of a case get their names, so that any run can bring it to its end.
-
-    Args:
-        scratch: folder with the finished files, relative to the output folder.
-        files: what they will be.
-        removed: names whose files go, relative to the output folder.
-    """
-
-    scratch: Path
-    files: tuple[FileRecord, ...]
-    removed: tuple[Path, ...] = ()
-
-    def to_json(self) -> str:
-        """Return the plan as text."""
-        files = [[str(file.path), file.kind, file.sha256] for file in self.files]
-        return json.dumps({"scratch": str(self.scratch), "files": files, "removed": list(map(str, self.removed))})
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the plan that `to_json` wrote."""
-        record = json.loads(text)
-        files = tuple(FileRecord(Path(path), kind, sha256) for path, kind, sha256 in record["files"])
-        return cls(Path(record["scratch"]), files, tuple(map(Path, record["removed"])))
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A row of `runs`.
-
-    Args:
-        started_s: seconds since 1970.
-        ended_s: the same; None if it goes on or was killed.
-        engine: as given.
-        bundle: name and version.
-    """
-
-    started_s: float
-    ended_s: float | None
-    engine: str
-    bundle: str
-
 
 class Ledger:
     """The ledger of an output folder, open for the one run that holds the folder's lock.
@@ -264,7 +142,9 @@ class Ledger:
                 "INSERT INTO runs (started_s, engine, bundle, hashed_names) VALUES (?, ?, ?, ?)",
                 (time.time(), engine, bundle, hashed_names),
             )
-            self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
+            self._connection.execute(
+                "UPDATE cases SET state = ? WHERE state = ?", (EntryState.WAITING, EntryState.RUNNING)
+            )
 
     def end_run(self) -> None:
         """Note that the run ended by itself; what it did not finish waits."""
@@ -272,7 +152,9 @@ class Ledger:
             self._connection.execute(
                 "UPDATE runs SET ended_s = ? WHERE rowid = (SELECT max(rowid) FROM runs)", (time.time(),)
             )
-            self._connection.execute("UPDATE cases SET state = ? WHERE state = ?", (State.WAITING, State.RUNNING))
+            self._connection.execute(
+                "UPDATE cases SET state = ? WHERE state = ?", (EntryState.WAITING, EntryState.RUNNING)
+            )
 
     def enrol(self, cases: Sequence[Case]) -> list[Case]:
         """Give each case the id that its input has for good, and let what is not done wait.
@@ -299,7 +181,7 @@ class Ledger:
         if row is not None:
             self._connection.execute(
                 "UPDATE cases SET state = ?, attempts = 0 WHERE identity = ? AND state IN (?, ?)",
-                (State.WAITING, identity, State.REFUSED, State.FAILED),
+                (EntryState.WAITING, identity, EntryState.REFUSED, EntryState.FAILED),
             )
             return replace(case, case_id=row[0])
         hashed = (f"{case.case_id}-{identity[:digits]}" for digits in (HASH_DIGITS, len(identity)))
@@ -307,7 +189,7 @@ class Ledger:
         name = next(name for name in names if not self._is_taken(name))
         self._connection.execute(
             "INSERT INTO cases (case_id, folded, identity, state) VALUES (?, ?, ?, ?)",
-            (name, _folded(name), identity, State.WAITING),
+            (name, _folded(name), identity, EntryState.WAITING),
         )
         return replace(case, case_id=name)
 
@@ -351,27 +233,27 @@ class Ledger:
         with self._transaction():
             self._connection.execute(
                 "UPDATE cases SET state = ?, worker = ?, attempts = ?, started_s = ?, ended_s = 0 WHERE case_id = ?",
-                (State.RUNNING, worker, attempt, time.time(), case_id),
+                (EntryState.RUNNING, worker, attempt, time.time(), case_id),
             )
 
     def wait(self, case_id: str) -> None:
         """Note that no worker has a case any more, and that it will be tried again."""
         with self._transaction():
-            self._connection.execute("UPDATE cases SET state = ? WHERE case_id = ?", (State.WAITING, case_id))
+            self._connection.execute("UPDATE cases SET state = ? WHERE case_id = ?", (EntryState.WAITING, case_id))
 
-    def plan(self, case_id: str, plan: PublishPlan, report: CaseReport, versions: Versions) -> None:
+    def plan(self, case_id: str, plan: PublishPlan, report: CaseReport, versions: RunVersions) -> None:
         """Write down what will be renamed; this survives a power failure, so that the renaming may start."""
         with self._transaction(is_durable=True):
             self._connection.execute(
                 "UPDATE cases SET state = ?, plan = ?, report = ?, input_sha256 = ?, input_stamp = ?, "
                 "bundle_sha256 = ?, options = ? WHERE case_id = ?",
-                (State.PUBLISHING, plan.to_json(), self._to_json(report), *_columns(versions), case_id),
+                (EntryState.PUBLISHING, plan.to_json(), self._to_json(report), *_columns(versions), case_id),
             )
 
     def open_plans(self) -> dict[str, PublishPlan]:
         """Return the plans that an earlier run wrote down and did not bring to their end, by case id."""
         with _reworded(self.out_dir):
-            rows = self._connection.execute("SELECT case_id, plan FROM cases WHERE state = ?", (State.PUBLISHING,))
+            rows = self._connection.execute("SELECT case_id, plan FROM cases WHERE state = ?", (EntryState.PUBLISHING,))
             return {case_id: PublishPlan.from_json(plan) for case_id, plan in rows}
 
     def finish(self, case_id: str, plan: PublishPlan, stamps: Mapping[Path, str]) -> None:
@@ -389,23 +271,23 @@ class Ledger:
             self._connection.executemany("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?)", rows)
             self._connection.execute(
                 "UPDATE cases SET state = ?, plan = NULL, ended_s = ? WHERE case_id = ?",
-                (State.DONE, time.time(), case_id),
+                (EntryState.DONE, time.time(), case_id),
             )
 
-    def end(self, report: CaseReport, versions: Versions) -> None:
+    def end(self, report: CaseReport, versions: RunVersions) -> None:
         """Note that a case ended without a result."""
         with self._transaction():
             self._connection.execute(
                 "UPDATE cases SET state = ?, plan = NULL, report = ?, ended_s = ?, input_sha256 = ?, input_stamp = ?, "
                 "bundle_sha256 = ?, options = ? WHERE case_id = ?",
-                (State(report.status), self._to_json(report), time.time(), *_columns(versions), report.case_id),
+                (EntryState(report.status), self._to_json(report), time.time(), *_columns(versions), report.case_id),
             )
 
     def confirm(self, case_id: str, input_stamp: str) -> None:
         """Note that a done case was looked at again and is what it was."""
         with self._transaction():
             self._connection.execute(
-                "UPDATE cases SET state = ?, input_stamp = ? WHERE case_id = ?", (State.DONE, input_stamp, case_id)
+                "UPDATE cases SET state = ?, input_stamp = ? WHERE case_id = ?", (EntryState.DONE, input_stamp, case_id)
             )
 
     def confirm_file(self, path: Path, stamp: str) -> None:
@@ -489,7 +371,9 @@ def _entries(
     rows = connection.execute(f"SELECT {ENTRY_COLUMNS}, report FROM cases {where}", tuple(values))  # noqa: S608 - no input is in it
     for case_id, identity, state, *versions, attempts, worker, started_s, ended_s, report in rows:
         known = _report(report, out_dir)
-        yield Entry(case_id, identity, State(state), Versions(*versions), attempts, worker, started_s, ended_s, known)
+        yield Entry(
+            case_id, identity, EntryState(state), RunVersions(*versions), attempts, worker, started_s, ended_s, known
+        )
 
 
 def _report(text: str | None, out_dir: Path) -> CaseReport | None:
@@ -532,7 +416,7 @@ def _place_of(case: Case, out_dir: Path) -> str:
     return shown(BETWEEN.join(Path(os.path.relpath(place, out_dir)).as_posix() for place in places))
 
 
-def _columns(versions: Versions) -> tuple[str, str, str, str]:
+def _columns(versions: RunVersions) -> tuple[str, str, str, str]:
     return versions.input_sha256, versions.input_stamp, versions.bundle_sha256, versions.options
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from voxelgate.core.errors import OutputError
 from voxelgate.segmentation.batch.input_stamps import file_sha256, stamp
-from voxelgate.segmentation.batch.ledger import Entry, FileRecord, Ledger, PublishPlan, Versions
+from voxelgate.segmentation.batch.ledger import Ledger
+from voxelgate.segmentation.batch.ledger_records import Entry, FileRecord, PublishPlan, RunVersions
+from voxelgate.segmentation.faults import Fault, fault_of
 from voxelgate.segmentation.outputs import SCRATCH_PREFIX, SCRATCH_SUFFIX, new_scratch, publish
 from voxelgate.segmentation.report import CaseReport
-from voxelgate.segmentation.segment import Fault, fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def _refuse_foreign(ledger: Ledger, path: Path, own: FileRecord | None, *, overw
 
 
 def publish_case(
-    ledger: Ledger, report: CaseReport, scratch: Path, sha256s: Mapping[str, str], versions: Versions
+    ledger: Ledger, report: CaseReport, scratch: Path, sha256s: Mapping[str, str], versions: RunVersions
 ) -> None:
     """Give the files of a case their names, and note that it is done.
 
@@ -106,7 +107,7 @@ def publish_case(
     _carry_out(ledger, report.case_id, plan, files)
 
 
-def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versions: Versions) -> Iterable[Path]:
+def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versions: RunVersions) -> Iterable[Path]:
     """Yield the files that the case wrote before and that its new files contradict."""
     old, kept = entry.versions, {file.path for file in files}
     is_same = (old.input_sha256, old.bundle_sha256) == (versions.input_sha256, versions.bundle_sha256)

@@ -5,14 +5,9 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from voxelgate.bundle.opened import (
-    ensemble_fingerprint,
-    image_rule_of,
-    open_bundle,
-    read_metadata,
-    series_rule_of,
-    verify,
-)
+from voxelgate.bundle.checksums import ensemble_fingerprint, verify
+from voxelgate.bundle.metadata import image_rule_of, read_metadata, series_rule_of
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.attention.maps import gate_levels
 from voxelgate.segmentation.batch.dispatch import Limits
@@ -24,9 +19,9 @@ from voxelgate.segmentation.batch.runner import run
 from voxelgate.segmentation.batch.watch import Patience, watch
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import make_folder, refuse_file
 from voxelgate.segmentation.report import CaseReport
-from voxelgate.segmentation.segment import Options
 
 DEFAULT_ENGINE = "processes:1"
 """One process, so that an image that crashes the network ends its own case and no more."""

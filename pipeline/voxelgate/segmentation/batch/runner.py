@@ -14,13 +14,15 @@ from voxelgate.segmentation.batch.case_table import write_tables
 from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Limits, Ticket
 from voxelgate.segmentation.batch.engines import Engine
 from voxelgate.segmentation.batch.input_stamps import stamp_of
-from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Entry, Ledger, Versions, shown
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, shown
+from voxelgate.segmentation.batch.ledger_records import Entry, RunVersions
 from voxelgate.segmentation.batch.publish import is_intact, publish_case, recover, refuse_foreign
 from voxelgate.segmentation.batch.worker import Job, Outcome, Setup
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.faults import Fault, fault_of
 from voxelgate.segmentation.outputs import new_scratch, output_paths
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Fault, fault_of, unfinished, versions
+from voxelgate.segmentation.segment import unfinished, versions
 
 logger = logging.getLogger(__name__)
 
@@ -228,9 +230,9 @@ class _Runner:
         self._ledger.end(legible, self._versions(outcome))
         return legible
 
-    def _versions(self, outcome: Outcome | None) -> Versions:
+    def _versions(self, outcome: Outcome | None) -> RunVersions:
         of_input = ("", "") if outcome is None else (outcome.input_sha256, outcome.input_stamp)
-        return Versions(*of_input, self._setup.bundle_sha256, self._setup.choices)
+        return RunVersions(*of_input, self._setup.bundle_sha256, self._setup.choices)
 
     def _unfinished(self, case_id: str, status: CaseStatus, sentence: str) -> CaseReport:
         return unfinished(case_id, status, self._setup.bundle_sha256, versions(self._setup), sentence)

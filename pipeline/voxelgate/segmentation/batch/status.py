@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voxelgate.segmentation.batch.ledger import Entry, RunRecord, State, read_ledger
+from voxelgate.evaluation.review import Verdict
+from voxelgate.segmentation.batch.ledger import read_ledger
+from voxelgate.segmentation.batch.ledger_records import Entry, EntryState, RunRecord
 from voxelgate.segmentation.batch.lock import is_held
-from voxelgate.segmentation.report import Verdict
 
-OPEN = (State.WAITING, State.RUNNING, State.PUBLISHING)
-BAD = (State.REFUSED, State.FAILED)
+OPEN = (EntryState.WAITING, EntryState.RUNNING, EntryState.PUBLISHING)
+BAD = (EntryState.REFUSED, EntryState.FAILED)
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ def status_of(out_dir: Path) -> Status:
     is_running = is_held(out_dir)
     entries, runs = read_ledger(out_dir)
     now_s = time.time()
-    states = Counter(State.WAITING if entry.state in OPEN and not is_running else entry.state for entry in entries)
-    done = [entry.report.quality.verdict for entry in entries if entry.state is State.DONE and entry.report]
+    states = Counter(EntryState.WAITING if entry.state in OPEN and not is_running else entry.state for entry in entries)
+    done = [entry.report.quality.verdict for entry in entries if entry.state is EntryState.DONE and entry.report]
     rate = _ended_per_s(entries, runs[-1], now_s if is_running else None) if runs else 0.0
     waiting = sum(states[state] for state in OPEN)
     return Status(
         is_running,
-        {state.value: states[state] for state in State},
+        {state.value: states[state] for state in EntryState},
         {verdict.value: Counter(done)[verdict] for verdict in Verdict},
-        tuple(_running(entry, now_s) for entry in entries if entry.state is State.RUNNING and is_running),
+        tuple(_running(entry, now_s) for entry in entries if entry.state is EntryState.RUNNING and is_running),
         tuple(_bad(entry) for entry in entries if entry.state in BAD),
         round(3600 * rate, 1),
         round(waiting / rate, 1) if rate and is_running else None,

@@ -23,8 +23,10 @@ from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer, Wi
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.segmentation.batch.input_stamps import content_sha256, file_sha256, lasting_stamp_of, stamp_of
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.faults import Fault
+from voxelgate.segmentation.options import Options, SharedResources
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import Fault, Options, Turns, attempt, unfinished
+from voxelgate.segmentation.segment import attempt, unfinished
 
 SMALLEST_WINDOW_VOX = 32
 """Side below which a window is not halved: overlaps and context would cost more than memory is won."""
@@ -32,7 +34,7 @@ SMALLEST_WINDOW_VOX = 32
 UNREADABLE = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What reading a file or a member of an archive may raise; `RuntimeError` if it is encrypted."""
 
-TURNS = Turns(threading.Lock(), in_network_thread)
+TURNS = SharedResources(threading.Lock(), in_network_thread)
 """Of this process: while one case has the network, another is read or written."""
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from voxelgate.core.errors import InputError, OutputError
-from voxelgate.segmentation.batch.ledger import Entry, RunRecord, read_inputs, read_ledger
+from voxelgate.evaluation.review import Verdict
+from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
+from voxelgate.segmentation.batch.ledger_records import Entry, RunRecord
 from voxelgate.segmentation.page.reference import Truth, compared, references_of
 from voxelgate.segmentation.page.rows import PREVIEW_KIND, RunFacts, case_rows, link, outcome
 from voxelgate.segmentation.preview import read_preview
-from voxelgate.segmentation.report import CaseReport, Verdict
+from voxelgate.segmentation.report import CaseReport
 
 REPORT_NAME = "report.html"
 

@@ -14,13 +14,14 @@ from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import load
-from voxelgate.evaluation.scores import LabelScores, label_maps_in, read_label_map, score
+from voxelgate.evaluation.pairs import label_maps_in
+from voxelgate.evaluation.scores import LabelScores, read_label_map, score
 from voxelgate.images.volumes import read_channels, volume_stem
-from voxelgate.inference.attention.maps import GateMap, diagnose
+from voxelgate.inference.attention.maps import GateMap, GateReport, diagnose
 from voxelgate.segmentation.cases import CHANNEL_ENDING
 from voxelgate.segmentation.outputs import Output, map_kind
 from voxelgate.segmentation.preview import labels_as_shown, read_preview
-from voxelgate.segmentation.report import CaseReport, GateReport
+from voxelgate.segmentation.report import CaseReport
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def references_of(
         cases: of the run; those that have a label map among their outputs count.
         out_dir: folder of the outputs.
         reference: manifest, whose case ids are those of the cases; or folder, in which label maps lie and are called as
-            the outputs in theirs, as `voxelgate.evaluation.scores.pair_files` pairs them.
+            the outputs in theirs, as `voxelgate.evaluation.pairs.pair_files` pairs them.
         data_root: as in `voxelgate.datasets.manifest.load`.
         inputs: first file of each case. Cases that are not called so, for their names are hashed, have the true label
             map of this image in the manifest, or that in the folder which is called like it and like no other.

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from voxelgate.evaluation.review import Verdict
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.segmentation.outputs import is_of_picture
 from voxelgate.segmentation.page.reference import Truth
-from voxelgate.segmentation.report import CaseReport, CaseStatus, Verdict
+from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 PREVIEW_KIND = "preview"
 """Key of the preview among a case's outputs; it is shown in the page, and not linked."""

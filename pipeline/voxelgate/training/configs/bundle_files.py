@@ -112,7 +112,7 @@ def inference_config(plan: Plan) -> Config:
     finding, rule = ["$from voxelgate.segmentation.cases import find_cases"], ""
     if plan.images != ONE_VOLUME:
         finding, rule = (
-            [*finding, "$from voxelgate.bundle.opened import image_rule_of"],
+            [*finding, "$from voxelgate.bundle.metadata import image_rule_of"],
             ", images=image_rule_of(@bundle_root)",
         )
     return {

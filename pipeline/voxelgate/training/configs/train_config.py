@@ -33,7 +33,7 @@ SET_ASIDE = "$set_aside(@output_dir, @model_path, resume=@resume)"
 """Comes before anything is built that writes into the folder of the training."""
 
 PLACE_LABEL: Config = {
-    "_target_": "voxelgate.transforms.placing.PlaceLabeld",
+    "_target_": "voxelgate.transforms.spatial.PlaceLabeld",
     "label_key": "label",
     "image_key": "image",
 }
@@ -63,11 +63,11 @@ def train_config(plan: Plan) -> Config:
             "$from voxelgate.inference.precision import choose_precision",
             "$from voxelgate.inference.precision import keep_large_buffers",
             "$from voxelgate.inference.precision import needs_scaler",
-            "$from voxelgate.training.handlers import identify",
-            "$from voxelgate.training.handlers import set_aside",
-            "$from voxelgate.training.handlers import start_from",
-            "$from voxelgate.training.handlers import start_process_group",
-            "$from voxelgate.training.handlers import world_size",
+            "$from voxelgate.training.distributed import identify",
+            "$from voxelgate.training.distributed import set_aside",
+            "$from voxelgate.training.distributed import start_from",
+            "$from voxelgate.training.distributed import start_process_group",
+            "$from voxelgate.training.distributed import world_size",
         ],
         "bundle_root": ".",
         "manifest": "manifest.json",
@@ -145,7 +145,7 @@ def evaluate_config(plan: Plan) -> Config:
             "@score_cases",
         ],
         "score_cases": {
-            "_target_": "voxelgate.evaluation.scores.ScoreCases",
+            "_target_": "voxelgate.evaluation.handler.ScoreCases",
             "path": "$@output_dir + '/scores.csv'",
             "names": plan.label_table.to_mapping(),
         },

@@ -181,7 +181,7 @@ class Plan:
         training: length and pace.
         cleaning: of the label maps that come out.
         data: what is known of the training data: name, licence, reference; goes into metadata and docs.
-        trained_on: sizes of the training images, as `voxelgate.dicom.plausibility.Expected` reads them.
+        trained_on: sizes of the training images, as `voxelgate.evaluation.expectations.Expected` reads them.
         min_slices: fewest slices of a DICOM series that is worth a try.
         version: of the bundle.
         changelog: what each version changed.

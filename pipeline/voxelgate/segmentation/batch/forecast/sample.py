@@ -19,7 +19,8 @@ from torch import nn
 from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.core.errors import VoxelgateError
 from voxelgate.core.geometry import Grid
-from voxelgate.evaluation.review import assess, measure
+from voxelgate.core.structures import measure_structures
+from voxelgate.evaluation.review import assess
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.sliding_window import AIR_MARGIN_VOX, RestoringSlidingWindowInferer
 from voxelgate.inference.threads import in_network_thread
@@ -236,7 +237,7 @@ def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) 
     result = Result(labels, scan.grid, bundle.labels, volumes_ml, None, sketch(scan.shown, scan.grid))
     with tempfile.TemporaryDirectory() as folder:
         write_results(result, Case("sample", None), chosen, None, Path(folder) / "files")
-    assess(measure(labels, scan.grid, bundle.labels), bundle.labels, bundle.expected)
+    assess(measure_structures(labels, scan.grid, bundle.labels), bundle.labels, bundle.expected)
     return time.perf_counter() - started_s
 
 

@@ -1,0 +1,81 @@
+"""The checksums of a bundle: recorded by `seal`, compared by `verify`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from voxelgate.bundle.metadata import read_metadata
+from voxelgate.core.errors import BundleError
+
+CHECKSUMS = "checksums.json"
+"""File in a bundle with the SHA-256 of every file that is executed or loaded."""
+
+SEALED = ("configs/*.json", "models/*.pt", "plan.json", "fingerprint.json")
+
+WEIGHTS = "models/model.pt"
+
+FOLD_WEIGHTS = "models/fold_*.pt"
+"""Weights of the folds of a cross-validation, which can be averaged instead of using `WEIGHTS`."""
+
+
+def ensemble_fingerprint(fingerprint: str) -> str:
+    """Return what names the networks of all folds of a bundle together."""
+    return hashlib.sha256(f"{fingerprint} ensemble".encode()).hexdigest()
+
+
+def is_sealed(root: Path) -> bool:
+    """Return whether a bundle's checksums were recorded, which is the last thing a training does."""
+    return (root / CHECKSUMS).is_file()
+
+
+def seal(root: Path) -> str:
+    """Record the checksums of a bundle's configs and weights; return its fingerprint.
+
+    Do this after changing a bundle on purpose: from then on any other change is refused.
+
+    Raises:
+        BundleError: `root` is no bundle.
+    """
+    read_metadata(root)
+    document = json.dumps(_checksums(root), indent=2) + "\n"
+    partial = root / f".{CHECKSUMS}.partial"
+    partial.write_text(document, encoding="utf-8")
+    partial.replace(root / CHECKSUMS)
+    return _fingerprint(_checksums(root))
+
+
+def verify(root: Path) -> str:
+    """Compare a bundle's files with its recorded checksums; return its fingerprint.
+
+    Raises:
+        BundleError: not sealed, or files are missing, altered or new; each is named.
+    """
+    read_metadata(root)
+    path = root / CHECKSUMS
+    if not path.is_file():
+        raise BundleError(
+            f"{root.name}: {CHECKSUMS} is missing, so its configs cannot be trusted; train the bundle, or run "
+            "`voxelgate bundle seal` if you made it yourself"
+        )
+    try:
+        recorded = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise BundleError(f"{root.name}: {CHECKSUMS} is no JSON object; restore the bundle") from error
+    found = _checksums(root)
+    changed = sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
+    if changed:
+        raise BundleError(
+            f"{root.name}: {', '.join(changed)} changed since the bundle was sealed; restore the files, or run "
+            "`voxelgate bundle seal` if you changed them on purpose"
+        )
+    return _fingerprint(found)
+
+
+def _checksums(root: Path) -> dict[str, str]:
+    paths = sorted(path for pattern in SEALED for path in root.glob(pattern))
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _fingerprint(checksums: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(sorted(checksums.items()))).encode()).hexdigest()

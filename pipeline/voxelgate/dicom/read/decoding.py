@@ -1,0 +1,334 @@
+"""The stored values of one DICOM file, by whichever decoder knows its transfer syntax."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from io import SEEK_CUR, BytesIO
+from typing import IO, Any, NamedTuple
+
+import gdcm
+import numpy as np
+from pydicom import dcmread
+from pydicom._uid_dict import UID_dictionary
+from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from voxelgate.core.findings import Code
+from voxelgate.dicom.read.codestreams import ANOTHER_IMAGE, END_OF_IMAGE, END_PADDING, JPEG_START, describe, why_bad_rle
+from voxelgate.dicom.read.headers import Header
+from voxelgate.dicom.read.pixels import Values
+
+DECODERS: Mapping[str, tuple[str, ...]] = {
+    JPEGBaseline8Bit: ("gdcm", "pylibjpeg"),
+    JPEGExtended12Bit: ("gdcm", "pylibjpeg"),
+    JPEGLossless: ("gdcm", "pylibjpeg"),
+    JPEGLosslessSV1: ("gdcm", "pylibjpeg"),
+    JPEGLSLossless: ("pyjpegls", "pylibjpeg"),
+    JPEGLSNearLossless: ("pyjpegls", "pylibjpeg"),
+    JPEG2000Lossless: ("gdcm", "pylibjpeg"),
+    JPEG2000: ("gdcm", "pylibjpeg"),
+    HTJ2K: ("pylibjpeg",),
+    HTJ2KLossless: ("pylibjpeg",),
+    HTJ2KLosslessRPCL: ("pylibjpeg",),
+    RLELossless: ("pylibjpeg", "pydicom"),
+}
+"""pydicom's plugins for each transfer syntax; the first that is installed decodes.
+
+gdcm (BSD) decodes JPEG 2000 to the same values as pylibjpeg, but on several cores (25 instead of 40 ms for 512 x 512 on
+two); JPEG-LS it decodes more slowly than pyjpegls (BSD), and not of 6 and 7 bits. pillow is never asked: it shifts
+values of more than 8 bits. pylibjpeg means openjpeg and rle (MIT); its JPEG and JPEG-LS part is under the GPL and only
+used where somebody has installed it.
+"""
+
+LOSSY = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K))
+"""Syntaxes whose decoded values may lie a little outside of Bits Stored and are not to be cut to it."""
+
+EXACT_FLOAT32 = 2**24
+"""Whole numbers up to this are exact in float32."""
+
+JPEG_MOST_BITS = 16
+"""Bits of a pixel that JPEG and JPEG-LS can hold (ITU-T T.81 table B.2)."""
+
+SEVERAL_IMAGES = "its compressed pixel data hold more than one image, expected one a file"
+
+
+class PixelError(Exception):
+    """The pixels of an image cannot be had.
+
+    Args:
+        code: `TRUNCATED` or `UNDECODABLE`.
+        reason: what is wrong, in words that hold no patient data.
+    """
+
+    def __init__(self, code: Code, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class _Layout(NamedTuple):
+    """How the values of a frame are stored."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    pixel_representation: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the type of the values in native byte order."""
+        return np.dtype(f"{'ui'[self.pixel_representation]}{self.bits_allocated // 8}")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Return the length of a frame that is not compressed."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+def stored_pixels(header: Header, frame: int = 0) -> Values:
+    """Return the stored values of one frame, (rows, columns), integers in native byte order, perhaps read-only.
+
+    Bits above Bits Stored, which may hold an overlay, are replaced by the sign (PS3.5 8.1.1). Call it inside
+    `quiet_pydicom`: decoders warn with values of the header.
+
+    Raises:
+        PixelError: there are no pixels, or fewer than the header promises, or they cannot be decoded.
+    """
+    return next(stored_frames(header, (frame,)))
+
+
+def stored_frames(header: Header, frames: Sequence[int]) -> Iterator[Values]:
+    """Yield the stored values of several frames as `stored_pixels` returns them; the file is opened once.
+
+    Raises:
+        PixelError: as for `stored_pixels`.
+    """
+    layout = _layout(header)
+    with _open(header) as stream:
+        start = stream.tell()
+        _check_inflated(header, layout, stream)
+        for frame in frames:
+            with _reworded():
+                stream.seek(start)
+                values = (_read_raw if is_raw(header) else _read_encoded)(header, layout, stream, frame)
+            yield values
+
+
+def is_raw(header: Header) -> bool:
+    """Return whether the pixels are not compressed, or deflated together with the header."""
+    return header.pixel_bytes != -1 or header.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+
+
+def _layout(header: Header) -> _Layout:
+    if header.pixel_bytes is None:
+        raise PixelError(Code.UNDECODABLE, "it has no pixel data")
+    if header.pixel_bytes >= 0 and header.transfer_syntax_uid in DECODERS:
+        raise PixelError(Code.UNDECODABLE, "its transfer syntax is a compressed one, but its pixel data are not")
+    found = (header.rows, header.columns, header.bits_allocated, header.bits_stored, header.pixel_representation)
+    numbers = [number for number in found if number is not None]
+    if len(numbers) < len(found) or header.samples_per_pixel != 1:
+        raise PixelError(Code.UNDECODABLE, "its header does not say how one grey value for each pixel is stored")
+    layout = _Layout(*numbers)
+    is_known = layout.bits_allocated in (8, 16, 32) and layout.pixel_representation in (0, 1)
+    if not is_known or not 1 <= layout.bits_stored <= layout.bits_allocated or min(layout.rows, layout.columns) < 1:
+        raise PixelError(
+            Code.UNDECODABLE,
+            f"its pixels have {layout.bits_allocated} bits with {layout.bits_stored} in use and pixel representation "
+            f"{layout.pixel_representation}, expected integers of 8, 16 or 32 bits",
+        )
+    return layout
+
+
+@contextmanager
+def _reworded() -> Iterator[None]:
+    """Turn whatever the decoders raise into a sentence; their own texts may hold values of the header."""
+    try:
+        yield
+    except PixelError:
+        raise
+    except OSError as error:
+        raise PixelError(Code.UNDECODABLE, "its file cannot be read") from error
+    except Exception as error:  # the decoders raise nearly anything on damaged input
+        raise PixelError(Code.UNDECODABLE, "its pixel data are damaged and cannot be decoded") from error
+
+
+def _open(header: Header) -> IO[bytes]:
+    """Return a stream that stands where the value of Pixel Data starts; what is packed is unpacked into memory."""
+    with _reworded():
+        if header.pixel_offset is None:
+            return BytesIO(dcmread(BytesIO(header.file.read())).PixelData)
+        stream: IO[bytes] = BytesIO(header.file.read()) if header.file.member else header.file.open()
+        stream.seek(header.pixel_offset)
+        return stream
+
+
+def _check_inflated(header: Header, layout: _Layout, stream: IO[bytes]) -> None:
+    """Refuse deflated pixel data that are longer than rows, columns and frames say; the audit could not see them."""
+    if isinstance(stream, BytesIO) and header.pixel_offset is None:
+        found, expected = stream.getbuffer().nbytes, header.frames * layout.frame_bytes
+        if found > expected + expected % 2:
+            raise PixelError(
+                Code.UNDECODABLE, f"its pixel data have {found} bytes, expected {expected} for {_size(layout)}"
+            )
+
+
+def _read_raw(header: Header, layout: _Layout, stream: IO[bytes], frame: int) -> Values:
+    size = layout.frame_bytes
+    promised = header.pixel_bytes or 0
+    if 0 <= promised < (frame + 1) * size:
+        raise PixelError(
+            Code.TRUNCATED, f"its pixel data have {promised} bytes, expected {header.frames * size} for {_size(layout)}"
+        )
+    first = frame * size
+    is_swapped = layout.bits_allocated == 8 and not header.is_little_endian and _is_in_words(stream)
+    begin, end = (first - first % 2, first + size + (first + size) % 2) if is_swapped else (first, first + size)
+    stream.seek(begin, SEEK_CUR)
+    content = stream.read(end - begin)
+    if len(content) < end - begin:
+        raise PixelError(Code.TRUNCATED, "its file ends before its last pixel")
+    if is_swapped:
+        content = np.frombuffer(content, np.uint16).byteswap().tobytes()[first - begin :][:size]
+    stored = np.frombuffer(content, layout.dtype.newbyteorder("<" if header.is_little_endian else ">"))
+    return _without_unused_bits(stored.astype(layout.dtype, copy=False), layout).reshape(layout.rows, layout.columns)
+
+
+def _is_in_words(stream: IO[bytes]) -> bool:
+    """Return whether the pixels of an explicit big endian file are words (OW), at whose start the stream stands."""
+    start = stream.tell()
+    stream.seek(start - 8)
+    vr = stream.read(2)
+    stream.seek(start)
+    return vr == b"OW"
+
+
+def _without_unused_bits(values: Values, layout: _Layout) -> Values:
+    unused = layout.bits_allocated - layout.bits_stored
+    return (values << unused) >> unused if unused else values
+
+
+def _read_encoded(header: Header, layout: _Layout, stream: IO[bytes], frame: int) -> Values:
+    syntax = UID(header.transfer_syntax_uid)
+    plugin = _plugin(syntax)
+    _check_frames(header, stream)
+    codestream = get_frame(stream, frame, number_of_frames=header.frames)
+    (_check_rle if syntax == RLELossless else _check_codestream)(codestream, layout)
+    if plugin == "gdcm" and syntax == JPEGExtended12Bit:
+        values = _decode_gdcm(codestream, layout)
+    else:
+        values = _decode_pydicom(codestream, layout, syntax, plugin)
+    return values if syntax in LOSSY else _without_unused_bits(values, layout)
+
+
+def _decode_pydicom(codestream: bytes, layout: _Layout, syntax: UID, plugin: str) -> Values:
+    options: dict[str, Any] = {
+        **layout._asdict(),
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "pixel_keyword": "PixelData",
+    }
+    source = encapsulate([codestream], has_bot=False)
+    values, _ = get_decoder(syntax).as_array(source, index=0, raw=True, decoding_plugin=plugin, **options)
+    return values
+
+
+@cache
+def _plugin(syntax: UID) -> str:
+    """Return the name of the decoder to use."""
+    if syntax not in DECODERS:
+        raise PixelError(Code.UNDECODABLE, f"its transfer syntax{_shown(syntax)} is not supported")
+    installed = get_decoder(syntax).available_plugins
+    chosen = next((name for name in DECODERS[syntax] if name in installed), None)
+    if chosen is None:
+        raise PixelError(Code.UNDECODABLE, f"no decoder for its transfer syntax {syntax.name} is installed")
+    return chosen
+
+
+def _shown(syntax: UID) -> str:
+    """Return the name that DICOM gives to a syntax; any other text may be a patient's."""
+    return f" {syntax.name}" if syntax in UID_dictionary else ""
+
+
+def _check_codestream(codestream: bytes, layout: _Layout) -> None:
+    """Refuse what decoders would fill up, cut or die of; it must be one grey image as the header says."""
+    if END_OF_IMAGE not in codestream[-END_PADDING:]:
+        raise PixelError(Code.TRUNCATED, "its compressed pixel data end too early")
+    found = describe(codestream)
+    if (found.rows, found.columns) != (layout.rows, layout.columns):
+        raise PixelError(
+            Code.UNDECODABLE,
+            f"its compressed pixel data have {found.rows} x {found.columns} pixels, expected {_size(layout)}",
+        )
+    if found.components != 1 or _bytes(found.bits) > layout.bits_allocated // 8:
+        raise PixelError(
+            Code.UNDECODABLE,
+            f"its compressed pixel data have {found.components} x {found.bits} bits a pixel, expected one grey value "
+            f"of at most {layout.bits_allocated}",
+        )
+    if layout.bits_allocated > JPEG_MOST_BITS and codestream.startswith(JPEG_START):
+        raise PixelError(Code.UNDECODABLE, "its pixels are said to have 32 bits, which JPEG cannot hold")
+    if ANOTHER_IMAGE.search(codestream):
+        raise PixelError(Code.UNDECODABLE, SEVERAL_IMAGES)
+
+
+def _bytes(bits: int) -> int:
+    return (bits + 7) // 8
+
+
+def _check_rle(codestream: bytes, layout: _Layout) -> None:
+    reason = why_bad_rle(codestream, layout.rows * layout.columns, layout.bits_allocated)
+    if reason is not None:
+        raise PixelError(Code.UNDECODABLE, f"its compressed pixel data {reason}")
+
+
+def _check_frames(header: Header, stream: IO[bytes]) -> None:
+    """Refuse a table of more frames than the header says; only its first ones would be decoded."""
+    start = stream.tell()
+    offsets = parse_basic_offsets(stream)
+    stream.seek(start)
+    if len(offsets) > header.frames:
+        raise PixelError(Code.UNDECODABLE, SEVERAL_IMAGES if header.frames == 1 else "it has more frames than it says")
+
+
+def _decode_gdcm(codestream: bytes, layout: _Layout) -> Values:
+    """Decode JPEG Extended of 12 bits, which pydicom's own plugin declines although GDCM can do it, as in ITK."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(codestream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((layout.columns, layout.rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    bits = layout.bits_stored
+    image.SetPixelFormat(gdcm.PixelFormat(1, layout.bits_allocated, bits, bits - 1, layout.pixel_representation))
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return np.frombuffer(content, layout.dtype).reshape(layout.rows, layout.columns)
+
+
+def _size(layout: _Layout) -> str:
+    return f"{layout.rows} x {layout.columns}"

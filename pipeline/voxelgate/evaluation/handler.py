@@ -1,0 +1,54 @@
+"""Scores of a validation as an ignite handler."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from ignite.engine import Engine, Events
+
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.scores import LabelScores, score
+from voxelgate.evaluation.table import write_csv
+
+
+class ScoreCases:
+    """Handler of a MONAI evaluator: score every case on the grid of its prediction, and write the table at the end.
+
+    Args:
+        path: CSV to write; one that is there is replaced.
+        names: `{"0": "background", "1": ...}`.
+        pred_key: key of the prediction in the evaluator's output, one-hot (classes, I, J, K) with its affine.
+        label_key: key of the reference, likewise.
+    """
+
+    def __init__(
+        self, *, path: str | Path, names: Mapping[str, str], pred_key: str = "pred", label_key: str = "label"
+    ) -> None:
+        self.path = Path(path)
+        self.labels = LabelTable.from_mapping(names)
+        self.pred_key = pred_key
+        self.label_key = label_key
+        self.scores: list[LabelScores] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to each case and to the end."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _score(self, engine: Engine) -> None:
+        for row, case in zip(engine.state.output, engine.state.batch, strict=True):
+            prediction, reference = row[self.pred_key], row[self.label_key]
+            shape = tuple(prediction.shape[1:])
+            grid = Grid((shape[0], shape[1], shape[2]), prediction.affine.cpu().numpy())
+            self.scores += score(
+                prediction.argmax(0).cpu().numpy().astype(np.uint16),
+                reference.argmax(0).cpu().numpy().astype(np.uint16),
+                grid,
+                self.labels,
+                str(case["case_id"]),
+            )
+
+    def _write(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(self.scores, self.path, overwrite=True)

@@ -1,0 +1,118 @@
+"""What several processes of one training agree on: ranks, first weights, folders, and what is trained."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from voxelgate.core.errors import UsageError
+from voxelgate.training.handlers import STATE, logger
+
+UNREADABLE_STATE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
+"""What `torch.load` and `load_state_dict` raise on files that hold no state."""
+
+
+def rank() -> int:
+    """Return the number of this process among those that train together; 0 alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def start_process_group() -> torch.device:
+    """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs; return this process's device."""
+    has_gpu = torch.cuda.is_available()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if has_gpu else "gloo")
+    if not has_gpu:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def start_from(network: nn.Module, weights: str | None) -> nn.Module:
+    """Load a plain state dict into `network` before a training, to go on from weights instead of random numbers.
+
+    Raises:
+        UsageError: no such file, or weights of another network.
+    """
+    if weights is None:
+        return network
+    try:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{weights} cannot start this network ({reason}); name the model.pt of an equal one"
+        ) from error
+    return network
+
+
+def set_aside(folder: str | Path, weights: str | Path, *, resume: bool = False) -> None:
+    """Keep what an earlier training left before a new one begins, so that none is ever lost.
+
+    Its folder `training` becomes `training_1`, or the next number that is free, and gets a copy of the weights that the
+    new training will replace. Nothing happens where there is nothing to keep, or where the earlier training goes on. Of
+    processes that train together the first does it, and the others wait.
+
+    Args:
+        folder: with state and events of the earlier training.
+        weights: that the new training will replace.
+        resume: whether a training whose state lies in `folder` goes on.
+    """
+    if rank() == 0:
+        _set_aside(Path(folder), Path(weights), is_wanted=resume)
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _set_aside(folder: Path, weights: Path, *, is_wanted: bool) -> None:
+    has_state = (folder / STATE).is_file()
+    if (has_state and is_wanted) or not (has_state or weights.is_file()):
+        return
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}_{number}")).exists():
+        number += 1
+    if folder.exists():
+        folder.rename(kept)
+    if weights.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, kept / weights.name)
+    logger.info("what an earlier training left is kept in %s", kept)
+
+
+def identify(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many cases these are, and a hash that tells whether others are the same in the same order.
+
+    Args:
+        rows: of a datalist; cases are told by "case_id", by the names of the files of the "image" where there is none.
+    """
+    names = [row.get("case_id") or _file_names(row["image"]) for row in rows]
+    return f"{len(rows)} cases {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"
+
+
+def _file_names(files: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    return [Path(file).name for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Write with `torch.save` to a temporary name beside `path`, sync, and rename; a crash leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
