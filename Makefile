@@ -31,7 +31,7 @@ label: $(LABEL_VENV)/.ready
 
 label-test: $(LABEL_VENV)/.ready
 	$(LABEL_PIP) install --quiet $(LABEL_PINS) pytest hypothesis
-	$(LABEL_BIN)/python -m pytest tests/test_label_*.py
+	$(LABEL_BIN)/python -m pytest tests/apps/test_label_*.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.geometry import Grid
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.images.volumes import read_volume
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.restoring.restorer import Restorer, restore
@@ -94,7 +94,7 @@ def main() -> None:
         "voxelgate, windows": ours(bundle.inferer, streaming=False),
         "MONAI's windows": monai_windows(bundle.inferer.roi_size),
     }
-    cases = [case for case in load(asked.manifest, asked.data_root).cases if case.fold == asked.fold]
+    cases = [case for case in load_manifest(asked.manifest, asked.data_root).cases if case.fold == asked.fold]
     equal: dict[str, list[float]] = {name: [] for name in ways}
     scores: dict[str, list[float]] = {name: [] for name in ways}
     for case in tqdm(cases):

@@ -23,7 +23,7 @@ import torch
 
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.inference.precision import keep_large_buffers
-from voxelgate.segmentation.batch.run_batch import Means, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
@@ -55,7 +55,7 @@ def by_runner(engine: str) -> Callable[[Path, Path, Path], Iterator[CaseReport]]
 
     def run(bundle: Path, volumes: Path, out: Path) -> Iterator[CaseReport]:
         setup = setup_of(bundle, out, OPTIONS, "cpu")
-        return segment_cases(cases_in([volumes], setup), setup, Means(engine))
+        return segment_cases(cases_in([volumes], setup), setup, ExecutionOptions(engine))
 
     return run
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.scores import Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.training.planning import Budget, Plan
 from voxelgate.training.planning.make_bundle import make_bundle
-from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
+from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
 
 WIDTH, HEIGHT, MARGIN = 520, 320, 60
 """Pixels of the plot, and of the room for its axes."""
@@ -55,10 +55,10 @@ def measure(manifest: Path, data_root: Path, out: Path, minutes: float, fold: in
         make_bundle(manifest, bundle, Budget(minutes=minutes), data_root=data_root)
     plan = Plan.from_json(bundle / "plan.json")
     start_s = time.monotonic()
-    trained = train(Job(bundle, manifest, folder / "trained", data_root=data_root, fold=fold))
+    trained = train(TrainingJob(bundle, manifest, folder / "trained", data_root=data_root, fold=fold))
     used_minutes = (time.monotonic() - start_s) / 60
     scores = evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold)
-    subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
+    subject_of = {case.case_id: case.subject for case in load_manifest(manifest, data_root).cases}
     mean = next(row for row in summarise(scores, subject_of) if row.label == MEAN_OVER_LABELS)
     pace = plan.training
     steps = pace.epochs * pace.steps_per_epoch

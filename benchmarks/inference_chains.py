@@ -28,8 +28,8 @@ from torch import nn
 from benchmarks.inference_clock import CLOCKS, Stopwatch, resident_mib
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
 from voxelgate.core.labels import LabelTable
-from voxelgate.images.spec import ONE_VOLUME, ImageRule
-from voxelgate.inference.mirroring import Views
+from voxelgate.images.spec import ONE_VOLUME, ImageSpec
+from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.restoring.restorer import Restorer
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
@@ -55,7 +55,7 @@ KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**3
 def noted(stream: Callable[..., Any], streamed_vox: list[int]) -> Callable[..., Any]:
     """Return `Views.stream`, noting the size of what it is given: (i, j, k) without the air around the body."""
 
-    def run(views: Views, image: torch.Tensor, *args: Any) -> Any:
+    def run(views: MirroredViews, image: torch.Tensor, *args: Any) -> Any:
         streamed_vox[:] = image.shape[2:]
         return stream(views, image, *args)
 
@@ -75,7 +75,7 @@ class InMemoryBundle:
     version: str = "0"
     fingerprint: str = "0"
     expected: None = None
-    images: ImageRule = ONE_VOLUME
+    images: ImageSpec = ONE_VOLUME
 
     @staticmethod
     def cleaning(labels: MetaTensor) -> MetaTensor:
@@ -100,7 +100,7 @@ def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: An
         watch.stage("write"),  # and what else there is
         patch("voxelgate.segmentation.segment.read_case", watch.measured("read", read_case)),
         patch.object(Restorer, "push", watch.measured("restore", Restorer.push)),
-        patch.object(Views, "stream", noted(Views.stream, streamed_vox)),
+        patch.object(MirroredViews, "stream", noted(MirroredViews.stream, streamed_vox)),
     ):
         report = segment(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
     if report.status is not CaseStatus.DONE:

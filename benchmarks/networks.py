@@ -27,18 +27,18 @@ from torch import nn
 from benchmarks import networks_plot
 from benchmarks.step import medians_s
 from voxelgate.bundle.workflow import build_component
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import survey
 from voxelgate.evaluation.scores import Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.networks import describe, presets
-from voxelgate.training.configs.steps import network
+from voxelgate.training.configs.steps import network_config
 from voxelgate.training.configs.train_config import loss
 from voxelgate.training.planning import Budget, Plan, plan
 from voxelgate.training.planning.make_bundle import make_bundle
 from voxelgate.training.planning.rules import WARMUP_SHARE
-from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
+from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
 
 SUPERVISED = {"deep_supervision": 2}
 """Coarser levels that learn too, as in the plan's own network; MONAI's networks have no such thing."""
@@ -232,12 +232,12 @@ def train_and_score(common: Comparison, name: str, seed: int) -> None:
     overrides = overrides_of(common, name, seed)
     cache = common.out / "survey"
     make_bundle(common.manifest, bundle, NO_BUDGET, data_root=common.data_root, overrides=overrides, cache=cache)
-    job = Job(bundle, common.manifest, trained, common.data_root, common.fold, overrides=TRAINING_OVERRIDES)
+    job = TrainingJob(bundle, common.manifest, trained, common.data_root, common.fold, overrides=TRAINING_OVERRIDES)
     start_s, wall_s = time.process_time(), time.monotonic()
     train(job)
     train_s, wall_s = time.process_time() - start_s, time.monotonic() - wall_s
     rows = evaluate_fold(trained, common.manifest, trained / TRAINING, data_root=common.data_root, fold=common.fold)
-    subject_of = {case.case_id: case.subject for case in load(common.manifest, common.data_root).cases}
+    subject_of = {case.case_id: case.subject for case in load_manifest(common.manifest, common.data_root).cases}
     mean = next(row for row in summarise(rows, subject_of) if row.label == MEAN_OVER_LABELS)
     dice, hd95_mm = (mean.statistics[measure].mean for measure in (Measure.DICE, Measure.HD95))
     score = Score(dice, hd95_mm, sum(row.is_missed for row in rows), train_s, wall_s)
@@ -280,7 +280,7 @@ class Pupil:
     """A network of a plan with what a training step of it takes."""
 
     def __init__(self, planned: Plan) -> None:
-        self.module: nn.Module = build_component(network(planned)).to(memory_format=torch.channels_last_3d)
+        self.module: nn.Module = build_component(network_config(planned)).to(memory_format=torch.channels_last_3d)
         self.criterion = build_component(loss(planned))
         self.optimizer = torch.optim.AdamW(self.module.parameters())
         shape = (planned.training.batch_size, 1, *planned.patch_vox)
@@ -306,7 +306,7 @@ class Pupil:
 
 def measure_costs(common: Comparison, names: Sequence[str], repeats: int) -> dict[str, Cost]:
     """Return the costs of networks; times are taken in turns, so that a machine that gets slower does so for all."""
-    facts = survey(load(common.manifest, common.data_root), cache=common.out / "survey").fingerprint
+    facts = survey(load_manifest(common.manifest, common.data_root), cache=common.out / "survey").fingerprint
     plans = {name: plan(facts, NO_BUDGET, overrides_of(common, name, 0)) for name in names}
     torch.set_num_threads(common.threads)
     torch.manual_seed(0)

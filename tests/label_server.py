@@ -18,9 +18,9 @@ import numpy as np
 import requests
 import torch
 
-from tests.test_resume import tiny_plan
+from tests.training.test_resume import tiny_plan
 from voxelgate.bundle.checksums import WEIGHTS, seal
-from voxelgate.datasets.build_manifest import build, write
+from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.networks import AttentionUNet
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Training
@@ -153,8 +153,8 @@ def untrained_bundle(folder: Path) -> Path:
         save(folder / "data" / "images" / f"{case}.nii.gz", image)
         save(folder / "data" / "labels" / f"{case}.nii.gz", label)
     names = {"0": "background", "1": "femur"}
-    document = build(folder / "data", name=MODEL, modality="MRI", licence="CC0", folds=2, labels=names)
-    write(document, folder / "data" / "manifest.json")
+    document = build_manifest(folder / "data", name=MODEL, modality="MRI", licence="CC0", folds=2, labels=names)
+    write_manifest(document, folder / "data" / "manifest.json")
     pace = Training(
         epochs=4,
         steps_per_epoch=25,

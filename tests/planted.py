@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian
 
-from voxelgate.core.findings import Allow, Code, Severity
+from voxelgate.core.findings import Allow, FindingCode, Severity
 
 ROOT = "1.2.826.0.1.3680043.10.1357"
 """Root of all UIDs made here, so that a test can tell that none is shown."""
@@ -206,7 +206,7 @@ class Fault:
 
     name: str
     plant: Plant
-    expected: tuple[tuple[Code, Severity], ...] = ()
+    expected: tuple[tuple[FindingCode, Severity], ...] = ()
     base: Callable[[], list[Dataset]] = ct_series
     damage: Callable[[list[Path]], None] = len
     allow: tuple[Allow, ...] = ()
@@ -502,238 +502,277 @@ SHORT = tuple(100 + 0.625 * index for index in range(SLICES))
 
 FAULTS = (
     # whose images
-    Fault("two patient IDs", setting("PatientID", "phantom-2", on=[3]), ((Code.SEVERAL_PATIENTS, REFUSE),)),
-    Fault("two patient names", setting("PatientName", "Else^Someone", on=[3]), ((Code.SEVERAL_PATIENTS, REFUSE),)),
-    Fault("two birth dates", setting("PatientBirthDate", "19710101", on=[3]), ((Code.SEVERAL_PATIENTS, REFUSE),)),
-    Fault("two studies", setting("StudyInstanceUID", f"{ROOT}.9", on=[3]), ((Code.SEVERAL_STUDIES, REFUSE),)),
+    Fault("two patient IDs", setting("PatientID", "phantom-2", on=[3]), ((FindingCode.SEVERAL_PATIENTS, REFUSE),)),
+    Fault(
+        "two patient names", setting("PatientName", "Else^Someone", on=[3]), ((FindingCode.SEVERAL_PATIENTS, REFUSE),)
+    ),
+    Fault(
+        "two birth dates", setting("PatientBirthDate", "19710101", on=[3]), ((FindingCode.SEVERAL_PATIENTS, REFUSE),)
+    ),
+    Fault("two studies", setting("StudyInstanceUID", f"{ROOT}.9", on=[3]), ((FindingCode.SEVERAL_STUDIES, REFUSE),)),
     Fault(
         "two frames of reference",
         setting("FrameOfReferenceUID", f"{ROOT}.9", on=[3, 4]),
-        ((Code.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
+        ((FindingCode.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
     ),
-    Fault("an empty series UID", setting("SeriesInstanceUID", ""), ((Code.BAD_UID, WARN),)),
-    Fault("no frame of reference", deleting("FrameOfReferenceUID"), ((Code.BAD_UID, WARN),)),
-    Fault("a frame of reference on some", deleting("FrameOfReferenceUID", on=[2]), ((Code.BAD_UID, WARN),)),
-    Fault("a UID with a leading zero", raw("SOPInstanceUID", b"1.2.03.4"), ((Code.BAD_UID, WARN),)),
-    Fault("a UID of 65 characters", raw("SOPInstanceUID", b"1.2." + b"3" * 61), ((Code.BAD_UID, WARN),)),
-    Fault("a UID of letters", raw("SOPInstanceUID", CANARY.encode()), ((Code.BAD_UID, WARN),)),
-    Fault("one UID at two places", setting("SOPInstanceUID", f"{ROOT}.7", on=[3, 8]), ((Code.DUPLICATE_UID, WARN),)),
+    Fault("an empty series UID", setting("SeriesInstanceUID", ""), ((FindingCode.BAD_UID, WARN),)),
+    Fault("no frame of reference", deleting("FrameOfReferenceUID"), ((FindingCode.BAD_UID, WARN),)),
+    Fault("a frame of reference on some", deleting("FrameOfReferenceUID", on=[2]), ((FindingCode.BAD_UID, WARN),)),
+    Fault("a UID with a leading zero", raw("SOPInstanceUID", b"1.2.03.4"), ((FindingCode.BAD_UID, WARN),)),
+    Fault("a UID of 65 characters", raw("SOPInstanceUID", b"1.2." + b"3" * 61), ((FindingCode.BAD_UID, WARN),)),
+    Fault("a UID of letters", raw("SOPInstanceUID", CANARY.encode()), ((FindingCode.BAD_UID, WARN),)),
+    Fault(
+        "one UID at two places", setting("SOPInstanceUID", f"{ROOT}.7", on=[3, 8]), ((FindingCode.DUPLICATE_UID, WARN),)
+    ),
     Fault(
         "one UID for two images at one place",
         lambda datasets: [*datasets, setting("SOPInstanceUID", f"{ROOT}.1.4")([different(datasets[3], 100)])[0]],
-        ((Code.DUPLICATE_POSITION, REFUSE), (Code.DUPLICATE_UID, REFUSE)),
+        ((FindingCode.DUPLICATE_POSITION, REFUSE), (FindingCode.DUPLICATE_UID, REFUSE)),
     ),
     # what kind of image
-    Fault("a segmentation", as_class(SEGMENTATION, "SEG"), ((Code.NOT_AN_IMAGE, REFUSE),)),
-    Fault("a segmentation that says CT", as_class(SEGMENTATION, "CT"), ((Code.NOT_AN_IMAGE, REFUSE),)),
+    Fault("a segmentation", as_class(SEGMENTATION, "SEG"), ((FindingCode.NOT_AN_IMAGE, REFUSE),)),
+    Fault("a segmentation that says CT", as_class(SEGMENTATION, "CT"), ((FindingCode.NOT_AN_IMAGE, REFUSE),)),
     Fault(
         "a structure set",
         as_class("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT", keeps_pixels=False),
-        ((Code.NOT_AN_IMAGE, REFUSE),),
+        ((FindingCode.NOT_AN_IMAGE, REFUSE),),
     ),
     Fault(
         "a report",
         as_class("1.2.840.10008.5.1.4.1.1.88.33", "SR", keeps_pixels=False),
-        ((Code.NOT_AN_IMAGE, REFUSE),),
+        ((FindingCode.NOT_AN_IMAGE, REFUSE),),
     ),
     Fault(
         "a key object selection",
         as_class("1.2.840.10008.5.1.4.1.1.88.59", "KO", keeps_pixels=False),
-        ((Code.NOT_AN_IMAGE, REFUSE),),
+        ((FindingCode.NOT_AN_IMAGE, REFUSE),),
     ),
     Fault(
         "a presentation state",
         as_class("1.2.840.10008.5.1.4.1.1.11.1", "PR", keeps_pixels=False),
-        ((Code.NOT_AN_IMAGE, REFUSE),),
+        ((FindingCode.NOT_AN_IMAGE, REFUSE),),
     ),
     Fault(
         "an unknown object without pixels",
         as_class(f"{ROOT}.66", CANARY[:7].upper(), keeps_pixels=False),
-        ((Code.NOT_AN_IMAGE, REFUSE),),
+        ((FindingCode.NOT_AN_IMAGE, REFUSE),),
     ),
-    Fault("an ultrasound", as_class("1.2.840.10008.5.1.4.1.1.6.1", "US"), ((Code.MODALITY, REFUSE),)),
-    Fault("no modality", setting("Modality", ""), ((Code.MODALITY, REFUSE),)),
-    Fault("a name for a modality", raw("Modality", CANARY.encode(), on=range(SLICES)), ((Code.MODALITY, REFUSE),)),
-    Fault("two modalities", setting("Modality", "MR", on=[3]), ((Code.MODALITY, REFUSE),)),
+    Fault("an ultrasound", as_class("1.2.840.10008.5.1.4.1.1.6.1", "US"), ((FindingCode.MODALITY, REFUSE),)),
+    Fault("no modality", setting("Modality", ""), ((FindingCode.MODALITY, REFUSE),)),
+    Fault(
+        "a name for a modality", raw("Modality", CANARY.encode(), on=range(SLICES)), ((FindingCode.MODALITY, REFUSE),)
+    ),
+    Fault("two modalities", setting("Modality", "MR", on=[3]), ((FindingCode.MODALITY, REFUSE),)),
     *(
         Fault(
             f"a secondary capture {part}",
             as_class(f"{SECONDARY_CAPTURE}{part}", "CT"),
-            ((Code.SECONDARY_CAPTURE, REFUSE),),
+            ((FindingCode.SECONDARY_CAPTURE, REFUSE),),
         )
         for part in ("", ".1", ".2", ".3", ".4")
     ),
     Fault(
         "a screen save among slices",
         setting("ImageType", ["DERIVED", "SECONDARY", "SCREEN SAVE"], on=[11]),
-        ((Code.SECONDARY_CAPTURE, REFUSE),),
+        ((FindingCode.SECONDARY_CAPTURE, REFUSE),),
     ),
-    Fault("localizers only", setting("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), ((Code.LOCALIZER, REFUSE),)),
+    Fault(
+        "localizers only",
+        setting("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        ((FindingCode.LOCALIZER, REFUSE),),
+    ),
     Fault(
         "two localizers among slices",
         setting("ImageType", ["ORIGINAL", "PRIMARY", "REF_SURVIEW"], on=[0, 11]),
-        ((Code.LOCALIZER, REFUSE),),
+        ((FindingCode.LOCALIZER, REFUSE),),
     ),
     Fault(
         "a localizer that does not say so",
         setting("ImageOrientationPatient", [1, 0, 0, 0, 0, -1], on=[5]),
-        ((Code.LOCALIZER, REFUSE),),
+        ((FindingCode.LOCALIZER, REFUSE),),
     ),
     Fault(
         "colour",
         chained(setting("PhotometricInterpretation", "RGB"), setting("SamplesPerPixel", 3), longer_pixels(3)),
-        ((Code.COLOUR, REFUSE),),
+        ((FindingCode.COLOUR, REFUSE),),
     ),
-    Fault("palette colours", setting("PhotometricInterpretation", "PALETTE COLOR"), ((Code.PALETTE, REFUSE),)),
-    Fault("MONOCHROME1", setting("PhotometricInterpretation", "MONOCHROME1", on=[2]), ((Code.MONOCHROME1, REFUSE),)),
+    Fault("palette colours", setting("PhotometricInterpretation", "PALETTE COLOR"), ((FindingCode.PALETTE, REFUSE),)),
+    Fault(
+        "MONOCHROME1", setting("PhotometricInterpretation", "MONOCHROME1", on=[2]), ((FindingCode.MONOCHROME1, REFUSE),)
+    ),
     Fault(
         "a name for a photometric interpretation",
         raw("PhotometricInterpretation", CANARY.encode()),
-        ((Code.BAD_VALUE, REFUSE),),
+        ((FindingCode.BAD_VALUE, REFUSE),),
     ),
-    Fault("mosaics", setting("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), ((Code.MOSAIC, REFUSE),), mr_series),
+    Fault(
+        "mosaics",
+        setting("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]),
+        ((FindingCode.MOSAIC, REFUSE),),
+        mr_series,
+    ),
     Fault(
         "mosaics by the vendor's count",
         private(0x19, "SIEMENS MR HEADER", 0x0A, "US", [36] * SLICES),
-        ((Code.MOSAIC, REFUSE),),
+        ((FindingCode.MOSAIC, REFUSE),),
         mr_series,
     ),
-    Fault("hidden mosaics", resized(6 * ROWS, 6 * ROWS, spacing_mm=3.3), ((Code.MOSAIC, REFUSE),), mr_series),
+    Fault("hidden mosaics", resized(6 * ROWS, 6 * ROWS, spacing_mm=3.3), ((FindingCode.MOSAIC, REFUSE),), mr_series),
     Fault(
         "hidden mosaics without a matrix",
         chained(resized(256, 256, spacing_mm=4.5), deleting("AcquisitionMatrix")),
-        ((Code.MOSAIC, REFUSE),),
+        ((FindingCode.MOSAIC, REFUSE),),
         mr_series,
     ),
     Fault(
         "a classic image of several frames",
         lambda datasets: chained(setting("NumberOfFrames", 2), longer_pixels(2))(datasets[:1]),
-        ((Code.MULTI_FRAME, REFUSE),),
+        ((FindingCode.MULTI_FRAME, REFUSE),),
     ),
     Fault(
         "frames without places",
         deleting("PerFrameFunctionalGroupsSequence"),
-        ((Code.MULTI_FRAME, REFUSE),),
+        ((FindingCode.MULTI_FRAME, REFUSE),),
         enhanced_series,
     ),
-    Fault("fewer places than frames", _fewer_groups, ((Code.MULTI_FRAME, REFUSE),), enhanced_series),
-    Fault("two multi-frame files", _two_files, ((Code.MULTI_FRAME, REFUSE),), enhanced_series),
-    Fault("more frames than are told", longer_pixels(3), ((Code.MULTI_FRAME, REFUSE),)),
-    Fault("fewer columns than the pixels have", setting("Columns", COLUMNS - 4), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("fewer bits than the highest one", setting("BitsStored", 8), ((Code.BAD_VALUE, REFUSE),)),
+    Fault("fewer places than frames", _fewer_groups, ((FindingCode.MULTI_FRAME, REFUSE),), enhanced_series),
+    Fault("two multi-frame files", _two_files, ((FindingCode.MULTI_FRAME, REFUSE),), enhanced_series),
+    Fault("more frames than are told", longer_pixels(3), ((FindingCode.MULTI_FRAME, REFUSE),)),
+    Fault("fewer columns than the pixels have", setting("Columns", COLUMNS - 4), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("fewer bits than the highest one", setting("BitsStored", 8), ((FindingCode.BAD_VALUE, REFUSE),)),
     Fault(
         "two stacks",
         _in_frames("FrameContentSequence", "StackID", lambda index: str(index % 2)),
-        ((Code.SEVERAL_VOLUMES, REFUSE),),
+        ((FindingCode.SEVERAL_VOLUMES, REFUSE),),
         enhanced_series,
     ),
-    Fault("a derived series", setting("ImageType", ["DERIVED", "SECONDARY", "MPR"]), ((Code.DERIVED, NOTE),)),
-    Fault("projections", setting("ImageType", ["DERIVED", "SECONDARY", "MIP"]), ((Code.DERIVED, WARN),)),
-    Fault("maps", setting("ImageType", ["DERIVED", "PRIMARY", "T1 MAP"]), ((Code.DERIVED, WARN),), mr_series),
-    Fault("renderings", setting("ImageType", ["DERIVED", "SECONDARY", "VRT"]), ((Code.DERIVED, REFUSE),)),
+    Fault("a derived series", setting("ImageType", ["DERIVED", "SECONDARY", "MPR"]), ((FindingCode.DERIVED, NOTE),)),
+    Fault("projections", setting("ImageType", ["DERIVED", "SECONDARY", "MIP"]), ((FindingCode.DERIVED, WARN),)),
+    Fault("maps", setting("ImageType", ["DERIVED", "PRIMARY", "T1 MAP"]), ((FindingCode.DERIVED, WARN),), mr_series),
+    Fault("renderings", setting("ImageType", ["DERIVED", "SECONDARY", "VRT"]), ((FindingCode.DERIVED, REFUSE),)),
     # which geometry
-    Fault("a position beyond any table", setting("ImagePositionPatient", [0, 0, 1e17]), ((Code.BAD_VALUE, REFUSE),)),
+    Fault(
+        "a position beyond any table", setting("ImagePositionPatient", [0, 0, 1e17]), ((FindingCode.BAD_VALUE, REFUSE),)
+    ),
     Fault(
         "a position of 1e308 mm on the last slice",
         setting("ImagePositionPatient", [0, 0, 1.7e308], on=[SLICES - 1]),
-        ((Code.BAD_VALUE, REFUSE),),
+        ((FindingCode.BAD_VALUE, REFUSE),),
     ),
-    Fault("pixels of a nanometre", setting("PixelSpacing", ["1e-9", "1e-9"]), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("pixels of 1e300 mm", setting("PixelSpacing", ["1e300", "1e300"]), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("every second slice only", lambda datasets: datasets[::2], ((Code.SPARSE_SLICES, WARN),)),
-    Fault("first and last slice only", lambda datasets: [datasets[0], datasets[-1]], ((Code.SPARSE_SLICES, WARN),)),
-    Fault("no position", deleting("ImagePositionPatient", on=[4]), ((Code.NO_POSITION, REFUSE),)),
-    Fault("no orientation", deleting("ImageOrientationPatient"), ((Code.NO_ORIENTATION, REFUSE),)),
-    Fault("no pixel spacing", deleting("PixelSpacing", on=[4]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
-    Fault("a pixel spacing of 0", setting("PixelSpacing", [0, 0.75], on=[4]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
-    Fault("a pixel spacing below 0", setting("PixelSpacing", [0.75, -0.75]), ((Code.NO_PIXEL_SPACING, REFUSE),)),
-    Fault("a position of text", raw("ImagePositionPatient", b"0\\0\\here"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("a position of 2 numbers", raw("ImagePositionPatient", b"0\\5"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("a position without bounds", raw("ImagePositionPatient", b"0\\0\\inf"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("a position of digit groups", raw("ImagePositionPatient", b"0\\0\\1_10"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("an orientation of 5 numbers", raw("ImageOrientationPatient", b"1\\0\\0\\0\\1"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("a decimal comma", raw("PixelSpacing", b"0,75\\0,75"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("no rows", setting("Rows", 0, on=[4]), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("directions of length 0", setting("ImageOrientationPatient", [0] * 6), ((Code.BAD_ORIENTATION, REFUSE),)),
+    Fault("pixels of a nanometre", setting("PixelSpacing", ["1e-9", "1e-9"]), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("pixels of 1e300 mm", setting("PixelSpacing", ["1e300", "1e300"]), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("every second slice only", lambda datasets: datasets[::2], ((FindingCode.SPARSE_SLICES, WARN),)),
     Fault(
-        "long directions", setting("ImageOrientationPatient", [1.1, 0, 0, 0, 1, 0]), ((Code.BAD_ORIENTATION, REFUSE),)
+        "first and last slice only", lambda datasets: [datasets[0], datasets[-1]], ((FindingCode.SPARSE_SLICES, WARN),)
+    ),
+    Fault("no position", deleting("ImagePositionPatient", on=[4]), ((FindingCode.NO_POSITION, REFUSE),)),
+    Fault("no orientation", deleting("ImageOrientationPatient"), ((FindingCode.NO_ORIENTATION, REFUSE),)),
+    Fault("no pixel spacing", deleting("PixelSpacing", on=[4]), ((FindingCode.NO_PIXEL_SPACING, REFUSE),)),
+    Fault(
+        "a pixel spacing of 0", setting("PixelSpacing", [0, 0.75], on=[4]), ((FindingCode.NO_PIXEL_SPACING, REFUSE),)
+    ),
+    Fault("a pixel spacing below 0", setting("PixelSpacing", [0.75, -0.75]), ((FindingCode.NO_PIXEL_SPACING, REFUSE),)),
+    Fault("a position of text", raw("ImagePositionPatient", b"0\\0\\here"), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("a position of 2 numbers", raw("ImagePositionPatient", b"0\\5"), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("a position without bounds", raw("ImagePositionPatient", b"0\\0\\inf"), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("a position of digit groups", raw("ImagePositionPatient", b"0\\0\\1_10"), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault(
+        "an orientation of 5 numbers",
+        raw("ImageOrientationPatient", b"1\\0\\0\\0\\1"),
+        ((FindingCode.BAD_VALUE, REFUSE),),
+    ),
+    Fault("a decimal comma", raw("PixelSpacing", b"0,75\\0,75"), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("no rows", setting("Rows", 0, on=[4]), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault(
+        "directions of length 0", setting("ImageOrientationPatient", [0] * 6), ((FindingCode.BAD_ORIENTATION, REFUSE),)
+    ),
+    Fault(
+        "long directions",
+        setting("ImageOrientationPatient", [1.1, 0, 0, 0, 1, 0]),
+        ((FindingCode.BAD_ORIENTATION, REFUSE),),
     ),
     Fault(
         "directions off a right angle",
         setting("ImageOrientationPatient", [1, 0, 0, 0.1, 0.994987, 0]),
-        ((Code.BAD_ORIENTATION, REFUSE),),
+        ((FindingCode.BAD_ORIENTATION, REFUSE),),
     ),
     Fault(
         "half of the slices tilted",
         setting("ImageOrientationPatient", [1, 0, 0, 0, 0.995, 0.099875], on=range(6)),
-        ((Code.MIXED_ORIENTATIONS, REFUSE),),
+        ((FindingCode.MIXED_ORIENTATIONS, REFUSE),),
     ),
     Fault(
         "a slice seen from the other side",
         setting("ImageOrientationPatient", [-1, 0, 0, 0, 1, 0], on=[4]),
-        ((Code.MIXED_ORIENTATIONS, REFUSE),),
+        ((FindingCode.MIXED_ORIENTATIONS, REFUSE),),
     ),
-    Fault("two sizes", resized(ROWS, COLUMNS - 8, on=[4]), ((Code.MIXED_SIZES, REFUSE),)),
-    Fault("two pixel spacings", setting("PixelSpacing", [0.8, 0.8], on=[4]), ((Code.MIXED_PIXEL_SPACINGS, REFUSE),)),
-    Fault("pixels that are not square", setting("PixelSpacing", [0.75, 0.5]), ((Code.NON_SQUARE_PIXELS, NOTE),)),
-    Fault("a single slice", lambda datasets: datasets[:1], ((Code.SINGLE_SLICE, REFUSE),)),
-    Fault("a missing slice", without(5), ((Code.MISSING_SLICE, REFUSE),)),
-    Fault("missing slices in two places", without(3, 6, 7), ((Code.MISSING_SLICE, REFUSE),)),
-    Fault("a missing slice, to be filled", without(5), ((Code.MISSING_SLICE, WARN),), allow=(Allow.GAPS,)),
-    Fault("a missing slice of three", at_mm(100, 105, 115), ((Code.MISSING_SLICE, REFUSE),)),
+    Fault("two sizes", resized(ROWS, COLUMNS - 8, on=[4]), ((FindingCode.MIXED_SIZES, REFUSE),)),
+    Fault(
+        "two pixel spacings", setting("PixelSpacing", [0.8, 0.8], on=[4]), ((FindingCode.MIXED_PIXEL_SPACINGS, REFUSE),)
+    ),
+    Fault("pixels that are not square", setting("PixelSpacing", [0.75, 0.5]), ((FindingCode.NON_SQUARE_PIXELS, NOTE),)),
+    Fault("a single slice", lambda datasets: datasets[:1], ((FindingCode.SINGLE_SLICE, REFUSE),)),
+    Fault("a missing slice", without(5), ((FindingCode.MISSING_SLICE, REFUSE),)),
+    Fault("missing slices in two places", without(3, 6, 7), ((FindingCode.MISSING_SLICE, REFUSE),)),
+    Fault("a missing slice, to be filled", without(5), ((FindingCode.MISSING_SLICE, WARN),), allow=(Allow.GAPS,)),
+    Fault("a missing slice of three", at_mm(100, 105, 115), ((FindingCode.MISSING_SLICE, REFUSE),)),
     Fault(
         "a missing slice among rounded positions",
         chained(at_mm(*(round(value, 1) for value in SHORT)), without(5)),
-        ((Code.MISSING_SLICE, REFUSE), (Code.ROUNDED_POSITIONS, WARN)),
+        ((FindingCode.MISSING_SLICE, REFUSE), (FindingCode.ROUNDED_POSITIONS, WARN)),
     ),
     Fault(
-        "a slice out of step", moved(lambda index: (0, 0, 0.5 * (index == 5))), ((Code.NON_UNIFORM_SPACING, REFUSE),)
+        "a slice out of step",
+        moved(lambda index: (0, 0, 0.5 * (index == 5))),
+        ((FindingCode.NON_UNIFORM_SPACING, REFUSE),),
     ),
-    Fault("two gaps", at_mm(100, 101, 102, 103, 104, 106.5, 109, 111.5), ((Code.NON_UNIFORM_SPACING, REFUSE),)),
+    Fault("two gaps", at_mm(100, 101, 102, 103, 104, 106.5, 109, 111.5), ((FindingCode.NON_UNIFORM_SPACING, REFUSE),)),
     Fault(
         "gaps that drift",
         at_mm(*(100 + index + 0.004 * index * abs(index - 60) for index in range(SLICES)), 300),
-        ((Code.NON_UNIFORM_SPACING, REFUSE),),
+        ((FindingCode.NON_UNIFORM_SPACING, REFUSE),),
     ),
-    Fault("rounded positions", at_mm(*(round(value, 1) for value in SHORT)), ((Code.ROUNDED_POSITIONS, WARN),)),
+    Fault("rounded positions", at_mm(*(round(value, 1) for value in SHORT)), ((FindingCode.ROUNDED_POSITIONS, WARN),)),
     Fault(
-        "slices beside the others", moved(lambda index: (5.0 * (index == 5), 0, 0)), ((Code.SHIFTED_SLICES, REFUSE),)
+        "slices beside the others",
+        moved(lambda index: (5.0 * (index == 5), 0, 0)),
+        ((FindingCode.SHIFTED_SLICES, REFUSE),),
     ),
-    Fault("a tilt that is not written", tilted(14), ((Code.GANTRY_TILT, REFUSE),)),
-    Fault("a tilt that is written", tilted(-14, tag=-14), ((Code.GANTRY_TILT, REFUSE),)),
-    Fault("a tilt to be corrected", tilted(14), ((Code.GANTRY_TILT, WARN),), allow=(Allow.TILT,)),
-    Fault("half a degree of tilt", tilted(0.5), ((Code.GANTRY_TILT, REFUSE),)),
+    Fault("a tilt that is not written", tilted(14), ((FindingCode.GANTRY_TILT, REFUSE),)),
+    Fault("a tilt that is written", tilted(-14, tag=-14), ((FindingCode.GANTRY_TILT, REFUSE),)),
+    Fault("a tilt to be corrected", tilted(14), ((FindingCode.GANTRY_TILT, WARN),), allow=(Allow.TILT,)),
+    Fault("half a degree of tilt", tilted(0.5), ((FindingCode.GANTRY_TILT, REFUSE),)),
     Fault(
         "a tilt and a missing slice, whatever is allowed",
         chained(tilted(14), without(5)),
-        ((Code.GANTRY_TILT, REFUSE), (Code.MISSING_SLICE, REFUSE)),
+        ((FindingCode.GANTRY_TILT, REFUSE), (FindingCode.MISSING_SLICE, REFUSE)),
         allow=(Allow.TILT, Allow.GAPS),
     ),
     Fault(
         "a tilt of uneven slices, though allowed",
         chained(tilted(14), moved(lambda index: (0, 0, 0.5 * (index == 5)))),
-        ((Code.NON_UNIFORM_SPACING, REFUSE), (Code.GANTRY_TILT, REFUSE)),
+        ((FindingCode.NON_UNIFORM_SPACING, REFUSE), (FindingCode.GANTRY_TILT, REFUSE)),
         allow=(Allow.TILT,),
     ),
-    Fault("a tilt that is only written", setting("GantryDetectorTilt", "14"), ((Code.GANTRY_TILT, WARN),)),
-    Fault("a tilt that was corrected", tilted(14, tag=14, corrected=True), ((Code.GANTRY_TILT, NOTE),)),
+    Fault("a tilt that is only written", setting("GantryDetectorTilt", "14"), ((FindingCode.GANTRY_TILT, WARN),)),
+    Fault("a tilt that was corrected", tilted(14, tag=14, corrected=True), ((FindingCode.GANTRY_TILT, NOTE),)),
     Fault(
         "a wrong spacing between slices",
         setting("SpacingBetweenSlices", "5"),
-        ((Code.SPACING_BETWEEN_SLICES, WARN),),
+        ((FindingCode.SPACING_BETWEEN_SLICES, WARN),),
     ),
     Fault(
         "a wrong spacing between two slices",
         lambda datasets: setting("SpacingBetweenSlices", "1")(datasets[:2]),
-        ((Code.SPACING_BETWEEN_SLICES, WARN),),
+        ((FindingCode.SPACING_BETWEEN_SLICES, WARN),),
     ),
     # how many volumes
-    Fault("two echoes", repeated(2, "EchoTime", ["10", "20"]), ((Code.SEVERAL_ECHOES, REFUSE),), mr_series),
-    Fault("two b-values", repeated(2, "DiffusionBValue", [0.0, 800.0]), ((Code.DIFFUSION, REFUSE),), mr_series),
+    Fault("two echoes", repeated(2, "EchoTime", ["10", "20"]), ((FindingCode.SEVERAL_ECHOES, REFUSE),), mr_series),
+    Fault("two b-values", repeated(2, "DiffusionBValue", [0.0, 800.0]), ((FindingCode.DIFFUSION, REFUSE),), mr_series),
     Fault(
         "two b-values of Siemens",
         chained(repeated(2), private(0x19, "SIEMENS MR HEADER", 0x0C, "IS", [0] * SLICES + [800] * SLICES)),
-        ((Code.DIFFUSION, REFUSE),),
+        ((FindingCode.DIFFUSION, REFUSE),),
         mr_series,
     ),
     Fault(
@@ -742,138 +781,156 @@ FAULTS = (
             repeated(2),
             private(0x43, "GEMS_PARM_01", 0x39, "IS", [[0, 8, 0, 0]] * SLICES + [[1000000800, 8, 0, 0]] * SLICES),
         ),
-        ((Code.DIFFUSION, REFUSE),),
+        ((FindingCode.DIFFUSION, REFUSE),),
         mr_series,
     ),
     Fault(
         "three temporal positions",
         repeated(3, "TemporalPositionIdentifier", [1, 2, 3]),
-        ((Code.SEVERAL_VOLUMES, REFUSE),),
+        ((FindingCode.SEVERAL_VOLUMES, REFUSE),),
         mr_series,
     ),
-    Fault("cardiac phases", repeated(2, "TriggerTime", ["0", "400"]), ((Code.SEVERAL_VOLUMES, REFUSE),), mr_series),
-    Fault("two kernels", repeated(2, "ConvolutionKernel", ["B30f", "B70f"]), ((Code.SEVERAL_VOLUMES, REFUSE),)),
-    Fault("a time series that nothing tells", repeated(4), ((Code.SEVERAL_VOLUMES, REFUSE),)),
+    Fault(
+        "cardiac phases", repeated(2, "TriggerTime", ["0", "400"]), ((FindingCode.SEVERAL_VOLUMES, REFUSE),), mr_series
+    ),
+    Fault("two kernels", repeated(2, "ConvolutionKernel", ["B30f", "B70f"]), ((FindingCode.SEVERAL_VOLUMES, REFUSE),)),
+    Fault("a time series that nothing tells", repeated(4), ((FindingCode.SEVERAL_VOLUMES, REFUSE),)),
     Fault(
         "doubled slices",
         lambda datasets: [*datasets, different(datasets[3], 100), different(datasets[8], 100)],
-        ((Code.DUPLICATE_POSITION, REFUSE),),
+        ((FindingCode.DUPLICATE_POSITION, REFUSE),),
     ),
     Fault(
         "frames of a time series",
         lambda datasets: datasets,
-        ((Code.SEVERAL_VOLUMES, REFUSE), (Code.SLOPE_PER_SLICE, NOTE)),
+        ((FindingCode.SEVERAL_VOLUMES, REFUSE), (FindingCode.SLOPE_PER_SLICE, NOTE)),
         lambda: enhanced_series(volumes=3),
     ),
     Fault(
         "frames of two b-values",
         _in_frames("MRDiffusionSequence", "DiffusionBValue", lambda index: 1000.0 * (index % 2)),
-        ((Code.DIFFUSION, REFUSE), (Code.SLOPE_PER_SLICE, NOTE)),
+        ((FindingCode.DIFFUSION, REFUSE), (FindingCode.SLOPE_PER_SLICE, NOTE)),
         lambda: enhanced_series(volumes=2),
     ),
     Fault(
         "frames of two echoes",
         _in_frames("MREchoSequence", "EffectiveEchoTime", lambda index: 5.0 + index % 2),
-        ((Code.SEVERAL_ECHOES, REFUSE), (Code.SLOPE_PER_SLICE, NOTE)),
+        ((FindingCode.SEVERAL_ECHOES, REFUSE), (FindingCode.SLOPE_PER_SLICE, NOTE)),
         lambda: enhanced_series(volumes=2),
     ),
-    Fault("echoes in turn", interleaved("EchoTime", "10", "20"), ((Code.MIXED_ACQUISITIONS, REFUSE),), mr_series),
     Fault(
-        "b-values in turn", interleaved("DiffusionBValue", 0.0, 800.0), ((Code.MIXED_ACQUISITIONS, REFUSE),), mr_series
+        "echoes in turn", interleaved("EchoTime", "10", "20"), ((FindingCode.MIXED_ACQUISITIONS, REFUSE),), mr_series
     ),
-    Fault("kernels in turn", interleaved("ConvolutionKernel", "B30f", "B70f"), ((Code.MIXED_ACQUISITIONS, REFUSE),)),
+    Fault(
+        "b-values in turn",
+        interleaved("DiffusionBValue", 0.0, 800.0),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "kernels in turn", interleaved("ConvolutionKernel", "B30f", "B70f"), ((FindingCode.MIXED_ACQUISITIONS, REFUSE),)
+    ),
     Fault(
         "temporal positions in turn",
         interleaved("TemporalPositionIdentifier", 1, 2, 3),
-        ((Code.MIXED_ACQUISITIONS, REFUSE),),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
         mr_series,
     ),
     Fault(
         "a second echo in the upper half",
         setting("EchoTime", "20", on=range(6, SLICES)),
-        ((Code.MIXED_ACQUISITIONS, WARN),),
+        ((FindingCode.MIXED_ACQUISITIONS, WARN),),
         mr_series,
     ),
     Fault(
         "a b-value on the first slice",
         setting("DiffusionBValue", 800.0, on=[0]),
-        ((Code.MIXED_ACQUISITIONS, WARN),),
+        ((FindingCode.MIXED_ACQUISITIONS, WARN),),
         mr_series,
     ),
     Fault(
         "another kernel on the last slice",
         setting("ConvolutionKernel", "B70f", on=[SLICES - 1]),
-        ((Code.MIXED_ACQUISITIONS, WARN),),
+        ((FindingCode.MIXED_ACQUISITIONS, WARN),),
     ),
     Fault(
         "image types in turn",
         interleaved("ImageType", ["ORIGINAL", "PRIMARY", "IN_PHASE"], ["ORIGINAL", "PRIMARY", "OPP_PHASE"]),
-        ((Code.MIXED_ACQUISITIONS, WARN),),
+        ((FindingCode.MIXED_ACQUISITIONS, WARN),),
         mr_series,
     ),
-    Fault("acquisitions in turn", interleaved("AcquisitionNumber", 1, 2), ((Code.MIXED_ACQUISITIONS, WARN),)),
+    Fault("acquisitions in turn", interleaved("AcquisitionNumber", 1, 2), ((FindingCode.MIXED_ACQUISITIONS, WARN),)),
     Fault(
         "copies with other pixel spacings",
         copied(PixelSpacing=[0.9, 0.9]),
-        ((Code.MIXED_PIXEL_SPACINGS, REFUSE), (Code.DUPLICATE_UID, REFUSE)),
+        ((FindingCode.MIXED_PIXEL_SPACINGS, REFUSE), (FindingCode.DUPLICATE_UID, REFUSE)),
     ),
     Fault(
         "copies with bright and dark exchanged",
         copied(PhotometricInterpretation="MONOCHROME1"),
-        ((Code.MONOCHROME1, REFUSE),),
+        ((FindingCode.MONOCHROME1, REFUSE),),
     ),
     Fault(
         "copies in another frame of reference",
         copied(FrameOfReferenceUID=f"{ROOT}.9"),
-        ((Code.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
+        ((FindingCode.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
     ),
     # which values
-    Fault("a Rescale Type of another quantity", setting("RescaleType", "Z_EFF", on=[3]), ((Code.NOT_HU, WARN),)),
-    Fault("floating point pixels", _float_pixels, ((Code.BAD_VALUE, REFUSE),)),
+    Fault("a Rescale Type of another quantity", setting("RescaleType", "Z_EFF", on=[3]), ((FindingCode.NOT_HU, WARN),)),
+    Fault("floating point pixels", _float_pixels, ((FindingCode.BAD_VALUE, REFUSE),)),
     Fault(
         "raw pixels in GE's private syntax",
         lambda datasets: datasets,
-        ((Code.UNDECODABLE, REFUSE),),
+        ((FindingCode.UNDECODABLE, REFUSE),),
         damage=in_syntax("1.2.840.113619.5.2"),
     ),
     Fault(
         "raw pixels in a syntax with a name",
         lambda datasets: datasets,
-        ((Code.UNDECODABLE, REFUSE),),
+        ((FindingCode.UNDECODABLE, REFUSE),),
         damage=in_syntax(CANARY),
     ),
-    Fault("no rescaling of CT", deleting("RescaleSlope", "RescaleIntercept"), ((Code.NO_RESCALE, REFUSE),)),
-    Fault("no intercept of CT", deleting("RescaleIntercept", on=[4]), ((Code.NO_RESCALE, REFUSE),)),
+    Fault("no rescaling of CT", deleting("RescaleSlope", "RescaleIntercept"), ((FindingCode.NO_RESCALE, REFUSE),)),
+    Fault("no intercept of CT", deleting("RescaleIntercept", on=[4]), ((FindingCode.NO_RESCALE, REFUSE),)),
     Fault(
         "a rescaling of some MR images",
         chained(setting("RescaleSlope", "2", on=[1, 2]), setting("RescaleIntercept", "0", on=[1, 2])),
-        ((Code.NO_RESCALE, REFUSE),),
+        ((FindingCode.NO_RESCALE, REFUSE),),
         mr_series,
     ),
-    Fault("no rescaling of PET", deleting("RescaleSlope", "RescaleIntercept"), ((Code.NO_RESCALE, WARN),), pet_series),
-    Fault("a slope of 0", setting("RescaleSlope", "0", on=[4]), ((Code.BAD_RESCALE, REFUSE),)),
-    Fault("a slope without bounds", raw("RescaleSlope", b"inf"), ((Code.BAD_RESCALE, REFUSE),)),
-    Fault("an intercept of text", raw("RescaleIntercept", CANARY.encode()), ((Code.BAD_RESCALE, REFUSE),)),
-    Fault("a slope below 0", setting("RescaleSlope", "-1"), ((Code.BAD_RESCALE, WARN),)),
-    Fault("intercepts that differ", setting("RescaleIntercept", "-1000", on=[4]), ((Code.SLOPE_PER_SLICE, WARN),)),
-    Fault("slopes of PET that differ", lambda datasets: datasets, ((Code.SLOPE_PER_SLICE, NOTE),), pet_series),
-    Fault("a table of values", _modality_lut, ((Code.MODALITY_LUT, REFUSE),)),
-    Fault("padding beyond the bits", setting("PixelPaddingValue", 63536), ((Code.PADDING_VALUE, WARN),)),
-    Fault("a thickness of text", raw("SliceThickness", CANARY.encode()), ((Code.BAD_VALUE, WARN),)),
-    Fault("12 bits allocated", setting("BitsAllocated", 12), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("no bits stored", deleting("BitsStored"), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("more bits stored than allocated", setting("BitsStored", 17), ((Code.BAD_VALUE, REFUSE),)),
-    Fault("signed numbers in some", setting("PixelRepresentation", 1, on=[4]), ((Code.MIXED_PIXEL_FORMATS, WARN),)),
-    Fault("more bits in some", setting("BitsStored", 16, on=[4]), ((Code.MIXED_PIXEL_FORMATS, NOTE),)),
-    Fault("a history of loss", setting("LossyImageCompression", "01", on=[4]), ((Code.LOSSY, WARN),)),
-    Fault("a lossy encoding", encapsulated("1.2.840.10008.1.2.4.50"), ((Code.LOSSY, WARN),)),
-    Fault("no pixels", deleting("PixelData", on=[4]), ((Code.NO_PIXELS, REFUSE),)),
-    Fault("pixels cut off by a byte", setting("Rows", ROWS), ((Code.TRUNCATED, REFUSE),), damage=cut_by(1)),
-    Fault("half of the pixels", longer_pixels(0.5), ((Code.TRUNCATED, REFUSE),)),
+    Fault(
+        "no rescaling of PET",
+        deleting("RescaleSlope", "RescaleIntercept"),
+        ((FindingCode.NO_RESCALE, WARN),),
+        pet_series,
+    ),
+    Fault("a slope of 0", setting("RescaleSlope", "0", on=[4]), ((FindingCode.BAD_RESCALE, REFUSE),)),
+    Fault("a slope without bounds", raw("RescaleSlope", b"inf"), ((FindingCode.BAD_RESCALE, REFUSE),)),
+    Fault("an intercept of text", raw("RescaleIntercept", CANARY.encode()), ((FindingCode.BAD_RESCALE, REFUSE),)),
+    Fault("a slope below 0", setting("RescaleSlope", "-1"), ((FindingCode.BAD_RESCALE, WARN),)),
+    Fault(
+        "intercepts that differ", setting("RescaleIntercept", "-1000", on=[4]), ((FindingCode.SLOPE_PER_SLICE, WARN),)
+    ),
+    Fault("slopes of PET that differ", lambda datasets: datasets, ((FindingCode.SLOPE_PER_SLICE, NOTE),), pet_series),
+    Fault("a table of values", _modality_lut, ((FindingCode.MODALITY_LUT, REFUSE),)),
+    Fault("padding beyond the bits", setting("PixelPaddingValue", 63536), ((FindingCode.PADDING_VALUE, WARN),)),
+    Fault("a thickness of text", raw("SliceThickness", CANARY.encode()), ((FindingCode.BAD_VALUE, WARN),)),
+    Fault("12 bits allocated", setting("BitsAllocated", 12), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("no bits stored", deleting("BitsStored"), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault("more bits stored than allocated", setting("BitsStored", 17), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault(
+        "signed numbers in some", setting("PixelRepresentation", 1, on=[4]), ((FindingCode.MIXED_PIXEL_FORMATS, WARN),)
+    ),
+    Fault("more bits in some", setting("BitsStored", 16, on=[4]), ((FindingCode.MIXED_PIXEL_FORMATS, NOTE),)),
+    Fault("a history of loss", setting("LossyImageCompression", "01", on=[4]), ((FindingCode.LOSSY, WARN),)),
+    Fault("a lossy encoding", encapsulated("1.2.840.10008.1.2.4.50"), ((FindingCode.LOSSY, WARN),)),
+    Fault("no pixels", deleting("PixelData", on=[4]), ((FindingCode.NO_PIXELS, REFUSE),)),
+    Fault("pixels cut off by a byte", setting("Rows", ROWS), ((FindingCode.TRUNCATED, REFUSE),), damage=cut_by(1)),
+    Fault("half of the pixels", longer_pixels(0.5), ((FindingCode.TRUNCATED, REFUSE),)),
     Fault(
         "encoded pixels that end at once",
         encapsulated("1.2.840.10008.1.2.4.90"),
-        ((Code.TRUNCATED, REFUSE),),
+        ((FindingCode.TRUNCATED, REFUSE),),
         damage=cut_by(80),
     ),
 )
@@ -890,14 +947,14 @@ HARMLESS = (
         Fault(
             f"water and fat: {kind}",
             setting("ImageType", ["DERIVED", "PRIMARY", kind]),
-            ((Code.DERIVED, NOTE),),
+            ((FindingCode.DERIVED, NOTE),),
             mr_series,
         )
         for kind in ("IN_PHASE", "OPP_PHASE", "IP")
     ),
     Fault("a Rescale Type of US", setting("RescaleType", "US")),
     Fault("a gap just below two thicknesses", setting("SliceThickness", "1.3")),
-    Fault("a clean enhanced MR", lambda datasets: datasets, ((Code.SLOPE_PER_SLICE, NOTE),), enhanced_series),
+    Fault("a clean enhanced MR", lambda datasets: datasets, ((FindingCode.SLOPE_PER_SLICE, NOTE),), enhanced_series),
     Fault("two slices", lambda datasets: datasets[:2]),
     Fault("a patient without a name on some", setting("PatientName", "", on=[3, 4])),
     Fault("a name in other letters", setting("PatientName", "TEST^PHANTOM^^", on=[3, 4])),
@@ -916,7 +973,7 @@ HARMLESS = (
     Fault(
         "a spacing between slices along the table",
         chained(tilted(14), setting("SpacingBetweenSlices", "2.5")),
-        ((Code.GANTRY_TILT, WARN),),
+        ((FindingCode.GANTRY_TILT, WARN),),
         allow=(Allow.TILT,),
     ),
     Fault("acquisitions one after another", setting("AcquisitionNumber", lambda index: 1 + (index > 5))),

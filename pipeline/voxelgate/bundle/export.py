@@ -23,7 +23,15 @@ from voxelgate.core.geometry import Grid
 from voxelgate.dicom.write.segmented import sync
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
 from voxelgate.inference.runtimes.calibration import UNRUNNABLE
-from voxelgate.inference.runtimes.formats import METADATA, SUFFIXES, Format, Texts, require, sizes_of, write
+from voxelgate.inference.runtimes.formats import (
+    METADATA,
+    SUFFIXES,
+    Format,
+    Texts,
+    require_format,
+    sizes_of,
+    write_format,
+)
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.outputs import make_folder, new_scratch, publish, refuse_existing
@@ -100,7 +108,7 @@ def export(
         BundleError: the network cannot be exported, or the file says something else than the network; none is left.
         InputError: the image cannot be used.
     """
-    require(form)
+    require_format(form)
     paths = _paths(out or root / "models" / f"model{SUFFIXES[form][0]}", form)
     refuse_existing(paths, overwrite=overwrite)
     bundle = open_bundle(root, "cpu")
@@ -131,7 +139,7 @@ def _paths(path: Path, form: Format) -> list[Path]:
 def _compared(form: Format, path: Path, evidence: Sequence[Evidence], sizes: Sizes, texts: Texts) -> Agreement:
     """Write a file and compare it; raise if it cannot be, or is not the network's equal."""
     try:
-        run = write(evidence[0].network, form, sizes, path, texts)
+        run = write_format(evidence[0].network, form, sizes, path, texts)
         found = worst_of([one.compare(run) for one in evidence])
     except VoxelgateError:
         raise

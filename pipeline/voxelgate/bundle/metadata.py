@@ -9,7 +9,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.images.spec import ImageRule
+from voxelgate.images.spec import ImageSpec
 
 MODALITY_OF = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 """DICOM's names of the modalities that a bundle's metadata may state."""
@@ -55,7 +55,7 @@ def series_rule_of(root: Path) -> SeriesRule:
         raise BundleError(f"{root.name}: series_rule in metadata.json is none ({error})") from error
 
 
-def image_rule_of(root: str | Path) -> ImageRule:
+def image_spec_of(root: str | Path) -> ImageSpec:
     """Return what the images of a bundle consist of, as its metadata name channels and modality.
 
     Raises:
@@ -69,7 +69,7 @@ def image_rule_of(root: str | Path) -> ImageRule:
             f"{Path(root).name}: metadata.json names the channels {', '.join(names)} of its image, expected 0 to "
             f"{count - 1} as num_channels says; correct it"
         )
-    return ImageRule(tuple(map(str, names.values())), stated.get("modality") == Modality.PICTURE)
+    return ImageSpec(tuple(map(str, names.values())), stated.get("modality") == Modality.PICTURE)
 
 
 def expected_of(root: Path) -> Expected | None:

@@ -17,13 +17,13 @@ from monai.transforms import CastToTyped, Compose, EnsureChannelFirstd, LoadImag
 from torch import nn
 
 from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerprint, verify
-from voxelgate.bundle.metadata import expected_of, image_rule_of, labels_of, read_metadata, series_rule_of
+from voxelgate.bundle.metadata import expected_of, image_spec_of, labels_of, read_metadata, series_rule_of
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.images.spec import ImageRule
+from voxelgate.images.spec import ImageSpec
 from voxelgate.transforms import ResampleToSpacingd
 
 UNREADABLE_WEIGHTS = (
@@ -77,7 +77,7 @@ class Bundle:
     series_rule: SeriesRule
     expected: Expected | None
     cleaning: Callable[[MetaTensor], MetaTensor]
-    images: ImageRule
+    images: ImageSpec
 
 
 @functools.cache
@@ -123,7 +123,7 @@ def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = Fa
         series_rule=series_rule_of(root),
         expected=expected_of(root),
         cleaning=_cleaning(parser),
-        images=image_rule_of(root),
+        images=image_spec_of(root),
     )
 
 

@@ -12,6 +12,7 @@ VoxelgateError
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class VoxelgateError(Exception):
@@ -65,3 +66,8 @@ def reason_of(error: BaseException) -> str:
     """Return the first line of what the cause of an error says, its type where it says nothing."""
     cause = cause_of(error)
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+def reading_problem(error: InputError, path: Path) -> str:
+    """Return a reader's message without the file name it starts with, for lines that give the longer path."""
+    return str(error).removeprefix(f"{path.name}: ")

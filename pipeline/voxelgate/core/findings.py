@@ -18,7 +18,7 @@ class Severity(StrEnum):
     """A fact that changes nothing."""
 
 
-class Code(StrEnum):
+class FindingCode(StrEnum):
     """Stable names of what can be found; programs may rely on them."""
 
     # which files
@@ -108,7 +108,7 @@ class Finding:
         message: one sentence without patient data or raw UIDs.
     """
 
-    code: Code
+    code: FindingCode
     severity: Severity
     message: str
 

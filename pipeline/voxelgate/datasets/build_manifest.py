@@ -15,11 +15,11 @@ from jsonschema.exceptions import ValidationError
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum, defects
-from voxelgate.datasets.manifest import Modality, closed_up, from_document, schema_problem
+from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum, manifest_defects
+from voxelgate.datasets.manifest import Modality, closed_up, manifest_from_document, schema_problem
 from voxelgate.evaluation.pairs import Pair, find_pairs
-from voxelgate.images.pictures import RGB, is_picture, read_header
-from voxelgate.images.spec import PICTURE_NAMES, ImageRule, binary_as_one
+from voxelgate.images.pictures import RGB, is_picture, read_picture_header
+from voxelgate.images.spec import PICTURE_NAMES, ImageSpec, binary_as_one
 from voxelgate.images.volumes import SUFFIXES, read_volume, volume_stem
 
 SUBJECTS_FILE = "subjects.json"
@@ -48,7 +48,7 @@ class _Notes:
     labels: Mapping[str, str] | None
 
 
-def build(  # noqa: PLR0913  # each names one field of the manifest; a record would only move them
+def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a record would only move them
     folder: str | Path,
     *,
     name: str,
@@ -60,7 +60,7 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return the manifest of a folder, as decoded JSON for `write`, after every file has passed `manifest_check`.
+    """Return the manifest of a folder, as decoded JSON for `write_manifest`; every file has passed `check_manifest`.
 
     Read are `images/` + `labels/`, `imagesTr/` + `labelsTr/` (with or without nnU-Net's `_0000`), or pairs in one
     folder such as `a.nii.gz` + `a_seg.nii.gz`. The same files give the same manifest on every machine.
@@ -85,7 +85,7 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
     _refuse_options(modality, labels)
     root = Path(folder).resolve()
     notes = _read_notes(root)
-    rule = ImageRule(is_picture=modality == Modality.PICTURE)
+    rule = ImageSpec(is_picture=modality == Modality.PICTURE)
     pairs, problems = find_pairs(root, rule)
     if not pairs:
         raise ManifestError(problems or [_nothing_found(root, rule)])
@@ -100,23 +100,23 @@ def build(  # noqa: PLR0913  # each names one field of the manifest; a record wo
         "labels": dict(labels or notes.labels or _default_labels(pairs)),
         "training": rows,
     }
-    problems += defects(from_document(document, root), progress=progress)
+    problems += manifest_defects(manifest_from_document(document, root), progress=progress)
     if problems:
         raise ManifestError(problems)
     dealt = [{**row, "fold": fold_of[pair.case_id]} for row, pair in zip(rows, pairs, strict=True)]
     return {**document, "training": [{**row, "sha256": _checksums(row, root)} for row in dealt]}
 
 
-def _nothing_found(root: Path, rule: ImageRule) -> str:
+def _nothing_found(root: Path, rule: ImageSpec) -> str:
     wanted = f"pictures ({PICTURE_NAMES})" if rule.is_picture else f"volumes ({', '.join(SUFFIXES)})"
-    other = ImageRule(is_picture=not rule.is_picture)
+    other = ImageSpec(is_picture=not rule.is_picture)
     has_others = any(other.admits(path) for path in root.rglob("*"))
     hint = "choose another folder" if not has_others else "give --modality CT or MRI for volumes, PICTURE for pictures"
     return f"{root.name}: holds no {wanted}; {hint}."
 
 
 def _channels(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
-    """Return what the manifest says of the channels; each picture is compared with it by `defects`."""
+    """Return what the manifest says of the channels; each picture is compared with it by `check_manifest`."""
     if modality != Modality.PICTURE or not _is_in_colours(pairs[0].image):
         return {"modality": {"0": modality}}
     channels = {str(index): name for index, name in enumerate(RGB)}
@@ -125,9 +125,9 @@ def _channels(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
 
 def _is_in_colours(path: Path) -> bool:
     try:
-        return read_header(path).channels > 1
+        return read_picture_header(path).channels > 1
     except InputError:
-        return False  # `defects` says why it cannot be read
+        return False  # `check_manifest` says why it cannot be read
 
 
 def leave_out(path: Path, case_ids: Collection[str]) -> dict[str, Any]:
@@ -185,11 +185,11 @@ def assign_folds(subject_of: Mapping[str, str], folds: int, seed: int = 0) -> di
     return {case_id: fold_of_subject[subject] for case_id, subject in subject_of.items()}
 
 
-def write(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
+def write_manifest(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
     """Write a manifest with one line for each case, so that two versions can be compared line by line.
 
     Args:
-        document: the manifest as decoded JSON, for instance from `build`.
+        document: the manifest as decoded JSON, for instance from `build_manifest`.
         path: file to write; appears complete or not at all.
         overwrite: replace a file that is there.
 
@@ -198,7 +198,7 @@ def write(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = Fa
         OutputError: the file is there, or cannot be written.
     """
     path = Path(path)
-    from_document(document, path.parent)
+    manifest_from_document(document, path.parent)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; choose another name or allow overwriting.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -269,7 +269,7 @@ def _default_labels(pairs: Sequence[Pair]) -> dict[str, str]:
 
 
 def _highest_value(path: Path) -> int:
-    """Return the highest label value that can have a default name, at least 1; `defects` reports unreadable files."""
+    """Return the highest label value that can have a default name, at least 1; unreadable files are for the check."""
     try:
         voxels = read_volume(path)[0]
     except InputError:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from voxelgate.core.geometry import Grid
 from voxelgate.core.structures import Structure, measure_structures, structure_boxes
 from voxelgate.datasets.check_manifest import inspect_case
-from voxelgate.datasets.manifest import Case, Manifest, Modality
+from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
 from voxelgate.transforms.intensity import SMALLEST_HU_RANGE
 
 Labels = npt.NDArray[Any]
@@ -120,7 +120,7 @@ class CaseFacts:
         return cls(**plain | {"structures": tuple(StructureOfCase(**row) for row in rows)})
 
 
-def measure_case(case: Case, manifest: Manifest) -> CaseFacts:
+def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
     """Read and check one case, and measure_structures it if it is sound.
 
     Args:

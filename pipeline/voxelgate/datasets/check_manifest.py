@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.errors import InputError, ManifestError
+from voxelgate.core.errors import InputError, ManifestError, reading_problem
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.manifest import Case, Manifest, reading_problem
+from voxelgate.datasets.manifest import Manifest, ManifestCase
 from voxelgate.images.spec import binary_as_one, mask_problem
 from voxelgate.images.volumes import read_channels
 
@@ -32,7 +32,7 @@ MOST_VALUES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Inspected:
+class InspectedCase:
     """One case after its files were read.
 
     Args:
@@ -42,7 +42,7 @@ class Inspected:
         label: the label map, or None if there is none or it cannot be read.
     """
 
-    case: Case
+    case: ManifestCase
     problems: tuple[str, ...]
     channels: tuple[Volume, ...]
     label: Volume | None
@@ -57,12 +57,12 @@ class Inspected:
 class _Checked:
     """What remains of an inspected case: a few lines instead of its voxels."""
 
-    case: Case
+    case: ManifestCase
     problems: tuple[str, ...]
     content: str
 
 
-def check(manifest: Manifest, *, progress: Progress | None = None) -> None:
+def check_manifest(manifest: Manifest, *, progress: Progress | None = None) -> None:
     """Read every file of a manifest and refuse the data set if any is wrong.
 
     Looked for are: missing and unreadable files, checksums that differ, an image and a label on different grids (corner
@@ -76,13 +76,13 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> None:
     Raises:
         ManifestError: one line for each defect, each naming its file, in the order of the manifest.
     """
-    problems = defects(manifest, progress=progress)
+    problems = manifest_defects(manifest, progress=progress)
     if problems:
         raise ManifestError(problems)
 
 
-def defects(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
-    """Return what `check` refuses, one line for each defect; empty if the data set is sound."""
+def manifest_defects(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
+    """Return what `check_manifest` refuses, one line for each defect; empty if the data set is sound."""
     cases = manifest.all_cases
     files = [path for case in cases for path in case.files]
     if not any(map(Path.is_file, files)):
@@ -112,7 +112,7 @@ def checksum(path: Path) -> str:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
-def inspect_case(case: Case, manifest: Manifest) -> Inspected:
+def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
     """Read the files of one case and say what is wrong with them.
 
     Args:
@@ -134,10 +134,10 @@ def inspect_case(case: Case, manifest: Manifest) -> Inspected:
     if case.label is not None:
         label, found = _inspect_label(case, case.label, channels, manifest)
         problems += found
-    return Inspected(case, tuple(problems), tuple(channels), label)
+    return InspectedCase(case, tuple(problems), tuple(channels), label)
 
 
-def _checked(case: Case, manifest: Manifest) -> _Checked:
+def _checked(case: ManifestCase, manifest: Manifest) -> _Checked:
     found = inspect_case(case, manifest)
     return _Checked(case, found.problems, found.content)
 
@@ -165,7 +165,7 @@ def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, lis
 
 
 def _inspect_label(
-    case: Case, path: Path, channels: Sequence[Volume], manifest: Manifest
+    case: ManifestCase, path: Path, channels: Sequence[Volume], manifest: Manifest
 ) -> tuple[Volume | None, list[str]]:
     name = manifest.relative(path)
     file, problems = _read(path, case.label_sha256, name)

@@ -17,10 +17,10 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from voxelgate.core.errors import InputError, ManifestError, UsageError
+from voxelgate.core.errors import ManifestError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.pictures import is_picture
-from voxelgate.images.spec import PICTURE_NAMES, ImageRule
+from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
 from voxelgate.images.volumes import volume_stem
 
 ALL_FOLDS = -1
@@ -42,7 +42,7 @@ class Modality(StrEnum):
     PICTURE = "PICTURE"
 
 
-class Part(StrEnum):
+class Split(StrEnum):
     """Which cases of a manifest a datalist names."""
 
     TRAINING = "training"
@@ -52,7 +52,7 @@ class Part(StrEnum):
 
 
 @dataclass(frozen=True)
-class Case:
+class ManifestCase:
     """One image, the label map drawn on it, and the subject it belongs to.
 
     Args:
@@ -112,8 +112,8 @@ class Manifest:
     modality: Modality
     labels: LabelTable
     licence: str
-    cases: tuple[Case, ...]
-    test_cases: tuple[Case, ...]
+    cases: tuple[ManifestCase, ...]
+    test_cases: tuple[ManifestCase, ...]
     data_root: Path
     description: str = ""
     reference: str = ""
@@ -131,12 +131,12 @@ class Manifest:
         return tuple(sorted({case.fold for case in self.cases if case.fold is not None}))
 
     @property
-    def images(self) -> ImageRule:
+    def images(self) -> ImageSpec:
         """Return what every image consists of."""
-        return ImageRule(self.channel_names, self.modality is Modality.PICTURE)
+        return ImageSpec(self.channel_names, self.modality is Modality.PICTURE)
 
     @property
-    def all_cases(self) -> tuple[Case, ...]:
+    def all_cases(self) -> tuple[ManifestCase, ...]:
         """Return the training cases, then the test cases."""
         return self.cases + self.test_cases
 
@@ -145,7 +145,7 @@ class Manifest:
         return path.relative_to(self.data_root).as_posix() if path.is_relative_to(self.data_root) else str(path)
 
 
-def load(path: str | Path, data_root: str | Path | None = None) -> Manifest:
+def load_manifest(path: str | Path, data_root: str | Path | None = None) -> Manifest:
     """Read a manifest and compare its rows with each other; the files it names are not opened.
 
     Args:
@@ -159,12 +159,12 @@ def load(path: str | Path, data_root: str | Path | None = None) -> Manifest:
     path = Path(path)
     document = _read_json(path)
     try:
-        return from_document(document, path.parent if data_root is None else Path(data_root))
+        return manifest_from_document(document, path.parent if data_root is None else Path(data_root))
     except ManifestError as error:
         raise ManifestError([f"{path.name}: {problem}" for problem in error.problems]) from error
 
 
-def from_document(document: object, data_root: Path) -> Manifest:
+def manifest_from_document(document: object, data_root: Path) -> Manifest:
     """Return the manifest that a decoded JSON document describes, its paths below `data_root`.
 
     Raises:
@@ -201,7 +201,7 @@ def from_document(document: object, data_root: Path) -> Manifest:
 
 
 def datalist(
-    path: str | Path, *, data_root: str | Path | None = None, fold: int, part: str = Part.TRAINING
+    path: str | Path, *, data_root: str | Path | None = None, fold: int, part: str = Split.TRAINING
 ) -> list[dict[str, str | list[str]]]:
     """Return the rows a bundle config hands to MONAI's `Dataset`: "image", "label", "case_id", "subject".
 
@@ -216,13 +216,13 @@ def datalist(
         part: "training", "validation", "all" (every labelled case), or "test" (no "label" where there is none).
 
     Raises:
-        ManifestError: see `load`.
+        ManifestError: see `load_manifest`.
         UsageError: an unknown part or fold, or a part without cases.
     """
-    if part not in set(Part):
-        raise UsageError(f"part {part!r} is unknown; the parts are {', '.join(Part)}.")
-    manifest = load(path, data_root)
-    cases = _part_cases(manifest, fold, Part(part))
+    if part not in set(Split):
+        raise UsageError(f"part {part!r} is unknown; the parts are {', '.join(Split)}.")
+    manifest = load_manifest(path, data_root)
+    cases = _part_cases(manifest, fold, Split(part))
     if not cases:
         raise UsageError(f"{Path(path).name}: part {part} of fold {fold} holds no case; choose another fold or part.")
     return [_datalist_row(case) for case in cases]
@@ -242,11 +242,6 @@ def closed_up(folds: Iterable[int | None]) -> dict[int | None, int | None]:
     {None: None, 0: 0, 3: 1}
     """
     return {None: None} | {fold: number for number, fold in enumerate(sorted({f for f in folds if f is not None}))}
-
-
-def reading_problem(error: InputError, path: Path) -> str:
-    """Return a reader's message without the file name it starts with, for lines that give the longer path."""
-    return str(error).removeprefix(f"{path.name}: ")
 
 
 def schema_problem(error: ValidationError) -> str:
@@ -286,11 +281,11 @@ def _schema_errors(document: object) -> list[ValidationError]:
     return sorted(_validator().iter_errors(document), key=lambda error: [f"{step:>9}" for step in error.absolute_path])
 
 
-def _case(row: Mapping[str, Any], root: Path) -> Case:
+def _case(row: Mapping[str, Any], root: Path) -> ManifestCase:
     named = row["image"]
     image, *further = (root / path for path in ([named] if isinstance(named, str) else named))
     checksums = row.get("sha256", {})
-    return Case(
+    return ManifestCase(
         case_id=row.get("case_id", volume_stem(image)),
         image=image,
         label=root / row["label"] if "label" in row else None,
@@ -352,17 +347,17 @@ def _fold_problems(manifest: Manifest) -> Iterator[str]:
         yield f"training: folds are {', '.join(map(str, manifest.folds))}; number them 0, 1, 2, ... without a gap."
 
 
-def _grouped(pairs: Iterable[tuple[str, Case]]) -> dict[str, list[Case]]:
-    groups: dict[str, list[Case]] = defaultdict(list)
+def _grouped(pairs: Iterable[tuple[str, ManifestCase]]) -> dict[str, list[ManifestCase]]:
+    groups: dict[str, list[ManifestCase]] = defaultdict(list)
     for key, case in pairs:
         groups[key].append(case)
     return groups
 
 
-def _part_cases(manifest: Manifest, fold: int, part: Part) -> list[Case]:
-    if part is Part.TEST:
+def _part_cases(manifest: Manifest, fold: int, part: Split) -> list[ManifestCase]:
+    if part is Split.TEST:
         return list(manifest.test_cases)
-    if part is Part.ALL or (fold == ALL_FOLDS and (part is Part.TRAINING or not manifest.folds)):
+    if part is Split.ALL or (fold == ALL_FOLDS and (part is Split.TRAINING or not manifest.folds)):
         return list(manifest.cases)
     validating = 0 if fold == ALL_FOLDS else fold
     if validating not in manifest.folds:
@@ -370,10 +365,10 @@ def _part_cases(manifest: Manifest, fold: int, part: Part) -> list[Case]:
         raise UsageError(
             f"manifest {manifest.name} has no fold {fold}; its folds are {names}, and {ALL_FOLDS} for all."
         )
-    return [case for case in manifest.cases if (case.fold == validating) == (part is Part.VALIDATION)]
+    return [case for case in manifest.cases if (case.fold == validating) == (part is Split.VALIDATION)]
 
 
-def _datalist_row(case: Case) -> dict[str, str | list[str]]:
+def _datalist_row(case: ManifestCase) -> dict[str, str | list[str]]:
     files = [str(path) for path in case.channels]
     row = {"image": files if case.further_channels else files[0], "case_id": case.case_id, "subject": case.subject}
     return row if case.label is None else {**row, "label": str(case.label)}

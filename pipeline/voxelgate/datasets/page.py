@@ -15,7 +15,7 @@ NAMES_PX, PLOT_PX, VALUES_PX, ROW_PX = 150, 420, 150, 26
 
 
 @dataclass(frozen=True)
-class Facts:
+class FactsTable:
     """A table: its title, the names of its columns, and rows of text."""
 
     title: str
@@ -24,7 +24,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Bar:
+class BoxPlotBar:
     """A row of a plot: from the least to the largest value, with a mark at the middle one."""
 
     name: str
@@ -33,11 +33,11 @@ class Bar:
     high: float
 
 
-def facts_tables(found: Survey) -> list[Facts]:
+def facts_tables(found: Survey) -> list[FactsTable]:
     """Return the tables of a data set: its sizes, its structures, its defects."""
     tables = [_sizes(found.fingerprint), _structures(found.fingerprint)]
     rows = tuple((defect.case_id, defect.found, defect.action) for defect in found.defects)
-    return [*tables, Facts("defects", ("case", "found", "done"), rows)] if rows else tables
+    return [*tables, FactsTable("defects", ("case", "found", "done"), rows)] if rows else tables
 
 
 def write_facts_page(found: Survey, path: Path) -> None:
@@ -57,7 +57,7 @@ def write_facts_page(found: Survey, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _sizes(facts: Fingerprint) -> Facts:
+def _sizes(facts: Fingerprint) -> FactsTable:
     columns = ("side", "median voxels", "median mm", "mm from", "mm to", "field of view mm from", "to", "structures")
     rows = tuple(
         (side, f"{shape:g}", f"{gap:g}", *(f"{v:g}" for v in gaps), *(f"{v:g}" for v in views), f"{box:g}")
@@ -73,10 +73,10 @@ def _sizes(facts: Fingerprint) -> Facts:
     )
     offset = f", stored as HU + {facts.hu_offset:g}" if facts.hu_offset else ""
     title = f"{facts.name}: {facts.cases} {facts.modality} cases of {facts.subjects} subjects{offset}"
-    return Facts(f"{title}, body in {facts.body_share:.0%} of a volume", columns, rows)
+    return FactsTable(f"{title}, body in {facts.body_share:.0%} of a volume", columns, rows)
 
 
-def _structures(facts: Fingerprint) -> Facts:
+def _structures(facts: Fingerprint) -> FactsTable:
     columns = ("structure", "cases", "ml from", "median", "to", "share", "pieces", "values 1 %", "50 %", "99 %")
     paired = {value for pair in facts.labels.side_pairs for value in pair}
     rows = tuple(
@@ -90,7 +90,7 @@ def _structures(facts: Fingerprint) -> Facts:
         )
         for value, one in enumerate(facts.structures, start=1)
     )
-    return Facts(f"structures, the largest {facts.imbalance:.1f} times the smallest", columns, rows)
+    return FactsTable(f"structures, the largest {facts.imbalance:.1f} times the smallest", columns, rows)
 
 
 def _values(intensity: tuple[tuple[float, ...], ...]) -> tuple[str, str, str]:
@@ -99,25 +99,25 @@ def _values(intensity: tuple[tuple[float, ...], ...]) -> tuple[str, str, str]:
     return low, middle, high
 
 
-def _plots(facts: Fingerprint) -> list[tuple[str, list[Bar]]]:
+def _plots(facts: Fingerprint) -> list[tuple[str, list[BoxPlotBar]]]:
     there = [one for one in facts.structures if one.cases]
-    plots = [("volume, ml: least, median, largest", [Bar(one.name, *one.volume_ml) for one in there])]
+    plots = [("volume, ml: least, median, largest", [BoxPlotBar(one.name, *one.volume_ml) for one in there])]
     for channel, name in enumerate(facts.channel_names):
         spreads = [(one.name, one.intensity[channel]) for one in there]
         title = f"values in {name}: 1 %, 50 %, 99 %"
-        plots.append((title, [Bar(label, values[0], values[2], values[4]) for label, values in spreads]))
+        plots.append((title, [BoxPlotBar(label, values[0], values[2], values[4]) for label, values in spreads]))
     sides = zip(SIDES, facts.extent_range_mm, facts.shape_vox, facts.spacing_mm, strict=True)
-    views = [Bar(side, low, min(high, max(low, n * gap)), high) for side, (low, high), n, gap in sides]
+    views = [BoxPlotBar(side, low, min(high, max(low, n * gap)), high) for side, (low, high), n, gap in sides]
     return [*plots, ("field of view, mm: least, median, largest", views)]
 
 
-def _html(table: Facts) -> str:
+def _html(table: FactsTable) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     return f"<h2>{escape(table.title)}</h2><table><tr>{head}</tr>{body}</table>"
 
 
-def _svg(bars: Sequence[Bar]) -> str:
+def _svg(bars: Sequence[BoxPlotBar]) -> str:
     low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
     scale = PLOT_PX / ((high - low) or 1.0)
     lines = [

@@ -22,7 +22,7 @@ from voxelgate.core.structures import Structure, structure_ranges
 from voxelgate.datasets.case_facts import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
 from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum
 from voxelgate.datasets.defects import Defect, defects_between
-from voxelgate.datasets.manifest import Case, Manifest, Modality, without
+from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality, without
 from voxelgate.images.volumes import read_grid
 
 Limits = tuple[float, float]
@@ -182,7 +182,7 @@ def _readers(manifest: Manifest) -> int:
     return max(1, min(MOST_READERS, MOST_VOXELS_AT_ONCE // max(1, largest)))
 
 
-def _voxels(case: Case) -> int:
+def _voxels(case: ManifestCase) -> int:
     """Return the voxels of all channels as the first header says; 0 if it cannot be read."""
     try:
         return len(case.channels) * math.prod(read_grid(case.image).shape)

@@ -12,7 +12,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.dicom_files import list_files
 from voxelgate.dicom.read.reader import read_or_refuse
-from voxelgate.dicom.read.repair import needed
+from voxelgate.dicom.read.repair import repair_needed
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.dicom.read.stack import slices_of
 
@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Inspected:
+class InspectedSeries:
     """A series with all that was found out about it.
 
     Args:
@@ -56,7 +56,7 @@ def inspect(
     allow: Iterable[Allow] = (),
     headers_only: bool = False,
     progress: tuple[Progress, Progress] | None = None,
-) -> list[Inspected]:
+) -> list[InspectedSeries]:
     """Find every series below some paths, with all that can be found out about each.
 
     Args:
@@ -72,12 +72,12 @@ def inspect(
     files = dict.fromkeys(file for given in inputs for file in list_files(given))
     found = scan_files(list(files), allow=allowed, progress=progress[0] if progress else None)
     if headers_only:
-        return [Inspected(series, series.grid if _is_regular(series) else None) for series in found]
+        return [InspectedSeries(series, series.grid if _is_regular(series) else None) for series in found]
     total = sum(len(slices_of(series.headers)) for series in found if series.is_usable)
     done = 0
     checked = []
     for series in found:
-        checked.append(_with_pixels(series, allowed) if series.is_usable else Inspected(series, None))
+        checked.append(_with_pixels(series, allowed) if series.is_usable else InspectedSeries(series, None))
         done += len(slices_of(series.headers)) if series.is_usable else 0
         if progress is not None:
             progress[1](done, total)
@@ -85,16 +85,16 @@ def inspect(
 
 
 def _is_regular(series: Series) -> bool:
-    return series.is_usable and needed(series.slices) is None
+    return series.is_usable and repair_needed(series.slices) is None
 
 
-def _with_pixels(series: Series, allow: tuple[Allow, ...]) -> Inspected:
+def _with_pixels(series: Series, allow: tuple[Allow, ...]) -> InspectedSeries:
     found = read_or_refuse(series, allow=allow)
     if isinstance(found, Finding):
-        return Inspected(_with(series, (found, *series.findings)), None)
+        return InspectedSeries(_with(series, (found, *series.findings)), None)
     findings = found.findings + check_values(found.voxels, found.grid, series.modality)
     inspected = _with(series, findings)
-    return Inspected(inspected, found.grid if inspected.is_usable else None)
+    return InspectedSeries(inspected, found.grid if inspected.is_usable else None)
 
 
 def _with(series: Series, findings: tuple[Finding, ...]) -> Series:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.findings import Code, Finding, Severity
+from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.core.geometry import Grid
 
 Limits = tuple[float, float]
@@ -54,11 +54,13 @@ def check_values(voxels: npt.NDArray[Any], grid: Grid, modality: str) -> tuple[F
     low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite((low, high)).all():
         count = voxels.size - int(np.isfinite(voxels).sum())
-        return (_finding(Code.BAD_VALUE, f"{count} voxels are NaN or infinite, expected numbers.", Severity.REFUSE),)
+        return (
+            _finding(FindingCode.BAD_VALUE, f"{count} voxels are NaN or infinite, expected numbers.", Severity.REFUSE),
+        )
     if low == high:
-        return (_finding(Code.CONSTANT, f"all voxels are {low:g}, expected an image.", Severity.REFUSE),)
+        return (_finding(FindingCode.CONSTANT, f"all voxels are {low:g}, expected an image.", Severity.REFUSE),)
     reason = _why_not_hu(_sample(voxels), low, high) if modality == "CT" else None
-    return () if reason is None else (_finding(Code.NOT_HU, f"{reason}; check Rescale Slope and Intercept."),)
+    return () if reason is None else (_finding(FindingCode.NOT_HU, f"{reason}; check Rescale Slope and Intercept."),)
 
 
 def _why_not_hu(sample: npt.NDArray[np.float64], low: float, high: float) -> str | None:
@@ -99,5 +101,5 @@ def _sample(voxels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return flat[:: (flat.size // SAMPLE_VOXELS) | 1].astype(np.float64)
 
 
-def _finding(code: Code, sentence: str, severity: Severity = Severity.WARN) -> Finding:
+def _finding(code: FindingCode, sentence: str, severity: Severity = Severity.WARN) -> Finding:
     return Finding(code, severity, sentence)

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import nibabel as nib
 
-from voxelgate.core.findings import Code, Finding, Severity
+from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.core.geometry import Grid
 from voxelgate.core.structures import StructureRange
 
@@ -79,14 +79,14 @@ def check_against(grid: Grid, expected: Expected) -> tuple[Finding, ...]:
     found = []
     if expected.extent_mm and _is_outside(extent_mm, expected.extent_mm):
         sentence = _unlike("field of view", extent_mm, expected.extent_mm, ".0f")
-        found.append(Finding(Code.FIELD_OF_VIEW, Severity.WARN, sentence))
+        found.append(Finding(FindingCode.FIELD_OF_VIEW, Severity.WARN, sentence))
     if expected.spacing_mm and _is_outside(spacing_mm, expected.spacing_mm):
         sentence = _unlike("voxels of", spacing_mm, expected.spacing_mm, ".2f")
-        found.append(Finding(Code.VOXEL_SIZE, Severity.WARN, sentence))
+        found.append(Finding(FindingCode.VOXEL_SIZE, Severity.WARN, sentence))
     plane = _plane(spacing_mm)
     if expected.plane and plane and plane != expected.plane:
         sentence = f"slices are {plane}, the bundle was trained on {expected.plane} ones."
-        found.append(Finding(Code.ORIENTATION, Severity.WARN, sentence))
+        found.append(Finding(FindingCode.ORIENTATION, Severity.WARN, sentence))
     return tuple(found)
 
 

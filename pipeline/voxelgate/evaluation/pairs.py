@@ -1,18 +1,16 @@
 """Find which image and which label of a folder belong together, and name every file that has no partner."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from voxelgate.core.errors import InputError
-from voxelgate.datasets.manifest import reading_problem
+from voxelgate.core.errors import InputError, reading_problem
 from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture
-from voxelgate.images.spec import ONE_VOLUME, ImageRule
+from voxelgate.images.spec import ONE_VOLUME, ImageSpec
 from voxelgate.images.volumes import SUFFIXES, is_volume, read_channels, volume_stem
-from voxelgate.inference.attention.map_files import is_attention_map
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks"))
 """Folders of images and labels: ours, those of the Decathlon and of nnU-Net, and those of most sets of pictures."""
@@ -39,7 +37,7 @@ class Pair:
     label: Path
 
 
-def find_pairs(root: Path, rule: ImageRule = ONE_VOLUME) -> tuple[list[Pair], list[str]]:
+def find_pairs(root: Path, rule: ImageSpec = ONE_VOLUME) -> tuple[list[Pair], list[str]]:
     """Return the pairs of a folder by ascending case id, and one line for each file that is in no pair.
 
     Args:
@@ -60,7 +58,7 @@ def find_pairs(root: Path, rule: ImageRule = ONE_VOLUME) -> tuple[list[Pair], li
     return _pair_flat(root, rule)
 
 
-def _pair_folders(root: Path, image_folder: str, label_folder: str, rule: ImageRule) -> tuple[list[Pair], list[str]]:
+def _pair_folders(root: Path, image_folder: str, label_folder: str, rule: ImageSpec) -> tuple[list[Pair], list[str]]:
     images, labels = _files(root / image_folder, rule), _files(root / label_folder, rule)
     image_of, image_doubles = _by_case_id(images, IMAGE_ENDING, labels)
     label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, images)
@@ -74,7 +72,7 @@ def _pair_folders(root: Path, image_folder: str, label_folder: str, rule: ImageR
     return _matched(image_of, label_of), problems
 
 
-def _pair_flat(root: Path, rule: ImageRule) -> tuple[list[Pair], list[str]]:
+def _pair_flat(root: Path, rule: ImageSpec) -> tuple[list[Pair], list[str]]:
     files = _files(root, rule)
     labels = [path for path in files if LABEL_ENDING.search(volume_stem(path))]
     others = sorted(set(files) - set(labels))
@@ -106,7 +104,7 @@ def _looks(path: Path) -> str:
     )
 
 
-def _files(folder: Path, rule: ImageRule) -> list[Path]:
+def _files(folder: Path, rule: ImageSpec) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if rule.admits(path) and not path.name.startswith(".") and path.is_file()
     )
@@ -143,7 +141,9 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def pair_files(prediction: Path, reference: Path) -> list[LabelMapPair]:
+def pair_files(
+    prediction: Path, reference: Path, is_other: Callable[[Path], bool] = lambda _: False
+) -> list[LabelMapPair]:
     """LabelMapPair label maps with their references: one file with one file, or two folders by relative path and name.
 
     Folders are searched to any depth; `volume_stem` makes `a/case.nii` and `a/case.nii.gz` partners; names that begin
@@ -152,6 +152,7 @@ def pair_files(prediction: Path, reference: Path) -> list[LabelMapPair]:
     Args:
         prediction: label map, or folder of them.
         reference: label map, or folder of them.
+        is_other: which volumes in a folder are no label maps, such as the maps of attention gates beside them.
 
     Returns:
         Case id, prediction and reference of each pair, ordered by case id; the id is the path without suffix,
@@ -169,7 +170,7 @@ def pair_files(prediction: Path, reference: Path) -> list[LabelMapPair]:
         raise InputError(f"{file} is a file and {folder} a folder; name two files or two folders.")
     if not prediction.is_dir():
         return [(volume_stem(reference), prediction, reference)]
-    predictions, references = label_maps_in(prediction), label_maps_in(reference)
+    predictions, references = label_maps_in(prediction, is_other), label_maps_in(reference, is_other)
     lonely = [
         *(f"{predictions[case_id]} has no reference" for case_id in sorted(predictions.keys() - references.keys())),
         *(f"{references[case_id]} has no prediction" for case_id in sorted(references.keys() - predictions.keys())),
@@ -179,8 +180,12 @@ def pair_files(prediction: Path, reference: Path) -> list[LabelMapPair]:
     return [(case_id, predictions[case_id], references[case_id]) for case_id in sorted(references)]
 
 
-def label_maps_in(folder: Path) -> dict[str, Path]:
+def label_maps_in(folder: Path, is_other: Callable[[Path], bool] = lambda _: False) -> dict[str, Path]:
     """Return all label maps in a folder by their case id, which is the path without suffix, relative to the folder.
+
+    Args:
+        folder: searched to any depth; names that begin with a dot are passed over.
+        is_other: which volumes are no label maps.
 
     Raises:
         InputError: there are none, or two of one name.
@@ -189,7 +194,7 @@ def label_maps_in(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         if path.name.startswith(".") or not (is_volume(path) or is_picture(path)) or not path.is_file():
             continue
-        if is_attention_map(path):
+        if is_other(path):
             continue
         case_id = (path.relative_to(folder).parent / volume_stem(path)).as_posix()
         if case_id in found:

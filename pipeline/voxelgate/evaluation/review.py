@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from voxelgate.core.findings import Code
+from voxelgate.core.findings import FindingCode
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, StructureRange
 from voxelgate.evaluation.expectations import Expected
@@ -203,7 +203,7 @@ def _doubts_about_network(
 
 def _is_warning(finding: str) -> bool:
     coded = _CODED.match(finding)
-    return coded is not None and coded[1] in list(Code)
+    return coded is not None and coded[1] in list(FindingCode)
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def label_suffix(path: Path) -> str:
     return ".tif" if path.name.lower().endswith(TIFF_SUFFIXES) else ".png"
 
 
-def read_header(path: Path) -> PictureHeader:
+def read_picture_header(path: Path) -> PictureHeader:
     """Read what a picture says of itself.
 
     Raises:
@@ -115,8 +115,8 @@ def read_picture(path: Path) -> tuple[Voxels, PictureHeader]:
         the numbers of its colours. Transparency is left out if every pixel is opaque.
 
     Raises:
-        InputError: as for `read_header`; also a picture that is to be turned when shown (EXIF orientation), and one
-            with transparent pixels.
+        InputError: as for `read_picture_header`; also a picture that is to be turned when shown (EXIF orientation), and
+            one with transparent pixels.
     """
     with _opened(path) as image:
         header, bits = _header(image), _bits(path, image)

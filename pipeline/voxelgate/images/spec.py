@@ -11,7 +11,7 @@ import numpy as np
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid
-from voxelgate.images.pictures import RGB, is_picture, read_header
+from voxelgate.images.pictures import RGB, is_picture, read_picture_header
 from voxelgate.images.volumes import Voxels, is_volume, read_channels
 
 PICTURE_NAMES = "PNG, TIFF or JPEG"
@@ -27,7 +27,7 @@ Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class ImageRule:
+class ImageSpec:
     """What the images of a data set or a bundle are.
 
     Args:
@@ -63,12 +63,12 @@ class ImageRule:
             is_colour = "in colours (RGB)" if found > 1 else "grey"
             wanted = "in colours (RGB)" if self.channels_per_file > 1 else "grey"
             return f"is {is_colour}, but the images are {wanted}; convert it."
-        if is_picture(path) and read_header(path).has_palette:
+        if is_picture(path) and read_picture_header(path).has_palette:
             return "holds numbers of colours (a palette), expected brightness; save it as RGB or grey values."
         return None
 
 
-ONE_VOLUME = ImageRule()
+ONE_VOLUME = ImageSpec()
 
 
 def mask_problem(path: Path, channels: int) -> str | None:
@@ -80,7 +80,7 @@ def mask_problem(path: Path, channels: int) -> str | None:
     """
     if channels > 1:
         return "a label map in colours, expected one number in each pixel; save it as grey values, or with a palette."
-    if is_picture(path) and read_header(path).is_lossy:
+    if is_picture(path) and read_picture_header(path).is_lossy:
         return "a label map as JPEG, which changes values; save it as PNG from where it was drawn."
     return None
 
@@ -116,7 +116,7 @@ class ImageOnGrid(NamedTuple):
     grid: Grid
 
 
-def read_image(paths: Sequence[Path], rule: ImageRule) -> ImageOnGrid:
+def read_image(paths: Sequence[Path], rule: ImageSpec) -> ImageOnGrid:
     """Read the files of an image as its channels, in the order they are given.
 
     Args:
@@ -157,7 +157,7 @@ def joined(paths: Sequence[Path], volumes: Sequence[tuple[Voxels, Grid]]) -> Ima
     return ImageOnGrid(volumes[0][0] if len(volumes) == 1 else np.concatenate([voxels for voxels, _ in volumes]), grid)
 
 
-def _refuse_other_files(paths: Sequence[Path], rule: ImageRule) -> None:
+def _refuse_other_files(paths: Sequence[Path], rule: ImageSpec) -> None:
     if len(paths) != rule.files:
         raise InputError(_wrong_count(paths, rule))
     for number, path in enumerate(paths):
@@ -169,7 +169,7 @@ def _refuse_other_files(paths: Sequence[Path], rule: ImageRule) -> None:
             raise InputError(f"{path.name}: is missing, and with it channel {number} ({name}) of the image; add it.")
 
 
-def _wrong_count(paths: Sequence[Path], rule: ImageRule) -> str:
+def _wrong_count(paths: Sequence[Path], rule: ImageSpec) -> str:
     found = f"{len(paths)} file{'' if len(paths) == 1 else 's'} ({', '.join(path.name for path in paths)})"
     if rule.files == 1:
         return f"{found}, expected one; give each image as a case of its own."

@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.geometry import LPS_TO_RAS, Affine, Grid, counts_pixels
-from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_header, read_picture, write_picture
+from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_picture, read_picture_header, write_picture
 
 Voxels = npt.NDArray[Any]
 
@@ -101,7 +101,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         InputError: the file is missing, is no image, is damaged, has not three axes, or has no usable affine.
     """
-    return read_header(path).grid if is_picture(path) else _grid(path, _read_header(path))
+    return read_picture_header(path).grid if is_picture(path) else _grid(path, _read_header(path))
 
 
 def has_orientation(path: Path) -> bool:

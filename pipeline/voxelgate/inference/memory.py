@@ -63,7 +63,9 @@ class MemoryModel:
         return int(network) + 4 * scores + GROUP_BYTES * GROUP_VOXELS
 
 
-def measure(predict: Predictor, image: torch.Tensor, window_vox: Sequence[int], multiple: int = 1) -> MemoryModel:
+def measure_memory(
+    predict: Predictor, image: torch.Tensor, window_vox: Sequence[int], multiple: int = 1
+) -> MemoryModel:
     """Run a small window and follow the tensors it makes.
 
     Args:
@@ -86,7 +88,7 @@ def narrowest(plan: WindowPlan) -> WindowPlan:
     return next(one for one, count in zip(plans, in_work, strict=True) if count <= EARLIER_AXIS * min(in_work))
 
 
-def check(plan: WindowPlan, model: MemoryModel, max_bytes: int) -> WindowPlan:
+def check_memory(plan: WindowPlan, model: MemoryModel, max_bytes: int) -> WindowPlan:
     """Return the plan if it fits.
 
     Raises:
@@ -115,7 +117,7 @@ def enlarged(plan: WindowPlan, model: MemoryModel, max_bytes: int, multiple: int
         _sizes(size, window, plan.overlap, (math.lcm(multiple, step), step))
         for size, window, step in zip(plan.size_vox, plan.window_vox, plan.steps_vox, strict=True)
     ]
-    best, fewest = check(plan, model, max_bytes), math.inf
+    best, fewest = check_memory(plan, model, max_bytes), math.inf
     for i, j, k in product(*sizes):
         candidate = narrowest(replace(plan, window_vox=(i, j, k)))
         computed = i * j * k * math.prod(map(len, candidate.starts))

@@ -14,7 +14,7 @@ from voxelgate.inference.windows import is_finite
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
-Slab = tuple[int, torch.Tensor]
+ScoreSlab = tuple[int, torch.Tensor]
 """First slice, and scores (classes, i, j, k)."""
 
 
@@ -45,7 +45,7 @@ class Mirrored:
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
+class MirroredViews:
     """A predictor made of networks and mirrorings.
 
     Args:
@@ -88,7 +88,7 @@ class Views:
             count += 1
         return total.div_(count)
 
-    def stream(self, image: torch.Tensor, networks: Sequence[StreamingNetwork]) -> Iterator[Slab]:
+    def stream(self, image: torch.Tensor, networks: Sequence[StreamingNetwork]) -> Iterator[ScoreSlab]:
         """Yield scores of a whole image slab by slab, each voxel computed once by each view.
 
         All views run side by side, so that nothing but what they hold back is kept.

@@ -15,8 +15,15 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Affine, Grid
-from voxelgate.inference.memory import available_bytes, check, enlarged, measure, narrowest, with_less_memory
-from voxelgate.inference.mirroring import Views
+from voxelgate.inference.memory import (
+    available_bytes,
+    check_memory,
+    enlarged,
+    measure_memory,
+    narrowest,
+    with_less_memory,
+)
+from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.restoring.class_scores import ScoreKind
 from voxelgate.inference.restoring.restorer import Maps, Restored, Restorer, nothing, restore
 from voxelgate.inference.streaming.stream import (
@@ -204,7 +211,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
                 "the image has voxels that are not finite (NaN or infinite); repair or leave out the file."
             )
         networks = network if isinstance(network, Sequence | nn.ModuleList) else [network]
-        views = Views(
+        views = MirroredViews(
             [_bound(one, args, kwargs) for one in networks],
             self.flip_axes,
             self.side_pairs,
@@ -224,7 +231,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
                 return restore(views.stream(part, prepared), restorer), False
             return self._windowed(part, views, place), is_streamed
 
-    def _windowed(self, image: torch.Tensor, views: Views, place: _Place) -> Restored:
+    def _windowed(self, image: torch.Tensor, views: MirroredViews, place: _Place) -> Restored:
         if self.window is WindowSize.AS_TRAINED:
             return self._swept(image, views, place, self.max_memory)
         limit = self.max_memory or available_bytes(image.device)
@@ -254,7 +261,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         """Return whether volumes pass through all of some networks slice by slice, as far as memory allows."""
         return len(networks) > 0 and all(self.streams(one) for one in networks)
 
-    def _swept(self, image: torch.Tensor, views: Views, place: _Place, limit: int | None) -> Restored:
+    def _swept(self, image: torch.Tensor, views: MirroredViews, place: _Place, limit: int | None) -> Restored:
         plan = self._plan(image, place, views, limit)
         restorer = Restorer(place.grid, place.source, plan.axis, kind=views.kind, maps=self.maps)
         return restore(sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind), restorer)
@@ -301,7 +308,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             return None
         return [StreamingNetwork(module, axis=axis, dtype=self._streamed_dtype) for module in modules]
 
-    def _plan(self, image: torch.Tensor, place: _Place, views: Views, limit: int | None) -> WindowPlan:
+    def _plan(self, image: torch.Tensor, place: _Place, views: MirroredViews, limit: int | None) -> WindowPlan:
         size, window_vox = place.grid.shape, self._clipped(place.grid.shape)
         asked = WindowPlan(
             size, window_vox, self.overlap, mode=self.mode, batch=self.sw_batch_size, steps_vox=place.steps_vox
@@ -309,9 +316,9 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         plan = narrowest(asked)
         if limit is None:
             return plan
-        model = measure(views, image, window_vox, self.window_multiple)
+        model = measure_memory(views, image, window_vox, self.window_multiple)
         if self.window is WindowSize.AS_TRAINED:
-            return check(plan, model, limit)
+            return check_memory(plan, model, limit)
         return enlarged(plan, model, limit, self.window_multiple)
 
     def _clipped(self, size: Shape) -> Shape:

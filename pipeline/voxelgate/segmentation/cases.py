@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import Series, scan_files
-from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageRule
+from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec
 from voxelgate.images.volumes import SUFFIXES, volume_stem
 
 CHANNEL_ENDING = re.compile(r"_(\d{4})$")
@@ -114,7 +114,7 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     inputs: Sequence[Path],
     *,
     rule: SeriesRule | None = None,
-    images: ImageRule = ONE_VOLUME,
+    images: ImageSpec = ONE_VOLUME,
     data_root: Path | None = None,
     allow: Iterable[Allow] = (),
     out_dir: Path | None = None,
@@ -163,7 +163,7 @@ class Listing(NamedTuple):
     others: list[FileRef]
 
 
-def list_input(given: Path, out_dir: Path | None = None, images: ImageRule = ONE_VOLUME) -> Listing:
+def list_input(given: Path, out_dir: Path | None = None, images: ImageSpec = ONE_VOLUME) -> Listing:
     """List the files of an input; those below `out_dir` are passed over.
 
     Raises:
@@ -181,7 +181,7 @@ def list_input(given: Path, out_dir: Path | None = None, images: ImageRule = ONE
     return Listing(volumes, [file for file in files if not images.admits(file.path)])
 
 
-def image_cases(listings: Iterable[Listing], images: ImageRule = ONE_VOLUME) -> list[Case]:
+def image_cases(listings: Iterable[Listing], images: ImageSpec = ONE_VOLUME) -> list[Case]:
     """Return a case for each image; files that are named twice count once."""
     places: dict[Path, tuple[Path, Path]] = {}
     for path, relative in (pair for listing in listings for pair in listing.volumes):
@@ -194,7 +194,7 @@ def image_cases(listings: Iterable[Listing], images: ImageRule = ONE_VOLUME) -> 
     return [_channel_case(name, group, images) for (_, name), group in groups.items()]
 
 
-def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageRule) -> Case:
+def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageSpec) -> Case:
     """Return the case of some files of one name; those that are missing stand in it too, by the name they would have.
 
     A file without a number, or with one that is too high or there twice, makes more files than channels.
@@ -214,14 +214,14 @@ def is_manifest(given: Path) -> bool:
     return given.suffix.lower() == ".json"
 
 
-def manifest_cases(path: Path, images: ImageRule, data_root: Path | None = None) -> list[Case]:
+def manifest_cases(path: Path, images: ImageSpec, data_root: Path | None = None) -> list[Case]:
     """Return a case for each image of a manifest, those for training and those for testing.
 
     Raises:
         ManifestError: it cannot be used.
         InputError: its images are not those of the rule; in channels the order counts.
     """
-    manifest = load(path, data_root)
+    manifest = load_manifest(path, data_root)
     if manifest.images.is_picture != images.is_picture or not _same_channels(manifest.images, images):
         raise InputError(
             f"{path.name}: its images have the channels {', '.join(manifest.images.channels)}, but "
@@ -230,13 +230,13 @@ def manifest_cases(path: Path, images: ImageRule, data_root: Path | None = None)
     return [Case(case.case_id, case.image, further_channels=case.further_channels) for case in manifest.all_cases]
 
 
-def wanted(images: ImageRule) -> str:
+def wanted(images: ImageSpec) -> str:
     """Return a sentence on what images a bundle takes, without its end."""
     kind = "pictures" if images.is_picture else "images"
     return f"the bundle takes {kind} of {len(images.channels)} ({', '.join(images.channels)})"
 
 
-def _same_channels(found: ImageRule, wanted: ImageRule) -> bool:
+def _same_channels(found: ImageSpec, wanted: ImageSpec) -> bool:
     """Return whether channels have the same names in the same order; a single one may be called anything."""
     return found.channels == wanted.channels or len(found.channels) == len(wanted.channels) == 1
 

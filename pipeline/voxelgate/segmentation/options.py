@@ -12,7 +12,7 @@ from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.images.spec import ImageRule
+from voxelgate.images.spec import ImageSpec
 from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.outputs import Output
 
@@ -65,7 +65,7 @@ class LoadedBundle(NamedBundle, Hashable, Protocol):
         """Return what images the bundle was trained on, if it says so."""
 
     @property
-    def images(self) -> ImageRule:
+    def images(self) -> ImageSpec:
         """Return what its images consist of."""
 
 

@@ -15,7 +15,7 @@ from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.evaluation.expectations import Expected, check_against
 from voxelgate.images.pictures import RGB
-from voxelgate.images.spec import ONE_VOLUME, ImageRule, read_image
+from voxelgate.images.spec import ONE_VOLUME, ImageSpec, read_image
 from voxelgate.images.volumes import has_orientation
 from voxelgate.segmentation.cases import Case, wanted
 
@@ -46,7 +46,7 @@ def read_case(
     labels: LabelTable,
     expected: Expected | None = None,
     allow: Iterable[Allow] = (),
-    images: ImageRule = ONE_VOLUME,
+    images: ImageSpec = ONE_VOLUME,
 ) -> Image:
     """Read the image of a case and refuse what cannot be segmented.
 
@@ -67,7 +67,7 @@ def read_case(
         image = _read_files(case.channels, labels, images)
         further: tuple[Finding, ...] = ()
     else:
-        if images != ImageRule(images.channels[:1]):
+        if images != ImageSpec(images.channels[:1]):
             raise InputError(f"{case.case_id}: a DICOM series has one channel, {wanted(images)}; give such files.")
         volume = read_series(case.image, allow=allow)
         image = Image(volume.voxels[None], volume.grid, tuple(str(finding) for finding in volume.findings))
@@ -80,7 +80,7 @@ def read_case(
     return image._replace(findings=case.findings + image.findings + tuple(map(str, further)))
 
 
-def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageRule) -> Image:
+def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageSpec) -> Image:
     voxels, grid = read_image(paths, images)
     path = paths[0]
     if has_orientation(path):
@@ -95,7 +95,7 @@ def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageRule) ->
     )
 
 
-def _refuse_unusable(image: Image, name: str, images: ImageRule) -> None:
+def _refuse_unusable(image: Image, name: str, images: ImageSpec) -> None:
     voxels = image.voxels
     unusable = 0 if voxels.dtype.kind != "f" else voxels.size - int(np.isfinite(voxels).sum())
     if unusable:

@@ -17,14 +17,14 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.export import export
-from voxelgate.bundle.metadata import image_rule_of, read_metadata
+from voxelgate.bundle.metadata import image_spec_of, read_metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.workflow import config_ids, read_configs, run_workflow
 from voxelgate.core.errors import BundleError, VoxelgateError
-from voxelgate.datasets.build_manifest import write
+from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import Modality
 from voxelgate.images.pictures import is_picture, write_picture
-from voxelgate.images.spec import ImageRule
+from voxelgate.images.spec import ImageSpec
 from voxelgate.inference.runtimes.formats import SUFFIXES, Format, is_installed
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.planning.plan import Plan
@@ -99,7 +99,7 @@ class Passed:
     seen: str
 
 
-def pass_gates(root: Path) -> Iterator[Passed]:
+def pass_checks(root: Path) -> Iterator[Passed]:
     """Check a bundle gate by gate; yield each that it passes.
 
     Args:
@@ -108,7 +108,7 @@ def pass_gates(root: Path) -> Iterator[Passed]:
     Raises:
         BundleError: the first gate that it does not pass, and why.
     """
-    for name, gate in GATES.items():
+    for name, gate in CHECKS.items():
         try:
             yield Passed(name, gate(root))
         except VoxelgateError as error:
@@ -217,7 +217,7 @@ def _two_iterations(root: Path) -> str:
 
 def _trial_cases(root: Path, folder: Path) -> Path:
     """Write images of noise on the network's grid with a box of each structure, and their manifest."""
-    formats, rng, rule = read_metadata(root)["network_data_format"], np.random.default_rng(0), image_rule_of(root)
+    formats, rng, rule = read_metadata(root)["network_data_format"], np.random.default_rng(0), image_spec_of(root)
     labels, image = formats["outputs"]["pred"]["channel_def"], formats["inputs"]["image"]
     is_ct, shape, suffix = image["modality"] == "CT", tuple(image["spatial_shape"]), _suffix(rule)
     for kind in ("images", "labels"):
@@ -237,15 +237,15 @@ def _trial_cases(root: Path, folder: Path) -> Path:
     channels = {str(number): name for number, name in enumerate(rule.channels)}
     modality = dict.fromkeys(channels, _modality(rule, is_ct=is_ct))
     head = {"name": "trial", "licence": "CC0-1.0", "modality": modality, "channels": channels, "labels": labels}
-    write(head | {"training": rows}, folder / "manifest.json")
+    write_manifest(head | {"training": rows}, folder / "manifest.json")
     return folder / "manifest.json"
 
 
-def _suffix(rule: ImageRule) -> str:
+def _suffix(rule: ImageSpec) -> str:
     return ".png" if rule.is_picture else ".nii.gz"
 
 
-def _modality(rule: ImageRule, *, is_ct: bool) -> Modality:
+def _modality(rule: ImageSpec, *, is_ct: bool) -> Modality:
     if rule.is_picture:
         return Modality.PICTURE
     return Modality.CT if is_ct else Modality.MRI
@@ -266,7 +266,7 @@ def _image(root: Path) -> torch.Tensor:
     return torch.rand(1, size["num_channels"], *size["spatial_shape"], generator=generator)
 
 
-GATES: Mapping[str, Callable[[Path], str]] = {
+CHECKS: Mapping[str, Callable[[Path], str]] = {
     "files": _files,
     "metadata": _metadata,
     "network": _network_format,

@@ -27,7 +27,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True)
-class Trial:
+class CleaningTrial:
     """What the steps would do to one structure of one case that the network has not seen.
 
     Args:
@@ -41,7 +41,7 @@ class Trial:
     after: Mapping[Step, float]
 
 
-def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Trial]:
+def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[CleaningTrial]:
     """Try each step on each structure that either map holds.
 
     Args:
@@ -62,20 +62,20 @@ def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Tri
                 if other != value and (prediction[other] & cleaned).any()
             )
             after[step] = _dice(cleaned, reference[value]) - lost
-        trials.append(Trial(value, before[value], after))
+        trials.append(CleaningTrial(value, before[value], after))
     return trials
 
 
-def choose_cleaning(trials: Sequence[Trial]) -> Cleaning:
+def choose_cleaning(trials: Sequence[CleaningTrial]) -> Cleaning:
     """Return the steps that raise the mean Dice of a structure by `LEAST_GAIN`, and help more cases than they harm."""
-    by_value: dict[int, list[Trial]] = defaultdict(list)
+    by_value: dict[int, list[CleaningTrial]] = defaultdict(list)
     for trial in trials:
         by_value[trial.value].append(trial)
     chosen = {step: tuple(v for v, found in sorted(by_value.items()) if _helps(step, found)) for step in Step}
     return Cleaning(keep_largest=chosen[Step.KEEP_LARGEST], fill_holes=chosen[Step.FILL_HOLES])
 
 
-def _helps(step: Step, trials: Sequence[Trial]) -> bool:
+def _helps(step: Step, trials: Sequence[CleaningTrial]) -> bool:
     gains = [trial.after[step] - trial.before for trial in trials]
     return fmean(gains) >= LEAST_GAIN and sum(gain > 0 for gain in gains) > sum(gain < 0 for gain in gains)
 

@@ -16,18 +16,18 @@ from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal
 from voxelgate.bundle.metadata import labels_of
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
-from voxelgate.datasets.build_manifest import with_folds, write
-from voxelgate.datasets.manifest import Part, datalist, load
+from voxelgate.datasets.build_manifest import with_folds, write_manifest
+from voxelgate.datasets.manifest import Split, datalist, load_manifest
 from voxelgate.evaluation.handler import ScoreCases
 from voxelgate.evaluation.scores import LabelScores, Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, write_csv
-from voxelgate.training.cleaning import Trial, choose_cleaning, trials_of
+from voxelgate.training.cleaning import CleaningTrial, choose_cleaning, trials_of
 from voxelgate.training.configs.bundle_files import cleaned, is_as_planned, rewrite_bundle
 from voxelgate.training.planning.plan import Cleaning, Plan
 from voxelgate.training.train import (
     SEEN,
     TRAINING,
-    Job,
+    TrainingJob,
     count_seen,
     prepare_folder,
     refuse_other_labels,
@@ -51,7 +51,7 @@ class ScoreCleanings(ScoreCases):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.trials: list[Trial] = []
+        self.trials: list[CleaningTrial] = []
 
     def attach(self, engine: Engine) -> None:
         """Listen to each case and to the end."""
@@ -77,12 +77,12 @@ class CrossValidation:
 
     bundle: Path
     scores: tuple[LabelScores, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[CleaningTrial, ...]
     mean_dice: tuple[float, ...]
 
 
 def train_folds(
-    job: Job,
+    job: TrainingJob,
     folds: int,
     *,
     executor: Executor | None = None,
@@ -107,7 +107,7 @@ def train_folds(
         UsageError: fewer subjects than folds, or labels or settings that do not fit the bundle.
         OutputError: `out` exists, and `resume` was not asked for.
     """
-    manifest = load(job.manifest, job.data_root)
+    manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(labels_of(job.bundle).names, manifest)
     dealt = None if manifest.folds == tuple(range(folds)) else with_folds(job.manifest, folds)
     prepare_folder(job)
@@ -126,7 +126,7 @@ def devices_here() -> list[str]:
 class _FoldResult:
     bundle: Path
     scores: tuple[LabelScores, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[CleaningTrial, ...]
     subject_of: Mapping[str, str]
 
     @property
@@ -136,17 +136,17 @@ class _FoldResult:
         return mean.statistics[Measure.DICE].mean
 
 
-def _kept(dealt: Mapping[str, Any] | None, job: Job) -> Path:
+def _kept(dealt: Mapping[str, Any] | None, job: TrainingJob) -> Path:
     """Write a manifest with other folds into the training folder; return the one to train on."""
     if dealt is None:
         return job.manifest
     path = job.out / TRAINING / FOLD_MANIFEST
     path.parent.mkdir(exist_ok=True)
-    write(dealt, path, overwrite=True)
+    write_manifest(dealt, path, overwrite=True)
     return path
 
 
-def _fold_jobs(job: Job, folds: int, devices: Sequence[str]) -> list[Job]:
+def _fold_jobs(job: TrainingJob, folds: int, devices: Sequence[str]) -> list[TrainingJob]:
     jobs = []
     for fold in range(folds):
         where = {"device": f"$torch.device({devices[fold % len(devices)]!r})"} if devices else {}
@@ -155,9 +155,9 @@ def _fold_jobs(job: Job, folds: int, devices: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def _train_fold(job: Job, progress: Callable[[int, int], None] | None = None) -> _FoldResult:
+def _train_fold(job: TrainingJob, progress: Callable[[int, int], None] | None = None) -> _FoldResult:
     """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
-    rows = datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=Part.VALIDATION)
+    rows = datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=Split.VALIDATION)
     if not is_sealed(job.out):
         train(replace(job, resume=job.out.exists()), progress=progress)
     if seen := count_seen(job.out, rows):
@@ -173,7 +173,7 @@ def _train_fold(job: Job, progress: Callable[[int, int], None] | None = None) ->
     return _FoldResult(job.out, tuple(found.scores), tuple(found.trials), subject_of)
 
 
-def _put_together(job: Job, done: Sequence[_FoldResult]) -> CrossValidation:
+def _put_together(job: TrainingJob, done: Sequence[_FoldResult]) -> CrossValidation:
     result = CrossValidation(
         job.out,
         tuple(score for fold in done for score in fold.scores),

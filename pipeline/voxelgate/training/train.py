@@ -14,8 +14,8 @@ from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.metadata import labels_of
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import OutputError, UsageError
-from voxelgate.datasets.check_manifest import check
-from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Part, datalist, load
+from voxelgate.datasets.check_manifest import check_manifest
+from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, datalist, load_manifest
 from voxelgate.evaluation.scores import LabelScores
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ OF_THE_JOB = ("manifest", "data_root", "fold", "resume", "bundle_root", "output_
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A training to run.
 
     Args:
@@ -63,7 +63,7 @@ class Job:
             )
 
 
-def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Path:
+def train(job: TrainingJob, *, progress: Callable[[int, int], None] | None = None) -> Path:
     """Run a training and return the folder of the trained bundle, sealed and ready to segment.
 
     Everything is checked before work starts: manifest, files, labels, folds, settings. A training that is killed
@@ -78,7 +78,7 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
         UsageError: labels, fold or settings do not fit the bundle.
         OutputError: `out` exists, and `resume` was not asked for.
     """
-    manifest = load(job.manifest, job.data_root)
+    manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(labels_of(job.bundle).names, manifest)
     if job.fold != ALL_FOLDS and job.fold not in manifest.folds:
         raise UsageError(
@@ -86,11 +86,11 @@ def train(job: Job, *, progress: Callable[[int, int], None] | None = None) -> Pa
         )
     training, _ = (
         datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=part)
-        for part in (Part.TRAINING, Part.VALIDATION)
+        for part in (Split.TRAINING, Split.VALIDATION)
     )
     settings = settings_of(job) | {"resume": job.resume}
     read_configs(job.bundle, ["train"], settings)
-    check(manifest, progress=progress)
+    check_manifest(manifest, progress=progress)
     prepare_folder(job)
     start_s = time.monotonic()
     run_workflow(job.out, ["train"], settings)
@@ -114,8 +114,10 @@ def evaluate_fold(
         data_root: folder the manifest's paths start from; its own folder if None.
         fold: whose validation cases are measured.
     """
-    settings = settings_of(Job(bundle, manifest, bundle, data_root, fold)) | {"output_dir": str(output_dir.resolve())}
-    rows = datalist(manifest, data_root=data_root, fold=fold, part=Part.VALIDATION)
+    settings = settings_of(TrainingJob(bundle, manifest, bundle, data_root, fold)) | {
+        "output_dir": str(output_dir.resolve())
+    }
+    rows = datalist(manifest, data_root=data_root, fold=fold, part=Split.VALIDATION)
     if seen := count_seen(bundle, rows):
         logger.warning(
             "%d of the %d cases of fold %d, or others of their subjects, were seen in training: the scores say nothing "
@@ -129,7 +131,7 @@ def evaluate_fold(
     return scores
 
 
-def settings_of(job: Job) -> dict[str, Any]:
+def settings_of(job: TrainingJob) -> dict[str, Any]:
     """Return the settings of a bundle's configs that a training stands for."""
     return {
         "manifest": str(job.manifest.resolve()),
@@ -171,7 +173,7 @@ def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
         )
 
 
-def prepare_folder(job: Job) -> None:
+def prepare_folder(job: TrainingJob) -> None:
     """Copy the bundle to where it shall be trained; a folder that is there is taken up, or refused.
 
     Raises:

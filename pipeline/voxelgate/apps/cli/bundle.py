@@ -16,7 +16,7 @@ from voxelgate.inference.runtimes.formats import Format
 from voxelgate.networks import describe
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.read import read_case
-from voxelgate.training.bundle_checks import pass_gates
+from voxelgate.training.bundle_checks import pass_checks
 from voxelgate.transforms.io import as_image
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a bundle.")
@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a
 def verify_bundle(bundle: BundleArgument) -> None:
     """Check that a bundle is whole: files, metadata, network, configs, properties, export, two iterations."""
     verify(bundle)
-    for gate in pass_gates(bundle):
+    for gate in pass_checks(bundle):
         console.print(f"{gate.name}: {gate.seen}", markup=False, soft_wrap=True)
     opened = open_bundle(bundle)
     console.print(f"{opened.name} {opened.version}: whole, sha256 {opened.fingerprint}")

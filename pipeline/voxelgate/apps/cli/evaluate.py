@@ -11,10 +11,11 @@ from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import progress_bar
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.metadata import is_bundle, labels_of
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.pairs import pair_files
 from voxelgate.evaluation.scores import evaluate_pairs
 from voxelgate.evaluation.table import write_csv
+from voxelgate.inference.attention.map_files import is_attention_map
 from voxelgate.training.train import evaluate_fold
 
 app = typer.Typer(add_completion=False)
@@ -45,12 +46,12 @@ def run(
     else:
         refuse_given(context, ["fold", "data_root"], "is for a bundle, and these are label maps")
         table = None if labels_from is None else labels_of(labels_from)
-        pairs = pair_files(prediction, reference)
+        pairs = pair_files(prediction, reference, is_attention_map)
         with progress_bar("measuring") as progress:
             found = evaluate_pairs(pairs, table, workers=workers, progress=progress)
             scores = [row for rows in found for row in rows]
     if csv is not None:
         write_csv(scores, csv, overwrite=overwrite)
-    subject_of = {} if subjects is None else {case.case_id: case.subject for case in load(subjects).all_cases}
+    subject_of = {} if subjects is None else {case.case_id: case.subject for case in load_manifest(subjects).all_cases}
     cases = len({row.case_id for row in scores})
     print_scores(scores, f"{cases} case{'' if cases == 1 else 's'}", subject_of)

@@ -14,10 +14,10 @@ from voxelgate.apps.cli.tables import print_facts
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.page import facts_tables, write_facts_page
 from voxelgate.datasets.survey import survey
-from voxelgate.dicom.inspect import Inspected, inspect
+from voxelgate.dicom.inspect import InspectedSeries, inspect
 
 SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
 
@@ -63,14 +63,14 @@ def run(
 
 def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None) -> None:
     with progress_bar("measuring cases") as progress:
-        found = survey(load(manifest, data_root), progress=progress)
+        found = survey(load_manifest(manifest, data_root), progress=progress)
     for facts in facts_tables(found):
         print_facts(facts)
     if page is not None:
         write_facts_page(found, page)
 
 
-def _print_series(found: list[Inspected]) -> None:
+def _print_series(found: list[InspectedSeries]) -> None:
     """Print a table of DICOM series, and what was found about each."""
     table = Table(*SERIES_COLUMNS, box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from voxelgate.apps.label.server import LOOPBACK, MOST_MIB, Serving, serve
+from voxelgate.apps.label.server import LOOPBACK, MOST_MIB, Serving, serve_label
 
 app = typer.Typer(add_completion=False)
 
@@ -28,4 +28,4 @@ def run(
     most_mib: Annotated[int, typer.Option(min=1, help="Largest upload.")] = MOST_MIB,
 ) -> None:
     """Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated."""
-    serve(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib))
+    serve_label(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib))

@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, stub, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name in COMMANDS else stub, rest
+        return name, load_command(name) if name in COMMANDS else stub, rest
 
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ for _name, _help in COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)
 
 
-def load(name: str) -> Any:
+def load_command(name: str) -> Any:
     """Import a command, with all that it needs."""
     module = import_module(f"voxelgate.apps.cli.{name}")
     if "torch" in sys.modules:

@@ -7,7 +7,7 @@ import typer
 
 from voxelgate.apps.cli.options import Overwrite
 from voxelgate.apps.cli.terminal import console, progress_bar
-from voxelgate.datasets.build_manifest import build, write
+from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 
 app = typer.Typer(add_completion=False)
 
@@ -29,7 +29,7 @@ def run(
     names = [name.strip() for name in labels.split(",")] if labels else []
     table = {str(value): text for value, text in enumerate(("background", *names))} if names else None
     with progress_bar("checking") as progress:
-        document = build(
+        document = build_manifest(
             folder,
             name=name or folder.resolve().name,
             modality=modality.upper(),
@@ -39,5 +39,5 @@ def run(
             progress=progress,
         )
     path = folder / "manifest.json" if out == Path() else out
-    write(document, path, overwrite=overwrite)
+    write_manifest(document, path, overwrite=overwrite)
     console.print(f"{path}: {len(document['training'])} cases, labels {', '.join(document['labels'].values())}")

@@ -18,10 +18,10 @@ from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.run_batch import (
     DEFAULT_ENGINE,
-    Means,
+    ExecutionOptions,
     attention_of,
     cases_in,
-    fitted,
+    plan_resources,
     segment_arrivals,
     segment_cases,
     setup_of,
@@ -111,13 +111,13 @@ def run(
     gates = attention_of(bundle, is_ensemble=is_ensemble) if attention else ()
     options = Options(wanted, overwrite, choices(Allow, allow, "--allow"), runtime, check_flips, gates, hashed_names)
     setup = setup_of(bundle, out, options, device, is_ensemble=is_ensemble)
-    means = Means(engine, Limits(timeout, attempts), max_memory)
+    means = ExecutionOptions(engine, Limits(timeout, attempts), max_memory)
     if is_watching:
         reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None
     else:
         with progress_bar("reading headers") as progress:
             cases = cases_in(inputs, setup, progress, data_root=data_root)
-        foretold, setup, means = fitted(cases, setup, means) if forecast else ("", setup, means)
+        foretold, setup, means = plan_resources(cases, setup, means) if forecast else ("", setup, means)
         if foretold:
             errors.print(foretold, markup=False, soft_wrap=True)
         reports, total = segment_cases(cases, setup, means), len(cases)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from voxelgate.apps.cli.terminal import console
-from voxelgate.datasets.page import Facts
+from voxelgate.datasets.page import FactsTable
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.evaluation.table import summarise
 from voxelgate.images.pictures import PIXELS_PER_ML
@@ -18,7 +18,7 @@ PIXEL_SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 px", "ASSD px", "MSSD px", 
 """Of pictures."""
 
 
-def print_facts(facts: Facts) -> None:
+def print_facts(facts: FactsTable) -> None:
     """Print a table of what is in a data set."""
     table = Table(*facts.columns, title=facts.title, box=box.SIMPLE_HEAD)
     for row in facts.rows:

@@ -11,9 +11,9 @@ from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
 from voxelgate.core.workers import executor_named
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.training.cross_validation import devices_here, train_folds
-from voxelgate.training.train import TRAINING, Job, evaluate_fold, train
+from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
 
 app = typer.Typer(add_completion=False)
 
@@ -42,14 +42,14 @@ def run(
     else:
         refuse_given(context, ["fold"], "goes without --folds")
     overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
-    job = Job(bundle, manifest, out, data_root, fold, resume, overrides)
+    job = TrainingJob(bundle, manifest, out, data_root, fold, resume, overrides)
     if folds is not None:
         _train_folds(job, folds, engine)
         return
     with progress_bar("checking cases") as progress:
         trained = train(job, progress=progress)
     if fold >= 0:
-        subject_of = {case.case_id: case.subject for case in load(manifest, data_root).cases}
+        subject_of = {case.case_id: case.subject for case in load_manifest(manifest, data_root).cases}
         print_scores(
             evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold),
             f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic",
@@ -58,10 +58,10 @@ def run(
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
-def _train_folds(job: Job, folds: int, engine: str) -> None:
+def _train_folds(job: TrainingJob, folds: int, engine: str) -> None:
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
         done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
-    subject_of = {case.case_id: case.subject for case in load(job.manifest, job.data_root).cases}
+    subject_of = {case.case_id: case.subject for case in load_manifest(job.manifest, job.data_root).cases}
     title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
     print_scores(list(done.scores), title, subject_of)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")

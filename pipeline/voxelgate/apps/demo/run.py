@@ -12,8 +12,8 @@ import numpy as np
 from voxelgate.apps.demo.cohort import LABELS, make_cohort
 from voxelgate.apps.demo.page import Command, DemoRun, HeldOutCase, write_page
 from voxelgate.core.errors import OutputError
-from voxelgate.datasets.build_manifest import build, write
-from voxelgate.datasets.manifest import ALL_FOLDS, load
+from voxelgate.datasets.build_manifest import build_manifest, write_manifest
+from voxelgate.datasets.manifest import ALL_FOLDS, load_manifest
 from voxelgate.datasets.survey import survey
 from voxelgate.evaluation.pairs import pair_files
 from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs
@@ -24,7 +24,7 @@ from voxelgate.segmentation.outputs import refuse_file
 from voxelgate.segmentation.report import CaseReport
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Budget, Training, plan
-from voxelgate.training.train import Job, train
+from voxelgate.training.train import TrainingJob, train
 
 TRAINING_CASES = 20
 HELD_OUT_CASES = 4
@@ -35,7 +35,7 @@ CHANNELS = (16, 32, 64)
 STRIDES = ((2, 2, 2), (2, 2, 2))
 """Coarse and small, so that the training ends within two minutes on two cores."""
 
-PARTS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "pictures", "index.html")
+SPLITS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "pictures", "index.html")
 """What a demo leaves in its folder, and what the next one there may replace."""
 
 
@@ -81,14 +81,15 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
 
     say("Writing a manifest, and checking every file.")
     manifest = out / "data" / "manifest.json"
-    write(
-        build(out / "data", name="synthetic_ct", modality="CT", licence="CC0-1.0", labels=LABELS.to_mapping()), manifest
+    write_manifest(
+        build_manifest(out / "data", name="synthetic_ct", modality="CT", licence="CC0-1.0", labels=LABELS.to_mapping()),
+        manifest,
     )
 
     say("Planning a bundle, and training it: one to two minutes on two cores.")
     _write_small_bundle(manifest, out / "bundle", seed)
     start_s = time.monotonic()
-    trained = train(Job(out / "bundle", manifest, out / "trained_bundle", fold=ALL_FOLDS))
+    trained = train(TrainingJob(out / "bundle", manifest, out / "trained_bundle", fold=ALL_FOLDS))
     training_s = time.monotonic() - start_s
 
     say("Segmenting the volumes that the network has not seen.")
@@ -115,7 +116,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
 
 
 def _clear(out: Path, *, overwrite: bool) -> None:
-    found = [out / part for part in PARTS if (out / part).exists()]
+    found = [out / part for part in SPLITS if (out / part).exists()]
     if found and not overwrite:
         raise OutputError(f"{out} holds {found[0].name} already; name another folder (--out), or pass --overwrite")
     for path in found:
@@ -145,7 +146,7 @@ def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:
         },
         "data": {"name": "made by voxelgate demo"},
     }
-    facts = survey(load(manifest)).fingerprint
+    facts = survey(load_manifest(manifest)).fingerprint
     write_bundle(plan(facts, Budget(minutes=2), overrides), root, facts)
 
 

@@ -14,13 +14,13 @@ from voxelgate.apps.label.batch_task import BatchTask
 from voxelgate.apps.label.ids import check_tag
 from voxelgate.apps.label.image_store import ImageStore
 from voxelgate.apps.label.infer_task import InferTask, facts_of
-from voxelgate.apps.label.model_versions import CURRENT, MODELS, Versions
+from voxelgate.apps.label.model_versions import CURRENT, MODELS, ModelVersions
 from voxelgate.apps.label.next_image import (
     DiceScoring,
     MostDoubtful,
     Picked,
     anyone,
-    first,
+    first_image,
     measure_disagreement,
     measure_uncertainty,
 )
@@ -48,7 +48,7 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
         logging.getLogger("monailabel").setLevel(logging.ERROR)  # where it warns, too
         logging.getLogger("voxelgate").setLevel(logging.INFO)
         roots = sorted(path.parent for path in (Path(app_dir) / MODELS).glob(f"*/{CURRENT}"))
-        self.tasks = {root.name: InferTask(Versions(root)) for root in roots}
+        self.tasks = {root.name: InferTask(ModelVersions(root)) for root in roots}
         self.first = self.tasks[roots[0].name]
         super().__init__(app_dir, studies, dict(conf), name="voxelgate", description="Segmentation bundles.")
 
@@ -70,7 +70,7 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
     def init_strategies(self) -> dict[str, Any]:
         """Return the ways to choose the next image."""
         return {
-            "first": Picked(first, "The first image by name"),
+            "first": Picked(first_image, "The first image by name"),
             "random": Picked(anyone, "An image by chance"),
             "uncertainty": MostDoubtful(
                 "uncertainty", measure_uncertainty, self.first, "The image whose mirror image gives another result"

@@ -19,7 +19,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from voxelgate.apps.label.files import place_copy, write_text
 from voxelgate.apps.label.ids import check_id, check_tag, is_id, is_tag
-from voxelgate.apps.label.label_names import remember_meaning
+from voxelgate.apps.label.label_names import remember_label_names
 from voxelgate.apps.label.submitted import read_submitted, segments_of
 from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.geometry import Grid
@@ -73,7 +73,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
         if self._auto_reload:
             self._handler.on_moved = self._on_any_event  # so a file comes that was written under another name
         has_maps = any(known.labels for known in self._datastore.objects.values())
-        remember_meaning(Path(self._datastore.label_path(None)), table, has_maps=has_maps)
+        remember_label_names(Path(self._datastore.label_path(None)), table, has_maps=has_maps)
 
     def case(self, image_id: str) -> Case:
         """Return an image as the pipeline takes it.
@@ -120,7 +120,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
                     raise InputError("another image has this id already; choose another id.")
                 return image_id
             place_copy(path, self._image_path(image_id, suffix))
-            facts = {**image_info, **stamp(f"{image_id}{suffix}")}
+            facts = {**image_info, **file_stamp(f"{image_id}{suffix}")}
             objects[image_id] = ImageLabelModel(image=DataModel(info=facts, ext=suffix))
         return image_id
 
@@ -151,7 +151,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             write_label_map(path, labels, grid, like=Path(self.get_image_uri(image_id)))
             if former is not None and former.ext != LABEL_SUFFIX:
                 self._label_path(image_id, tag, former.ext).unlink(missing_ok=True)
-            info = {**label_info, **facts, **kept, **stamp(path.name)}
+            info = {**label_info, **facts, **kept, **file_stamp(path.name)}
             known.labels[tag] = DataModel(info=info, ext=LABEL_SUFFIX)
         return image_id
 
@@ -290,7 +290,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
                 del objects[image_id]
             for image_id, suffix in found.items():
                 if image_id not in objects or objects[image_id].image.ext != suffix:
-                    image = DataModel(info=stamp(f"{image_id}{suffix}"), ext=suffix)
+                    image = DataModel(info=file_stamp(f"{image_id}{suffix}"), ext=suffix)
                     objects[image_id] = ImageLabelModel(image=image)
             self._list_labels(objects)
 
@@ -325,7 +325,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
                     label = known.labels.get(tag)
                     ext = _ext_of(label, offered)
                     is_same = label is not None and label.ext == ext
-                    labels[tag] = label if is_same else DataModel(info=stamp(f"{image_id}{ext}"), ext=ext)
+                    labels[tag] = label if is_same else DataModel(info=file_stamp(f"{image_id}{ext}"), ext=ext)
             known.labels = labels
 
 
@@ -338,7 +338,7 @@ def _ext_of(known: DataModel | None, offered: Sequence[str]) -> str:
     return str(known.ext) if known is not None and known.ext in offered else offered[0]
 
 
-def stamp(name: str) -> dict[str, Any]:
+def file_stamp(name: str) -> dict[str, Any]:
     """Return what MONAI Label's clients are told of a file: what it is called, and since when it is there."""
     return {"ts": int(time.time()), "name": name}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from monailabel.tasks.infer.bundle import BundleInferTask
 
-from voxelgate.apps.label.model_versions import Versions
+from voxelgate.apps.label.model_versions import ModelVersions
 from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.labels import LabelTable
@@ -41,7 +41,7 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
         versions: of the model.
     """
 
-    def __init__(self, versions: Versions) -> None:
+    def __init__(self, versions: ModelVersions) -> None:
         super().__init__(str(versions.current_path), {}, load_strict=True)
         self.versions = versions
         self.turn: AbstractContextManager[bool] = Lock()

@@ -7,11 +7,11 @@ from voxelgate.apps.label.files import write_text
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
 
-MEANING = "names.json"
+LABEL_NAMES = "names.json"
 """File among the label maps with the name of each value."""
 
 
-def remember_meaning(folder: Path, table: LabelTable, *, has_maps: bool) -> None:
+def remember_label_names(folder: Path, table: LabelTable, *, has_maps: bool) -> None:
     """Write down what the values of the label maps in a folder mean; where it stands already, compare.
 
     Args:
@@ -22,7 +22,7 @@ def remember_meaning(folder: Path, table: LabelTable, *, has_maps: bool) -> None
     Raises:
         UsageError: the label maps are those of a model with other labels.
     """
-    path = folder / MEANING
+    path = folder / LABEL_NAMES
     names = table.to_mapping()
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if found == names:

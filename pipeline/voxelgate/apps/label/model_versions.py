@@ -47,7 +47,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Versions:
+class ModelVersions:
     """The versions of one model in a folder.
 
     Every step is one rename, so that the server sees a version whole or not at all while another process trains.
@@ -139,7 +139,7 @@ class Versions:
         return ", ".join(map(str, self.numbers())) or "none"
 
 
-def import_bundle(bundle: Path, models: Path) -> Versions:
+def import_bundle(bundle: Path, models: Path) -> ModelVersions:
     """Put a bundle into use as a version of the model of its name; one that is known already changes nothing.
 
     So the bundle that was given at the first start stays behind what was trained since, and a newer one replaces it.
@@ -153,7 +153,7 @@ def import_bundle(bundle: Path, models: Path) -> Versions:
         UsageError: the versions of its name that are known have other labels.
     """
     fingerprint = verify(bundle)
-    versions = Versions(models / str(read_metadata(bundle)["name"]))
+    versions = ModelVersions(models / str(read_metadata(bundle)["name"]))
     versions.root.mkdir(parents=True, exist_ok=True)
     versions.remove_left_behind()
     if fingerprint in {verify(versions.path(number)) for number in versions.numbers()}:

@@ -65,7 +65,7 @@ def open_images(request: Request, store: ImageStore) -> list[str]:
     return [image_id for image_id in usable if not _is_held(facts[image_id], request.get("client_id"))] or usable
 
 
-def first(image_ids: Sequence[str]) -> str:
+def first_image(image_ids: Sequence[str]) -> str:
     """Return the first in the order of names."""
     return image_ids[0]
 

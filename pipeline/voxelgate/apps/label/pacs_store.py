@@ -19,7 +19,7 @@ from monailabel.utils.others.generic import md5_digest
 
 from voxelgate.apps.label.files import place_copy
 from voxelgate.apps.label.ids import check_id, is_id
-from voxelgate.apps.label.image_store import ImageStore, Objects, stamp
+from voxelgate.apps.label.image_store import ImageStore, Objects, file_stamp
 from voxelgate.bundle.opened import Bundle
 from voxelgate.core.errors import InputError, OutputError, UsageError, VoxelgateError
 from voxelgate.dicom.read.reader import read_series
@@ -148,7 +148,7 @@ class PacsStore(ImageStore):
         """Return what is known of a series; nothing yet, if it is in the PACS and was never opened."""
         if image_id not in objects and (self._image_path(image_id, SUFFIX).is_file() or image_id in self.list_images()):
             name = f"{image_id}{SUFFIX}"  # 3D Slicer tells by it how to read what it downloads
-            objects[image_id] = ImageLabelModel(image=DataModel(ext=SUFFIX, info=stamp(name)))
+            objects[image_id] = ImageLabelModel(image=DataModel(ext=SUFFIX, info=file_stamp(name)))
         return super()._changed(objects, image_id)
 
     def _images(self, known: Objects) -> dict[str, str]:

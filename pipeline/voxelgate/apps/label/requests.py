@@ -22,7 +22,7 @@ MOST_DEPTH = 8
 """Levels of a client's facts; deeper ones end programs that read them."""
 
 
-class InferWish(BaseModel):  # type: ignore[misc]  # pydantic is not there where mypy runs
+class InferRequest(BaseModel):  # type: ignore[misc]  # pydantic is not there where mypy runs
     """What counts of a client's `params`; 3D Slicer and OHIF send more, which a bundle has no use for."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
@@ -30,7 +30,7 @@ class InferWish(BaseModel):  # type: ignore[misc]  # pydantic is not there where
     model_filename: str = "model.pt"
 
 
-class TrainWish(BaseModel):  # type: ignore[misc]  # as above
+class TrainRequest(BaseModel):  # type: ignore[misc]  # as above
     """How a client wants a model to be trained; whatever else is refused, since it would have no effect."""
 
     model_config = ConfigDict(extra="forbid")
@@ -44,7 +44,7 @@ class TrainWish(BaseModel):  # type: ignore[misc]  # as above
         return {name: value for name, value in self.model_dump(exclude={"client_id"}).items() if value != ""}
 
 
-class BatchWish(BaseModel):  # type: ignore[misc]  # as above
+class BatchRequest(BaseModel):  # type: ignore[misc]  # as above
     """What a client may say of a batch; devices are named for compatibility, the bundle chooses its own."""
 
     model_config = ConfigDict(extra="forbid")
@@ -59,7 +59,7 @@ class BatchWish(BaseModel):  # type: ignore[misc]  # as above
     client_id: str = ""
 
 
-class ScoreWish(BaseModel):  # type: ignore[misc]  # as above
+class ScoreRequest(BaseModel):  # type: ignore[misc]  # as above
     """Which label maps are compared."""
 
     model_config = ConfigDict(extra="forbid")
@@ -68,21 +68,21 @@ class ScoreWish(BaseModel):  # type: ignore[misc]  # as above
     client_id: str = ""
 
 
-class NextWish(BaseModel):  # type: ignore[misc]  # as above
+class NextRequest(BaseModel):  # type: ignore[misc]  # as above
     """Who asks for the next image; 3D Slicer sends the settings of the strategy too, of which ours have none."""
 
     model_config = ConfigDict(extra="ignore")
     client_id: str | None = Field(None, max_length=200)
 
 
-def infer_wish(params: str) -> InferWish:
+def infer_request(params: str) -> InferRequest:
     """Return what a client wants of a proposal.
 
     Raises:
         InputError: it is no JSON object, or a value is none that can be used.
     """
     try:
-        return cast("InferWish", InferWish.model_validate_json(params or "{}"))
+        return cast("InferRequest", InferRequest.model_validate_json(params or "{}"))
     except ValidationError as error:
         fields = ", ".join(str(place) for fault in error.errors() for place in fault["loc"]) or "no JSON object"
         raise InputError(f"params cannot be used ({fields}); send a JSON object with known values.") from error

@@ -87,12 +87,12 @@ class Serving:
             return self.host == "localhost"
 
 
-def serve(serving: Serving) -> None:
+def serve_label(serving: Serving) -> None:
     """Check, prepare and run the server until it is stopped.
 
     Raises:
         UsageError: MONAI Label is not installed here, the port is taken, the label maps that are there are those of
-            other labels, or as `prepare` says.
+            other labels, or as `prepare_server` says.
         OutputError: a server works in the same folder.
         BundleError: a bundle was changed, its weights do not fit, or its labels are not named.
     """
@@ -101,14 +101,14 @@ def serve(serving: Serving) -> None:
     _refuse_taken_port(serving)
     serving.work.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(serving.work):
-        prepare(serving)
+        prepare_server(serving)
         _run(serving)
 
 
 def _run(serving: Serving) -> None:
     logging.getLogger("monailabel").setLevel(logging.ERROR)
     import uvicorn  # noqa: PLC0415 - of the optional extra
-    from monailabel.config import settings  # noqa: PLC0415 - made of what `prepare` set, as the next ones
+    from monailabel.config import settings  # noqa: PLC0415 - made of what `prepare_server` set, as the next ones
     from monailabel.utils.others.generic import init_log_config  # noqa: PLC0415
 
     from voxelgate.apps.label.web import make_web, voxelgate_app  # noqa: PLC0415
@@ -123,7 +123,7 @@ def _run(serving: Serving) -> None:
     uvicorn.run(guard, host=serving.host, port=serving.port, log_config=log_config, access_log=False)
 
 
-def prepare(serving: Serving) -> None:
+def prepare_server(serving: Serving) -> None:
     """Check the bundles, fill the work folder, and tell MONAI Label by its settings, which its processes inherit.
 
     Raises:

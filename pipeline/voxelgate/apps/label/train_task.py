@@ -9,7 +9,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from voxelgate.apps.label.model_versions import Versions
+from voxelgate.apps.label.model_versions import ModelVersions
 from voxelgate.apps.label.training_round import Annotated, Pace, train_round
 from voxelgate.images.volumes import volume_stem
 
@@ -23,7 +23,7 @@ class TrainTask(BundleTrainTask):  # type: ignore[misc]  # monailabel ships no t
         versions: of the model.
     """
 
-    def __init__(self, versions: Versions) -> None:
+    def __init__(self, versions: ModelVersions) -> None:
         super().__init__(str(versions.current_path), {})
         self.versions = versions
 

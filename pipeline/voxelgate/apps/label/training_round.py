@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from voxelgate.apps.label.files import write_text
-from voxelgate.apps.label.model_versions import ORIGIN, Origin, Versions
+from voxelgate.apps.label.model_versions import ORIGIN, ModelVersions, Origin
 from voxelgate.apps.label.submitted import read_submitted
 from voxelgate.apps.label.uncertainty import dice_of, label_map, mean_dice
 from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal
@@ -19,12 +19,12 @@ from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.bundle.workflow import run_workflow
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.manifest import Part
+from voxelgate.datasets.manifest import Split
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
 from voxelgate.training.train import TRAINING
 
-PARTS = "parts.json"
+SPLITS = "parts.json"
 """File beside the versions that says which case trains and which validates."""
 
 
@@ -36,7 +36,7 @@ class Annotated(NamedTuple):
     label: Path
 
 
-class Split(NamedTuple):
+class DealtCases(NamedTuple):
     """Cases to train on, and cases that only measure."""
 
     training: tuple[Annotated, ...]
@@ -92,7 +92,7 @@ class Round:
         return f"validation Dice {facts.dice:.4f} after {facts.parent_dice:.4f} on {cases}: {became}"
 
 
-def train_round(versions: Versions, cases: Sequence[Annotated], pace: Pace) -> Round:
+def train_round(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace) -> Round:
     """Train the version in use on annotated cases, and put the result into use if it is better on cases it did not see.
 
     It sees the label maps as they are now, whatever annotators submit before it ends.
@@ -111,7 +111,7 @@ def train_round(versions: Versions, cases: Sequence[Annotated], pace: Pace) -> R
         return _train(versions, cases, pace, Path(folder))
 
 
-def _train(versions: Versions, cases: Sequence[Annotated], pace: Pace, labels: Path) -> Round:
+def _train(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace, labels: Path) -> Round:
     parent = versions.current
     bundle = open_bundle(versions.path(parent), pace.device)
     split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in cases], pace.val_split)
@@ -132,7 +132,7 @@ def _train(versions: Versions, cases: Sequence[Annotated], pace: Pace, labels: P
         shutil.rmtree(candidate, ignore_errors=True)
 
 
-def split_cases(versions: Versions, cases: Sequence[Annotated], share: float) -> Split:
+def split_cases(versions: ModelVersions, cases: Sequence[Annotated], share: float) -> DealtCases:
     """Divide cases into those that train and those that validate; each keeps its part in all rounds of a model.
 
     Otherwise a version would be measured on cases that its parent was trained on. New cases validate until the share is
@@ -141,14 +141,14 @@ def split_cases(versions: Versions, cases: Sequence[Annotated], share: float) ->
     Raises:
         InputError: either part would be empty.
     """
-    path = versions.root / PARTS
+    path = versions.root / SPLITS
     parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     new = sorted((case.image_id for case in cases if case.image_id not in parts), key=_hashed)
-    validating = sum(parts.get(case.image_id) == Part.VALIDATION for case in cases)
+    validating = sum(parts.get(case.image_id) == Split.VALIDATION for case in cases)
     lacking = round(share * len(cases)) - validating
-    parts |= {name: Part.VALIDATION if place < lacking else Part.TRAINING for place, name in enumerate(new)}
-    split = Split(
-        *(tuple(case for case in cases if parts[case.image_id] == part) for part in (Part.TRAINING, Part.VALIDATION))
+    parts |= {name: Split.VALIDATION if place < lacking else Split.TRAINING for place, name in enumerate(new)}
+    split = DealtCases(
+        *(tuple(case for case in cases if parts[case.image_id] == part) for part in (Split.TRAINING, Split.VALIDATION))
     )
     if not all(split):
         raise InputError(
@@ -186,7 +186,7 @@ def _as_now(case: Annotated, table: LabelTable, folder: Path) -> Annotated:
     return case._replace(label=copied)
 
 
-def _candidate(versions: Versions) -> Path:
+def _candidate(versions: ModelVersions) -> Path:
     versions.remove_left_behind()
     candidate = versions.scratch()
     shutil.copytree(
@@ -198,7 +198,7 @@ def _candidate(versions: Versions) -> Path:
     return candidate
 
 
-def _overrides(bundle: Bundle, split: Split, pace: Pace) -> dict[str, Any]:
+def _overrides(bundle: Bundle, split: DealtCases, pace: Pace) -> dict[str, Any]:
     parts = ([{"image": str(case.image), "label": str(case.label)} for case in part] for part in split)
     training, validation = parts
     return {
@@ -210,7 +210,7 @@ def _overrides(bundle: Bundle, split: Split, pace: Pace) -> dict[str, Any]:
     }
 
 
-def _published(versions: Versions, candidate: Path, origin: Origin) -> Round:
+def _published(versions: ModelVersions, candidate: Path, origin: Origin) -> Round:
     """Keep a candidate and put it into use if it is better than its parent; the caller removes what is not kept."""
     if origin.dice is None or origin.parent_dice is None or origin.dice <= origin.parent_dice:
         return Round(None, origin, is_used=False)

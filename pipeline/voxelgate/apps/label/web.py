@@ -44,13 +44,13 @@ from voxelgate.apps.label.label_formats import converted
 from voxelgate.apps.label.proxy import read_pacs
 from voxelgate.apps.label.requests import (
     OWN_FACTS,
-    BatchWish,
-    NextWish,
-    ScoreWish,
-    TrainWish,
+    BatchRequest,
+    NextRequest,
+    ScoreRequest,
+    TrainRequest,
     facts_in,
     further_facts,
-    infer_wish,
+    infer_request,
 )
 from voxelgate.apps.label.submitted import RAW_SUFFIX
 from voxelgate.apps.label.tokens import anonymous, current_user
@@ -93,7 +93,7 @@ def infer(
     output: Answer = Answer.ALL,
 ) -> Response:
     """Propose a label map for an image of the datastore, of a session, or one that is sent and deleted afterwards."""
-    wish = infer_wish(params)
+    wish = infer_request(params)
     if wish.model_filename != "model.pt":
         raise InputError("a model runs with its own weights only; leave model_filename out.")
     app = voxelgate_app()
@@ -182,43 +182,43 @@ def create_session(files: Annotated[UploadFile, File()], expiry: int = 0) -> dic
     return {"session_id": session_id, "session_info": kept.to_json()}
 
 
-def start_training(model: str, wish: TrainWish | None = None, *, enqueue: bool = False) -> Any:
+def start_training(model: str, wish: TrainRequest | None = None, *, enqueue: bool = False) -> Any:
     """Train a model in a process of its own."""
     voxelgate_app().check_trainable(model)
-    return train.run_model(model, (wish or TrainWish()).request(), run_sync=False, enqueue=enqueue)
+    return train.run_model(model, (wish or TrainRequest()).request(), run_sync=False, enqueue=enqueue)
 
 
-def start_trainings(wishes: dict[str, TrainWish] | None = None) -> Any:
+def start_trainings(wishes: dict[str, TrainRequest] | None = None) -> Any:
     """Train every model, as OHIF asks for it."""
     app = voxelgate_app()
     return {model: start_training(model, (wishes or {}).get(model), enqueue=True) for model in app.tasks}
 
 
 def start_batch(
-    model: str, wish: BatchWish | None = None, images: BatchInferImageType = BatchInferImageType.IMAGES_ALL
+    model: str, wish: BatchRequest | None = None, images: BatchInferImageType = BatchInferImageType.IMAGES_ALL
 ) -> Any:
     """Propose label maps for all images, in a process of its own."""
     voxelgate_app().task(model)
-    asked = wish or BatchWish()
+    asked = wish or BatchRequest()
     request = {"label_tag": check_tag(asked.label_tag), "max_batch_size": asked.max_batch_size}
     return batch_infer.run(model, images, request)
 
 
-def start_scoring(method: str, wish: ScoreWish | None = None, *, run_sync: bool = False) -> Any:
+def start_scoring(method: str, wish: ScoreRequest | None = None, *, run_sync: bool = False) -> Any:
     """Compare label maps, in a process of its own unless it is to be waited for."""
     if method != "dice":
         raise InputError("there is no such way to compare, only dice.")
-    asked = wish or ScoreWish()
+    asked = wish or ScoreRequest()
     return scoring.run_method(method, {"y": check_tag(asked.y), "y_pred": check_tag(asked.y_pred)}, run_sync)
 
 
-def next_sample(strategy: str, wish: NextWish | None = None, user: User = USER) -> Any:
+def next_sample(strategy: str, wish: NextRequest | None = None, user: User = USER) -> Any:
     """Choose the next image to annotate, another for each annotator: a user, or a client where there are no tokens."""
-    client = user.username if settings.MONAI_LABEL_AUTH_ENABLE else (wish or NextWish()).client_id
+    client = user.username if settings.MONAI_LABEL_AUTH_ENABLE else (wish or NextRequest()).client_id
     return activelearning.sample(strategy, {"client_id": client})
 
 
-def versions(model: str) -> dict[str, Any]:
+def list_versions(model: str) -> dict[str, Any]:
     """List the versions of a model, and which is in use."""
     kept = voxelgate_app().task(model).versions
     listed = {str(number): vars(kept.origin(number)) for number in kept.numbers()}
@@ -311,7 +311,7 @@ def _own_routes() -> APIRouter:
         ("/batch/infer/{model}", start_batch, "POST", ADMIN),
         ("/scoring/{method}", start_scoring, "POST", ANNOTATOR),
         ("/activelearning/{strategy}", next_sample, "POST", USER),
-        ("/versions/{model}", versions, "GET", USER),
+        ("/versions/{model}", list_versions, "GET", USER),
         ("/versions/{model}", use_version, "PUT", ADMIN),
     ):
         router.add_api_route(path, endpoint, methods=[method], dependencies=[role])

@@ -1,7 +1,7 @@
 """Say what is wrong with a series, from its headers alone; a series without a refusal makes one volume.
 
 The rules stand in `kind` (whose images, of what kind), `planes`, `volumes` and `stack` (which
-geometry) and `values` (what the numbers mean), each a function of `Facts`.
+geometry) and `values` (what the numbers mean), each a function of `SeriesFacts`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,10 +10,10 @@ from voxelgate.core.findings import Allow, Finding, refusals
 from voxelgate.dicom.audit import kind, planes, values
 from voxelgate.dicom.audit import several_volumes as volumes
 from voxelgate.dicom.audit import stack_rules as stack
-from voxelgate.dicom.audit.facts import Facts
+from voxelgate.dicom.audit.facts import SeriesFacts
 from voxelgate.dicom.read.headers import Header
 
-Rule = Callable[[Facts], Iterator[Finding]]
+Rule = Callable[[SeriesFacts], Iterator[Finding]]
 Stage = tuple[Rule, ...]
 
 KIND: tuple[Stage, ...] = (
@@ -94,14 +94,14 @@ def audit(headers: Sequence[Header], *, allow: Iterable[Allow] = ()) -> tuple[Fi
     """
     if not headers:
         return ()
-    facts = Facts(tuple(headers), frozenset(allow))
+    facts = SeriesFacts(tuple(headers), frozenset(allow))
     found = _until_refused(KIND, facts)
     if refusals(found):
         return found
     return found + _until_refused(GEOMETRY, facts) + _until_refused(VALUES, facts)
 
 
-def _until_refused(stages: Sequence[Stage], facts: Facts) -> tuple[Finding, ...]:
+def _until_refused(stages: Sequence[Stage], facts: SeriesFacts) -> tuple[Finding, ...]:
     found: list[Finding] = []
     for stage in stages:
         found += [finding for rule in stage for finding in rule(facts)]

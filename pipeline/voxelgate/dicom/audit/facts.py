@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from voxelgate.core.findings import Allow, Code, Finding, Severity
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity
 from voxelgate.dicom.read.headers import Header
 from voxelgate.dicom.read.stack import Slice, by_position, slices_of
-from voxelgate.dicom.read.stack_shape import StackShape, measure
+from voxelgate.dicom.read.stack_shape import StackShape, measure_stack
 
 SHOWN_NUMBERS = 5
 """Instance numbers that a sentence names before it says how many more there are."""
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
+class SeriesFacts:
     """The headers of one series, and what several rules derive from them.
 
     Args:
@@ -43,7 +43,7 @@ class Facts:
     @cached_property
     def shape(self) -> StackShape:
         """Return how evenly and how straight the stack is; it needs two planes at least."""
-        return measure(self.stack)
+        return measure_stack(self.stack)
 
     @property
     def modality(self) -> str:
@@ -51,17 +51,17 @@ class Facts:
         return self.headers[0].modality
 
 
-def refuse(code: Code, message: str) -> Finding:
+def refuse(code: FindingCode, message: str) -> Finding:
     """Return a finding that speaks against reading."""
     return Finding(code, Severity.REFUSE, message)
 
 
-def warn(code: Code, message: str) -> Finding:
+def warn(code: FindingCode, message: str) -> Finding:
     """Return a finding that somebody should look at."""
     return Finding(code, Severity.WARN, message)
 
 
-def note(code: Code, message: str) -> Finding:
+def note(code: FindingCode, message: str) -> Finding:
     """Return a finding that changes nothing."""
     return Finding(code, Severity.NOTE, message)
 

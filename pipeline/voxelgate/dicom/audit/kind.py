@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from voxelgate.core.findings import Code, Finding
-from voxelgate.dicom.audit.facts import Facts, note, refuse, share, warn
+from voxelgate.core.findings import Finding, FindingCode
+from voxelgate.dicom.audit.facts import SeriesFacts, note, refuse, share, warn
 from voxelgate.dicom.audit.planes import usual_orientation
 from voxelgate.dicom.read.headers import IMAGE_CLASSES, Header
 from voxelgate.dicom.read.stack import Slice
@@ -56,7 +56,7 @@ Zero-filled images have two or four times the acquired matrix too, but a field o
 """
 
 
-def several_patients(facts: Facts) -> Iterator[Finding]:
+def several_patients(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse images of more than one patient; what is empty is unknown."""
     nouns = ("patient IDs", "patient names", "birth dates")
     counts = [len({header.patient[index] for header in facts.headers} - {""}) for index in range(len(nouns))]
@@ -65,30 +65,32 @@ def several_patients(facts: Facts) -> Iterator[Finding]:
         sentence = (
             f"one series holds {' and '.join(differing)}, expected one patient; separate them and send them again."
         )
-        yield refuse(Code.SEVERAL_PATIENTS, sentence)
+        yield refuse(FindingCode.SEVERAL_PATIENTS, sentence)
 
 
-def several_studies(facts: Facts) -> Iterator[Finding]:
+def several_studies(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse images of more than one study."""
     if (count := len({header.study_uid for header in facts.headers} - {""})) > 1:
-        yield refuse(Code.SEVERAL_STUDIES, f"one series belongs to {count} studies, expected one; send it again.")
+        yield refuse(
+            FindingCode.SEVERAL_STUDIES, f"one series belongs to {count} studies, expected one; send it again."
+        )
 
 
-def several_frames_of_reference(facts: Facts) -> Iterator[Finding]:
+def several_frames_of_reference(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse images whose positions cannot be compared."""
     if (count := len({header.frame_of_reference_uid for header in facts.headers} - {""})) > 1:
         sentence = f"the positions refer to {count} frames of reference, expected one; the patient was moved between."
-        yield refuse(Code.SEVERAL_FRAMES_OF_REFERENCE, sentence)
+        yield refuse(FindingCode.SEVERAL_FRAMES_OF_REFERENCE, sentence)
 
 
-def not_an_image(facts: Facts) -> Iterator[Finding]:
+def not_an_image(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse segmentations, structures, reports and whatever else holds no image of a patient."""
     found = [header for header in facts.headers if _is_no_image(header)]
     if found:
         names = sorted({header.modality for header in found} & NOT_IMAGE_MODALITIES)
         kind = f" ({', '.join(names)})" if names else ""
         sentence = f"{len(found)} of {len(facts.headers)} files hold no image{kind}, expected CT, MR or PET images."
-        yield refuse(Code.NOT_AN_IMAGE, sentence)
+        yield refuse(FindingCode.NOT_AN_IMAGE, sentence)
 
 
 def _is_no_image(header: Header) -> bool:
@@ -101,7 +103,7 @@ def _is_one_of(uid: str, classes: tuple[str, ...]) -> bool:
     return uid in classes or uid.startswith(tuple(f"{name}." for name in classes))
 
 
-def secondary_capture(facts: Facts) -> Iterator[Finding]:
+def secondary_capture(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse screenshots, dose pages and scanned documents: their pixels are no measurements."""
     found = [
         header
@@ -110,33 +112,33 @@ def secondary_capture(facts: Facts) -> Iterator[Finding]:
     ]
     if found:
         sentence = f"{share(found, facts.headers)}: secondary captures (screenshots), expected slices from the scanner."
-        yield refuse(Code.SECONDARY_CAPTURE, sentence)
+        yield refuse(FindingCode.SECONDARY_CAPTURE, sentence)
 
 
-def modality(facts: Facts) -> Iterator[Finding]:
+def modality(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse all but CT, MR and PET, and a mixture of them."""
     found = {header.modality for header in facts.headers}
     if len(found) == 1 and found <= READ_MODALITIES:
         return
     names = sorted({_shown(name) for name in found})
-    yield refuse(Code.MODALITY, f"the modality is {' and '.join(names)}, expected one of CT, MR or PT.")
+    yield refuse(FindingCode.MODALITY, f"the modality is {' and '.join(names)}, expected one of CT, MR or PT.")
 
 
 def _shown(name: str) -> str:
     return name if name in KNOWN_MODALITIES else "unknown" if name else "missing"
 
 
-def localizer(facts: Facts) -> Iterator[Finding]:
+def localizer(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse localizers, all or among slices; those that do not say so are told by their other plane."""
     slices = facts.slices
     found = [part for part in slices if _words(part.header) & LOCALIZER_WORDS] or _in_another_plane(slices)
     if not found:
         return
     if len(found) == len(slices):
-        yield refuse(Code.LOCALIZER, f"{share(found, slices)}: a localizer, expected a stack of slices.")
+        yield refuse(FindingCode.LOCALIZER, f"{share(found, slices)}: a localizer, expected a stack of slices.")
     else:
         sentence = f"{share(found, slices)} are localizers among the slices; send the slices without them."
-        yield refuse(Code.LOCALIZER, sentence)
+        yield refuse(FindingCode.LOCALIZER, sentence)
 
 
 def _in_another_plane(slices: Sequence[Slice]) -> list[Slice]:
@@ -152,41 +154,42 @@ def _in_another_plane(slices: Sequence[Slice]) -> list[Slice]:
     return [part for part, other in zip(oriented, is_other, strict=True) if other] if is_minority else []
 
 
-def colour(facts: Facts) -> Iterator[Finding]:
+def colour(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse what is not grey from dark to bright."""
-    kinds: dict[Code, list[Header]] = {}
+    kinds: dict[FindingCode, list[Header]] = {}
     for header in facts.headers:
         code = _colour_code(header)
         if code is not None:
             kinds.setdefault(code, []).append(header)
     reasons = {
-        Code.COLOUR: "in colour, expected grey values",
-        Code.PALETTE: "in palette colours, expected grey values",
-        Code.MONOCHROME1: "MONOCHROME1 (bright and dark exchanged), expected MONOCHROME2; convert them at the source",
-        Code.BAD_VALUE: "without a known Photometric Interpretation, expected MONOCHROME2",
+        FindingCode.COLOUR: "in colour, expected grey values",
+        FindingCode.PALETTE: "in palette colours, expected grey values",
+        FindingCode.MONOCHROME1: "MONOCHROME1 (bright and dark exchanged), expected MONOCHROME2; convert them at the "
+        "source",
+        FindingCode.BAD_VALUE: "without a known Photometric Interpretation, expected MONOCHROME2",
     }
     for code, headers in sorted(kinds.items()):
         yield refuse(code, f"{share(headers, facts.headers)}: {reasons[code]}.")
 
 
-def _colour_code(header: Header) -> Code | None:
+def _colour_code(header: Header) -> FindingCode | None:
     name = header.photometric
     if header.samples_per_pixel not in (None, 1) or name.startswith(("RGB", "YBR", "ARGB", "HSV", "CMYK")):
-        return Code.COLOUR
+        return FindingCode.COLOUR
     if name == "PALETTE COLOR":
-        return Code.PALETTE
+        return FindingCode.PALETTE
     if name == "MONOCHROME1":
-        return Code.MONOCHROME1
+        return FindingCode.MONOCHROME1
     has_pixels = header.pixel_bytes is not None
-    return Code.BAD_VALUE if name != "MONOCHROME2" and has_pixels else None
+    return FindingCode.BAD_VALUE if name != "MONOCHROME2" and has_pixels else None
 
 
-def mosaic(facts: Facts) -> Iterator[Finding]:
+def mosaic(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse mosaics, the slices of a volume side by side in one image, also where the tags are gone."""
     found = [header for header in facts.headers if _says_mosaic(header) or _looks_like_mosaic(header)]
     if found:
         sentence = f"{share(found, facts.headers)}: mosaics, the slices of a volume side by side; convert them first."
-        yield refuse(Code.MOSAIC, sentence)
+        yield refuse(FindingCode.MOSAIC, sentence)
 
 
 def _says_mosaic(header: Header) -> bool:
@@ -214,7 +217,7 @@ def _tiles(header: Header) -> int:
     return int(down) if down == across == int(down) else 1
 
 
-def multi_frame(facts: Facts) -> Iterator[Finding]:
+def multi_frame(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse multi-frame files that do not say where each frame lies, and more than one of them."""
     several = [header for header in facts.headers if header.frames > 1 or len(header.planes) > 1]
     if not several:
@@ -223,26 +226,28 @@ def multi_frame(facts: Facts) -> Iterator[Finding]:
         sentence = (
             f"{share(several, facts.headers)}: multi-frame of a kind that is not read, expected enhanced CT, MR or PET."
         )
-        yield refuse(Code.MULTI_FRAME, sentence)
+        yield refuse(FindingCode.MULTI_FRAME, sentence)
     elif any(len(header.planes) != header.frames for header in several):
         sentence = (
             f"{share(several, facts.headers)}: frames do not say where they lie, expected a functional group for each."
         )
-        yield refuse(Code.MULTI_FRAME, sentence)
+        yield refuse(FindingCode.MULTI_FRAME, sentence)
     elif len(facts.headers) > 1:
         sentence = (
             f"{len(several)} of {len(facts.headers)} files are multi-frame, expected one; choose one and give it alone."
         )
-        yield refuse(Code.MULTI_FRAME, sentence)
+        yield refuse(FindingCode.MULTI_FRAME, sentence)
 
 
-def several_stacks(facts: Facts) -> Iterator[Finding]:
+def several_stacks(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse frames that say themselves that they belong to several stacks."""
     if (count := len({part.plane.stack for part in facts.slices} - {""})) > 1:
-        yield refuse(Code.SEVERAL_VOLUMES, f"the frames belong to {count} stacks, expected one; separate them first.")
+        yield refuse(
+            FindingCode.SEVERAL_VOLUMES, f"the frames belong to {count} stacks, expected one; separate them first."
+        )
 
 
-def derived(facts: Facts) -> Iterator[Finding]:
+def derived(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse renderings, warn of projections and calculated images, note other images that were derived."""
     found = [(header, _words(header)) for header in facts.headers]
     rendered = [header for header, words in found if words & RENDERING_WORDS]
@@ -252,13 +257,19 @@ def derived(facts: Facts) -> Iterator[Finding]:
     other = [header for header in facts.headers if header.image_type[:1] == ("DERIVED",)]
     everyone = facts.headers
     if rendered:
-        yield refuse(Code.DERIVED, f"{share(rendered, everyone)}: renderings or curved planes, expected plane slices.")
+        yield refuse(
+            FindingCode.DERIVED, f"{share(rendered, everyone)}: renderings or curved planes, expected plane slices."
+        )
     elif projected:
-        yield warn(Code.DERIVED, f"{share(projected, everyone)}: projections through a slab, expected plain slices.")
+        yield warn(
+            FindingCode.DERIVED, f"{share(projected, everyone)}: projections through a slab, expected plain slices."
+        )
     elif calculated:
-        yield warn(Code.DERIVED, f"{share(calculated, everyone)}: calculated images or maps, expected plain slices.")
+        yield warn(
+            FindingCode.DERIVED, f"{share(calculated, everyone)}: calculated images or maps, expected plain slices."
+        )
     elif other:
-        yield note(Code.DERIVED, f"{share(other, everyone)}: derived, not as the scanner made them.")
+        yield note(FindingCode.DERIVED, f"{share(other, everyone)}: derived, not as the scanner made them.")
 
 
 def _words(header: Header) -> frozenset[str]:

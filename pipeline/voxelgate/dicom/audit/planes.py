@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.findings import Code, Finding
-from voxelgate.dicom.audit.facts import Facts, note, refuse, share
+from voxelgate.core.findings import Finding, FindingCode
+from voxelgate.dicom.audit.facts import SeriesFacts, note, refuse, share
 from voxelgate.dicom.read.headers import Vector
 from voxelgate.dicom.read.stack import Slice
 
@@ -37,21 +37,21 @@ Numbers = npt.NDArray[np.float64]
 GEOMETRY_KEYWORDS = frozenset(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"))
 
 
-def bad_geometry_values(facts: Facts) -> Iterator[Finding]:
+def bad_geometry_values(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse geometry that is written but is no number, or not as many as it takes."""
     for keyword in sorted(GEOMETRY_KEYWORDS):
         found = [header for header in facts.headers if keyword in header.malformed]
         if found:
             sentence = f"{share(found, facts.headers)}: {keyword} holds no valid numbers; send them again."
-            yield refuse(Code.BAD_VALUE, sentence)
+            yield refuse(FindingCode.BAD_VALUE, sentence)
 
 
-def impossible_geometry(facts: Facts) -> Iterator[Finding]:
+def impossible_geometry(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse positions and pixels beyond any scanner; they are damaged, or in another unit."""
     far = [part for part in facts.slices if max(map(abs, part.plane.position_lps_mm or (0.0,))) > FARTHEST_MM]
     if far:
         sentence = f"{share(far, facts.slices)}: Image Position (Patient) beyond {FARTHEST_MM / 1000:.0f} m."
-        yield refuse(Code.BAD_VALUE, sentence)
+        yield refuse(FindingCode.BAD_VALUE, sentence)
     low_mm, high_mm = PIXEL_LIMITS_MM
     odd = [
         part
@@ -60,10 +60,10 @@ def impossible_geometry(facts: Facts) -> Iterator[Finding]:
     ]
     if odd:
         sentence = f"{share(odd, facts.slices)}: Pixel Spacing not between {low_mm:g} and {high_mm:g} mm."
-        yield refuse(Code.BAD_VALUE, sentence)
+        yield refuse(FindingCode.BAD_VALUE, sentence)
 
 
-def no_size(facts: Facts) -> Iterator[Finding]:
+def no_size(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse images without rows or columns."""
     found = [
         header
@@ -71,40 +71,42 @@ def no_size(facts: Facts) -> Iterator[Finding]:
         if not {"Rows", "Columns"} & set(header.malformed) and min(header.rows or 0, header.columns or 0) < 1
     ]
     if found:
-        yield refuse(Code.BAD_VALUE, f"{share(found, facts.headers)}: Rows or Columns missing or 0, expected both.")
+        yield refuse(
+            FindingCode.BAD_VALUE, f"{share(found, facts.headers)}: Rows or Columns missing or 0, expected both."
+        )
 
 
-def no_position(facts: Facts) -> Iterator[Finding]:
+def no_position(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse planes that do not say where they lie."""
     found = _without(facts, "ImagePositionPatient", lambda part: part.plane.position_lps_mm)
     if found:
         yield refuse(
-            Code.NO_POSITION, f"{share(found, facts.slices)}: no Image Position (Patient), so no place in space."
+            FindingCode.NO_POSITION, f"{share(found, facts.slices)}: no Image Position (Patient), so no place in space."
         )
 
 
-def no_orientation(facts: Facts) -> Iterator[Finding]:
+def no_orientation(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse planes that do not say how they lie."""
     found = _without(facts, "ImageOrientationPatient", lambda part: part.plane.orientation_lps)
     if found:
         sentence = f"{share(found, facts.slices)}: no Image Orientation (Patient), so left and right are unknown."
-        yield refuse(Code.NO_ORIENTATION, sentence)
+        yield refuse(FindingCode.NO_ORIENTATION, sentence)
 
 
-def no_pixel_spacing(facts: Facts) -> Iterator[Finding]:
+def no_pixel_spacing(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse planes whose pixels have no size."""
     found = _without(facts, "PixelSpacing", lambda part: part.plane.pixel_spacing_mm)
     found += [part for part in facts.slices if min(part.plane.pixel_spacing_mm or (1.0,)) <= 0]
     if found:
         sentence = f"{share(found, facts.slices)}: Pixel Spacing missing or not above 0, so sizes in mm are unknown."
-        yield refuse(Code.NO_PIXEL_SPACING, sentence)
+        yield refuse(FindingCode.NO_PIXEL_SPACING, sentence)
 
 
-def _without(facts: Facts, keyword: str, value: Callable[[Slice], Vector | None]) -> list[Slice]:
+def _without(facts: SeriesFacts, keyword: str, value: Callable[[Slice], Vector | None]) -> list[Slice]:
     return [part for part in facts.slices if value(part) is None and keyword not in part.header.malformed]
 
 
-def bad_orientation(facts: Facts) -> Iterator[Finding]:
+def bad_orientation(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse directions that are not of unit length and at a right angle."""
     oriented = [part for part in facts.slices if part.plane.orientation_lps is not None]
     if not oriented:
@@ -119,10 +121,10 @@ def bad_orientation(facts: Facts) -> Iterator[Finding]:
             f"{share(found, facts.slices)}: row and column directions are off unit length or right angle by up to "
             f"{float(np.maximum(off_length, off_angle).max()):.4f}, expected at most {ORIENTATION_TOLERANCE}."
         )
-        yield refuse(Code.BAD_ORIENTATION, sentence)
+        yield refuse(FindingCode.BAD_ORIENTATION, sentence)
 
 
-def mixed_orientations(facts: Facts) -> Iterator[Finding]:
+def mixed_orientations(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse planes that are not parallel, or turned against each other."""
     cosines = np.array([part.plane.orientation_lps for part in facts.slices])
     is_other = np.abs(cosines - usual_orientation(cosines)).max(axis=1) > SAME_ORIENTATION_TOLERANCE
@@ -132,10 +134,10 @@ def mixed_orientations(facts: Facts) -> Iterator[Finding]:
             f"{share(found, facts.slices)} are oriented differently from the others (direction cosines differ by more "
             f"than {SAME_ORIENTATION_TOLERANCE}), expected parallel slices."
         )
-        yield refuse(Code.MIXED_ORIENTATIONS, sentence)
+        yield refuse(FindingCode.MIXED_ORIENTATIONS, sentence)
 
 
-def mixed_pixel_spacings(facts: Facts) -> Iterator[Finding]:
+def mixed_pixel_spacings(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse planes with pixels of different sizes."""
     spacings_mm = np.array([part.plane.pixel_spacing_mm for part in facts.slices])
     low_mm, high_mm = spacings_mm.min(axis=0), spacings_mm.max(axis=0)
@@ -144,10 +146,10 @@ def mixed_pixel_spacings(facts: Facts) -> Iterator[Finding]:
             f"Pixel Spacing ranges from {low_mm[0]:.2f} x {low_mm[1]:.2f} to {high_mm[0]:.2f} x {high_mm[1]:.2f} mm, "
             f"expected one within {100 * SAME_SPACING_TOLERANCE:.1f} %; these are several volumes."
         )
-        yield refuse(Code.MIXED_PIXEL_SPACINGS, sentence)
+        yield refuse(FindingCode.MIXED_PIXEL_SPACINGS, sentence)
 
 
-def mixed_sizes(facts: Facts) -> Iterator[Finding]:
+def mixed_sizes(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse planes of different numbers of rows or columns."""
     sizes = Counter((header.rows, header.columns) for header in facts.headers if header.rows and header.columns)
     if len(sizes) > 1:
@@ -155,15 +157,15 @@ def mixed_sizes(facts: Facts) -> Iterator[Finding]:
         sentence = f"the images have {len(sizes)} sizes in rows x columns (images): {named}; expected one."
         if len(sizes) > 3:
             sentence = f"the images have {len(sizes)} sizes in rows x columns, expected one."
-        yield refuse(Code.MIXED_SIZES, sentence)
+        yield refuse(FindingCode.MIXED_SIZES, sentence)
 
 
-def non_square_pixels(facts: Facts) -> Iterator[Finding]:
+def non_square_pixels(facts: SeriesFacts) -> Iterator[Finding]:
     """Note pixels that are not square; they are read as they are."""
     height_mm, width_mm = facts.slices[0].plane.pixel_spacing_mm or ()
     if abs(height_mm - width_mm) > SQUARE_TOLERANCE * max(height_mm, width_mm):
         sentence = f"pixels are {height_mm:.2f} mm high and {width_mm:.2f} mm wide; they are read as they are."
-        yield note(Code.NON_SQUARE_PIXELS, sentence)
+        yield note(FindingCode.NON_SQUARE_PIXELS, sentence)
 
 
 def usual_orientation(cosines: Numbers) -> Numbers:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from voxelgate.core.findings import Code, Finding, Severity
-from voxelgate.dicom.audit.facts import Facts, refuse, warn
+from voxelgate.core.findings import Finding, FindingCode, Severity
+from voxelgate.dicom.audit.facts import SeriesFacts, refuse, warn
 from voxelgate.dicom.read.stack import Slice
 
 Value = float | str | None
@@ -28,15 +28,15 @@ class Feature(NamedTuple):
 
     noun: str
     value: Callable[[Slice], Value]
-    code: Code = Code.SEVERAL_VOLUMES
+    code: FindingCode = FindingCode.SEVERAL_VOLUMES
     mixed: Severity = Severity.REFUSE
     is_exact: bool = False
     in_blocks: bool = False
 
 
 FEATURES = (
-    Feature("echo times", lambda part: part.plane.echo_time_ms, Code.SEVERAL_ECHOES, is_exact=True),
-    Feature("b-values", lambda part: part.plane.b_value, Code.DIFFUSION, is_exact=True),
+    Feature("echo times", lambda part: part.plane.echo_time_ms, FindingCode.SEVERAL_ECHOES, is_exact=True),
+    Feature("b-values", lambda part: part.plane.b_value, FindingCode.DIFFUSION, is_exact=True),
     Feature("temporal positions", lambda part: part.plane.temporal_position, is_exact=True),
     Feature("trigger times", lambda part: part.plane.trigger_time_ms),
     Feature("scanner settings", lambda part: part.header.acquisition),
@@ -46,7 +46,7 @@ FEATURES = (
 """The first that differs gives several volumes their name."""
 
 
-def shared_positions(facts: Facts) -> Iterator[Finding]:
+def shared_positions(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse several images at one position: a named kind of several volumes, or doubled slices."""
     shared = [(number, group) for number, group in enumerate(facts.positions, start=1) if len(group) > 1]
     if not shared:
@@ -57,7 +57,7 @@ def shared_positions(facts: Facts) -> Iterator[Finding]:
             f"{len(shared)} of {len(facts.positions)} positions hold more than one image, first position {number} with "
             f"{len(group)} different images, expected one; choose which belong to the volume."
         )
-        yield refuse(Code.DUPLICATE_POSITION, sentence)
+        yield refuse(FindingCode.DUPLICATE_POSITION, sentence)
         return
     feature = next((kind for kind in FEATURES if _differs(kind, [group for _, group in shared])), None)
     most = max(len(group) for _, group in shared)
@@ -66,20 +66,20 @@ def shared_positions(facts: Facts) -> Iterator[Finding]:
         f"{len(shared)} of {len(facts.positions)} positions hold up to {most} images{named}, expected one volume; "
         "separate the volumes first."
     )
-    yield refuse(feature.code if feature else Code.SEVERAL_VOLUMES, sentence)
+    yield refuse(feature.code if feature else FindingCode.SEVERAL_VOLUMES, sentence)
 
 
 def _differs(feature: Feature, groups: Sequence[Sequence[Slice]]) -> bool:
     return sum(len({feature.value(part) for part in group}) > 1 for group in groups) >= MANY_POSITIONS * len(groups)
 
 
-def single_slice(facts: Facts) -> Iterator[Finding]:
+def single_slice(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse a single image."""
     if len(facts.slices) == 1:
-        yield refuse(Code.SINGLE_SLICE, "the series is a single slice, expected a volume of two at least.")
+        yield refuse(FindingCode.SINGLE_SLICE, "the series is a single slice, expected a volume of two at least.")
 
 
-def mixed_acquisitions(facts: Facts) -> Iterator[Finding]:
+def mixed_acquisitions(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse two acquisitions whose slices alternate, so that together they look like one stack.
 
     Blocks that follow one another are told: settings may change on the way, but two volumes may also have been joined.
@@ -97,12 +97,12 @@ def mixed_acquisitions(facts: Facts) -> Iterator[Finding]:
         )
         if feature.mixed is Severity.WARN:
             sentence = f"{kinds} different {feature.noun} alternate along the stack; check that it is one acquisition."
-        yield (refuse if feature.mixed is Severity.REFUSE else warn)(Code.MIXED_ACQUISITIONS, sentence)
+        yield (refuse if feature.mixed is Severity.REFUSE else warn)(FindingCode.MIXED_ACQUISITIONS, sentence)
         return
     yield from _blocks(facts)
 
 
-def _blocks(facts: Facts) -> Iterator[Finding]:
+def _blocks(facts: SeriesFacts) -> Iterator[Finding]:
     for feature in FEATURES:
         values = [feature.value(part) for part in facts.stack]
         kinds = len(set(values))
@@ -113,7 +113,7 @@ def _blocks(facts: Facts) -> Iterator[Finding]:
             f"{kinds} different {feature.noun} follow one another along the stack, first between slices {at} and "
             f"{at + 1}; check that it is one acquisition."
         )
-        yield warn(Code.MIXED_ACQUISITIONS, sentence)
+        yield warn(FindingCode.MIXED_ACQUISITIONS, sentence)
         return
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.findings import Allow, Code, Finding
-from voxelgate.dicom.audit.facts import Facts, note, refuse, warn
+from voxelgate.core.findings import Allow, Finding, FindingCode
+from voxelgate.dicom.audit.facts import SeriesFacts, note, refuse, warn
 from voxelgate.dicom.read.stack import normal_lps
 from voxelgate.dicom.read.stack_shape import GAP_TOLERANCE, SHEAR_TOLERANCE, SIDEWAYS_TOLERANCE_MM
 
@@ -21,17 +21,17 @@ MOST_FILLED = 3
 """Most slices in a row that may be filled on request: between farther neighbours interpolation invents anatomy."""
 
 
-def shifted_slices(facts: Facts) -> Iterator[Finding]:
+def shifted_slices(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse slices that lie beside the axis of the stack."""
     if facts.shape.is_shifted:
         sentence = (
             f"slices lie up to {facts.shape.sideways_mm:.2f} mm beside the axis of the stack, expected at most "
             f"{SIDEWAYS_TOLERANCE_MM:.2f} mm; they do not make one grid."
         )
-        yield refuse(Code.SHIFTED_SLICES, sentence)
+        yield refuse(FindingCode.SHIFTED_SLICES, sentence)
 
 
-def gantry_tilt(facts: Facts) -> Iterator[Finding]:
+def gantry_tilt(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse a sheared stack, whether a tilt is written or not; with `Allow.TILT` warn if its gaps are even."""
     if not facts.shape.is_sheared:
         return
@@ -40,12 +40,12 @@ def gantry_tilt(facts: Facts) -> Iterator[Finding]:
         f"{np.degrees(np.arctan(SHEAR_TOLERANCE)):.2f} (a tilted gantry)"
     )
     if Allow.TILT in facts.allow and facts.shape.is_regular and not facts.shape.misses_slices:
-        yield warn(Code.GANTRY_TILT, f"{sentence}; it is corrected by resampling.")
+        yield warn(FindingCode.GANTRY_TILT, f"{sentence}; it is corrected by resampling.")
     else:
-        yield refuse(Code.GANTRY_TILT, f"{sentence}; correct it at the scanner, or pass --allow tilt.")
+        yield refuse(FindingCode.GANTRY_TILT, f"{sentence}; correct it at the scanner, or pass --allow tilt.")
 
 
-def tilt_without_shear(facts: Facts) -> Iterator[Finding]:
+def tilt_without_shear(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of a tilt that is written but not to be seen in the positions.
 
     If the slices themselves are tilted the volume was corrected; if they are not, the header contradicts itself.
@@ -56,12 +56,12 @@ def tilt_without_shear(facts: Facts) -> Iterator[Finding]:
     normal = np.abs(normal_lps(facts.slices[0].plane.orientation_lps or ()))
     sentence = f"a gantry tilt of {written_deg:.2f} degrees is written, but the positions make a rectangular grid"
     if np.degrees(np.arccos(min(float(normal.max()), 1.0))) > written_deg / 2:
-        yield note(Code.GANTRY_TILT, f"{sentence}, whose slices are tilted.")
+        yield note(FindingCode.GANTRY_TILT, f"{sentence}, whose slices are tilted.")
     else:
-        yield warn(Code.GANTRY_TILT, f"{sentence} without any tilt; check that the anatomy is not sheared.")
+        yield warn(FindingCode.GANTRY_TILT, f"{sentence} without any tilt; check that the anatomy is not sheared.")
 
 
-def missing_slice(facts: Facts) -> Iterator[Finding]:
+def missing_slice(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse gaps of whole multiples of the usual one; with `Allow.GAPS` warn if the rest is in order."""
     shape = facts.shape
     if not shape.misses_slices:
@@ -72,11 +72,11 @@ def missing_slice(facts: Facts) -> Iterator[Finding]:
         f"{shape.usual_mm:.2f} mm within {100 * GAP_TOLERANCE:.0f} %; {_missing(shape.steps)}"
     )
     if int(shape.steps.max()) - 1 > MOST_FILLED:
-        yield refuse(Code.MISSING_SLICE, f"{sentence}, more than {MOST_FILLED} in a row; send the series again.")
+        yield refuse(FindingCode.MISSING_SLICE, f"{sentence}, more than {MOST_FILLED} in a row; send the series again.")
     elif Allow.GAPS in facts.allow and not (shape.is_sheared or shape.is_shifted):
-        yield warn(Code.MISSING_SLICE, f"{sentence}, filled by interpolation.")
+        yield warn(FindingCode.MISSING_SLICE, f"{sentence}, filled by interpolation.")
     else:
-        yield refuse(Code.MISSING_SLICE, f"{sentence}; send the series again, or pass --allow gaps.")
+        yield refuse(FindingCode.MISSING_SLICE, f"{sentence}; send the series again, or pass --allow gaps.")
 
 
 def _missing(steps: npt.NDArray[np.int64]) -> str:
@@ -84,7 +84,7 @@ def _missing(steps: npt.NDArray[np.int64]) -> str:
     return f"{slices} slice{'s are' * (slices > 1) or ' is'} missing" + f", in {places} places" * (places > 1)
 
 
-def non_uniform_spacing(facts: Facts) -> Iterator[Finding]:
+def non_uniform_spacing(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse gaps that no evenly spaced stack explains."""
     shape = facts.shape
     if shape.is_regular:
@@ -95,10 +95,10 @@ def non_uniform_spacing(facts: Facts) -> Iterator[Finding]:
         f"gaps range from {shape.gaps_mm.min():.2f} to {shape.gaps_mm.max():.2f} mm, expected {shape.usual_mm:.2f} mm "
         f"within {100 * GAP_TOLERANCE:.0f} %; furthest off between slices {worst + 1} and {worst + 2}."
     )
-    yield refuse(Code.NON_UNIFORM_SPACING, sentence)
+    yield refuse(FindingCode.NON_UNIFORM_SPACING, sentence)
 
 
-def rounded_positions(facts: Facts) -> Iterator[Finding]:
+def rounded_positions(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of gaps that are uneven only because positions are rounded to 0.1 mm."""
     shape = facts.shape
     if shape.is_rounded:
@@ -106,10 +106,10 @@ def rounded_positions(facts: Facts) -> Iterator[Finding]:
             f"gaps range from {shape.gaps_mm.min():.2f} to {shape.gaps_mm.max():.2f} mm, but every slice is within "
             f"{shape.deviation_mm:.2f} mm of an even stack; positions are rounded, even spacing is used."
         )
-        yield warn(Code.ROUNDED_POSITIONS, sentence)
+        yield warn(FindingCode.ROUNDED_POSITIONS, sentence)
 
 
-def sparse_slices(facts: Facts) -> Iterator[Finding]:
+def sparse_slices(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of an even stack between whose slices as much again could lie: every other one may have been lost."""
     found_mm = sorted(part.plane.thickness_mm or 0.0 for part in facts.stack)
     found_mm = [thickness_mm for thickness_mm in found_mm if thickness_mm > 0]
@@ -120,10 +120,10 @@ def sparse_slices(facts: Facts) -> Iterator[Finding]:
         sentence = (
             f"slices are {thickness_mm:.2f} mm thick but {gap_mm:.2f} mm apart; check that none between them were lost."
         )
-        yield warn(Code.SPARSE_SLICES, sentence)
+        yield warn(FindingCode.SPARSE_SLICES, sentence)
 
 
-def spacing_between_slices(facts: Facts) -> Iterator[Finding]:
+def spacing_between_slices(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of a written spacing other than the measured one, which is used; Slice Thickness is no spacing.
 
     Of a tilted stack the spacing may be written along the normal or along the axis.
@@ -140,4 +140,4 @@ def spacing_between_slices(facts: Facts) -> Iterator[Finding]:
             f"Spacing Between Slices says {said_mm:.2f} mm, the positions are {measured_mm:.2f} mm apart; "
             "the positions are used."
         )
-        yield warn(Code.SPACING_BETWEEN_SLICES, sentence)
+        yield warn(FindingCode.SPACING_BETWEEN_SLICES, sentence)

@@ -4,8 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from voxelgate.core.findings import Code, Finding
-from voxelgate.dicom.audit.facts import Facts, note, refuse, share, warn
+from voxelgate.core.findings import Finding, FindingCode
+from voxelgate.dicom.audit.facts import SeriesFacts, note, refuse, share, warn
 from voxelgate.dicom.audit.planes import GEOMETRY_KEYWORDS
 from voxelgate.dicom.read.headers import Header
 from voxelgate.dicom.read.stack import Slice
@@ -36,7 +36,7 @@ SMALLEST_ENCODED_FRAME = 10
 """Bytes that an encapsulated frame takes at least: an item's tag and length, and two bytes (PS3.5 A.4)."""
 
 
-def bad_uid(facts: Facts) -> Iterator[Finding]:
+def bad_uid(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of UIDs that are empty or invalid: images can be read, but nothing can refer to them."""
     uids = {
         "SOP Instance": [header.sop_instance_uid for header in facts.headers],
@@ -51,14 +51,14 @@ def bad_uid(facts: Facts) -> Iterator[Finding]:
             f"empty or invalid: {', '.join(bad)} of {len(facts.headers)} files; "
             "the images can be read, but DICOM results (SEG) that refer to them cannot be written."
         )
-        yield warn(Code.BAD_UID, sentence)
+        yield warn(FindingCode.BAD_UID, sentence)
 
 
 def _is_uid(uid: str) -> bool:
     return len(uid) <= LONGEST_UID and VALID_UID.fullmatch(uid) is not None
 
 
-def duplicate_uid(facts: Facts) -> Iterator[Finding]:
+def duplicate_uid(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of different images with one SOP Instance UID; those at one place are refused with their position."""
     counts = Counter(header.sop_instance_uid for header in facts.headers if header.sop_instance_uid)
     shared = [header for header in facts.headers if counts[header.sop_instance_uid] > 1]
@@ -67,7 +67,7 @@ def duplicate_uid(facts: Facts) -> Iterator[Finding]:
             f"{share(shared, facts.headers)} share their SOP Instance UID with a different image; "
             "DICOM results that refer to them would be ambiguous."
         )
-        yield (refuse if _share_a_place(shared) else warn)(Code.DUPLICATE_UID, sentence)
+        yield (refuse if _share_a_place(shared) else warn)(FindingCode.DUPLICATE_UID, sentence)
 
 
 def _share_a_place(headers: Sequence[Header]) -> bool:
@@ -75,20 +75,21 @@ def _share_a_place(headers: Sequence[Header]) -> bool:
     return max(places.values()) > 1
 
 
-def bad_values(facts: Facts) -> Iterator[Finding]:
+def bad_values(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse numbers that decoding needs and that are none; warn of others."""
     found = {keyword for header in facts.headers for keyword in header.malformed}
     for keyword in sorted(found - GEOMETRY_KEYWORDS - RESCALE_KEYWORDS):
         headers = [header for header in facts.headers if keyword in header.malformed]
         if keyword in VALUE_KEYWORDS:
-            yield refuse(Code.BAD_VALUE, f"{share(headers, facts.headers)}: {keyword} holds no valid number.")
+            yield refuse(FindingCode.BAD_VALUE, f"{share(headers, facts.headers)}: {keyword} holds no valid number.")
         else:
             yield warn(
-                Code.BAD_VALUE, f"{share(headers, facts.headers)}: {keyword} holds no valid number; it is ignored."
+                FindingCode.BAD_VALUE,
+                f"{share(headers, facts.headers)}: {keyword} holds no valid number; it is ignored.",
             )
 
 
-def bad_format(facts: Facts) -> Iterator[Finding]:
+def bad_format(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse pixel formats that are not read."""
     found = [header for header in facts.headers if header.pixel_bytes is not None and not _is_known_format(header)]
     if found:
@@ -96,7 +97,7 @@ def bad_format(facts: Facts) -> Iterator[Finding]:
             f"{share(found, facts.headers)}: pixel format missing or not read, expected 8, 16 or 32 bits allocated, "
             "no more bits stored, the High Bit among them, and a Pixel Representation of 0 or 1."
         )
-        yield refuse(Code.BAD_VALUE, sentence)
+        yield refuse(FindingCode.BAD_VALUE, sentence)
 
 
 def _is_known_format(header: Header) -> bool:
@@ -108,15 +109,15 @@ def _is_known_format(header: Header) -> bool:
     return 1 <= stored <= allocated and (header.high_bit is None or header.high_bit < stored)
 
 
-def float_pixels(facts: Facts) -> Iterator[Finding]:
+def float_pixels(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse floating point numbers, which no CT, MR or PET image may hold."""
     found = [header for header in facts.headers if header.has_float_pixels]
     if found:
         sentence = f"{share(found, facts.headers)}: Float Pixel Data, which are not read, expected integers."
-        yield refuse(Code.BAD_VALUE, sentence)
+        yield refuse(FindingCode.BAD_VALUE, sentence)
 
 
-def unknown_encoding(facts: Facts) -> Iterator[Finding]:
+def unknown_encoding(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse raw pixels under a transfer syntax that does not say their byte order, such as GE's private one."""
     found = [
         header
@@ -128,49 +129,54 @@ def unknown_encoding(facts: Facts) -> Iterator[Finding]:
             f"{share(found, facts.headers)}: raw pixels under a private or compressed transfer syntax, so their "
             "encoding is unknown."
         )
-        yield refuse(Code.UNDECODABLE, sentence)
+        yield refuse(FindingCode.UNDECODABLE, sentence)
 
 
-def mixed_pixel_formats(facts: Facts) -> Iterator[Finding]:
+def mixed_pixel_formats(facts: SeriesFacts) -> Iterator[Finding]:
     """Note formats that differ from slice to slice, each of which is decoded by its own; warn where the sign does."""
     formats = {(part.bits_allocated, part.bits_stored, part.pixel_representation) for part in facts.headers}
     if len({sign for _, _, sign in formats}) > 1:
         yield warn(
-            Code.MIXED_PIXEL_FORMATS, "some images store signed and some unsigned numbers; each is read by its own."
+            FindingCode.MIXED_PIXEL_FORMATS,
+            "some images store signed and some unsigned numbers; each is read by its own.",
         )
     elif len(formats) > 1:
-        yield note(Code.MIXED_PIXEL_FORMATS, f"the images store {len(formats)} pixel formats; each is read by its own.")
+        yield note(
+            FindingCode.MIXED_PIXEL_FORMATS, f"the images store {len(formats)} pixel formats; each is read by its own."
+        )
 
 
-def no_pixels(facts: Facts) -> Iterator[Finding]:
+def no_pixels(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse images without pixel data."""
     found = [header for header in facts.headers if not header.pixel_bytes]
     if found:
-        yield refuse(Code.NO_PIXELS, f"{share(found, facts.headers)}: no pixel data, only a header; send them again.")
+        yield refuse(
+            FindingCode.NO_PIXELS, f"{share(found, facts.headers)}: no pixel data, only a header; send them again."
+        )
 
 
-def truncated(facts: Facts) -> Iterator[Finding]:
+def truncated(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse pixel data shorter or longer than rows, columns and frames say, or shorter than the file holds."""
     found = [header for header in facts.headers if header.pixel_bytes and _is_truncated(header)]
     if found:
         sentence = f"{share(found, facts.headers)}: pixel data end early, the file is truncated; send them again."
-        yield refuse(Code.TRUNCATED, sentence)
+        yield refuse(FindingCode.TRUNCATED, sentence)
     longer = [header for header in facts.headers if 0 < 2 * _expected_bytes(header) <= (header.pixel_bytes or 0)]
     if longer:
         sentence = f"{share(longer, facts.headers)}: pixel data of more frames than the header says; send them again."
-        yield refuse(Code.MULTI_FRAME, sentence)
+        yield refuse(FindingCode.MULTI_FRAME, sentence)
     else:
         yield from _wrong_size(facts)
 
 
-def _wrong_size(facts: Facts) -> Iterator[Finding]:
+def _wrong_size(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse pixel data that rows and columns do not explain; a line too much shears the whole image."""
     found = [
         header for header in facts.headers if 0 < _expected_bytes(header) <= (header.pixel_bytes or 0) - _line(header)
     ]
     if found and not any(_is_truncated(header) for header in found):
         sentence = f"{share(found, facts.headers)}: more pixel data than Rows x Columns; the header is wrong."
-        yield refuse(Code.BAD_VALUE, sentence)
+        yield refuse(FindingCode.BAD_VALUE, sentence)
 
 
 def _line(header: Header) -> int:
@@ -192,36 +198,39 @@ def _expected_bytes(header: Header) -> int:
     return pixels * ((header.bits_allocated or 0) // 8)
 
 
-def lossy(facts: Facts) -> Iterator[Finding]:
+def lossy(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of images that were compressed with loss, by their flag or their transfer syntax."""
     found = [header for header in facts.headers if header.is_lossy or header.transfer_syntax_uid in LOSSY_SYNTAXES]
     if found:
         yield warn(
-            Code.LOSSY, f"{share(found, facts.headers)}: compressed with loss; fine detail and values may be off."
+            FindingCode.LOSSY,
+            f"{share(found, facts.headers)}: compressed with loss; fine detail and values may be off.",
         )
 
 
-def modality_lut(facts: Facts) -> Iterator[Finding]:
+def modality_lut(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse values that a table gives their meaning."""
     found = [header for header in facts.headers if header.has_modality_lut]
     if found:
         sentence = f"{share(found, facts.headers)}: a Modality LUT, which is not applied, expected slope and intercept."
-        yield refuse(Code.MODALITY_LUT, sentence)
+        yield refuse(FindingCode.MODALITY_LUT, sentence)
 
 
-def bad_rescale(facts: Facts) -> Iterator[Finding]:
+def bad_rescale(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse slopes of 0 and rescaling that is no number; warn of slopes below 0."""
     slices = facts.slices
     broken = [part for part in slices if part.plane.slope == 0 or RESCALE_KEYWORDS & set(part.header.malformed)]
     negative = [part for part in slices if (part.plane.slope or 0.0) < 0]
     if broken:
         sentence = f"{share(broken, slices)}: Rescale Slope of 0, or no valid numbers, expected a slope above 0."
-        yield refuse(Code.BAD_RESCALE, sentence)
+        yield refuse(FindingCode.BAD_RESCALE, sentence)
     elif negative:
-        yield warn(Code.BAD_RESCALE, f"{share(negative, slices)}: Rescale Slope below 0; check that bright is bright.")
+        yield warn(
+            FindingCode.BAD_RESCALE, f"{share(negative, slices)}: Rescale Slope below 0; check that bright is bright."
+        )
 
 
-def no_rescale(facts: Facts) -> Iterator[Finding]:
+def no_rescale(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse CT without slope and intercept (1024 HU off), and any series in which only some images have them."""
     if any(header.has_modality_lut or RESCALE_KEYWORDS & set(header.malformed) for header in facts.headers):
         return
@@ -234,10 +243,11 @@ def no_rescale(facts: Facts) -> Iterator[Finding]:
         sentence = (
             f"{share(without, slices)}: Rescale Slope or Intercept is missing, so what their values mean is unknown."
         )
-        yield refuse(Code.NO_RESCALE, sentence)
+        yield refuse(FindingCode.NO_RESCALE, sentence)
     elif facts.modality == "PT":
         yield warn(
-            Code.NO_RESCALE, f"{share(without, slices)}: Rescale Slope and Intercept are missing; values have no unit."
+            FindingCode.NO_RESCALE,
+            f"{share(without, slices)}: Rescale Slope and Intercept are missing; values have no unit.",
         )
 
 
@@ -245,31 +255,32 @@ def _has_either(part: Slice) -> bool:
     return part.plane.slope is not None or part.plane.intercept is not None
 
 
-def no_hounsfield_units(facts: Facts) -> Iterator[Finding]:
+def no_hounsfield_units(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of CT whose rescaled values are said to be something else, as in maps of two energies."""
     found = [part for part in facts.slices if part.plane.rescale_type not in HU_TYPES]
     if facts.modality == "CT" and found:
         yield warn(
-            Code.NOT_HU, f"{share(found, facts.slices)}: Rescale Type says that the values are no Hounsfield units."
+            FindingCode.NOT_HU,
+            f"{share(found, facts.slices)}: Rescale Type says that the values are no Hounsfield units.",
         )
 
 
-def slope_per_slice(facts: Facts) -> Iterator[Finding]:
+def slope_per_slice(facts: SeriesFacts) -> Iterator[Finding]:
     """Note that slices are rescaled differently, which is usual for PET and MR; warn of it in CT."""
     pairs = {(part.plane.slope, part.plane.intercept) for part in facts.slices if _has_either(part)}
     if len(pairs) > 1:
         sentence = f"slices have {len(pairs)} different rescalings; each is read by its own."
-        yield (warn if facts.modality == "CT" else note)(Code.SLOPE_PER_SLICE, sentence)
+        yield (warn if facts.modality == "CT" else note)(FindingCode.SLOPE_PER_SLICE, sentence)
 
 
-def padding_value(facts: Facts) -> Iterator[Finding]:
+def padding_value(facts: SeriesFacts) -> Iterator[Finding]:
     """Warn of padding that no pixel can have: what lies outside the image would pass for tissue."""
     found = [header for header in facts.headers if not _can_store(header, header.padding_value)]
     if found:
         sentence = (
             f"{share(found, facts.headers)}: Pixel Padding Value outside the stored range; padding is not masked."
         )
-        yield warn(Code.PADDING_VALUE, sentence)
+        yield warn(FindingCode.PADDING_VALUE, sentence)
 
 
 def _can_store(header: Header, value: int | None) -> bool:

@@ -48,7 +48,7 @@ class Codestream(NamedTuple):
     bits: int
 
 
-def describe(codestream: bytes) -> Codestream:
+def describe_codestream(codestream: bytes) -> Codestream:
     """Return what a codestream says of itself.
 
     Raises:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from voxelgate.core.findings import Code, Finding, Severity
+from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.dicom.read.decoding import PixelError, stored_pixels
-from voxelgate.dicom.read.headers import Header, Plane
+from voxelgate.dicom.read.headers import Header, ImagePlane
 
 
 def without_copies(headers: Sequence[Header]) -> tuple[tuple[Header, ...], tuple[Finding, ...]]:
@@ -32,7 +32,7 @@ def without_copies(headers: Sequence[Header]) -> tuple[tuple[Header, ...], tuple
         return tuple(kept), ()
     sentence = f"{dropped} of {len(headers)} files are copies of another with equal pixels; they count once."
     same = len({header.sop_instance_uid for header in headers}) == len({header.sop_instance_uid for header in kept})
-    return tuple(kept), (Finding(Code.DUPLICATE_FILE, Severity.NOTE if same else Severity.WARN, sentence),)
+    return tuple(kept), (Finding(FindingCode.DUPLICATE_FILE, Severity.NOTE if same else Severity.WARN, sentence),)
 
 
 def _place(header: Header) -> tuple[object, ...]:
@@ -61,7 +61,7 @@ def _kind(header: Header) -> tuple[object, ...]:
     return (*shape, header.modality, header.photometric, header.has_modality_lut, *whose)
 
 
-def _meaning(plane: Plane) -> tuple[object, ...]:
+def _meaning(plane: ImagePlane) -> tuple[object, ...]:
     return (plane.slope, plane.intercept, plane.rescale_type, plane.pixel_spacing_mm)
 
 

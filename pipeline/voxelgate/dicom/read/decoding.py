@@ -29,8 +29,15 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from voxelgate.core.findings import Code
-from voxelgate.dicom.read.codestreams import ANOTHER_IMAGE, END_OF_IMAGE, END_PADDING, JPEG_START, describe, why_bad_rle
+from voxelgate.core.findings import FindingCode
+from voxelgate.dicom.read.codestreams import (
+    ANOTHER_IMAGE,
+    END_OF_IMAGE,
+    END_PADDING,
+    JPEG_START,
+    describe_codestream,
+    why_bad_rle,
+)
 from voxelgate.dicom.read.headers import Header
 from voxelgate.dicom.read.pixels import Values
 
@@ -76,7 +83,7 @@ class PixelError(Exception):
         reason: what is wrong, in words that hold no patient data.
     """
 
-    def __init__(self, code: Code, reason: str) -> None:
+    def __init__(self, code: FindingCode, reason: str) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
@@ -141,18 +148,18 @@ def is_raw(header: Header) -> bool:
 
 def _layout(header: Header) -> _Layout:
     if header.pixel_bytes is None:
-        raise PixelError(Code.UNDECODABLE, "it has no pixel data")
+        raise PixelError(FindingCode.UNDECODABLE, "it has no pixel data")
     if header.pixel_bytes >= 0 and header.transfer_syntax_uid in DECODERS:
-        raise PixelError(Code.UNDECODABLE, "its transfer syntax is a compressed one, but its pixel data are not")
+        raise PixelError(FindingCode.UNDECODABLE, "its transfer syntax is a compressed one, but its pixel data are not")
     found = (header.rows, header.columns, header.bits_allocated, header.bits_stored, header.pixel_representation)
     numbers = [number for number in found if number is not None]
     if len(numbers) < len(found) or header.samples_per_pixel != 1:
-        raise PixelError(Code.UNDECODABLE, "its header does not say how one grey value for each pixel is stored")
+        raise PixelError(FindingCode.UNDECODABLE, "its header does not say how one grey value for each pixel is stored")
     layout = _Layout(*numbers)
     is_known = layout.bits_allocated in (8, 16, 32) and layout.pixel_representation in (0, 1)
     if not is_known or not 1 <= layout.bits_stored <= layout.bits_allocated or min(layout.rows, layout.columns) < 1:
         raise PixelError(
-            Code.UNDECODABLE,
+            FindingCode.UNDECODABLE,
             f"its pixels have {layout.bits_allocated} bits with {layout.bits_stored} in use and pixel representation "
             f"{layout.pixel_representation}, expected integers of 8, 16 or 32 bits",
         )
@@ -167,9 +174,9 @@ def _reworded() -> Iterator[None]:
     except PixelError:
         raise
     except OSError as error:
-        raise PixelError(Code.UNDECODABLE, "its file cannot be read") from error
+        raise PixelError(FindingCode.UNDECODABLE, "its file cannot be read") from error
     except Exception as error:  # the decoders raise nearly anything on damaged input
-        raise PixelError(Code.UNDECODABLE, "its pixel data are damaged and cannot be decoded") from error
+        raise PixelError(FindingCode.UNDECODABLE, "its pixel data are damaged and cannot be decoded") from error
 
 
 def _open(header: Header) -> IO[bytes]:
@@ -188,7 +195,7 @@ def _check_inflated(header: Header, layout: _Layout, stream: IO[bytes]) -> None:
         found, expected = stream.getbuffer().nbytes, header.frames * layout.frame_bytes
         if found > expected + expected % 2:
             raise PixelError(
-                Code.UNDECODABLE, f"its pixel data have {found} bytes, expected {expected} for {_size(layout)}"
+                FindingCode.UNDECODABLE, f"its pixel data have {found} bytes, expected {expected} for {_size(layout)}"
             )
 
 
@@ -197,7 +204,8 @@ def _read_raw(header: Header, layout: _Layout, stream: IO[bytes], frame: int) ->
     promised = header.pixel_bytes or 0
     if 0 <= promised < (frame + 1) * size:
         raise PixelError(
-            Code.TRUNCATED, f"its pixel data have {promised} bytes, expected {header.frames * size} for {_size(layout)}"
+            FindingCode.TRUNCATED,
+            f"its pixel data have {promised} bytes, expected {header.frames * size} for {_size(layout)}",
         )
     first = frame * size
     is_swapped = layout.bits_allocated == 8 and not header.is_little_endian and _is_in_words(stream)
@@ -205,7 +213,7 @@ def _read_raw(header: Header, layout: _Layout, stream: IO[bytes], frame: int) ->
     stream.seek(begin, SEEK_CUR)
     content = stream.read(end - begin)
     if len(content) < end - begin:
-        raise PixelError(Code.TRUNCATED, "its file ends before its last pixel")
+        raise PixelError(FindingCode.TRUNCATED, "its file ends before its last pixel")
     if is_swapped:
         content = np.frombuffer(content, np.uint16).byteswap().tobytes()[first - begin :][:size]
     stored = np.frombuffer(content, layout.dtype.newbyteorder("<" if header.is_little_endian else ">"))
@@ -256,11 +264,11 @@ def _decode_pydicom(codestream: bytes, layout: _Layout, syntax: UID, plugin: str
 def _plugin(syntax: UID) -> str:
     """Return the name of the decoder to use."""
     if syntax not in DECODERS:
-        raise PixelError(Code.UNDECODABLE, f"its transfer syntax{_shown(syntax)} is not supported")
+        raise PixelError(FindingCode.UNDECODABLE, f"its transfer syntax{_shown(syntax)} is not supported")
     installed = get_decoder(syntax).available_plugins
     chosen = next((name for name in DECODERS[syntax] if name in installed), None)
     if chosen is None:
-        raise PixelError(Code.UNDECODABLE, f"no decoder for its transfer syntax {syntax.name} is installed")
+        raise PixelError(FindingCode.UNDECODABLE, f"no decoder for its transfer syntax {syntax.name} is installed")
     return chosen
 
 
@@ -272,23 +280,23 @@ def _shown(syntax: UID) -> str:
 def _check_codestream(codestream: bytes, layout: _Layout) -> None:
     """Refuse what decoders would fill up, cut or die of; it must be one grey image as the header says."""
     if END_OF_IMAGE not in codestream[-END_PADDING:]:
-        raise PixelError(Code.TRUNCATED, "its compressed pixel data end too early")
-    found = describe(codestream)
+        raise PixelError(FindingCode.TRUNCATED, "its compressed pixel data end too early")
+    found = describe_codestream(codestream)
     if (found.rows, found.columns) != (layout.rows, layout.columns):
         raise PixelError(
-            Code.UNDECODABLE,
+            FindingCode.UNDECODABLE,
             f"its compressed pixel data have {found.rows} x {found.columns} pixels, expected {_size(layout)}",
         )
     if found.components != 1 or _bytes(found.bits) > layout.bits_allocated // 8:
         raise PixelError(
-            Code.UNDECODABLE,
+            FindingCode.UNDECODABLE,
             f"its compressed pixel data have {found.components} x {found.bits} bits a pixel, expected one grey value "
             f"of at most {layout.bits_allocated}",
         )
     if layout.bits_allocated > JPEG_MOST_BITS and codestream.startswith(JPEG_START):
-        raise PixelError(Code.UNDECODABLE, "its pixels are said to have 32 bits, which JPEG cannot hold")
+        raise PixelError(FindingCode.UNDECODABLE, "its pixels are said to have 32 bits, which JPEG cannot hold")
     if ANOTHER_IMAGE.search(codestream):
-        raise PixelError(Code.UNDECODABLE, SEVERAL_IMAGES)
+        raise PixelError(FindingCode.UNDECODABLE, SEVERAL_IMAGES)
 
 
 def _bytes(bits: int) -> int:
@@ -298,7 +306,7 @@ def _bytes(bits: int) -> int:
 def _check_rle(codestream: bytes, layout: _Layout) -> None:
     reason = why_bad_rle(codestream, layout.rows * layout.columns, layout.bits_allocated)
     if reason is not None:
-        raise PixelError(Code.UNDECODABLE, f"its compressed pixel data {reason}")
+        raise PixelError(FindingCode.UNDECODABLE, f"its compressed pixel data {reason}")
 
 
 def _check_frames(header: Header, stream: IO[bytes]) -> None:
@@ -307,7 +315,9 @@ def _check_frames(header: Header, stream: IO[bytes]) -> None:
     offsets = parse_basic_offsets(stream)
     stream.seek(start)
     if len(offsets) > header.frames:
-        raise PixelError(Code.UNDECODABLE, SEVERAL_IMAGES if header.frames == 1 else "it has more frames than it says")
+        raise PixelError(
+            FindingCode.UNDECODABLE, SEVERAL_IMAGES if header.frames == 1 else "it has more frames than it says"
+        )
 
 
 def _decode_gdcm(codestream: bytes, layout: _Layout) -> Values:

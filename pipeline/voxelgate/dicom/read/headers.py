@@ -64,7 +64,7 @@ Element = DataElement | RawDataElement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plane:
+class ImagePlane:
     """What is said about one image plane: a single-frame file, or one frame of a multi-frame file.
 
     Everything that is missing, empty or no number is None.
@@ -165,7 +165,7 @@ class Header:
     is_little_endian: bool
     has_float_pixels: bool
     malformed: tuple[str, ...]
-    planes: tuple[Plane, ...]
+    planes: tuple[ImagePlane, ...]
 
     def __repr__(self) -> str:
         return f"Header(instance {self.instance_number}: {self.rows} x {self.columns}, {self.frames} frames)"
@@ -319,7 +319,7 @@ def _pixels(stream: IO[bytes], dataset: Dataset, syntax: str) -> tuple[int | Non
     return offset, -1 if length == UNDEFINED_LENGTH else length, tag != PIXEL_DATA_TAGS[0]
 
 
-def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[Plane, ...]]:
+def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[ImagePlane, ...]]:
     """Return the number of frames, and what is said of each; a frame's own groups stand before the shared ones."""
     frames = values.integer("NumberOfFrames")
     if frames is not None and frames < 1:
@@ -332,8 +332,8 @@ def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[Plane, ...]
     return max(frames or 1, 1), planes or (_plane(values, 0),)
 
 
-def _plane(values: "_Values", frame: int) -> Plane:
-    return Plane(
+def _plane(values: "_Values", frame: int) -> ImagePlane:
+    return ImagePlane(
         frame=frame,
         position_lps_mm=values.numbers("ImagePositionPatient", 3, inside="PlanePositionSequence"),
         orientation_lps=values.numbers("ImageOrientationPatient", 6, inside="PlaneOrientationSequence"),

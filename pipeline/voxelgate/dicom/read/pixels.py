@@ -24,10 +24,10 @@ import gdcm
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.findings import Code
+from voxelgate.core.findings import FindingCode
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.decoding import EXACT_FLOAT32, PixelError, _layout, is_raw, stored_frames
-from voxelgate.dicom.read.headers import Header, Plane
+from voxelgate.dicom.read.headers import Header, ImagePlane
 from voxelgate.dicom.read.stack import Slice
 
 Values = npt.NDArray[Any]
@@ -160,7 +160,7 @@ def _shared_out(
             finished = wait(running, timeout=0 if waiting else None, return_when=FIRST_COMPLETED).done
             yield from ((running.pop(future), future.result()) for future in finished)
     except BrokenExecutor as error:
-        raise PixelError(Code.UNDECODABLE, "a process that decoded its pixel data has crashed") from error
+        raise PixelError(FindingCode.UNDECODABLE, "a process that decoded its pixel data has crashed") from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
@@ -176,7 +176,7 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _rescale(stored: Values, plane: Plane, out: npt.NDArray[np.float32]) -> None:
+def _rescale(stored: Values, plane: ImagePlane, out: npt.NDArray[np.float32]) -> None:
     """Write slope x stored + intercept; what float32 holds exactly is not computed in float64."""
     slope = 1.0 if plane.slope is None else plane.slope
     intercept = 0.0 if plane.intercept is None else plane.intercept

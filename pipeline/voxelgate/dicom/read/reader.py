@@ -12,7 +12,7 @@ import numpy.typing as npt
 from monai.data import ImageReader
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.core.findings import Allow, Code, Finding, Severity, refusals
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, refusals
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.quiet import quiet_pydicom
@@ -20,7 +20,7 @@ from voxelgate.dicom.read.decoding import PixelError
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.headers import UnreadableFileError, read_header
 from voxelgate.dicom.read.pixels import read_stack
-from voxelgate.dicom.read.repair import mend, needed
+from voxelgate.dicom.read.repair import repair, repair_needed
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.images.spec import Paths, as_paths, meta_of
 from voxelgate.images.volumes import is_volume
@@ -28,7 +28,7 @@ from voxelgate.images.volumes import is_volume
 logger = logging.getLogger(__name__)
 
 
-WHAT_ALLOWS = {Allow.GAPS: Code.MISSING_SLICE, Allow.TILT: Code.GANTRY_TILT}
+WHAT_ALLOWS = {Allow.GAPS: FindingCode.MISSING_SLICE, Allow.TILT: FindingCode.GANTRY_TILT}
 
 
 class DicomVolume(NamedTuple):
@@ -70,7 +70,7 @@ def read_or_refuse(
     """Read the pixels of a series as `read_series` does, or return the finding that speaks against it."""
     if refused := refusals(series.findings):
         return refused[0]
-    fault = needed(series.slices)
+    fault = repair_needed(series.slices)
     if fault is not None and fault not in frozenset(allow):
         sentence = f"its slices do not make a regular grid; pass --allow {fault} to have it mended by resampling."
         return Finding(WHAT_ALLOWS[fault], Severity.REFUSE, sentence)
@@ -80,7 +80,7 @@ def read_or_refuse(
         return Finding(error.code, Severity.REFUSE, f"{error}; send the series again.")
     if fault is None:
         return DicomVolume(voxels, series.grid, series.findings)
-    mended = mend(voxels, series.slices)
+    mended = repair(voxels, series.slices)
     return DicomVolume(mended.voxels, mended.grid, mended.findings + series.findings)
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.findings import Allow, Code, Finding, Severity
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity
 from voxelgate.core.geometry import LPS_TO_RAS, Grid
 from voxelgate.dicom.read.stack import Slice, grid_of, positions_lps_mm
-from voxelgate.dicom.read.stack_shape import measure
+from voxelgate.dicom.read.stack_shape import measure_stack
 
 Voxels = npt.NDArray[np.float32]
 
@@ -20,7 +20,7 @@ SHOWN_PLACES = 5
 """Places that a message names before it says how many more there are."""
 
 
-class Mended(NamedTuple):
+class Repaired(NamedTuple):
     """A volume on a regular grid.
 
     Args:
@@ -34,32 +34,32 @@ class Mended(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-def needed(slices: Sequence[Slice]) -> Allow | None:
+def repair_needed(slices: Sequence[Slice]) -> Allow | None:
     """Return what would have to be mended before the slices make a regular grid, or None."""
     if len(slices) < 2:
         return None
-    shape = measure(slices)
+    shape = measure_stack(slices)
     if shape.is_sheared:
         return Allow.TILT
     return Allow.GAPS if shape.misses_slices else None
 
 
-def mend(voxels: Voxels, slices: Sequence[Slice]) -> Mended:
+def repair(voxels: Voxels, slices: Sequence[Slice]) -> Repaired:
     """Fill gaps or correct a tilt, whichever there is; a regular stack comes back as it is.
 
     Args:
         voxels: (I, J, K) float32, one plane for each slice.
         slices: in order; gaps and tilt together are refused by the audit.
     """
-    fault = needed(slices)
+    fault = repair_needed(slices)
     if fault is Allow.TILT:
         return correct_tilt(voxels, slices)
     if fault is Allow.GAPS:
         return fill_gaps(voxels, slices)
-    return Mended(voxels, grid_of(slices), ())
+    return Repaired(voxels, grid_of(slices), ())
 
 
-def fill_gaps(voxels: Voxels, slices: Sequence[Slice]) -> Mended:
+def fill_gaps(voxels: Voxels, slices: Sequence[Slice]) -> Repaired:
     """Put missing slices between their neighbours, by linear interpolation along the normal.
 
     Slices that are there keep their values bit by bit. The grid is even from the first slice to the last; its gap is
@@ -69,7 +69,7 @@ def fill_gaps(voxels: Voxels, slices: Sequence[Slice]) -> Mended:
         voxels: (I, J, K) float32.
         slices: in order, with gaps that are multiples of the usual one.
     """
-    steps = measure(slices).steps
+    steps = measure_stack(slices).steps
     places = np.concatenate(([0], np.cumsum(steps)))
     total = int(places[-1]) + 1
     planes = voxels.transpose(2, 1, 0)
@@ -79,10 +79,10 @@ def fill_gaps(voxels: Voxels, slices: Sequence[Slice]) -> Mended:
         for step in range(1, int(steps[index])):
             weight = np.float32(step / steps[index])
             filled[places[index] + step] = planes[index] * (1 - weight) + planes[index + 1] * weight
-    return Mended(filled.transpose(2, 1, 0), _respaced(grid_of(slices), total), (_filled(steps),))
+    return Repaired(filled.transpose(2, 1, 0), _respaced(grid_of(slices), total), (_filled(steps),))
 
 
-def correct_tilt(voxels: Voxels, slices: Sequence[Slice]) -> Mended:
+def correct_tilt(voxels: Voxels, slices: Sequence[Slice]) -> Repaired:
     """Shift every slice within its plane so that the stack's axis becomes the normal of the slices.
 
     Rows and columns keep their directions and spacing, and the place of each voxel in mm stays what its slice says. The
@@ -107,7 +107,7 @@ def correct_tilt(voxels: Voxels, slices: Sequence[Slice]) -> Mended:
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :2] @ low
     target = Grid((size[1], size[0], count), affine)
-    return Mended(straight.transpose(2, 1, 0), target, (_corrected(slices, grid, target),))
+    return Repaired(straight.transpose(2, 1, 0), target, (_corrected(slices, grid, target),))
 
 
 def _shifts_vox(grid: Grid, slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
@@ -144,12 +144,13 @@ def _filled(steps: npt.NDArray[np.int64]) -> Finding:
     more = f" and {len(wide) - SHOWN_PLACES} more places" if len(wide) > SHOWN_PLACES else ""
     total = int((steps - 1).sum())
     sentence = f"missing slices were filled by linear interpolation: {', '.join(named)}{more}; {total} in all."
-    return Finding(Code.FILLED_SLICES, Severity.WARN, sentence)
+    return Finding(FindingCode.FILLED_SLICES, Severity.WARN, sentence)
 
 
 def _corrected(slices: Sequence[Slice], source: Grid, target: Grid) -> Finding:
+    tilt_deg = measure_stack(slices).tilt_deg
     sentence = (
-        f"a tilt of {measure(slices).tilt_deg:.2f} degrees was corrected by shifting each slice within its plane; the "
+        f"a tilt of {tilt_deg:.2f} degrees was corrected by shifting each slice within its plane; the "
         f"slices grew from {source.shape[0]} x {source.shape[1]} to {target.shape[0]} x {target.shape[1]} pixels."
     )
-    return Finding(Code.CORRECTED_TILT, Severity.WARN, sentence)
+    return Finding(FindingCode.CORRECTED_TILT, Severity.WARN, sentence)

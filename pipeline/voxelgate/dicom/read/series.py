@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from voxelgate.core.findings import Allow, Code, Finding, Severity, refusals
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, refusals
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.audit import audit
 from voxelgate.dicom.audit.kind import KNOWN_MODALITIES
@@ -150,7 +150,7 @@ def _series(headers: Sequence[Header], broken_folders: set[tuple[Path, str]], al
     if broken_folders & {header.file.folder for header in headers}:
         found += (
             Finding(
-                Code.UNREADABLE_FILE,
+                FindingCode.UNREADABLE_FILE,
                 Severity.WARN,
                 "a DICOM file in the same folder cannot be read; if it belongs to this series, a slice is missing.",
             ),
@@ -167,10 +167,10 @@ def _unreadable_series(files: Sequence[FileRef]) -> Series:
     findings = []
     if missing:
         sentence = f"{len(missing)} files that a DICOMDIR or a link names are not there; copy all of it again."
-        findings.append(Finding(Code.MISSING_FILE, Severity.REFUSE, sentence))
+        findings.append(Finding(FindingCode.MISSING_FILE, Severity.REFUSE, sentence))
     if len(files) > len(missing):
         sentence = f"{len(files) - len(missing)} DICOM files are damaged and cannot be read; send them again."
-        findings.append(Finding(Code.UNREADABLE_FILE, Severity.REFUSE, sentence))
+        findings.append(Finding(FindingCode.UNREADABLE_FILE, Severity.REFUSE, sentence))
     return Series("unreadable", "", (), tuple(findings), tuple(files))
 
 

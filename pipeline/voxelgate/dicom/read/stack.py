@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.geometry import LPS_TO_RAS, Grid
-from voxelgate.dicom.read.headers import Header, Plane
+from voxelgate.dicom.read.headers import Header, ImagePlane
 
 Vectors = npt.NDArray[np.float64]
 
@@ -20,7 +20,7 @@ class Slice(NamedTuple):
     """One plane together with the header of its file."""
 
     header: Header
-    plane: Plane
+    plane: ImagePlane
 
 
 def slices_of(headers: Iterable[Header]) -> tuple[Slice, ...]:

@@ -101,7 +101,7 @@ class StackShape:
         return not self.is_shifted and self.shear * self.length_mm > limit_mm
 
 
-def measure(slices: Sequence[Slice]) -> StackShape:
+def measure_stack(slices: Sequence[Slice]) -> StackShape:
     """Measure at least two planes that lie in order, each at a position of its own."""
     along_mm = distances_mm(slices)
     gaps_mm = np.diff(along_mm)

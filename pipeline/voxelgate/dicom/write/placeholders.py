@@ -16,7 +16,7 @@ SPACING_TOLERANCE = 1e-3
 """Largest relative difference of the spacing of planes and images that count as having the same voxels."""
 
 
-def stand_in(source: SourceSeries, class_uid: str, instance_uid: str, series_uid: str) -> Dataset:
+def placeholder(source: SourceSeries, class_uid: str, instance_uid: str, series_uid: str) -> Dataset:
     """Return a header of an instance of the source's study: who it is, and empty attributes of patient and study."""
     header = Dataset()
     for keyword in TYPE_2_ATTRIBUTES:
@@ -31,7 +31,7 @@ def stand_in(source: SourceSeries, class_uid: str, instance_uid: str, series_uid
     return header
 
 
-def image_stand_ins(source: SourceSeries, planes: LabelPlanes) -> list[Dataset]:
+def image_placeholders(source: SourceSeries, planes: LabelPlanes) -> list[Dataset]:
     """Return headers of the source images: one for each instance, frames inside.
 
     Images whose voxels are those of a plane get exactly the geometry of the plane, for highdicom matches them by
@@ -42,7 +42,9 @@ def image_stand_ins(source: SourceSeries, planes: LabelPlanes) -> list[Dataset]:
     orientation, spacing_mm = source.orientation, source.spacing_mm
     if matched:
         orientation, spacing_mm = _orientation(planes), planes.spacing_mm[1:]
-    headers = [stand_in(source, image.class_uid, image.instance_uid, source.series_uid) for image in source.instances]
+    headers = [
+        placeholder(source, image.class_uid, image.instance_uid, source.series_uid) for image in source.instances
+    ]
     for header in headers:
         header.Rows, header.Columns = source.size
         for keyword in LOSSY_ATTRIBUTES:

@@ -32,7 +32,7 @@ from voxelgate.dicom.write.segmented import (
     new_uid,
     published,
     read_back,
-    save,
+    save_dicom,
 )
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
 
@@ -69,7 +69,7 @@ def write_rtstruct(path: Path, segmented: SegmentedSeries, *, overwrite: bool = 
     """
     planes = segmented.planes()
     with published(path, overwrite=overwrite) as partial:
-        save(_structure_set(segmented, planes), partial)
+        save_dicom(_structure_set(segmented, planes), partial)
         _compare(partial, path.name, segmented)
 
 

@@ -23,7 +23,7 @@ from voxelgate.core.errors import OutputError
 from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid
 from voxelgate.core.terminology import Code, Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
-from voxelgate.dicom.write.placeholders import have_same_voxels, image_stand_ins
+from voxelgate.dicom.write.placeholders import have_same_voxels, image_placeholders
 from voxelgate.dicom.write.rle import compress
 from voxelgate.dicom.write.segmented import (
     MANUFACTURER,
@@ -32,7 +32,7 @@ from voxelgate.dicom.write.segmented import (
     new_uid,
     published,
     read_back,
-    save,
+    save_dicom,
 )
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
 
@@ -111,7 +111,7 @@ def write_seg(
     planes = _straight(segmented.planes())
     with published(path, overwrite=overwrite) as partial:
         dataset = _segmentation(segmented, planes, kind, [_described(segmented, s, codings[s.value]) for s in segments])
-        save(dataset, partial)
+        save_dicom(dataset, partial)
         written = WrittenSeg(
             str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(dataset.SeriesInstanceUID), segments
         )
@@ -143,7 +143,7 @@ def _segmentation(
 ) -> Dataset:
     source, algorithm = segmented.source, segmented.algorithm
     seg = highdicom.seg.Segmentation(
-        source_images=image_stand_ins(source, planes),
+        source_images=image_placeholders(source, planes),
         pixel_array=_volume(segmented, planes, kind),
         segmentation_type=kind.value,
         segment_descriptions=descriptions,

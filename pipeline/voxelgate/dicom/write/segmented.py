@@ -187,7 +187,7 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def save(dataset: Dataset, path: Path) -> None:
+def save_dicom(dataset: Dataset, path: Path) -> None:
     """Write a dataset as a new DICOM file; its file meta information names the transfer syntax."""
     with path.open("xb") as file:
         dataset.save_as(file, enforce_file_format=True)

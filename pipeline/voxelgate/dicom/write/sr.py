@@ -11,7 +11,7 @@ from pydicom.sr.coding import Code as PydicomCode
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.terminology import ANATOMICAL_STRUCTURE, Coding
-from voxelgate.dicom.write.placeholders import stand_in
+from voxelgate.dicom.write.placeholders import placeholder
 from voxelgate.dicom.write.seg import Segment, WrittenSeg, pydicom_code
 from voxelgate.dicom.write.segmented import (
     MANUFACTURER,
@@ -20,7 +20,7 @@ from voxelgate.dicom.write.segmented import (
     new_uid,
     published,
     read_back,
-    save,
+    save_dicom,
 )
 
 SERIES_OFFSET = 3
@@ -63,7 +63,7 @@ def write_sr(path: Path, segmented: SegmentedSeries, seg: WrittenSeg, *, overwri
     codings = {segment.value: segmented.table.coding(segment.value) for segment in seg.segments}
     with published(path, overwrite=overwrite) as partial:
         groups = [_measured(segmented, seg, segment, codings[segment.value]) for segment in seg.segments]
-        save(_report(segmented, seg, groups), partial)
+        save_dicom(_report(segmented, seg, groups), partial)
         _compare(partial, path.name, segmented, seg)
 
 
@@ -114,7 +114,7 @@ def _report(
     groups: list[sr.VolumetricROIMeasurementsAndQualitativeEvaluations],
 ) -> Dataset:
     source, algorithm = segmented.source, segmented.algorithm
-    images = [stand_in(source, image.class_uid, image.instance_uid, source.series_uid) for image in source.instances]
+    images = [placeholder(source, image.class_uid, image.instance_uid, source.series_uid) for image in source.instances]
     content = sr.MeasurementReport(
         observation_context=_observed_by(segmented),
         procedure_reported=PROCEDURES.get(images[0].Modality, ANY_PROCEDURE),
@@ -122,7 +122,7 @@ def _report(
         title=codes.DCM.ImagingMeasurementReport,
     )
     report = sr.Comprehensive3DSR(
-        evidence=[*images, stand_in(source, seg.class_uid, seg.instance_uid, seg.series_uid)],
+        evidence=[*images, placeholder(source, seg.class_uid, seg.instance_uid, seg.series_uid)],
         content=content,
         series_instance_uid=new_uid(),
         series_number=source.derived_series_number(SERIES_OFFSET),

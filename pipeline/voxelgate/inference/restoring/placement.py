@@ -14,7 +14,7 @@ from voxelgate.core.geometry import Affine, Grid
 Integers = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.floating[Any]]
 Shape = tuple[int, int, int]
-Box = tuple[tuple[int, int], tuple[int, int]]
+PlaneBox = tuple[tuple[int, int], tuple[int, int]]
 """First and last cell along the second and third swept axis."""
 
 SNAP_VOX = 1e-3
@@ -88,7 +88,7 @@ class Placement(Protocol):
         """Return a view of one of these arrays that `Voxels.at` indexes."""
         ...
 
-    def voxels(self, first: int, last: int, box: Box | None) -> Iterator[Voxels]:
+    def voxels(self, first: int, last: int, box: PlaneBox | None) -> Iterator[Voxels]:
         """Yield, in groups, the voxels from slice `first` to below slice `last`; also on it if it is the final one.
 
         Over all slices each voxel within the network grid comes exactly once, those outside never. With a `box`,
@@ -175,7 +175,7 @@ class _Parallel:
         first, second, third = (len(line.low) for line in self.lines)
         return first * second * third / self.size[0]
 
-    def voxels(self, first: int, last: int, box: Box | None) -> Iterator[Voxels]:
+    def voxels(self, first: int, last: int, box: PlaneBox | None) -> Iterator[Voxels]:
         beyond = last + (last == self.size[0] - 1)
         ranges = [(first, beyond), *((low, high + 1) for low, high in box or ((0, self.size[1]), (0, self.size[2])))]
         planes, rows, columns = (_within(line.low, *ends) for line, ends in zip(self.lines, ranges, strict=True))
@@ -228,7 +228,7 @@ class _Oblique:
     def voxels_per_slice(self) -> float:
         return float(min(math.prod(self.shape) / self.size[0], self.flat.size / abs(self.step[0])))
 
-    def voxels(self, first: int, last: int, box: Box | None) -> Iterator[Voxels]:
+    def voxels(self, first: int, last: int, box: PlaneBox | None) -> Iterator[Voxels]:
         start = self._passed(first if first > 0 else -OUTSIDE_VOX)
         stop = self._passed(last if last < self.size[0] - 1 else last + OUTSIDE_VOX)
         counts = np.where(self._may_reach(box, start, stop), stop - start, 0) if box else stop - start
@@ -241,7 +241,7 @@ class _Oblique:
             index = order if self.step[0] > 0 else self.shape[self.along] - 1 - order
             yield self._inside(columns, index, (first, last), box)
 
-    def _may_reach(self, box: Box, start: Integers, stop: Integers) -> npt.NDArray[np.bool_]:
+    def _may_reach(self, box: PlaneBox, start: Integers, stop: Integers) -> npt.NDArray[np.bool_]:
         """Return which columns may reach a box between two of their voxels, both in sweep order."""
         is_near = np.ones(len(start), dtype=bool)
         for (low, high), origin, step in zip(box, self.start[1:], self.step[1:], strict=True):
@@ -257,7 +257,7 @@ class _Oblique:
         whole: Integers = np.clip(passed, 0, count).astype(np.int64)
         return whole
 
-    def _inside(self, columns: Integers, index: Integers, slices: tuple[int, int], box: Box | None) -> Voxels:
+    def _inside(self, columns: Integers, index: Integers, slices: tuple[int, int], box: PlaneBox | None) -> Voxels:
         """Return the voxels of these columns and indices that lie in the network grid and the box."""
         is_kept = np.ones(len(columns), dtype=bool)
         positions = [start.take(columns) + step * index for start, step in zip(self.start, self.step, strict=True)]

@@ -13,12 +13,12 @@ import torch
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.restoring.class_scores import CERTAIN_BY, Codes, ScoreKind, Scores, check_classes, entropy
-from voxelgate.inference.restoring.placement import GROUP_VOXELS, Box, Voxels, place
+from voxelgate.inference.restoring.placement import GROUP_VOXELS, PlaneBox, Voxels, place
 
 BLOCK_SCORES = 2**25
 """Scores of network voxels that are interpolated at a time, at least two slices; 128 MiB for each array at most."""
 
-Slab = tuple[int, torch.Tensor]
+ScoreSlab = tuple[int, torch.Tensor]
 """First slice along the sweep axis, and scores (classes, i, j, k): some slices along that axis, all of the others."""
 
 
@@ -190,7 +190,7 @@ class Restorer:
         return [*values, entropy(probabilities)] if self.maps.has_entropy else values
 
 
-def restore(slabs: Iterable[Slab], restorer: Restorer) -> Restored:
+def restore(slabs: Iterable[ScoreSlab], restorer: Restorer) -> Restored:
     """Push all slabs and return the result."""
     for start, scores in slabs:
         restorer.push(start, scores)
@@ -237,7 +237,7 @@ class _Block:
             self._number, self._probabilities = self._around_mixed_cells(scratch)
 
     @property
-    def box(self) -> Box | None:
+    def box(self) -> PlaneBox | None:
         """Return the cells along the second and third axis that are not background only; None if all are."""
         rows = np.flatnonzero(self.most.any(axis=(0, 2)))
         columns = np.flatnonzero(self.most.any(axis=(0, 1)))

@@ -20,7 +20,14 @@ from torch import nn
 from voxelgate.core.errors import UsageError, VoxelgateError
 from voxelgate.core.files import write_atomically
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence
-from voxelgate.inference.runtimes.runtimes import BUILT, FLOAT32_RUNTIMES, Network, Runtime, prepare, runtimes_of
+from voxelgate.inference.runtimes.runtimes import (
+    BUILT,
+    FLOAT32_RUNTIMES,
+    Network,
+    Runtime,
+    prepare_runtime,
+    runtimes_of,
+)
 from voxelgate.inference.streaming.stream import StreamingNetwork
 
 logger = logging.getLogger(__name__)
@@ -38,8 +45,6 @@ Ways = Mapping[Runtime, Callable[[], Network]]
 """What prepares a network for each runtime, `eager` first."""
 
 
-DIGEST_BYTES = hashlib.sha256().digest_size
-
 LIBRARIES = ("voxelgate", "torch", "openvino", "onnxruntime")
 """Those whose version decides how fast a runtime is, or whether what it stored can be read."""
 
@@ -48,7 +53,7 @@ CPU_FACTS = ("model name", "flags", "Features")
 
 
 @dataclass(frozen=True)
-class Trial:
+class RuntimeTrial:
     """What was found out about one runtime.
 
     Args:
@@ -82,18 +87,18 @@ class Calibration:
     """
 
     shape: tuple[int, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[RuntimeTrial, ...]
     unavailable: Mapping[Runtime, str]
 
     def __post_init__(self) -> None:
         if not self.trials or self.trials[0].runtime is not Runtime.EAGER:
             raise ValueError("a calibration begins with eager")
 
-    def best(self) -> Trial:
+    def best(self) -> RuntimeTrial:
         """Return the fastest of those that agree and gain enough, however long they take to set up; else `eager`."""
         return max(self._usable(), key=lambda trial: trial.gain, default=self.trials[0])
 
-    def best_for(self, passes: int) -> Trial:
+    def best_for(self, passes: int) -> RuntimeTrial:
         """Return what ends first when so many windows are to come; `eager` unless another one pays for itself.
 
         Args:
@@ -101,14 +106,14 @@ class Calibration:
         """
         eager = self.trials[0]
 
-        def saved_s(trial: Trial) -> float:
+        def saved_s(trial: RuntimeTrial) -> float:
             """Return what is saved, less what setting up and a pass of both for the check cost."""
             pass_s = eager.pass_s / trial.gain
             return passes * (eager.pass_s - pass_s) - (trial.setup_s + eager.pass_s + pass_s)
 
         return max((one for one in self._usable() if saved_s(one) > 0), key=saved_s, default=eager)
 
-    def _usable(self) -> list[Trial]:
+    def _usable(self) -> list[RuntimeTrial]:
         return [trial for trial in self.trials[1:] if not trial.objection and trial.gain >= MUST_GAIN]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -208,7 +213,7 @@ def window_ways(
     """
     asked = runtimes_of(patch.device) if candidates is None else candidates
     return {
-        runtime: partial(prepare, network, runtime, patch, stored=(stored or {}).get(runtime))
+        runtime: partial(prepare_runtime, network, runtime, patch, stored=(stored or {}).get(runtime))
         for runtime in dict.fromkeys((Runtime.EAGER, *asked))
     }
 
@@ -307,11 +312,11 @@ class _Attempt:
     agreement: Agreement
     objection: str
 
-    def timed(self, times_s: Sequence[float], eager_s: Sequence[float]) -> Trial:
+    def timed(self, times_s: Sequence[float], eager_s: Sequence[float]) -> RuntimeTrial:
         """Return what was found out, given the seconds of each round."""
         gain = statistics.median(eager / own for eager, own in zip(eager_s, times_s, strict=True))
         pass_s = statistics.median(times_s)
-        return Trial(self.runtime, self.setup_s, pass_s, gain, self.agreement, self.objection)
+        return RuntimeTrial(self.runtime, self.setup_s, pass_s, gain, self.agreement, self.objection)
 
 
 def _times_s(runs: Sequence[Network], patch: torch.Tensor) -> list[list[float]]:
@@ -336,9 +341,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _trial(record: Mapping[str, Any]) -> Trial:
+def _trial(record: Mapping[str, Any]) -> RuntimeTrial:
     found = record["agreement"]
-    return Trial(
+    return RuntimeTrial(
         Runtime(record["runtime"]),
         float(record["setup_s"]),
         float(record["pass_s"]),
@@ -352,30 +357,6 @@ def _trial(record: Mapping[str, Any]) -> Trial:
         ),
         str(record["objection"]),
     )
-
-
-def keep_built(built: bytes, stored: Path | None) -> None:
-    """Write a model with its SHA-256; where that cannot be, it is built again next time.
-
-    Args:
-        built: the model.
-        stored: its file, or None to keep_built none.
-    """
-    if stored is None:
-        return
-    try:
-        write_atomically(stored, hashlib.sha256(built).digest() + built)
-    except OSError as error:
-        logger.warning("a built model cannot be kept in %s: %s", stored, error.strerror)
-
-
-def read_built(stored: Path | None) -> bytes | None:
-    """Return a model that was kept, None if there is none or it is damaged."""
-    if stored is None or not stored.is_file():
-        return None
-    content = stored.read_bytes()
-    digest, built = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    return built if hashlib.sha256(built).digest() == digest else None
 
 
 def cache_folder() -> Path:

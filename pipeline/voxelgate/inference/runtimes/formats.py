@@ -48,7 +48,7 @@ SUFFIXES: Mapping[Format, tuple[str, ...]] = {
 """Endings of the files of each format; a user names the first."""
 
 
-def write(network: nn.Module, form: Format, sizes: Sizes, path: Path, texts: Texts) -> Network:
+def write_format(network: nn.Module, form: Format, sizes: Sizes, path: Path, texts: Texts) -> Network:
     """Write a network in a format and return what its file computes.
 
     Args:
@@ -95,20 +95,20 @@ def sizes_of(network: nn.Module, window: torch.Tensor, form: Format) -> Sizes:
 def is_installed(form: Format) -> bool:
     """Return whether the packages of a format are there."""
     try:
-        require(form)
+        require_format(form)
     except UsageError:
         return False
     return True
 
 
-def require(form: Format) -> None:
+def require_format(form: Format) -> None:
     """Look for the packages of a format.
 
     Raises:
         UsageError: one is not installed.
     """
     if form is Format.ONNX:
-        onnx_model.require()
+        onnx_model.require_onnx()
     if form is Format.OPENVINO:
         openvino_model.library()
 
@@ -183,7 +183,7 @@ def _load_program(path: Path) -> Network:
 
 _WAYS: Mapping[Format, tuple[Callable[[nn.Module, Sizes, Path, Texts], None], Callable[[Path], Network]]] = {
     Format.TORCH_EXPORT: (_save_program, _load_program),
-    Format.ONNX: (onnx_model.save, onnx_model.load),
+    Format.ONNX: (onnx_model.save_onnx, onnx_model.load_onnx),
     Format.TORCHSCRIPT: (_save_torchscript, _load_torchscript),
-    Format.OPENVINO: (openvino_model.save, openvino_model.load),
+    Format.OPENVINO: (openvino_model.save_openvino, openvino_model.load_openvino),
 }

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from voxelgate.core.errors import UsageError
-from voxelgate.inference.runtimes import built_models
+from voxelgate.inference.runtimes.built_models import keep_built, read_built
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes, of_many_sizes, of_one_shape, quiet
 
 EXPORTER = ("onnx", "onnxscript")
@@ -26,7 +26,7 @@ ONLY_ERRORS = 3
 """Level of ONNX Runtime's log (`OrtLoggingLevel`)."""
 
 
-def build(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def build_onnx(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what gives the logits of a network on the CPU, in float32 and with as many threads as PyTorch has.
 
     Args:
@@ -42,14 +42,14 @@ def build(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> Calla
     if patch.device.type != "cpu":
         raise UsageError(f"runtime onnx runs on the CPU, not on {patch.device.type}.")
     engine = _library(ENGINE)
-    built = built_models.read(stored)
+    built = read_built(stored)
     if built is None:
         built = _converted(of_one_shape(network, patch)).model_proto.SerializeToString()
-        built_models.keep(built, stored)
+        keep_built(built, stored)
     return _running(engine, built)
 
 
-def save(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
+def save_onnx(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
     """Write a network as one ONNX file.
 
     Args:
@@ -67,8 +67,8 @@ def save(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str])
     program.save(path, external_data=False)
 
 
-def load(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what gives the logits of a model that was saved, as `build` does.
+def load_onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what gives the logits of a model that was saved, as `build_onnx` does.
 
     Raises:
         UsageError: ONNX Runtime is not installed.
@@ -77,7 +77,7 @@ def load(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return _running(_library(ENGINE), str(path))
 
 
-def require() -> None:
+def require_onnx() -> None:
     """Import everything that exporting and running need.
 
     Raises:

@@ -11,13 +11,15 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from voxelgate.core.errors import UsageError
-from voxelgate.inference.runtimes import built_models
+from voxelgate.inference.runtimes.built_models import keep_built, read_built
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes, of_many_sizes, of_one_shape, quiet
 
 TELEMETRY = "openvino_telemetry"
 
 
-def build(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def build_openvino(
+    network: nn.Module, patch: torch.Tensor, stored: Path | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what gives the logits of a network on the CPU, in float32 and with as many threads as PyTorch has.
 
     Args:
@@ -32,16 +34,16 @@ def build(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> Calla
     if patch.device.type != "cpu":
         raise UsageError(f"runtime openvino runs on the CPU, not on {patch.device.type}.")
     core = library().Core()
-    built = built_models.read(stored)
+    built = read_built(stored)
     if built is not None:
         model = core.import_model(built, "CPU", _settings())
     else:
         model = core.compile_model(_converted(of_one_shape(network, patch), is_dynamic=False), "CPU", _settings())
-        built_models.keep(bytes(model.export_model().getvalue()), stored)
+        keep_built(bytes(model.export_model().getvalue()), stored)
     return _running(model)
 
 
-def save(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
+def save_openvino(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
     """Write a network in float32 as OpenVINO's `path` (.xml) and the weights beside it (.bin).
 
     Args:
@@ -64,8 +66,8 @@ def save(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def load(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what gives the logits of a model that was saved, as `build` does.
+def load_openvino(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what gives the logits of a model that was saved, as `build_openvino` does.
 
     Raises:
         UsageError: OpenVINO is not installed.

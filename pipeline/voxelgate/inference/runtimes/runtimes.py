@@ -58,7 +58,7 @@ class Runtime(StrEnum):
 FLOAT32_RUNTIMES = frozenset({Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, Runtime.OPENVINO, Runtime.ONNX})
 """Those that compute in the same format as `eager`, and differ by the order of sums."""
 
-_BUILT = {Runtime.OPENVINO: openvino_model.build, Runtime.ONNX: onnx_model.build}
+_BUILT = {Runtime.OPENVINO: openvino_model.build_openvino, Runtime.ONNX: onnx_model.build_onnx}
 """Those whose models another library builds, and which are kept."""
 
 BUILT = tuple(_BUILT)
@@ -79,7 +79,9 @@ def runtimes_of(device: torch.device) -> tuple[Runtime, ...]:
     )
 
 
-def prepare(network: nn.Module, runtime: Runtime, patch: torch.Tensor, *, stored: Path | None = None) -> nn.Module:
+def prepare_runtime(
+    network: nn.Module, runtime: Runtime, patch: torch.Tensor, *, stored: Path | None = None
+) -> nn.Module:
     """Return a network that runs in another way; the given one stays as it is.
 
     Args:

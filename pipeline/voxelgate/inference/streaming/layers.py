@@ -1,7 +1,7 @@
 """The layers of an `AttentionUNet` made ready for streaming: each takes slabs as they come, yields what is finished.
 
-Batch norms are folded into the convolutions, weights lie channels-last, and the streamed axis comes first. `Slab` and
-`Line` are those of `voxelgate.inference.streaming.line_buffers`.
+Batch norms are folded into the convolutions, weights lie channels-last, and the streamed axis comes first. `SlabTensor`
+and `Line` are those of `voxelgate.inference.streaming.line_buffers`.
 """
 
 from bisect import bisect_left
@@ -13,7 +13,16 @@ from itertools import product, starmap, tee
 import torch
 from torch.nn import functional as F
 
-from voxelgate.inference.streaming.line_buffers import Buffers, Line, Plane, SkipLine, Slab, at_most, first, in_step
+from voxelgate.inference.streaming.line_buffers import (
+    Buffers,
+    Line,
+    PlaneSize,
+    SkipLine,
+    SlabTensor,
+    at_most,
+    first_slices,
+    in_step,
+)
 from voxelgate.networks.blocks import LEAKY_SLOPE
 
 Size = tuple[int, int, int]
@@ -47,7 +56,7 @@ class Convolution:
         """Return how many channels come out."""
         return self.weight.shape[0]
 
-    def run(self, line: Line, filled: Iterator[None]) -> Iterator[Slab]:
+    def run(self, line: Line, filled: Iterator[None]) -> Iterator[SlabTensor]:
         """Yield (n, ceil(h / stride), ceil(w / stride), out) for every slice, as soon as `filled` has put it on `line`.
 
         Args:
@@ -60,7 +69,7 @@ class Convolution:
         line.append_zeros(REACH)
         yield from self._finished(line)
 
-    def _finished(self, line: Line) -> Iterator[Slab]:
+    def _finished(self, line: Line) -> Iterator[SlabTensor]:
         step, kernel = self.stride[0], 2 * REACH + 1
         count = (len(line) - kernel) // step + 1
         if count > 0:
@@ -68,7 +77,7 @@ class Convolution:
             line.drop(count * step)
             yield self._convolved(window)
 
-    def _convolved(self, window: torch.Tensor) -> Slab:
+    def _convolved(self, window: torch.Tensor) -> SlabTensor:
         x = _as_image(window)
         padding = [0, REACH, REACH]
         if HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32:
@@ -88,7 +97,7 @@ class Block:
     first: Convolution
     second: Convolution
 
-    def run(self, line: Line, filled: Iterator[None], buffers: Buffers, plane: Plane) -> Iterator[Slab]:
+    def run(self, line: Line, filled: Iterator[None], buffers: Buffers, plane: PlaneSize) -> Iterator[SlabTensor]:
         """Yield features, (n, *plane, out), of the slices that `filled` puts on `line`."""
         second_line = buffers.line(plane, self.first.channels)
         return self.second.run(second_line, map(second_line.append, self.first.run(line, filled)))
@@ -113,11 +122,11 @@ class TransposedUpsampling:
         """Return how many slices one slice becomes."""
         return self.rows.shape[0]
 
-    def run(self, deep: Iterator[Slab], _deep_size: Size, _buffers: Buffers) -> Iterator[Slab]:
+    def run(self, deep: Iterator[SlabTensor], _deep_size: Size, _buffers: Buffers) -> Iterator[SlabTensor]:
         """Yield (n, stride * h, stride * w, out), `stride * deep_size[0]` slices in total."""
         return map(self._enlarged, deep)
 
-    def write(self, slab: Slab, out: torch.Tensor) -> None:
+    def write(self, slab: SlabTensor, out: torch.Tensor) -> None:
         """Write what a slab (n, h, w, in) becomes into `out`, which may be smaller at the far ends."""
         slices, rows, columns = *self.rows.shape[:2], len(self.bias) // self.channels
         for index in product(range(slices), range(rows)):
@@ -126,7 +135,7 @@ class TransposedUpsampling:
             whole = products.view(*products.shape[:2], slab.shape[2] * columns, self.channels)
             block.copy_(whole[:, :, : block.shape[2]])
 
-    def _enlarged(self, slab: Slab) -> Slab:
+    def _enlarged(self, slab: SlabTensor) -> SlabTensor:
         n, h, w, _ = slab.shape
         slices, rows = self.rows.shape[:2]
         enlarged = slab.new_empty(n * slices, h * rows, w * (len(self.bias) // self.channels), self.channels)
@@ -151,7 +160,7 @@ class LinearUpsampling:
         """Return how many slices one slice becomes."""
         return self.stride[0]
 
-    def run(self, deep: Iterator[Slab], deep_size: Size, buffers: Buffers) -> Iterator[Slab]:
+    def run(self, deep: Iterator[SlabTensor], deep_size: Size, buffers: Buffers) -> Iterator[SlabTensor]:
         """Yield (n, stride * h, stride * w, out), `stride * deep_size[0]` slices in total."""
         depth, height, width = (step * n for step, n in zip(self.stride, deep_size, strict=True))
         channels = self.convolution.weight.shape[1]
@@ -160,7 +169,7 @@ class LinearUpsampling:
         return self.convolution.run(line, map(line.append, enlarged))
 
 
-def interpolated(slabs: Iterator[Slab], size: Size, target: Size, line: Line) -> Iterator[Slab]:
+def interpolated(slabs: Iterator[SlabTensor], size: Size, target: Size, line: Line) -> Iterator[SlabTensor]:
     """Yield (n, h, w, c) of `target` size, as `F.interpolate(..., align_corners=False)` would for the whole volume.
 
     Trilinear interpolation is bilinear within the planes, then linear between two neighbouring planes; a slice of the
@@ -220,7 +229,7 @@ class Gate:
     psi: tuple[torch.Tensor, torch.Tensor]
     deep: tuple[torch.Tensor, torch.Tensor] | None
 
-    def apply(self, joined: torch.Tensor, signal: Slab | None) -> None:
+    def apply(self, joined: torch.Tensor, signal: SlabTensor | None) -> None:
         """Weigh the skip connection in `joined`, (n, h, w, 2 * channels), given the signal from inside, if any."""
         inner = F.linear(joined, self.weight, self.bias)  # (n, h, w, inner)
         if signal is not None:
@@ -228,13 +237,13 @@ class Gate:
         alpha = F.linear(inner.relu_(), *self.psi).sigmoid_()  # (n, h, w, 1)
         joined[..., : joined.shape[-1] // 2] *= alpha
 
-    def signals(self, deep: Iterator[Slab], sizes: tuple[Size, Size], buffers: Buffers) -> Iterator[Slab]:
+    def signals(self, deep: Iterator[SlabTensor], sizes: tuple[Size, Size], buffers: Buffers) -> Iterator[SlabTensor]:
         """Yield the deeper features projected and brought from `sizes[1]` to `sizes[0]`, (n, h, w, inner)."""
         size, deep_size = sizes
         line = buffers.line(size[1:], len(self.bias))
         return interpolated(map(self._projected, deep), deep_size, size, line)
 
-    def _projected(self, slab: Slab) -> Slab:
+    def _projected(self, slab: SlabTensor) -> SlabTensor:
         if self.deep is None:
             raise ValueError("this gate takes its signal at the size of the skip connection")
         return F.linear(slab, *self.deep)
@@ -249,8 +258,8 @@ class Level:
     block: Block
 
     def run(
-        self, deep: Iterator[Slab], skips: SkipLine, sizes: tuple[Size, Size], buffers: Buffers, chunk: int
-    ) -> Iterator[Slab]:
+        self, deep: Iterator[SlabTensor], skips: SkipLine, sizes: tuple[Size, Size], buffers: Buffers, chunk: int
+    ) -> Iterator[SlabTensor]:
         """Yield features, (n, h, w, channels).
 
         Args:
@@ -268,15 +277,15 @@ class Level:
         if isinstance(self.up, TransposedUpsampling) and (self.gate is None or self.gate.deep is None):
             filled = self._enlarged_in_place(self.up, line, skips, deep, depth)
         elif self.gate is None or self.gate.deep is None:
-            filled = map(join, first(self.up.run(deep, deep_size, buffers), depth))
+            filled = map(join, first_slices(self.up.run(deep, deep_size, buffers), depth))
         else:
             deep, for_gate = tee(deep)  # the gate sees one slab further, since interpolation looks ahead
-            enlarged = first(self.up.run(deep, deep_size, buffers), depth)
+            enlarged = first_slices(self.up.run(deep, deep_size, buffers), depth)
             filled = starmap(join, in_step(enlarged, self.gate.signals(for_gate, sizes, buffers)))
         return self.block.run(line, filled, buffers, (height, width))
 
     def _enlarged_in_place(
-        self, up: TransposedUpsampling, line: Line, skips: SkipLine, deep: Iterator[Slab], depth: int
+        self, up: TransposedUpsampling, line: Line, skips: SkipLine, deep: Iterator[SlabTensor], depth: int
     ) -> Iterator[None]:
         """Put joined slices on the line, one deep slice at a time: what the gate reads is still in the cache then."""
         for slab in deep:
@@ -290,7 +299,7 @@ class Level:
                     self.gate.apply(joined, None)
             yield
 
-    def _join(self, line: Line, skips: SkipLine, enlarged: Slab, signal: Slab | None = None) -> None:
+    def _join(self, line: Line, skips: SkipLine, enlarged: SlabTensor, signal: SlabTensor | None = None) -> None:
         room = line.room(len(enlarged))
         channels = room.shape[-1] // 2
         skips.pour(room[..., :channels])
@@ -304,6 +313,6 @@ def _as_image(slab: torch.Tensor) -> torch.Tensor:
     return slab.permute(3, 0, 1, 2)[None]
 
 
-def _as_slab(image: torch.Tensor) -> Slab:
+def _as_slab(image: torch.Tensor) -> SlabTensor:
     """Return the same memory as (n, h, w, c)."""
     return image[0].permute(1, 2, 3, 0)

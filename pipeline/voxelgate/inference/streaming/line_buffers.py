@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-Slab = torch.Tensor
-Plane = tuple[int, int]
+SlabTensor = torch.Tensor
+PlaneSize = tuple[int, int]
 
 
 class Line:
@@ -26,7 +26,7 @@ class Line:
         device: where they lie.
     """
 
-    def __init__(self, plane: Plane, channels: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, plane: PlaneSize, channels: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self._slices = torch.empty((0, *plane, channels), dtype=dtype, device=device)
         self._start = 0  # of the oldest slice still needed; behind `_stop` if that one has not come yet
         self._stop = 0
@@ -75,7 +75,7 @@ class SkipLine(Line):
     long as the volume lasts: slabs that come and go at ever other times would leave the heap full of holes.
     """
 
-    def __init__(self, plane: Plane, channels: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, plane: PlaneSize, channels: int, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(plane, channels, dtype=dtype, device=device)
         self._blocks: list[torch.Tensor] = []
         self._waiting: deque[tuple[torch.Tensor, int, int]] = deque()  # block, from where to where; oldest first
@@ -137,20 +137,20 @@ class Buffers:
         """Return the memory that is held between two slabs."""
         return sum(buffer.nbytes for buffer in self._held)
 
-    def line(self, plane: Plane, channels: int) -> Line:
+    def line(self, plane: PlaneSize, channels: int) -> Line:
         """Return a new line; see `Line`."""
         line = Line(plane, channels, dtype=self._dtype, device=self._device)
         self._held.append(line)
         return line
 
-    def skip_line(self, plane: Plane, channels: int) -> SkipLine:
+    def skip_line(self, plane: PlaneSize, channels: int) -> SkipLine:
         """Return a new line for slices that a skip connection takes too; see `SkipLine`."""
         line = SkipLine(plane, channels, dtype=self._dtype, device=self._device)
         self._held.append(line)
         return line
 
 
-def first(slabs: Iterator[Slab], count: int) -> Iterator[Slab]:
+def first_slices(slabs: Iterator[SlabTensor], count: int) -> Iterator[SlabTensor]:
     """Yield slabs up to `count` slices in total, the last one cut."""
     for slab in slabs:
         yield slab[:count]
@@ -159,14 +159,14 @@ def first(slabs: Iterator[Slab], count: int) -> Iterator[Slab]:
             return
 
 
-def at_most(slabs: Iterator[Slab], count: int) -> Iterator[Slab]:
+def at_most(slabs: Iterator[SlabTensor], count: int) -> Iterator[SlabTensor]:
     """Yield the same slices in slabs of at most `count`."""
     for slab in slabs:
         for start in range(0, len(slab), count):
             yield slab[start : start + count]
 
 
-def in_step(slabs: Iterator[Slab], others: Iterator[Slab]) -> Iterator[tuple[Slab, Slab]]:
+def in_step(slabs: Iterator[SlabTensor], others: Iterator[SlabTensor]) -> Iterator[tuple[SlabTensor, SlabTensor]]:
     """Yield two sequences, equally long in total but cut differently, as pairs of equally many slices."""
     waiting = next(others)
     for slab in slabs:

@@ -23,7 +23,7 @@ from torch import nn
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.inference.streaming.folding import Folding, streamed_first
 from voxelgate.inference.streaming.layers import Block, Size
-from voxelgate.inference.streaming.line_buffers import Buffers, Line, SkipLine, Slab, at_most
+from voxelgate.inference.streaming.line_buffers import Buffers, Line, SkipLine, SlabTensor, at_most
 from voxelgate.networks.attention_unet import AttentionUNet, DecoderLevel, Gating
 from voxelgate.networks.blocks import DoubleConv, PooledConv, Upsampling
 from voxelgate.networks.describe import LiveMemory
@@ -205,7 +205,7 @@ class Stream(Iterator[tuple[int, torch.Tensor]]):
         image = streamed_first(tuple(self._image.shape[2:]), self._network.axis)
         return list(accumulate(self._network.strides, _reduced, initial=image))
 
-    def _decoded(self) -> Iterator[Slab]:
+    def _decoded(self) -> Iterator[SlabTensor]:
         """Chain all layers, and return the features in front of the head, cut to what logits may take."""
         network, buffers = self._network, self._buffers
         sizes = self._sizes()
@@ -220,10 +220,10 @@ class Stream(Iterator[tuple[int, torch.Tensor]]):
         slice_bytes = 4 * len(network.head[1]) * math.prod(sizes[0][1:])
         return at_most(slabs, max(1, LOGITS_BYTES // slice_bytes))
 
-    def _encoded(self, block: Block, line: Line, slabs: Iterator[torch.Tensor], reduced: Size) -> Iterator[Slab]:
+    def _encoded(self, block: Block, line: Line, slabs: Iterator[torch.Tensor], reduced: Size) -> Iterator[SlabTensor]:
         return block.run(line, map(line.append, slabs), self._buffers, reduced[1:])
 
-    def _logits(self, slab: Slab) -> torch.Tensor:
+    def _logits(self, slab: SlabTensor) -> torch.Tensor:
         """Return (classes, n, h, w) float32 of features (n, h, w, c)."""
         weight, bias = self._network.head
         logits = torch.addmm(bias[:, None], weight, slab.flatten(0, 2).T)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from voxelgate.core.errors import EngineError, VoxelgateError
-from voxelgate.segmentation.batch.engines import Engine, Lane
+from voxelgate.segmentation.batch.engines import Engine, Worker
 from voxelgate.segmentation.batch.process import CASES_AT_A_TIME
-from voxelgate.segmentation.batch.worker import Job, Outcome
+from voxelgate.segmentation.batch.worker import CaseJob, Outcome
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 
@@ -78,7 +78,7 @@ class Ended:
     """
 
     ticket: Ticket
-    job: Job
+    job: CaseJob
     outcome: Outcome | None
     reason: str = ""
 
@@ -88,7 +88,7 @@ class _Running:
     """A case with a worker; its clock starts with it, or with the end of the case before it."""
 
     ticket: Ticket
-    job: Job
+    job: CaseJob
     future: Future[Outcome]
     clock_s: float
     had_company: bool
@@ -98,20 +98,20 @@ class _Running:
 class _Occupied:
     """A worker and what it has, oldest first."""
 
-    lane: Lane
+    lane: Worker
     running: list[_Running] = field(default_factory=list)
 
 
-class Clerk(Protocol):
+class CaseBook(Protocol):
     """Who knows what there is to do for a case, and keeps the books."""
 
-    def job_for(self, ticket: Ticket) -> Job | None:
+    def job_for(self, ticket: Ticket) -> CaseJob | None:
         """Return the job of a case, or None if there is nothing to do."""
 
-    def started(self, ticket: Ticket, job: Job, worker: str) -> None:
+    def started(self, ticket: Ticket, job: CaseJob, worker: str) -> None:
         """Note that a worker has a case now."""
 
-    def put_aside(self, ticket: Ticket, job: Job) -> None:
+    def put_aside(self, ticket: Ticket, job: CaseJob) -> None:
         """Note that a case will be tried again, and that nothing will come of its last job."""
 
 
@@ -124,11 +124,11 @@ class Dispatcher:
         clerk: who is asked and told.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, clerk: Clerk) -> None:
+    def __init__(self, engine: Engine, limits: Limits, clerk: CaseBook) -> None:
         self._engine, self._limits, self._clerk = engine, limits, clerk
         self._waiting: deque[Ticket] = deque()
         self._suspects: deque[Ticket] = deque()
-        self._workers: dict[Lane, _Occupied] = {}
+        self._workers: dict[Worker, _Occupied] = {}
         self._is_deserted = False
         self._is_fruitful = False
         self._given_up = 0
@@ -278,7 +278,7 @@ class Dispatcher:
             yield Ended(ticket, one.job, None, f"{reason} in attempt {ticket.attempts} of {self._limits.attempts}")
 
 
-def _submitted(lane: Lane, job: Job) -> Future[Outcome]:
+def _submitted(lane: Worker, job: CaseJob) -> Future[Outcome]:
     """Give a job to a worker; one that cannot take any, not even anew, has died."""
     try:
         return lane.submit(job)

@@ -10,7 +10,7 @@ import torch
 from voxelgate.core.errors import EngineError, UsageError
 from voxelgate.core.workers import EngineKind, dask_client, engine_named
 from voxelgate.segmentation.batch.process import CASES_AT_A_TIME, Share, WorkerProcess
-from voxelgate.segmentation.batch.worker import Job, Outcome, work, worker_name
+from voxelgate.segmentation.batch.worker import CaseJob, Outcome, work, worker_name
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ RESTART_S = 60.0
 """Time for the nanny of a Dask worker to bring up a new one."""
 
 
-class Lane(Protocol):
+class Worker(Protocol):
     """One worker, which has its own process if it can be killed."""
 
     @property
@@ -35,7 +35,7 @@ class Lane(Protocol):
     def can_be_killed(self) -> bool:
         """Return whether a case that hangs can be ended."""
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: CaseJob) -> Future[Outcome]:
         """Start a job; its future ends with `BrokenExecutor` if the worker dies.
 
         Raises:
@@ -52,7 +52,7 @@ class Lane(Protocol):
 class Engine(Protocol):
     """All workers of a run."""
 
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Worker]:
         """Return the workers that there are now; the same object as long as it is the same worker."""
 
     def close(self, *, is_abandoned: bool) -> None:
@@ -69,7 +69,7 @@ class SerialExecutor(Executor):
         return future
 
 
-class ExecutorLane:
+class ExecutorWorker:
     """Any executor as one lane; what hangs in it cannot be ended, and where it breaks it stays broken.
 
     Args:
@@ -88,7 +88,7 @@ class ExecutorLane:
         """Return the kind of executor and this process."""
         return f"{type(self.executor).__name__} of {worker_name()}"
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: CaseJob) -> Future[Outcome]:
         """Start a job."""
         return self.executor.submit(work, job)
 
@@ -103,14 +103,14 @@ class ExecutorEngine:
     """Any `concurrent.futures.Executor` as an engine.
 
     Args:
-        executor: as for `ExecutorLane`; it is shut down at the end.
+        executor: as for `ExecutorWorker`; it is shut down at the end.
         workers: calls that it runs at a time.
     """
 
     def __init__(self, executor: Executor, workers: int = 1) -> None:
-        self._lane = ExecutorLane(executor, workers)
+        self._lane = ExecutorWorker(executor, workers)
 
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Worker]:
         """Return the one lane."""
         return (self._lane,)
 
@@ -119,7 +119,7 @@ class ExecutorEngine:
         self._lane.executor.shutdown(wait=not is_abandoned, cancel_futures=True)
 
 
-class ProcessLane:
+class ProcessWorker:
     """One process after the other, each forked when it is needed.
 
     Args:
@@ -139,7 +139,7 @@ class ProcessLane:
         host = worker_name().rpartition(":")[0]
         return f"{host}:{0 if self._worker is None else self._worker.pid}"
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: CaseJob) -> Future[Outcome]:
         """Start a job, in a new process if there is none or the last one died."""
         if self._worker is not None:
             try:
@@ -174,9 +174,9 @@ class ProcessEngine:
     def __init__(self, count: int, max_gib: float | None = None) -> None:
         level = logging.getLogger("voxelgate").getEffectiveLevel()
         share = Share(max(1, torch.get_num_threads() // count), max_gib, level)
-        self._lanes = [ProcessLane(share) for _ in range(count)]
+        self._lanes = [ProcessWorker(share) for _ in range(count)]
 
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Worker]:
         """Return a lane for each process."""
         return self._lanes
 
@@ -186,7 +186,7 @@ class ProcessEngine:
             lane.kill() if is_abandoned else lane.close()
 
 
-class DaskLane:
+class DaskWorker:
     """One worker of a Dask cluster; its tasks go nowhere else, so that it is known what a death has cost.
 
     Args:
@@ -207,7 +207,7 @@ class DaskLane:
             workers=[address], allow_other_workers=False, retries=0, pure=False
         )
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: CaseJob) -> Future[Outcome]:
         """Start a job."""
         try:
             return self._executor.submit(work, job)
@@ -243,9 +243,9 @@ class DaskEngine:
 
     def __init__(self, address: str) -> None:
         self._client = dask_client(address)
-        self._lanes: dict[str, DaskLane] = {}
+        self._lanes: dict[str, DaskWorker] = {}
 
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Worker]:
         """Return a lane for each worker that the scheduler knows now.
 
         Raises:
@@ -258,10 +258,10 @@ class DaskEngine:
         self._lanes = {address: self._lane(address, facts["nthreads"]) for address, facts in workers.items()}
         return [lane for lane in self._lanes.values() if not lane.is_stuck]
 
-    def _lane(self, address: str, threads: int) -> DaskLane:
+    def _lane(self, address: str, threads: int) -> DaskWorker:
         known = self._lanes.get(address)
         if known is None or (known.is_over and not known.is_stuck):
-            return DaskLane(self._client, address, threads)
+            return DaskWorker(self._client, address, threads)
         return known
 
     def close(self, *, is_abandoned: bool) -> None:

@@ -38,7 +38,7 @@ def stamp_of(case: Case) -> str:
     Raises:
         OSError: a file is not there.
     """
-    return stamp({file.path for file in _all_files(case)})
+    return stamp_of_path({file.path for file in _all_files(case)})
 
 
 def lasting_stamp_of(case: Case) -> str:
@@ -52,7 +52,7 @@ def lasting_stamp_of(case: Case) -> str:
     return stamp_of(case) if newest_ns + SETTLED_NS < time.time_ns() else ""
 
 
-def stamp(paths: Iterable[Path]) -> str:
+def stamp_of_path(paths: Iterable[Path]) -> str:
     """Return names, sizes, times and numbers of some files as one text, hashed."""
     facts = [(os.fspath(path), path.stat()) for path in sorted(paths)]
     text = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for name, s in facts)

@@ -66,7 +66,7 @@ class WorkerProcess(Executor):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", "voxelgate.segmentation.batch.worker"])
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, share), daemon=True)
+        self._process = context.Process(target=serve_calls, args=(theirs, share), daemon=True)
         self._process.start()
         theirs.close()
         self._lock = threading.Lock()
@@ -148,7 +148,7 @@ class WorkerProcess(Executor):
         return f"was killed by {signal.Signals(-code).name}"
 
 
-def serve(connection: Connection, share: Share) -> None:
+def serve_calls(connection: Connection, share: Share) -> None:
     """Answer calls until the other side says no more, or is gone: then end at once, in the middle of a call too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
-from voxelgate.segmentation.batch.input_stamps import file_sha256, stamp
+from voxelgate.segmentation.batch.input_stamps import file_sha256, stamp_of_path
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.faults import Fault, fault_of
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def is_unmodified(ledger: Ledger, record: FileRecord) -> bool:
     """Return whether a file that stands is the one that was written; it is read only if its times changed."""
     path = ledger.out_dir / record.path
-    found = stamp([path])
+    found = stamp_of_path([path])
     if found == record.stamp:
         return True
     if file_sha256(path) != record.sha256:
@@ -125,7 +125,7 @@ def _carry_out(ledger: Ledger, case_id: str, plan: PublishPlan, staged: Iterable
     moves = {out_dir / file.path: scratch / file.path.name for file in staged}
     if moves or plan.removed:
         publish(moves, [out_dir / path for path in plan.removed], new_scratch(scratch))
-    ledger.finish(case_id, plan, {file.path: stamp([out_dir / file.path]) for file in plan.files})
+    ledger.finish(case_id, plan, {file.path: stamp_of_path([out_dir / file.path]) for file in plan.files})
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -156,7 +156,7 @@ def _resume(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
         refuse_foreign(ledger, case_id, [out_dir / file.path for file in staged], overwrite=False)
         _carry_out(ledger, case_id, plan, staged)
         return
-    stamps = {file.path: stamp([out_dir / file.path]) for file in whole}
+    stamps = {file.path: stamp_of_path([out_dir / file.path]) for file in whole}
     ledger.finish(case_id, replace(plan, files=tuple(whole), removed=()), stamps)
     ledger.wait(case_id)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from voxelgate.bundle.checksums import ensemble_fingerprint, verify
-from voxelgate.bundle.metadata import image_rule_of, read_metadata, series_rule_of
+from voxelgate.bundle.metadata import image_spec_of, read_metadata, series_rule_of
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.attention.maps import gate_levels
@@ -15,7 +15,7 @@ from voxelgate.segmentation.batch.engines import engine_of
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.lock import locked
-from voxelgate.segmentation.batch.runner import run
+from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.watch import Patience, watch
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
@@ -36,7 +36,7 @@ EXTRA = " Attention maps and mirroring take time and disk beyond that."
 
 
 @dataclass(frozen=True)
-class Means:
+class ExecutionOptions:
     """With what cases are segmented; changes no result.
 
     Args:
@@ -92,7 +92,7 @@ def cases_in(
     found = find_cases(
         [path.absolute() for path in inputs],  # workers may have another working directory
         rule=series_rule_of(setup.bundle),
-        images=image_rule_of(setup.bundle),
+        images=image_spec_of(setup.bundle),
         data_root=data_root,
         allow=setup.options.allow,
         out_dir=setup.out_dir,
@@ -101,7 +101,7 @@ def cases_in(
     return _named(found, setup)
 
 
-def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setup, Means]:
+def plan_resources(cases: Sequence[Case], setup: Setup, means: ExecutionOptions) -> tuple[str, Setup, ExecutionOptions]:
     """Foretell what a batch will need, and return that in a line, and settings with which it fits.
 
     A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told.
@@ -131,7 +131,7 @@ def fitted(cases: Sequence[Case], setup: Setup, means: Means) -> tuple[str, Setu
     )
 
 
-def segment_cases(cases: Sequence[Case], setup: Setup, means: Means | None = None) -> Iterator[CaseReport]:
+def segment_cases(cases: Sequence[Case], setup: Setup, means: ExecutionOptions | None = None) -> Iterator[CaseReport]:
     """Segment cases and yield the report of each when it ends, those that are done already too.
 
     Args:
@@ -142,13 +142,13 @@ def segment_cases(cases: Sequence[Case], setup: Setup, means: Means | None = Non
     Raises:
         OutputError: the output folder takes no files, or another run works in it.
         UsageError: no such engine.
-        VoxelgateError: as for `run`.
+        VoxelgateError: as for `run_cases`.
     """
-    return _segment(iter([cases]), setup, means or Means())
+    return _segment(iter([cases]), setup, means or ExecutionOptions())
 
 
 def segment_arrivals(
-    inputs: Sequence[Path], setup: Setup, patience: Patience, means: Means | None = None
+    inputs: Sequence[Path], setup: Setup, patience: Patience, means: ExecutionOptions | None = None
 ) -> Iterator[CaseReport]:
     """Segment what is in some folders and what comes into them, each study or file when it is complete.
 
@@ -164,21 +164,21 @@ def segment_arrivals(
         VoxelgateError: as for `segment_cases`.
     """
     folders = [path.absolute() for path in inputs]
-    rule, images = series_rule_of(setup.bundle), image_rule_of(setup.bundle)
+    rule, images = series_rule_of(setup.bundle), image_spec_of(setup.bundle)
     if images.files > 1:
         raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
     arrivals = watch(folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir, images=images)
-    return _segment((_named(cases, setup) for cases in arrivals), setup, means or Means())
+    return _segment((_named(cases, setup) for cases in arrivals), setup, means or ExecutionOptions())
 
 
 def _named(cases: Sequence[Case], setup: Setup) -> list[Case]:
     return list(map(with_hashed_name, cases)) if setup.options.hashed_names else list(cases)
 
 
-def _segment(arrivals: Iterator[Sequence[Case]], setup: Setup, means: Means) -> Iterator[CaseReport]:
+def _segment(arrivals: Iterator[Sequence[Case]], setup: Setup, means: ExecutionOptions) -> Iterator[CaseReport]:
     make_folder(setup.out_dir)
     with locked(setup.out_dir), closing(Ledger(setup.out_dir)) as ledger:
         engine = engine_of(means.engine, means.max_gib)
         ledger.begin_run(means.engine, f"{setup.name} {setup.version}", hashed_names=setup.options.hashed_names)
-        with closing(run(arrivals, setup, engine, ledger, means.limits)) as reports:
+        with closing(run_cases(arrivals, setup, engine, ledger, means.limits)) as reports:
             yield from reports

@@ -17,7 +17,7 @@ from voxelgate.segmentation.batch.input_stamps import stamp_of
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, shown
 from voxelgate.segmentation.batch.ledger_records import Entry, RunVersions
 from voxelgate.segmentation.batch.publish import is_intact, publish_case, recover, refuse_foreign
-from voxelgate.segmentation.batch.worker import Job, Outcome, Setup
+from voxelgate.segmentation.batch.worker import CaseJob, Outcome, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of
 from voxelgate.segmentation.outputs import new_scratch, output_paths
@@ -30,7 +30,7 @@ TABLE_EVERY_S = 60.0
 """The table is for people who watch a run; `voxelgate status` knows more."""
 
 
-def run(
+def run_cases(
     arrivals: Iterable[Sequence[Case]], setup: Setup, engine: Engine, ledger: Ledger, limits: Limits | None = None
 ) -> Generator[CaseReport, None, None]:
     """Segment cases and yield the report of each when it ends, or at once if it is done already.
@@ -124,7 +124,7 @@ class _Runner:
             if not is_abandoned:
                 raise  # else what ended the run is told, and the next one will do it
 
-    def job_for(self, ticket: Ticket) -> Job | None:
+    def job_for(self, ticket: Ticket) -> CaseJob | None:
         """Return what to do for a case, or end it if nothing is."""
         case_id = ticket.case.case_id
         entry = self._ledger.entry(case_id)
@@ -140,7 +140,7 @@ class _Runner:
         if self._refused and (reason := self._refused.get(ticket.case.identity)):
             self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REFUSED, reason)))
             return None
-        return Job(ticket.case, self._setup, new_scratch(self._setup.out_dir), ticket.shrinks, known_sha256)
+        return CaseJob(ticket.case, self._setup, new_scratch(self._setup.out_dir), ticket.shrinks, known_sha256)
 
     def _refuse_names(self, case: Case) -> None:
         """Refuse names of results under which stands something else.
@@ -164,12 +164,12 @@ class _Runner:
             logger.info("%s: is not what was written any more, and is made again.", path.name)
         return "" if gone else entry.versions.input_sha256
 
-    def started(self, ticket: Ticket, job: Job, worker: str) -> None:
+    def started(self, ticket: Ticket, job: CaseJob, worker: str) -> None:
         """Note that a worker has a case now; one whose results stand stays done until its input is read."""
         if not job.known_sha256:
             self._ledger.start(ticket.case.case_id, worker, ticket.attempts + 1)
 
-    def put_aside(self, ticket: Ticket, job: Job) -> None:
+    def put_aside(self, ticket: Ticket, job: CaseJob) -> None:
         """Note that a case will be tried again; whatever the last attempt left is of no use."""
         shutil.rmtree(job.scratch, ignore_errors=True)
         if not job.known_sha256:
@@ -206,7 +206,7 @@ class _Runner:
         )
         return replace(report, findings=(*report.findings, sentence))
 
-    def _published(self, job: Job, report: CaseReport, outcome: Outcome) -> CaseReport:
+    def _published(self, job: CaseJob, report: CaseReport, outcome: Outcome) -> CaseReport:
         try:
             self._refuse_names(job.case)
             publish_case(self._ledger, report, job.scratch, outcome.sha256s, self._versions(outcome))

@@ -15,7 +15,7 @@ from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef
 from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import group
-from voxelgate.images.spec import ONE_VOLUME, ImageRule
+from voxelgate.images.spec import ONE_VOLUME, ImageSpec
 from voxelgate.segmentation.cases import Case, Listing, image_cases, list_input, study_cases, with_own_ids
 
 LOOKS_PER_SETTLING = 4
@@ -72,7 +72,7 @@ class Inbox:
         rule: SeriesRule,
         allow: Iterable[Allow],
         out_dir: Path,
-        images: ImageRule = ONE_VOLUME,
+        images: ImageSpec = ONE_VOLUME,
     ) -> None:
         self._folders, self._rule, self._allow, self._out_dir = folders, rule, tuple(allow), out_dir
         self._images = images
@@ -162,7 +162,7 @@ def watch(
     rule: SeriesRule,
     allow: Iterable[Allow],
     out_dir: Path,
-    images: ImageRule = ONE_VOLUME,
+    images: ImageSpec = ONE_VOLUME,
 ) -> Iterator[Sequence[Case]]:
     """Yield cases as they become complete, and nothing very often meanwhile, so that the caller can do other work.
 

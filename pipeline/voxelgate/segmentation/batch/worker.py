@@ -34,7 +34,7 @@ SMALLEST_WINDOW_VOX = 32
 UNREADABLE = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What reading a file or a member of an archive may raise; `RuntimeError` if it is encrypted."""
 
-TURNS = SharedResources(threading.Lock(), in_network_thread)
+SHARED = SharedResources(threading.Lock(), in_network_thread)
 """Of this process: while one case has the network, another is read or written."""
 
 
@@ -80,7 +80,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseJob:
     """One attempt at one case; `repr` does not show it, since a cluster logs that, and folders are named like patients.
 
     Args:
@@ -122,20 +122,20 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def work(job: Job) -> Outcome:
+def work(job: CaseJob) -> Outcome:
     """Do one job; never raise on a bad case.
 
     Raises:
         VoxelgateError: the bundle or the device cannot be used, so that no case can be done.
     """
-    bundle = TURNS.network(_bundle, job.setup, job.shrinks)
+    bundle = SHARED.network(_bundle, job.setup, job.shrinks)
     before = _read_off(stamp_of, job.case)
-    with TURNS.files:
+    with SHARED.files:
         sha256 = _read_off(content_sha256, job.case)
     if sha256 and sha256 == job.known_sha256:
         return Outcome(None, sha256, _read_off(lasting_stamp_of, job.case))
-    case = replace(job.case, findings=job.case.findings + _told(bundle, job))
-    made = attempt(case, bundle, (job.setup.out_dir, job.scratch), job.setup.options, TURNS)
+    case = replace(job.case, findings=job.case.findings + memory_note(bundle, job))
+    made = attempt(case, bundle, (job.setup.out_dir, job.scratch), job.setup.options, SHARED)
     report = made.report
     if report.status is CaseStatus.DONE and (_read_off(stamp_of, job.case) != before or not _is_as_found(job.case)):
         report = _changed(report)
@@ -157,7 +157,7 @@ def _is_as_found(case: Case) -> bool:
     """Return whether the files of a series are those that were found, hours ago perhaps, and not another patient's."""
     if not isinstance(case.image, Series):
         return True
-    with TURNS.files, quiet_pydicom():
+    with SHARED.files, quiet_pydicom():
         try:
             return all(_whose(read_header(header.file)) == _whose(header) for header in case.image.headers)
         except UnreadableFileError:
@@ -233,7 +233,7 @@ def _halved(size_vox: int, multiple: int, halvings: int) -> int:
     return min(size_vox, max(half, SMALLEST_WINDOW_VOX))
 
 
-def _told(bundle: Bundle, job: Job) -> tuple[str, ...]:
+def memory_note(bundle: Bundle, job: CaseJob) -> tuple[str, ...]:
     """Return what a report says of an attempt with less memory."""
     if not job.shrinks:
         return ()

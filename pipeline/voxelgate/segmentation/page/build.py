@@ -31,7 +31,7 @@ EMBEDDED_BYTES = 120_000_000
 """Previews, as text, that a page holds at most; browsers open larger ones slowly."""
 
 
-def build(
+def build_page(
     out_dir: Path,
     reference: Path | None = None,
     *,

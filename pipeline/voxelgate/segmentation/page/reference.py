@@ -13,10 +13,11 @@ import numpy.typing as npt
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.pairs import label_maps_in
 from voxelgate.evaluation.scores import LabelScores, read_label_map, score
 from voxelgate.images.volumes import read_channels, volume_stem
+from voxelgate.inference.attention.map_files import is_attention_map
 from voxelgate.inference.attention.maps import GateMap, GateReport, diagnose
 from voxelgate.segmentation.cases import CHANNEL_ENDING
 from voxelgate.segmentation.outputs import Output, map_kind
@@ -53,7 +54,7 @@ def references_of(
         out_dir: folder of the outputs.
         reference: manifest, whose case ids are those of the cases; or folder, in which label maps lie and are called as
             the outputs in theirs, as `voxelgate.evaluation.pairs.pair_files` pairs them.
-        data_root: as in `voxelgate.datasets.manifest.load`.
+        data_root: as in `voxelgate.datasets.manifest.load_manifest`.
         inputs: first file of each case. Cases that are not called so, for their names are hashed, have the true label
             map of this image in the manifest, or that in the folder which is called like it and like no other.
 
@@ -65,7 +66,7 @@ def references_of(
     found = {case.case_id: case.outputs[Output.NIFTI] for case in cases if Output.NIFTI in case.outputs}
     images = {case_id: path for case_id, path in (inputs or {}).items() if case_id in found}
     if reference.suffix == ".json":
-        listed = load(reference, data_root).all_cases
+        listed = load_manifest(reference, data_root).all_cases
         known = {case.case_id: case.label for case in listed}
         names = {case_id: case_id for case_id in found}
         name_of = {case.image.resolve(): case.case_id for case in listed}
@@ -73,7 +74,7 @@ def references_of(
     else:
         if data_root is not None:
             raise UsageError("--data-root is for a manifest; leave it out for a folder of label maps.")
-        known = dict(label_maps_in(reference))
+        known = dict(label_maps_in(reference, is_attention_map))
         names = {
             case_id: (path.relative_to(out_dir).parent / volume_stem(path)).as_posix()
             for case_id, path in found.items()

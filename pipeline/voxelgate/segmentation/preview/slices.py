@@ -26,7 +26,7 @@ Shown = tuple[range, range, range]
 """Cells of a sketch that are shown, along each of its axes."""
 
 
-class Plane(NamedTuple):
+class ViewPlane(NamedTuple):
     """A plane of the patient: which axis it cuts, and the letters at the left, right, upper and lower edge."""
 
     name: str
@@ -40,12 +40,12 @@ class Plane(NamedTuple):
         return across, down
 
 
-PLANES = (Plane("axial", 2, "RLAP"), Plane("coronal", 1, "RLSI"), Plane("sagittal", 0, "APSI"))
+PLANES = (ViewPlane("axial", 2, "RLAP"), ViewPlane("coronal", 1, "RLSI"), ViewPlane("sagittal", 0, "APSI"))
 """Radiological convention: the patient's right is on the left, as seen from the feet and from the front."""
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class SlicePlace:
     """Where a structure lies in the cells of a sketch.
 
     Args:
@@ -68,7 +68,7 @@ class Place:
         return float(self.cuts[axis][span.index(cell)]) if cell in span else 0.0
 
 
-def places_of(lattice: Lattice, labels: npt.NDArray[Any], table: LabelTable) -> list[Place]:
+def places_of(lattice: Lattice, labels: npt.NDArray[Any], table: LabelTable) -> list[SlicePlace]:
     """Return the place of each structure in a label map, small ones first."""
     turned = labels.transpose(lattice.axes)
     centres = [[lattice.source_index(axis, cell) for cell in range(len(lattice.weights[axis]))] for axis in range(3)]
@@ -79,7 +79,7 @@ def places_of(lattice: Lattice, labels: npt.NDArray[Any], table: LabelTable) -> 
         x, y, z = (range(int(cell[0]), int(cell[-1]) + 1) for cell in touched)
         inside = cells[np.ix_(x, y, z)] == value
         cuts = [_relative(inside.sum(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-        places.append(Place(int(inside.sum()), (x, y, z), (cuts[0], cuts[1], cuts[2])))
+        places.append(SlicePlace(int(inside.sum()), (x, y, z), (cuts[0], cuts[1], cuts[2])))
     return sorted(places, key=lambda place: place.voxels)
 
 
@@ -91,7 +91,7 @@ def _relative(cut: npt.NDArray[np.int64]) -> Cuts:
     return relative
 
 
-def shown_box(sketch: Sketch, places: Sequence[Place]) -> Shown:
+def shown_box(sketch: Sketch, places: Sequence[SlicePlace]) -> Shown:
     """Return the cells that are shown along each axis: those of the labels, and what is not black all around."""
     spans = []
     for axis in range(3):
@@ -101,7 +101,7 @@ def shown_box(sketch: Sketch, places: Sequence[Place]) -> Shown:
     return spans[0], spans[1], spans[2]
 
 
-def chosen_cells(plane: Plane, shown: range, places: Sequence[Place]) -> list[int]:
+def chosen_cells(plane: ViewPlane, shown: range, places: Sequence[SlicePlace]) -> list[int]:
     """Return the cells whose slices are shown, evenly spread and then moved to where structures are widest."""
     low = min((place.spans[plane.axis][0] for place in places), default=shown[0])
     high = max((place.spans[plane.axis][-1] for place in places), default=shown[-1])
@@ -117,7 +117,7 @@ def chosen_cells(plane: Plane, shown: range, places: Sequence[Place]) -> list[in
     return sorted({*free, *fixed})
 
 
-def start_of(plane: Plane, cells: Sequence[int], places: Sequence[Place]) -> int:
+def start_of(plane: ViewPlane, cells: Sequence[int], places: Sequence[SlicePlace]) -> int:
     """Return which slice cuts most structures widely; by their roots, so that two fair cuts beat one large one."""
     if not places:
         return len(cells) // 2

@@ -18,9 +18,9 @@ from voxelgate.segmentation.preview.cells import Lattice, Sketch, Weights, latti
 from voxelgate.segmentation.preview.file import write_file
 from voxelgate.segmentation.preview.slices import (
     PLANES,
-    Place,
-    Plane,
     Shown,
+    SlicePlace,
+    ViewPlane,
     chosen_cells,
     places_of,
     shown_box,
@@ -28,7 +28,7 @@ from voxelgate.segmentation.preview.slices import (
 )
 
 Floats = npt.NDArray[np.float32]
-Chosen = Mapping[Plane, Sequence[int]]
+Chosen = Mapping[ViewPlane, Sequence[int]]
 
 
 def write_preview(
@@ -113,14 +113,14 @@ def _coded(laid: Lattice, labels: npt.NDArray[Any], chosen: Chosen, shown: Shown
     return zlib.compress(_sprite(slices).astype("u1" if bits == 8 else "<u2").tobytes(), 9)
 
 
-def _cut(cells: npt.NDArray[np.uint8], plane: Plane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
+def _cut(cells: npt.NDArray[np.uint8], plane: ViewPlane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
     """Return a slice of cells (x, y, z) as it is seen."""
     across, down = plane.others
     return _as_seen(np.moveaxis(cells, plane.axis, 0)[cell][np.ix_(shown[across], shown[down])])
 
 
 def _label_slice(
-    laid: Lattice, labels: npt.NDArray[Any], plane: Plane, cell: int, shown: Shown
+    laid: Lattice, labels: npt.NDArray[Any], plane: ViewPlane, cell: int, shown: Shown
 ) -> npt.NDArray[np.uint16]:
     """Return the label that fills most of each pixel, 0 where none fill half of it together.
 
@@ -160,7 +160,7 @@ def _as_seen(cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return cells[::-1, ::-1].T
 
 
-def _described(laid: Lattice, chosen: Chosen, shown: Shown, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
+def _described(laid: Lattice, chosen: Chosen, shown: Shown, places: Sequence[SlicePlace]) -> Iterator[dict[str, Any]]:
     """Yield the layout of each plane."""
     x = 0
     for plane, cells in chosen.items():

@@ -13,7 +13,16 @@ from voxelgate.datasets.manifest import Modality
 from voxelgate.datasets.survey import Fingerprint
 from voxelgate.images.spec import ONE_VOLUME
 from voxelgate.training.configs.docs import LOGGING_CONF, data_licence, readme
-from voxelgate.training.configs.steps import DEVICE, IMPORTS, Config, cleaning, inferer, network, prepare, read
+from voxelgate.training.configs.steps import (
+    DEVICE,
+    IMPORTS,
+    Config,
+    cleaning_steps,
+    inferer_config,
+    network_config,
+    preparation_steps,
+    reading_steps,
+)
 from voxelgate.training.configs.train_config import evaluate_config, multi_gpu_config, train_config
 from voxelgate.training.planning.plan import Cleaning, Plan
 
@@ -38,7 +47,7 @@ def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> No
     Raises:
         OutputError: `root` exists.
     """
-    refuse_existing(root)
+    refuse_existing_bundle(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as partial:
         folder = Path(partial) / root.name
@@ -50,7 +59,7 @@ def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> No
         shutil.move(os.fspath(folder), root)
 
 
-def refuse_existing(root: Path) -> None:
+def refuse_existing_bundle(root: Path) -> None:
     """Refuse a folder that is there.
 
     Raises:
@@ -112,7 +121,7 @@ def inference_config(plan: Plan) -> Config:
     finding, rule = ["$from voxelgate.segmentation.cases import find_cases"], ""
     if plan.images != ONE_VOLUME:
         finding, rule = (
-            [*finding, "$from voxelgate.bundle.metadata import image_rule_of"],
+            [*finding, "$from voxelgate.bundle.metadata import image_spec_of"],
             ", images=image_rule_of(@bundle_root)",
         )
     return {
@@ -122,16 +131,19 @@ def inference_config(plan: Plan) -> Config:
         "output_dir": "$@bundle_root + '/output'",
         "data": f"$[{{'image': case.files}} for case in find_cases([Path(@dataset_dir)]{rule})]",
         "device": DEVICE,
-        "network_def": network(plan),
+        "network_def": network_config(plan),
         "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
-        "preprocessing": {"_target_": "Compose", "transforms": read(plan, ["image"]) + prepare(plan, ["image"])},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": reading_steps(plan, ["image"]) + preparation_steps(plan, ["image"]),
+        },
         "dataset": {"_target_": "Dataset", "data": "@data", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": inferer(plan),
+        "inferer": inferer_config(plan),
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                *cleaning(plan),
+                *cleaning_steps(plan),
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",

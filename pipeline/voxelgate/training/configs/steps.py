@@ -31,7 +31,7 @@ ELASTIC_SIGMA_VOX = (6.0, 9.0)
 ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
 
-def read(plan: Plan, keys: list[str]) -> list[Config]:
+def reading_steps(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the steps from files to channel-first volumes."""
     volume: Config = {"reader": "voxelgate.transforms.io.VolumeReader"}
     image: Config = volume if len(plan.image_channels) == 1 else {"reader": "voxelgate.transforms.ChannelsReader"}
@@ -49,7 +49,7 @@ def read(plan: Plan, keys: list[str]) -> list[Config]:
     return [*(step for step in load if step["keys"]), first]
 
 
-def prepare(plan: Plan, keys: list[str]) -> list[Config]:
+def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the way to the network grid and its values; the only place it stands, for training and inference."""
     return [
         {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
@@ -81,7 +81,7 @@ def _intensity(plan: Plan) -> list[Config]:
     return [offset, window] if rule.offset_hu else [window]
 
 
-def augmentation(plan: Plan) -> list[Config]:
+def augmentation_steps(plan: Plan) -> list[Config]:
     """Return the random steps from volume to training patch; those with probability 0 are left out."""
     change, both = plan.augmentation, ["image", "label"]
     modes = ["bilinear", "nearest"]
@@ -165,7 +165,7 @@ def _mirrored_planes(plan: Plan) -> list[str]:
     return ["sagittal", "coronal"] if plan.modality is Modality.PICTURE and not has_sides else ["sagittal"]
 
 
-def network(plan: Plan) -> Config:
+def network_config(plan: Plan) -> Config:
     """Return the network of a plan: an `AttentionUNet`, or what its `network` names as `_target_`."""
     ends = {"in_channels": len(plan.image_channels), "out_channels": len(plan.labels)}
     if "backbone" in plan.network:
@@ -184,7 +184,7 @@ def network(plan: Plan) -> Config:
     return unet if flat is None else {"_target_": "voxelgate.networks.FlatNetwork", "axis": flat, "network": unet}
 
 
-def inferer(plan: Plan) -> Config:
+def inferer_config(plan: Plan) -> Config:
     """Return the inferer that gives labels on the grid of the file."""
     is_flipped = plan.flip_test and plan.is_mirrored
     return {
@@ -213,7 +213,7 @@ def _multiple(plan: Plan) -> Config:
     return {"window_multiple": max(prod(steps) for steps in zip(*plan.strides, strict=True))}
 
 
-def cleaning(plan: Plan) -> list[Config]:
+def cleaning_steps(plan: Plan) -> list[Config]:
     """Return what is done to the label maps under `pred`, on the grid of the file; nothing unless it helps."""
     steps: list[Config] = []
     if plan.cleaning.keep_largest:

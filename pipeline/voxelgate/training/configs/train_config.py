@@ -5,12 +5,12 @@ from voxelgate.training.configs.steps import (
     DEVICE,
     IMPORTS,
     Config,
-    augmentation,
-    cleaning,
-    inferer,
-    network,
-    prepare,
-    read,
+    augmentation_steps,
+    cleaning_steps,
+    inferer_config,
+    network_config,
+    preparation_steps,
+    reading_steps,
 )
 from voxelgate.training.handlers import STATE
 from voxelgate.training.planning.plan import Plan
@@ -91,7 +91,7 @@ def train_config(plan: Plan) -> Config:
         "validate_every": pace.validate_every,
         "patience": pace.patience,
         "cache_rate": 1.0,
-        "network_def": network(plan),
+        "network_def": network_config(plan),
         "network": "$start_from(@network_def, @init_weights).to(@device, memory_format=torch.channels_last_3d)",
         "train_network": "@network",
         "averaged": {
@@ -130,10 +130,10 @@ def loss(plan: Plan) -> Config:
 
 def evaluate_config(plan: Plan) -> Config:
     """Return `evaluate.json`, laid over `train.json`: measure the weights on the validation cases of a fold."""
-    steps = cleaning(plan)
+    steps = cleaning_steps(plan)
     cleaned = {"validate#postprocessing": {"_target_": "Compose", "transforms": [*steps, _one_hot(plan)]}}
     return {
-        "validate#inferer": inferer(plan),
+        "validate#inferer": inferer_config(plan),
         **(cleaned if steps else {}),
         "validate#handlers": [
             {
@@ -172,12 +172,12 @@ def _train_section(plan: Plan) -> Config:
     keys = ["image", "label"]
     return {
         "deterministic_transforms": [
-            *read(plan, keys),
+            *reading_steps(plan, keys),
             PLACE_LABEL,
-            *prepare(plan, keys),
+            *preparation_steps(plan, keys),
             {"_target_": "voxelgate.transforms.ForegroundIndicesd", "label_key": "label"},
         ],
-        "random_transforms": augmentation(plan),
+        "random_transforms": augmentation_steps(plan),
         "preprocessing": {
             "_target_": "Compose",
             "transforms": "$@train#deterministic_transforms + @train#random_transforms",
@@ -307,7 +307,7 @@ def _validate_section(plan: Plan) -> Config:
     return {
         "preprocessing": {
             "_target_": "Compose",
-            "transforms": [*read(plan, ["image", "label"]), PLACE_LABEL, *prepare(plan, ["image"])],
+            "transforms": [*reading_steps(plan, ["image", "label"]), PLACE_LABEL, *preparation_steps(plan, ["image"])],
         },
         "dataset": {
             "_target_": "CacheDataset",
@@ -323,7 +323,7 @@ def _validate_section(plan: Plan) -> Config:
             "batch_size": 1,
             "num_workers": 0,
         },
-        "inferer": inferer(plan) | {"flip_axes": []},
+        "inferer": inferer_config(plan) | {"flip_axes": []},
         "postprocessing": _one_hot(plan),
         "key_metric": {
             "val_mean_dice": {

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from voxelgate.core.errors import UsageError, reason_of
-from voxelgate.datasets.build_manifest import leave_out, write
+from voxelgate.datasets.build_manifest import leave_out, write_manifest
 from voxelgate.datasets.check_manifest import Progress
-from voxelgate.datasets.manifest import load
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import Survey, survey
-from voxelgate.training.configs.bundle_files import refuse_existing, write_bundle
+from voxelgate.training.configs.bundle_files import refuse_existing_bundle, write_bundle
 from voxelgate.training.planning.plan import Budget, Device, Plan
 from voxelgate.training.planning.rules import plan
 from voxelgate.training.planning.step_time import step_time_s
@@ -66,15 +66,15 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
         OutputError: `out` exists, or the manifest of sound cases does.
         UsageError: overrides that make no plan, or none whose network can be trained.
     """
-    refuse_existing(out)
-    found = survey(load(manifest, data_root), cache=cache, progress=progress)
+    refuse_existing_bundle(out)
+    found = survey(load_manifest(manifest, data_root), cache=cache, progress=progress)
     first = plan(found.fingerprint, budget, overrides)
     timed = budget if budget.step_s else replace(budget, step_s=_measured_s(first))
     made = plan(found.fingerprint, timed, overrides)
     left_out = {defect.case_id for defect in found.defects if defect.is_left_out}
     used = out.with_name(out.name + SOUND_SUFFIX) if left_out else manifest
     if left_out:
-        write(leave_out(manifest, left_out), used)
+        write_manifest(leave_out(manifest, left_out), used)
     write_bundle(made, out, found.fingerprint)
     return Made(made, found, used)
 

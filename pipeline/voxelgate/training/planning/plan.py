@@ -10,7 +10,7 @@ from typing import Any, Self
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
-from voxelgate.images.spec import ImageRule
+from voxelgate.images.spec import ImageSpec
 from voxelgate.training.planning.validation import AMOUNT, BELOW_1, COUNT, POSITIVE, SHARE, WHOLE, expect, expect_axes
 
 PLAN_VERSION = 2
@@ -245,9 +245,9 @@ class Plan:
         return not self.label_table.unpaired_sides
 
     @property
-    def images(self) -> ImageRule:
+    def images(self) -> ImageSpec:
         """Return what every image consists of."""
-        return ImageRule(self.image_channels, self.modality is Modality.PICTURE)
+        return ImageSpec(self.image_channels, self.modality is Modality.PICTURE)
 
     @property
     def is_colour(self) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from voxelgate.bundle.workflow import build_component
 from voxelgate.inference.precision import MixedPrecisionInferer, Precision, choose_precision, keep_large_buffers
-from voxelgate.training.configs.steps import augmentation, network
+from voxelgate.training.configs.steps import augmentation_steps, network_config
 from voxelgate.training.configs.train_config import loss
 from voxelgate.training.planning.plan import Plan
 
@@ -26,10 +26,10 @@ def step_time_s(plan: Plan, device: torch.device) -> float:
         device: where the training is to run.
     """
     keep_large_buffers()
-    module: nn.Module = build_component(network(plan)).to(device, memory_format=torch.channels_last_3d).train()
+    module: nn.Module = build_component(network_config(plan)).to(device, memory_format=torch.channels_last_3d).train()
     optimizer = torch.optim.AdamW(module.parameters())
     criterion, run = build_component(loss(plan)), MixedPrecisionInferer(_precision(device))
-    draw = build_component({"_target_": "Compose", "transforms": augmentation(plan)})
+    draw = build_component({"_target_": "Compose", "transforms": augmentation_steps(plan)})
     case = _case(plan)
     times_s = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):

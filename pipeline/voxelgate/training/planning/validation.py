@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from voxelgate.core.errors import UsageError
 
 
-class Rule(NamedTuple):
+class RangeRule(NamedTuple):
     """What a number must be: for people, and as a test."""
 
     wanted: str
@@ -17,15 +17,15 @@ def _is_number(value: object) -> bool:
     return type(value) in {int, float}
 
 
-COUNT = Rule("a whole number from 1", lambda value: type(value) is int and value >= 1)
-WHOLE = Rule("a whole number from 0", lambda value: type(value) is int and value >= 0)
-AMOUNT = Rule("a number from 0", lambda value: _is_number(value) and value >= 0)
-POSITIVE = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
-SHARE = Rule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-BELOW_1 = Rule("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
+COUNT = RangeRule("a whole number from 1", lambda value: type(value) is int and value >= 1)
+WHOLE = RangeRule("a whole number from 0", lambda value: type(value) is int and value >= 0)
+AMOUNT = RangeRule("a number from 0", lambda value: _is_number(value) and value >= 0)
+POSITIVE = RangeRule("a number above 0", lambda value: _is_number(value) and value > 0)
+SHARE = RangeRule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+BELOW_1 = RangeRule("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
 
 
-def expect(record: object, rule: Rule, *names: str) -> None:
+def expect(record: object, rule: RangeRule, *names: str) -> None:
     """Refuse a record with a field that breaks a rule; of tuples each number is tested, however deep.
 
     Raises:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from voxelgate.inference.memory import MemoryModel, available_bytes, enlarged, measure, narrowest
-from voxelgate.inference.mirroring import Views
+from voxelgate.inference.memory import MemoryModel, available_bytes, enlarged, measure_memory, narrowest
+from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from voxelgate.inference.streaming.stream import CHUNK, LOGITS_BYTES, reserved_bytes, streamed_axis
 from voxelgate.inference.windows import PIECE_SCORES, WindowPlan
@@ -146,7 +146,7 @@ def window_model(inferer: RestoringSlidingWindowInferer, network: nn.Module, ima
         network: of the bundle.
         image: (1, C, i, j, k); its voxels are not read.
     """
-    views = Views(
+    views = MirroredViews(
         networks_of(network),
         inferer.flip_axes,
         inferer.side_pairs,
@@ -156,7 +156,7 @@ def window_model(inferer: RestoringSlidingWindowInferer, network: nn.Module, ima
     )
     is_enlarged = inferer.window is WindowSize.LARGEST
     return WindowModel(
-        measure(views, image, inferer.roi_size, inferer.window_multiple),
+        measure_memory(views, image, inferer.roi_size, inferer.window_multiple),
         inferer.roi_size,
         inferer.overlap,
         inferer.sw_batch_size,

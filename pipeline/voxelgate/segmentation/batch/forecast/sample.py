@@ -35,7 +35,7 @@ from voxelgate.segmentation.batch.forecast.memory_models import (
     window_model,
 )
 from voxelgate.segmentation.batch.forecast.needs import Measured, Written
-from voxelgate.segmentation.batch.worker import TURNS, Setup
+from voxelgate.segmentation.batch.worker import SHARED, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.outputs import Output, Result, write_results
 from voxelgate.segmentation.preview import sketch
@@ -166,7 +166,7 @@ def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels:
     """
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "files"
-        report: CaseReport = attempt(case, bundle, (setup.out_dir, scratch), setup.options, TURNS).report
+        report: CaseReport = attempt(case, bundle, (setup.out_dir, scratch), setup.options, SHARED).report
         if report.status is not CaseStatus.DONE:
             return measured
         size_of = {kind: (scratch / path.name).stat().st_size for kind, path in report.outputs.items()}

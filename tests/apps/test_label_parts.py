@@ -1,0 +1,635 @@
+"""What the label server is made of, without a server: names, submitted labels, versions, rounds, doubts, the guard."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.apps.label.guard import JSON_BYTES, Guard, Message, Receive, Scope, Send
+from voxelgate.apps.label.ids import check_id, check_tag, is_id
+from voxelgate.apps.label.label_formats import LabelFormat, converted
+from voxelgate.apps.label.label_names import LABEL_NAMES, remember_label_names
+from voxelgate.apps.label.model_versions import CURRENT, SCRATCH_PREFIX, ModelVersions, Origin, import_bundle
+from voxelgate.apps.label.server import Serving, prepare_server
+from voxelgate.apps.label.submitted import read_submitted, segments_of
+from voxelgate.apps.label.training_round import (
+    SPLITS,
+    Annotated,
+    DealtCases,
+    Pace,
+    split_cases,
+    train_round,
+    validation_dice,
+)
+from voxelgate.apps.label.uncertainty import dice_of, disagreement, label_map, mean_dice, uncertainty
+from voxelgate.bundle.checksums import WEIGHTS, seal
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
+from voxelgate.images.volumes import read_volume, write_label_map
+from voxelgate.segmentation.cases import Case
+
+TABLE = LabelTable(("background", "liver", "spleen"))
+AFFINE = np.array([[-1.0, 0.0, 0.0, 9.0], [0.0, 0.9, -0.5, 4.0], [0.0, 0.5, 0.9, 2.0], [0.0, 0.0, 0.0, 1.0]])
+GRID = Grid((6, 5, 4), AFFINE)
+LABELS = np.zeros(GRID.shape, np.uint8)
+LABELS[1:3, 1:4, 1:3] = 1
+LABELS[4, 2, 2] = 2
+
+
+def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet="aZ0_ä.,-+ /\\%\0\n~", max_size=12))
+def test_an_id_that_is_taken_is_one_visible_file_name_of_its_folder(text: str) -> None:
+    if is_id(text):
+        path = Path("/studies") / f"{text}.nii.gz"
+        assert path.parent == Path("/studies")
+        assert path.resolve().parent == Path("/studies")
+        assert not path.name.startswith(".")
+        assert "\0" not in text
+        assert len(path.name.encode()) < 256
+
+
+@pytest.mark.parametrize("text", ["case_1", "CT 2.left (new)", "1.2.840.10008.1", "größe", "a+b=c,d@e-f"])
+def test_usual_names_are_ids(text: str) -> None:
+    assert check_id(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "..", "../x", "a/b", "a\\b", ".hidden", "a..b", " a", "a\n", "a\0", "%2e%2e", "x" * 201]
+)
+def test_what_could_name_another_file_is_no_id(text: str) -> None:
+    with pytest.raises(InputError, match="no plain name"):
+        check_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "..", "../x", "a b", "-a", "a.b", "final\n", "x" * 65])
+def test_a_tag_is_a_plain_word(text: str) -> None:
+    assert check_tag("final_2") == "final_2"
+    with pytest.raises(InputError, match="such as final"):
+        check_tag(text)
+
+
+# --- submitted label maps -----------------------------------------------------------------------------------------
+
+
+def test_a_label_map_on_the_grid_of_its_image_is_taken_as_it_is(tmp_path: Path) -> None:
+    found = read_submitted(save(tmp_path / "a.nii.gz", LABELS.astype(np.float32)), GRID, TABLE)
+
+    np.testing.assert_array_equal(found, LABELS)
+    assert found.dtype == np.uint8
+
+
+def test_names_decide_what_the_values_of_a_client_mean(tmp_path: Path) -> None:
+    only_spleen = save(tmp_path / "a.nii.gz", (LABELS == 2).astype(np.uint8))
+
+    found = read_submitted(only_spleen, GRID, TABLE, [{"name": "Spleen", "idx": 1}])
+
+    np.testing.assert_array_equal(found, np.where(LABELS == 2, 2, 0))
+    np.testing.assert_array_equal(read_submitted(only_spleen, GRID, TABLE, [{"name": "spleen"}]), found)
+
+
+def test_raw_voxels_of_ohif_are_read_first_index_fastest(tmp_path: Path) -> None:
+    (tmp_path / "label.bin").write_bytes(LABELS.tobytes(order="F"))
+    (tmp_path / "short.bin").write_bytes(LABELS.tobytes(order="F")[1:])
+
+    np.testing.assert_array_equal(read_submitted(tmp_path / "label.bin", GRID, TABLE), LABELS)
+    with pytest.raises(InputError, match="119 bytes, expected one for each of 120 voxels"):
+        read_submitted(tmp_path / "short.bin", GRID, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "affine", "segments", "message"),
+    [
+        (LABELS, np.eye(4), (), "grid of its image: corners"),
+        (LABELS[1:], AFFINE, (), "grid of its image: shape"),
+        (LABELS * np.float32(0.5), AFFINE, (), "whole numbers"),
+        (LABELS * np.int16(-1), AFFINE, (), "whole numbers"),
+        (LABELS * 2, AFFINE, (), r"holds 4, expected 0 \(background\), 1 \(liver\), 2 \(spleen\)"),
+        (LABELS, AFFINE, [{"name": "liver"}], r"holds 2, expected 0 \(background\), 1 \(liver\)"),
+        (LABELS, AFFINE, [{"name": "liver"}, {"name": "kidney"}], "segment 2 .* no name that the model knows"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": 2}, {"name": "spleen", "idx": 2}], "a number of its own"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": 10**11}], "a number of its own"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": True}], "a number of its own"),
+        (LABELS, AFFINE, [{"name": "liver", "idx": -1}], "a number of its own"),
+        (np.full(GRID.shape, np.nan, np.float32), AFFINE, (), "whole numbers"),
+    ],
+)
+def test_a_label_map_that_does_not_fit_is_refused(
+    tmp_path: Path, voxels: np.ndarray, affine: np.ndarray, segments: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_submitted(save(tmp_path / "a.nii.gz", voxels, affine), GRID, TABLE, segments)
+
+
+@pytest.mark.parametrize("said", [5, "liver", {"name": "liver"}, ["liver"], [["liver"]]])
+def test_what_is_no_list_of_segments_is_refused(said: object) -> None:
+    assert segments_of(None) == ()
+    assert segments_of([{"name": "liver"}]) == [{"name": "liver"}]
+    with pytest.raises(InputError, match="no list of segments"):
+        segments_of(said)
+
+
+def test_label_maps_keep_their_meaning(tmp_path: Path) -> None:
+    other = LabelTable(("background", "spleen", "liver"))
+    remember_label_names(tmp_path, other, has_maps=False)
+    remember_label_names(tmp_path, TABLE, has_maps=False)
+    remember_label_names(tmp_path, TABLE, has_maps=True)
+
+    with pytest.raises(UsageError, match="are of 1 liver, 2 spleen, but the model knows 1 spleen, 2 liver"):
+        remember_label_names(tmp_path, other, has_maps=True)
+    assert json.loads((tmp_path / LABEL_NAMES).read_text(encoding="utf-8")) == TABLE.to_mapping()
+
+
+@pytest.mark.parametrize("wanted", list(LabelFormat))
+def test_a_label_map_keeps_its_voxels_and_its_place_in_every_format(tmp_path: Path, wanted: LabelFormat) -> None:
+    write_label_map(tmp_path / "label.nii.gz", LABELS, GRID, like=None)
+
+    found = converted(tmp_path / "label.nii.gz", wanted)
+
+    assert found.name.endswith(wanted)
+    labels, grid = read_volume(found)
+    np.testing.assert_array_equal(labels, LABELS)
+    assert grid.agrees(GRID, 1e-4)
+
+
+# --- versions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_threshold_bundle(tmp_path / "bright_ct")
+
+
+def candidate_of(versions: ModelVersions, scale: float = 2.0) -> Path:
+    """Return a sealed candidate with other weights."""
+    shutil.copytree(versions.current_path, folder := versions.scratch())
+    weights = torch.load(folder / WEIGHTS, weights_only=True)
+    torch.save({name: scale * tensor for name, tensor in weights.items()}, folder / WEIGHTS)
+    seal(folder)
+    return folder
+
+
+def test_a_bundle_that_is_given_becomes_the_first_version_once(models: Path, bundle: Path) -> None:
+    versions = import_bundle(bundle, models)
+
+    assert import_bundle(bundle, models) == versions
+    assert (versions.numbers(), versions.current, versions.previous) == ([1], 1, None)
+    assert open_bundle(versions.current_path).fingerprint == open_bundle(bundle).fingerprint
+
+
+def test_a_trained_version_stays_in_use_when_the_server_starts_again(models: Path, bundle: Path) -> None:
+    versions = import_bundle(bundle, models)
+    versions.use(versions.add(candidate_of(versions), Origin(parent=1, dice=0.9, parent_dice=0.8)))
+    (versions.root / f"{SCRATCH_PREFIX}left").mkdir()
+
+    again = import_bundle(bundle, models)
+
+    assert (again.current, again.previous) == (2, 1)
+    assert again.origin(2).dice == 0.9
+    assert not list(versions.root.glob(f"{SCRATCH_PREFIX}*"))
+
+
+def test_another_bundle_of_the_name_is_a_version_of_its_own_and_comes_into_use(
+    models: Path, bundle: Path, tmp_path: Path
+) -> None:
+    import_bundle(bundle, models)
+    newer = make_threshold_bundle(tmp_path / "newer", version="2.0.0")
+
+    versions = import_bundle(newer, models)
+
+    assert (versions.numbers(), versions.current) == ([1, 2], 2)
+
+
+def test_a_bundle_of_the_name_with_other_labels_is_no_version(models: Path, bundle: Path, tmp_path: Path) -> None:
+    import_bundle(bundle, models)
+    other = make_threshold_bundle(tmp_path / "other", {"0": "background", "1": "tibia"})
+
+    with pytest.raises(UsageError, match=r"versions of bright_ct with other labels.*another folder with --work"):
+        import_bundle(other, models)
+    assert ModelVersions(models / "bright_ct").numbers() == [1]
+
+
+def test_an_earlier_version_can_be_used_again_and_no_other_number(models: Path, bundle: Path) -> None:
+    versions = import_bundle(bundle, models)
+    versions.use(versions.add(candidate_of(versions), Origin(parent=1)))
+
+    versions.use(1)
+
+    assert versions.current_path.name == "1"
+    with pytest.raises(InputError, match="has the versions 1, 2, not 3"):
+        versions.use(3)
+
+
+def test_a_version_whose_files_changed_is_not_used(models: Path, bundle: Path) -> None:
+    versions = import_bundle(bundle, models)
+    versions.add(candidate_of(versions), Origin(parent=1))
+    (versions.path(2) / WEIGHTS).write_bytes(b"other")
+
+    with pytest.raises(BundleError, match="changed since the bundle was sealed"):
+        versions.use(2)
+    assert versions.current == 1
+
+
+def test_a_bundle_that_is_not_sealed_is_not_imported(models: Path, bundle: Path) -> None:
+    (bundle / "configs" / "inference.json").write_text("{}", encoding="utf-8")
+
+    with pytest.raises(BundleError, match="changed since"):
+        import_bundle(bundle, models)
+    assert not models.exists()
+
+
+# --- rounds -------------------------------------------------------------------------------------------------------
+
+
+def annotated(count: int) -> list[Annotated]:
+    return [Annotated(f"case_{number}", Path(f"{number}.nii.gz"), Path(f"l{number}.nii.gz")) for number in range(count)]
+
+
+def ids(cases: Iterable[Annotated]) -> set[str]:
+    return {case.image_id for case in cases}
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.floats(0.1, 0.6))
+def test_no_case_ever_changes_from_training_to_validation_or_back(grown: list[int], share: float) -> None:
+    with TemporaryDirectory() as folder:
+        splits: list[DealtCases] = []
+        for count in accumulate(grown):
+            with suppress(InputError):
+                splits.append(split_cases(ModelVersions(Path(folder)), annotated(count), share))
+                assert not ids(splits[-1].training) & ids(splits[-1].validation)
+                assert ids(splits[-1].training) | ids(splits[-1].validation) == ids(annotated(count))
+    for earlier, later in pairwise(splits):
+        assert ids(earlier.training) <= ids(later.training)
+        assert ids(earlier.validation) <= ids(later.validation)
+
+
+def test_the_share_that_validates_is_kept_while_cases_come(tmp_path: Path) -> None:
+    for count in (5, 10, 23):
+        assert len(split_cases(ModelVersions(tmp_path), annotated(count), 0.2).validation) == round(0.2 * count)
+
+
+@pytest.mark.parametrize(("count", "share", "left"), [(0, 0.2, "0 to train on and 0"), (2, 0.2, "2 to train on and 0")])
+def test_a_round_without_a_case_to_validate_on_is_refused_in_a_sentence(
+    tmp_path: Path, count: int, share: float, left: str
+) -> None:
+    with pytest.raises(InputError, match=f"leave {left} to validate on.*annotate more images, or change val_split"):
+        split_cases(ModelVersions(tmp_path), annotated(count), share)
+    assert not (tmp_path / SPLITS).exists()
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"val_split": 0.0}, {"val_split": 1.0}])
+def test_a_pace_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected at least 1 epoch"):
+        Pace(**wrong)
+
+
+BIAS_OF = {"right": 0.0, "blind": -9.0, "wide": 0.2}
+"""Bias of the class femur: with 0 it begins at 150 HU, with -9 nowhere, with 0.2 below soft tissue."""
+
+
+def taught_bundle(root: Path, start: str, learns: str, *, meanwhile: str = "") -> Path:
+    """Make a bundle whose weights are `start`, and whose training, which takes no time, makes them `learns`.
+
+    Args:
+        root: folder to make.
+        start: a key of `BIAS_OF`.
+        learns: another.
+        meanwhile: an expression that is evaluated during the training.
+    """
+    make_threshold_bundle(root)
+    weights = torch.load(root / WEIGHTS, weights_only=True)
+    weights["bias"][1] = BIAS_OF[start]
+    torch.save(weights, root / WEIGHTS)
+    learnt = (
+        "{**torch.load(@init_weights, weights_only=True), 'bias': torch.tensor([0.5, " + str(BIAS_OF[learns]) + "])}"
+    )
+    config = {
+        "imports": ["$import torch"],
+        "bundle_root": ".",
+        "device": "cpu",
+        "epochs": 1,
+        "init_weights": None,
+        "train": {"dataset": {"data": []}},
+        "validate": {"dataset": {"data": []}},
+        "run": [f"$torch.save({learnt}, @bundle_root + '/models/model.pt')", *([f"${meanwhile}"] if meanwhile else [])],
+    }
+    (root / "configs" / "train.json").write_text(json.dumps(config), encoding="utf-8")
+    seal(root)
+    return root
+
+
+def femurs(folder: Path, count: int = 4) -> list[Annotated]:
+    """Write images with a bright box in soft tissue, and the label maps of the boxes."""
+    cases = []
+    for number in range(count):
+        image = np.random.default_rng(number).normal(40, 5, size=(9, 9, 9))
+        label = np.zeros(image.shape, np.uint8)
+        label[number : number + 3, 2:6, 3:7] = 1
+        paths = [folder / kind / f"{number}.nii.gz" for kind in ("images", "labels")]
+        save(paths[0], (image + 600.0 * label).astype(np.float32))
+        save(paths[1], label)
+        cases.append(Annotated(f"case_{number}", *paths))
+    return cases
+
+
+def test_a_round_that_makes_the_model_better_is_put_into_use(tmp_path: Path, models: Path) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right"), models)
+
+    done = train_round(versions, femurs(tmp_path), Pace(epochs=1, val_split=0.5))
+
+    assert (done.version, versions.current, versions.previous) == (2, 2, 1)
+    assert (done.origin.parent_dice, done.origin.dice) == (0.0, 1.0)
+    assert (done.origin.training_cases, done.origin.validation_cases) == (2, 2)
+    assert "version 2 is in use" in done.sentence()
+
+
+@pytest.mark.parametrize(("start", "learns"), [("right", "blind"), ("right", "wide"), ("right", "right")])
+def test_a_round_that_makes_nothing_better_leaves_the_model_as_it_was(
+    tmp_path: Path, models: Path, start: str, learns: str
+) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", start, learns), models)
+
+    done = train_round(versions, femurs(tmp_path), Pace(epochs=1, val_split=0.5))
+
+    assert done.version is None
+    assert (versions.numbers(), versions.current) == ([1], 1)
+    assert not list(versions.root.glob(f"{SCRATCH_PREFIX}*"))
+    assert "version 1 stays in use" in done.sentence()
+
+
+def writes(path: Path, content: bytes) -> str:
+    return f"__import__('pathlib').Path({str(path)!r}).write_bytes({content!r})"
+
+
+def test_a_round_sees_the_label_maps_as_they_were_when_it_began(tmp_path: Path, models: Path) -> None:
+    cases = femurs(tmp_path)
+    half_written = "[" + ", ".join(writes(case.label, b"half") for case in cases) + "]"
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right", meanwhile=half_written), models)
+
+    done = train_round(versions, cases, Pace(epochs=1, val_split=0.5))
+
+    assert (done.version, done.origin.dice) == (2, 1.0)
+
+
+def test_a_version_that_somebody_chose_during_a_round_stays_in_use(tmp_path: Path, models: Path) -> None:
+    chosen = writes(models / "bright_ct" / CURRENT, b"1")
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right", meanwhile=chosen), models)
+    versions.use(versions.add(candidate_of(versions), Origin(parent=1)))
+
+    done = train_round(versions, femurs(tmp_path), Pace(epochs=1, val_split=0.5))
+
+    assert (done.version, done.is_used, versions.current) == (3, False, 1)
+    assert "version 3 is kept, but another was put into use meanwhile" in done.sentence()
+
+
+def test_a_round_removes_what_a_round_that_was_stopped_left_behind(tmp_path: Path, models: Path) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right"), models)
+    versions.scratch().mkdir()
+
+    train_round(versions, femurs(tmp_path), Pace(epochs=1, val_split=0.5))
+
+    assert not list(versions.root.glob(f"{SCRATCH_PREFIX}*"))
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [(np.zeros((9, 9, 8), np.uint8), "case_2: .*grid"), (np.full((9, 9, 9), 7), "case_2: .*holds 7")],
+)
+def test_a_label_map_that_nobody_submitted_is_checked_before_it_is_trained_on(
+    tmp_path: Path, models: Path, voxels: np.ndarray, message: str
+) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right"), models)
+    cases = femurs(tmp_path)
+    save(cases[2].label, voxels.astype(np.uint8))
+
+    with pytest.raises(InputError, match=message):
+        train_round(versions, cases, Pace(epochs=1, val_split=0.5))
+
+
+def test_a_round_that_fails_leaves_the_model_as_it_was(tmp_path: Path, models: Path) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "blind", "right"), models)
+    cases = femurs(tmp_path)
+    cases[1].image.write_bytes(b"damaged")
+    cases[2].image.write_bytes(b"damaged")
+    cases[3].image.write_bytes(b"damaged")
+
+    with pytest.raises(InputError):
+        train_round(versions, cases, Pace(epochs=1, val_split=0.5))
+
+    assert (versions.numbers(), versions.current) == ([1], 1)
+    assert not list(versions.root.glob(f"{SCRATCH_PREFIX}*"))
+
+
+# --- doubts -------------------------------------------------------------------------------------------------------
+
+
+def test_dice_is_measured_for_each_structure_and_undefined_where_neither_map_holds_it() -> None:
+    other = np.where(LABELS == 1, 1, 0)
+    other[1] = 0
+
+    dices = dice_of(LABELS, other, TABLE)
+
+    assert dices["liver"] == pytest.approx(2 * 6 / (12 + 6))
+    assert dices["spleen"] == 0.0
+    assert np.isnan(dice_of(LABELS * 0, LABELS * 0, TABLE)["liver"])
+    assert mean_dice([0.5, float("nan"), 1.0]) == 0.75
+    assert mean_dice([float("nan")]) == 1.0
+
+
+def test_versions_disagree_where_their_results_differ(tmp_path: Path) -> None:
+    right, blind = (open_bundle(taught_bundle(tmp_path / name, name, name)) for name in ("right", "blind"))
+    (annotated_case,) = femurs(tmp_path, 1)
+    case = Case("case", annotated_case.image)
+
+    assert disagreement(case, right, right) == 0.0
+    assert disagreement(case, right, blind) == 1.0
+    np.testing.assert_array_equal(label_map(case, right), read_volume(annotated_case.label)[0])
+    assert validation_dice(right, [annotated_case]) == 1.0
+
+
+def test_a_model_that_sees_no_sides_is_certain_and_one_that_does_is_not(tmp_path: Path) -> None:
+    certain = open_bundle(taught_bundle(tmp_path / "right", "right", "right"))
+    (one,) = femurs(tmp_path, 1)
+    case = Case("case", one.image)
+
+    assert uncertainty(case, certain) == 0.0
+    assert uncertainty(case, replace(certain, network=LeftOnly(certain.network))) > 0.5
+
+
+def test_an_image_in_which_nothing_is_found_is_the_most_doubtful(tmp_path: Path) -> None:
+    blind = open_bundle(taught_bundle(tmp_path / "blind", "blind", "blind"))
+    (one,) = femurs(tmp_path, 1)
+    case = Case("case", one.image)
+
+    assert uncertainty(case, blind) == 1.0
+    assert disagreement(case, blind, blind) == 1.0
+
+
+def test_what_is_validated_is_cleaned_as_a_proposal_is(tmp_path: Path) -> None:
+    right = open_bundle(taught_bundle(tmp_path / "right", "right", "right"))
+    (one,) = femurs(tmp_path, 1)
+
+    assert not label_map(Case("case", one.image), replace(right, cleaning=lambda labels: labels * 0)).any()
+
+
+class LeftOnly(torch.nn.Module):
+    """A network that knows the first half of an axis only."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.network(image).clone()
+        logits[:, 1, logits.shape[2] // 2 :] = -9
+        return logits
+
+
+# --- the guard ----------------------------------------------------------------------------------------------------
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 200 when the whole body has come."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+def status(path: str = "/info/", query: str = "", body: tuple[bytes, ...] = (b"",), **headers: str) -> int:
+    """Send a request through a guard; return the status of its answer."""
+    chunks = [{"body": chunk, "more_body": place < len(body) - 1} for place, chunk in enumerate(body)]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return chunks.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    named = {"host": "127.0.0.1:8000", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    pairs = [(name.encode(), value.encode()) for name, value in named.items()]
+    scope = {"type": "http", "path": path, "query_string": query.encode(), "headers": pairs}
+    guard = Guard(echo, 2 * JSON_BYTES, ("127.0.0.1", "::1"), ("http://viewer:3000",))
+    asyncio.run(guard(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    return int(sent[0]["status"])
+
+
+def test_an_honest_request_passes_the_guard() -> None:
+    assert status() == 200
+    assert status(query="image=case_1&tag=final&output=all") == 200
+    assert status(host="[::1]:8000") == 200
+    assert status(origin="http://127.0.0.1:8000") == 200
+    assert status(origin="http://viewer:3000") == 200
+    assert status(body=(b"x" * JSON_BYTES, b"y" * JSON_BYTES), content_type="multipart/form-data; boundary=x") == 200
+
+
+@pytest.mark.parametrize(
+    ("expected", "request_"),
+    [
+        (400, {"path": "/proxy/dicom/../system"}),
+        (400, {"path": "/proxy/dicom/a\\..\\b"}),
+        (400, {"path": "/proxy/dicom/..;x/system"}),
+        (400, {"path": "/proxy/dicom/%2e%2e/system"}),
+        (400, {"query": "image=..%2Fx"}),
+        (400, {"query": "image=a&image=%2Fetc%2Fpasswd"}),
+        (400, {"query": "tag=..%2F..%2Fx"}),
+        (400, {"query": "session_id=..%2Fx"}),
+        (403, {"origin": "http://evil.example"}),
+        (403, {"origin": "null"}),
+        (421, {"host": "evil.example"}),
+        (421, {"host": ""}),
+        (413, {"content_length": str(JSON_BYTES + 1)}),
+        (413, {"content_length": str(2 * JSON_BYTES + 1), "content_type": "multipart/form-data"}),
+        (413, {"content_length": "-1"}),
+        (413, {"body": (b"x" * JSON_BYTES, b"y")}),
+        (413, {"body": (b"x" * JSON_BYTES,) * 3, "content_type": "multipart/form-data"}),
+    ],
+)
+def test_what_no_annotator_sends_is_answered_by_4xx(expected: int, request_: dict[str, Any]) -> None:
+    assert status(**request_) == expected
+
+
+def test_an_app_that_answers_a_cut_body_in_its_own_way_still_says_413() -> None:
+    async def careless(_: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await receive()
+        except Exception:  # noqa: BLE001 - as FastAPI does where it reads a form
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+            await send({"type": "http.response.body", "body": b"bad form"})
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"body": bytes(JSON_BYTES + 1)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(Guard(careless, 2 * JSON_BYTES)(scope, receive, send))
+
+    assert sent[0]["status"] == 413
+    assert len(sent) == 2
+
+
+# --- what may be served -------------------------------------------------------------------------------------------
+
+
+def test_the_server_listens_to_this_machine_unless_asked(tmp_path: Path) -> None:
+    serving = Serving((tmp_path,), str(tmp_path), tmp_path / "work")
+
+    assert serving.host == "127.0.0.1"
+    assert serving.is_loopback
+    assert not replace(serving, host="0.0.0.0").is_loopback  # noqa: S104 - what is asked for
+    assert not replace(serving, host="server.example").is_loopback
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"bundles": ()}, "no bundle is given"),
+        ({"studies": "/nowhere"}, "is no folder"),
+        ({"port": 0}, "is no port"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(Serving((tmp_path,), str(tmp_path), tmp_path / "work"), **wrong)
+
+
+def test_models_with_other_labels_are_not_served_together(tmp_path: Path, bundle: Path) -> None:
+    other = make_threshold_bundle(tmp_path / "other", {"0": "background", "1": "liver"})
+
+    with pytest.raises(UsageError, match="other segments other structures than bright_ct"):
+        prepare_server(Serving((bundle, other), str(tmp_path), tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
