@@ -17,9 +17,8 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.training import handlers
-from voxelgate.training.distributed import identify, save_atomically, set_aside, start_from
+from voxelgate.training.distributed import STATE, identify, save_atomically, set_aside, start_from
 from voxelgate.training.handlers import (
-    STATE,
     KeepBest,
     ResumeState,
     SeedEpochs,

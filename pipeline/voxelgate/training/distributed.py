@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -14,10 +15,15 @@ import torch.distributed as dist
 from torch import nn
 
 from voxelgate.core.errors import UsageError
-from voxelgate.training.handlers import STATE, logger
 
 UNREADABLE_STATE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
 """What `torch.load` and `load_state_dict` raise on files that hold no state."""
+
+
+logger = logging.getLogger(__name__)
+
+STATE = "state.pt"
+"""File in the folder of a training from which it can go on."""
 
 
 def rank() -> int:

@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 SEED_LIMIT = 2**32
 """NumPy takes seeds below this."""
 
-STATE = "state.pt"
-"""File in the folder of a training from which it can go on."""
-
 
 class Stateful(Protocol):
     """Whatever can hand out its state and take it back: networks, optimisers, schedules, handlers."""

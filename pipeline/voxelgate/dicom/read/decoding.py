@@ -8,6 +8,7 @@ from typing import IO, Any, NamedTuple
 
 import gdcm
 import numpy as np
+import numpy.typing as npt
 from pydicom import dcmread
 from pydicom._uid_dict import UID_dictionary
 from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets
@@ -39,7 +40,6 @@ from voxelgate.dicom.read.codestreams import (
     why_bad_rle,
 )
 from voxelgate.dicom.read.headers import Header
-from voxelgate.dicom.read.pixels import Values
 
 DECODERS: Mapping[str, tuple[str, ...]] = {
     JPEGBaseline8Bit: ("gdcm", "pylibjpeg"),
@@ -75,6 +75,9 @@ JPEG_MOST_BITS = 16
 SEVERAL_IMAGES = "its compressed pixel data hold more than one image, expected one a file"
 
 
+Values = npt.NDArray[Any]
+
+
 class PixelError(Exception):
     """The pixels of an image cannot be had.
 
@@ -92,7 +95,7 @@ class PixelError(Exception):
         return self.reason
 
 
-class _Layout(NamedTuple):
+class FrameLayout(NamedTuple):
     """How the values of a frame are stored."""
 
     rows: int
@@ -130,7 +133,7 @@ def stored_frames(header: Header, frames: Sequence[int]) -> Iterator[Values]:
     Raises:
         PixelError: as for `stored_pixels`.
     """
-    layout = _layout(header)
+    layout = layout_of(header)
     with _open(header) as stream:
         start = stream.tell()
         _check_inflated(header, layout, stream)
@@ -146,7 +149,12 @@ def is_raw(header: Header) -> bool:
     return header.pixel_bytes != -1 or header.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
 
 
-def _layout(header: Header) -> _Layout:
+def layout_of(header: Header) -> FrameLayout:
+    """Return how the pixels of a file lie in it.
+
+    Raises:
+        PixelError: its header describes no format that is read here.
+    """
     if header.pixel_bytes is None:
         raise PixelError(FindingCode.UNDECODABLE, "it has no pixel data")
     if header.pixel_bytes >= 0 and header.transfer_syntax_uid in DECODERS:
@@ -155,7 +163,7 @@ def _layout(header: Header) -> _Layout:
     numbers = [number for number in found if number is not None]
     if len(numbers) < len(found) or header.samples_per_pixel != 1:
         raise PixelError(FindingCode.UNDECODABLE, "its header does not say how one grey value for each pixel is stored")
-    layout = _Layout(*numbers)
+    layout = FrameLayout(*numbers)
     is_known = layout.bits_allocated in (8, 16, 32) and layout.pixel_representation in (0, 1)
     if not is_known or not 1 <= layout.bits_stored <= layout.bits_allocated or min(layout.rows, layout.columns) < 1:
         raise PixelError(
@@ -189,7 +197,7 @@ def _open(header: Header) -> IO[bytes]:
         return stream
 
 
-def _check_inflated(header: Header, layout: _Layout, stream: IO[bytes]) -> None:
+def _check_inflated(header: Header, layout: FrameLayout, stream: IO[bytes]) -> None:
     """Refuse deflated pixel data that are longer than rows, columns and frames say; the audit could not see them."""
     if isinstance(stream, BytesIO) and header.pixel_offset is None:
         found, expected = stream.getbuffer().nbytes, header.frames * layout.frame_bytes
@@ -199,7 +207,7 @@ def _check_inflated(header: Header, layout: _Layout, stream: IO[bytes]) -> None:
             )
 
 
-def _read_raw(header: Header, layout: _Layout, stream: IO[bytes], frame: int) -> Values:
+def _read_raw(header: Header, layout: FrameLayout, stream: IO[bytes], frame: int) -> Values:
     size = layout.frame_bytes
     promised = header.pixel_bytes or 0
     if 0 <= promised < (frame + 1) * size:
@@ -229,12 +237,12 @@ def _is_in_words(stream: IO[bytes]) -> bool:
     return vr == b"OW"
 
 
-def _without_unused_bits(values: Values, layout: _Layout) -> Values:
+def _without_unused_bits(values: Values, layout: FrameLayout) -> Values:
     unused = layout.bits_allocated - layout.bits_stored
     return (values << unused) >> unused if unused else values
 
 
-def _read_encoded(header: Header, layout: _Layout, stream: IO[bytes], frame: int) -> Values:
+def _read_encoded(header: Header, layout: FrameLayout, stream: IO[bytes], frame: int) -> Values:
     syntax = UID(header.transfer_syntax_uid)
     plugin = _plugin(syntax)
     _check_frames(header, stream)
@@ -247,7 +255,7 @@ def _read_encoded(header: Header, layout: _Layout, stream: IO[bytes], frame: int
     return values if syntax in LOSSY else _without_unused_bits(values, layout)
 
 
-def _decode_pydicom(codestream: bytes, layout: _Layout, syntax: UID, plugin: str) -> Values:
+def _decode_pydicom(codestream: bytes, layout: FrameLayout, syntax: UID, plugin: str) -> Values:
     options: dict[str, Any] = {
         **layout._asdict(),
         "number_of_frames": 1,
@@ -277,7 +285,7 @@ def _shown(syntax: UID) -> str:
     return f" {syntax.name}" if syntax in UID_dictionary else ""
 
 
-def _check_codestream(codestream: bytes, layout: _Layout) -> None:
+def _check_codestream(codestream: bytes, layout: FrameLayout) -> None:
     """Refuse what decoders would fill up, cut or die of; it must be one grey image as the header says."""
     if END_OF_IMAGE not in codestream[-END_PADDING:]:
         raise PixelError(FindingCode.TRUNCATED, "its compressed pixel data end too early")
@@ -303,7 +311,7 @@ def _bytes(bits: int) -> int:
     return (bits + 7) // 8
 
 
-def _check_rle(codestream: bytes, layout: _Layout) -> None:
+def _check_rle(codestream: bytes, layout: FrameLayout) -> None:
     reason = why_bad_rle(codestream, layout.rows * layout.columns, layout.bits_allocated)
     if reason is not None:
         raise PixelError(FindingCode.UNDECODABLE, f"its compressed pixel data {reason}")
@@ -320,7 +328,7 @@ def _check_frames(header: Header, stream: IO[bytes]) -> None:
         )
 
 
-def _decode_gdcm(codestream: bytes, layout: _Layout) -> Values:
+def _decode_gdcm(codestream: bytes, layout: FrameLayout) -> Values:
     """Decode JPEG Extended of 12 bits, which pydicom's own plugin declines although GDCM can do it, as in ITK."""
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(codestream)
@@ -340,5 +348,5 @@ def _decode_gdcm(codestream: bytes, layout: _Layout) -> Values:
     return np.frombuffer(content, layout.dtype).reshape(layout.rows, layout.columns)
 
 
-def _size(layout: _Layout) -> str:
+def _size(layout: FrameLayout) -> str:
     return f"{layout.rows} x {layout.columns}"

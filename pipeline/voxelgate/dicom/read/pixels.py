@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import groupby
 from multiprocessing import get_context
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gdcm
 import numpy as np
@@ -26,12 +26,9 @@ import numpy.typing as npt
 
 from voxelgate.core.findings import FindingCode
 from voxelgate.dicom.quiet import quiet_pydicom
-from voxelgate.dicom.read.decoding import EXACT_FLOAT32, PixelError, _layout, is_raw, stored_frames
+from voxelgate.dicom.read.decoding import EXACT_FLOAT32, PixelError, Values, is_raw, layout_of, stored_frames
 from voxelgate.dicom.read.headers import Header, ImagePlane
 from voxelgate.dicom.read.stack import Slice
-
-Values = npt.NDArray[Any]
-
 
 CHUNK_FRAMES = 8
 """Frames of a multi-frame file that are read at a time by one worker; more means more memory, less more parsing."""
@@ -66,7 +63,7 @@ def read_stack(
     Raises:
         PixelError: a slice cannot be read; its number is counted from 1.
     """
-    layout = _layout(slices[0].header)
+    layout = layout_of(slices[0].header)
     stack = np.empty((len(slices), layout.rows, layout.columns), dtype=np.float32)
     done = 0
     with quiet_pydicom():

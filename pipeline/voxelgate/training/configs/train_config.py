@@ -12,7 +12,7 @@ from voxelgate.training.configs.steps import (
     preparation_steps,
     reading_steps,
 )
-from voxelgate.training.handlers import STATE
+from voxelgate.training.distributed import STATE
 from voxelgate.training.planning.plan import Plan
 
 PRECISION_OF_ALL = (
