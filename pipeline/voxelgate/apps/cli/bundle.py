@@ -1,15 +1,17 @@
-"""Look after a bundle: verify, seal, describe, export, calibrate."""
+"""Look after a bundle: list, verify, seal, describe, export, calibrate."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from voxelgate.apps.cli.options import BundleArgument, Overwrite
+from voxelgate.apps.cli.options import BundleArgument, Overwrite, OwnBundleArgument
 from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
 from voxelgate.bundle.export import export
+from voxelgate.bundle.metadata import read_metadata
 from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes.choice import calibrate_windows
 from voxelgate.inference.runtimes.formats import Format
@@ -20,6 +22,14 @@ from voxelgate.training.bundle_checks import pass_checks
 from voxelgate.transforms.io import as_image
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a bundle.")
+
+
+@app.command("list")
+def list_bundles() -> None:
+    """Name the bundles that came with the program; every command takes them by these names, from any folder."""
+    for name, root in shipped_bundles().items():
+        metadata = read_metadata(root)
+        console.print(f"{name} {metadata['version']}: {metadata['description']}", markup=False, soft_wrap=True)
 
 
 @app.command("verify")
@@ -33,7 +43,7 @@ def verify_bundle(bundle: BundleArgument) -> None:
 
 
 @app.command("seal")
-def seal_bundle(bundle: BundleArgument) -> None:
+def seal_bundle(bundle: OwnBundleArgument) -> None:
     """Record the checksums of a bundle that was changed on purpose."""
     console.print(f"{bundle}: sealed, sha256 {seal(bundle)}")
 
@@ -48,7 +58,7 @@ def describe_bundle(bundle: BundleArgument) -> None:
 
 @app.command("export")
 def export_bundle(
-    bundle: BundleArgument,
+    bundle: Annotated[str, typer.Argument(metavar="bundle", help="Name or folder of a bundle.", show_default=False)],
     form: Annotated[Format, typer.Option("--to", help="Format of the file.")],
     out: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="models/model.* in the bundle")
@@ -60,7 +70,8 @@ def export_bundle(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the network as a file for other systems, provided that it says the same as the network."""
-    exported = export(bundle, form, out, images=images or [], overwrite=overwrite)
+    root = find_own_bundle(bundle) if out is None else find_bundle(bundle)
+    exported = export(root, form, out, images=images or [], overwrite=overwrite)
     console.print(f"{exported.path}: {exported}", markup=False, soft_wrap=True)
 
 

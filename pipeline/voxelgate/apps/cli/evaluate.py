@@ -11,6 +11,7 @@ from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import progress_bar
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.metadata import is_bundle, labels_of
+from voxelgate.bundle.shipped import find_bundle, shipped_bundles
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.pairs import pair_files
 from voxelgate.evaluation.scores import evaluate_pairs
@@ -21,17 +22,30 @@ from voxelgate.training.train import evaluate_fold
 app = typer.Typer(add_completion=False)
 
 
+def _prediction(text: str) -> Path:
+    """Return what a text names: a shipped bundle, or any file or folder."""
+    return find_bundle(text) if text in shipped_bundles() else Path(text)
+
+
 @app.command()
 def run(
     context: typer.Context,
-    prediction: Annotated[Path, typer.Argument(help="Label map, folder of label maps, or a trained bundle.")],
+    prediction: Annotated[
+        Path,
+        typer.Argument(
+            parser=_prediction, metavar="prediction", help="Label map, folder of label maps, or a trained bundle."
+        ),
+    ],
     reference: Annotated[Path, typer.Argument(help="Reference label map or folder; for a bundle, a manifest.")],
     fold: Annotated[int, typer.Option(min=-1, help="For a bundle: the fold to evaluate.")] = 0,
     data_root: DataRoot = None,
     subjects: Annotated[
         Path | None, typer.Option(help="Manifest that says whose each case is; means are then by subject.")
     ] = None,
-    labels_from: Annotated[Path | None, typer.Option(help="Bundle that names the labels.", show_default=False)] = None,
+    labels_from: Annotated[
+        Path | None,
+        typer.Option(parser=find_bundle, metavar="bundle", help="Bundle that names the labels.", show_default=False),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Table to write, a row for each case and label.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 2,
     overwrite: Overwrite = False,

@@ -6,13 +6,22 @@ from typing import Annotated
 import typer
 
 from voxelgate.apps.label.server import LOOPBACK, MOST_MIB, Serving, serve_label
+from voxelgate.bundle.shipped import find_bundle
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def run(
-    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles with the same labels.", show_default=False)],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=find_bundle,
+            metavar="bundles",
+            help="Names or folders of bundles with the same labels.",
+            show_default=False,
+        ),
+    ],
     studies: Annotated[str, typer.Option(help="Folder of images, or the address of a DICOMweb server.")],
     work: Annotated[Path, typer.Option(help="Folder for versions of the models, logs and copies.")] = Path(
         "label-work"

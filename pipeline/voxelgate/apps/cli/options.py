@@ -7,11 +7,18 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from voxelgate.bundle.shipped import find_bundle, find_own_bundle
 from voxelgate.core.errors import UsageError
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
-BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)]
+BundleArgument = Annotated[
+    Path,
+    typer.Argument(parser=find_bundle, metavar="bundle", help="Name or folder of a bundle.", show_default=False),
+]
+OwnBundleArgument = Annotated[
+    Path, typer.Argument(parser=find_own_bundle, metavar="bundle", help="Folder of a bundle.", show_default=False)
+]
 ManifestArgument = Annotated[Path, typer.Argument(help="Manifest (JSON).", show_default=False)]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder the manifest's paths start from.", show_default="its own folder")

@@ -9,6 +9,7 @@ import typer
 from voxelgate.apps.cli.options import BundleArgument, DataRoot, ManifestArgument, Settings, refuse_given
 from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.bundle.shipped import find_own_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.workers import executor_named
 from voxelgate.datasets.manifest import load_manifest
@@ -42,7 +43,7 @@ def run(
     else:
         refuse_given(context, ["fold"], "goes without --folds")
     overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
-    job = TrainingJob(bundle, manifest, out, data_root, fold, resume, overrides)
+    job = TrainingJob(bundle, manifest, find_own_bundle(out), data_root, fold, resume, overrides)
     if folds is not None:
         _train_folds(job, folds, engine)
         return
