@@ -16,7 +16,7 @@ import pydicom
 import SimpleITK as sitk  # noqa: N813
 
 from voxelgate.dicom.read.reader import DicomVolume, read_series
-from voxelgate.dicom.read.series import Series, scan
+from voxelgate.dicom.read.series import Series, scan_dicom
 
 FOLDERS = ("ct_philips_study_mixed/S2010", "ct_siemens_body_j2k", "mr_ge_t1_sag_deidentified")
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 def usable(folder: Path) -> Series:
     """Return the only usable series of a folder."""
-    (series,) = [series for series in scan(folder) if series.is_usable]
+    (series,) = [series for series in scan_dicom(folder) if series.is_usable]
     return series
 
 

@@ -26,7 +26,7 @@ from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.apps.label.model_versions import MODELS, ModelVersions, Origin
 from voxelgate.bundle.checksums import seal
 from voxelgate.dicom.read.reader import read_series
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.images.volumes import read_volume
 
 pytestmark = pytest.mark.label
@@ -124,7 +124,7 @@ def test_a_series_is_proposed_for_and_what_is_submitted_becomes_a_seg_in_the_pac
     server: Server, pacs: str, tmp_path: Path
 ) -> None:
     write(ct_series(), tmp_path / "ct")
-    (series,) = scan(tmp_path / "ct")
+    (series,) = scan_dicom(tmp_path / "ct")
     volume = read_series(series)
     sample = server.json("POST", "/activelearning/first")
     image_id = sample["id"]

@@ -26,7 +26,7 @@ from voxelgate.dicom.audit.values import LONGEST_UID
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.dicom_files import list_files
 from voxelgate.dicom.read.headers import Header, read_header
-from voxelgate.dicom.read.series import Series, scan
+from voxelgate.dicom.read.series import Series, scan_dicom
 
 
 def headers_of(folder: Path) -> list[Header]:
@@ -35,7 +35,7 @@ def headers_of(folder: Path) -> list[Header]:
 
 
 def only_series(folder: Path, fault: Fault) -> Series:
-    found = scan(folder, allow=fault.allow)
+    found = scan_dicom(folder, allow=fault.allow)
     assert len(found) == 1
     return found[0]
 
@@ -115,7 +115,7 @@ def test_there_are_faults_enough_and_each_has_a_name_of_its_own() -> None:
 
 def test_a_missing_slice_is_refused_with_its_position(tmp_path: Path) -> None:
     planted.write(planted.without(5)(planted.ct_series()), tmp_path)
-    message = str(scan(tmp_path)[0].findings[0])
+    message = str(scan_dicom(tmp_path)[0].findings[0])
     assert message == (
         "MISSING_SLICE: gap of 5.00 mm between slices 5 and 6, expected 2.50 mm within 1 %; 1 slice is missing; "
         "send the series again, or pass --allow gaps."
@@ -124,7 +124,7 @@ def test_a_missing_slice_is_refused_with_its_position(tmp_path: Path) -> None:
 
 def test_a_tilt_is_refused_with_its_angle(tmp_path: Path) -> None:
     planted.write(planted.tilted(14)(planted.ct_series()), tmp_path)
-    assert "tilted by 14.00 degrees" in str(scan(tmp_path)[0].findings[0])
+    assert "tilted by 14.00 degrees" in str(scan_dicom(tmp_path)[0].findings[0])
 
 
 def test_no_headers_have_no_findings() -> None:
@@ -241,14 +241,14 @@ REAL = {
 @pytest.mark.parametrize("folder", REAL)
 def test_real_series_get_their_verdict(folder: str, real_data: Path) -> None:
     found: Counter[tuple[str, int, str]] = Counter()
-    for series in scan(real_data / "dicom" / folder):
+    for series in scan_dicom(real_data / "dicom" / folder):
         refused = [finding.code for finding in series.findings if finding.severity is Severity.REFUSE]
         found[series.modality.lower(), len(series.headers), ",".join(refused)] += 1
     assert dict(found) == REAL[folder]
 
 
 def test_the_real_tilt_is_14_degrees(real_data: Path) -> None:
-    findings = scan(real_data / "dicom" / "ct_d2n_gantrytilt")[0].findings
+    findings = scan_dicom(real_data / "dicom" / "ct_d2n_gantrytilt")[0].findings
     assert "tilted by 14.00 degrees" in findings[0].message
 
 
@@ -261,13 +261,13 @@ def test_the_real_mosaic_is_found_without_its_tags(real_data: Path) -> None:
 
 
 def test_the_real_series_without_uids_says_that_no_results_can_refer_to_it(real_data: Path) -> None:
-    series = scan(real_data / "dicom" / "ct_siemens_body_j2k")[0]
+    series = scan_dicom(real_data / "dicom" / "ct_siemens_body_j2k")[0]
     assert [(finding.code, finding.severity) for finding in series.findings] == [(FindingCode.BAD_UID, Severity.WARN)]
     assert series.grid.spacing_mm[2] == pytest.approx(2.0)
 
 
 def test_copies_in_other_encodings_count_once(real_data: Path) -> None:
-    found = [finding for series in scan(real_data / "dicom" / "mr_d2n_compressed") for finding in series.findings]
+    found = [finding for series in scan_dicom(real_data / "dicom" / "mr_d2n_compressed") for finding in series.findings]
     assert "16 of 20 files are copies" in " ".join(finding.message for finding in found)
 
 
@@ -286,4 +286,4 @@ def test_a_frame_in_another_plane_is_named_by_its_number(tmp_path: Path) -> None
     groups.PlaneOrientationSequence = Items([Dataset()])
     groups.PlaneOrientationSequence[0].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
     planted.write([dataset], tmp_path)
-    assert "1 of 12 images (number 4) are localizers" in str(scan(tmp_path)[0].findings[0])
+    assert "1 of 12 images (number 4) are localizers" in str(scan_dicom(tmp_path)[0].findings[0])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.planted import at_mm, chained, ct_series, mr_series, setting, write
 from voxelgate.dicom.choose import SeriesRule, choose
-from voxelgate.dicom.read.series import Series, scan
+from voxelgate.dicom.read.series import Series, scan_dicom
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def study(tmp_path: Path) -> dict[str, Series]:
     write(mr_series(12, series=14), tmp_path / "b", prefix="M")
     write(at_mm(100, 102.5, 110, 112.5)(ct_series(4, series=15)), tmp_path / "b", prefix="X")
     names = {"11": "thick", "12": "thin", "13": "contrast", "14": "mr", "15": "broken"}
-    return {names[series.headers[0].series_uid.rsplit(".", 1)[1]]: series for series in scan(tmp_path)}
+    return {names[series.headers[0].series_uid.rsplit(".", 1)[1]]: series for series in scan_dicom(tmp_path)}
 
 
 @pytest.mark.parametrize(

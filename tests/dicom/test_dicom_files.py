@@ -14,7 +14,7 @@ from voxelgate.core.errors import InputError
 from voxelgate.core.findings import FindingCode
 from voxelgate.dicom.read import dicom_files as files
 from voxelgate.dicom.read.dicom_files import list_files
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 
 
 def zipped(folder: Path, archive: Path, *, prefix: str = "") -> Path:
@@ -56,7 +56,7 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_zip_gives_the_same_series_as_its_folder(tmp_path: Path) -> None:
     planted.write(planted.ct_series(), tmp_path / "folder")
     archive = zipped(tmp_path / "folder", tmp_path / "study.ZIP")
-    (folder,), (packed,) = scan(tmp_path / "folder"), scan(archive)
+    (folder,), (packed,) = scan_dicom(tmp_path / "folder"), scan_dicom(archive)
     assert packed.series_id == folder.series_id
     assert packed.findings == folder.findings == ()
     assert packed.grid.agrees(folder.grid)
@@ -67,7 +67,7 @@ def test_a_zip_inside_a_folder_is_searched_too(tmp_path: Path) -> None:
     planted.write(planted.mr_series(), tmp_path / "two")
     zipped(tmp_path / "two", tmp_path / "one" / "more.zip", prefix="deep/er/")
     shutil.rmtree(tmp_path / "two")
-    assert [len(series.headers) for series in scan(tmp_path)] == [12, 12]
+    assert [len(series.headers) for series in scan_dicom(tmp_path)] == [12, 12]
 
 
 def test_members_are_read_in_place_with_their_size(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_a_member_that_is_damaged_is_reported_as_unreadable(tmp_path: Path) -> N
     content = bytearray(zipped(tmp_path / "folder", tmp_path / "a.zip").read_bytes())
     content[200:260] = bytes(60)
     (tmp_path / "a.zip").write_bytes(content)
-    codes = {finding.code for series in scan(tmp_path / "a.zip") for finding in series.findings}
+    codes = {finding.code for series in scan_dicom(tmp_path / "a.zip") for finding in series.findings}
     assert FindingCode.UNREADABLE_FILE in codes
 
 
 def test_what_is_only_called_a_zip_is_told_as_unreadable_and_does_not_hide_the_rest(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"no archive at all")
     planted.write(planted.ct_series(4), tmp_path / "series")
-    found = scan(tmp_path)
+    found = scan_dicom(tmp_path)
     assert sorted(series.is_usable for series in found) == [False, True]
     assert {series.series_id for series in found if not series.is_usable} == {"unreadable"}
 
@@ -171,10 +171,10 @@ def test_what_is_only_called_a_zip_is_told_as_unreadable_and_does_not_hide_the_r
 def test_a_dicomdir_gives_the_files_that_it_names(tmp_path: Path) -> None:
     dicomdir = medium(tmp_path / "medium")
     planted.write(planted.mr_series(), tmp_path / "medium" / "not_named")
-    (series,) = scan(dicomdir)
+    (series,) = scan_dicom(dicomdir)
     assert len(series.headers) == 12
     assert series.is_usable
-    assert len(scan(dicomdir.parent)) == 2
+    assert len(scan_dicom(dicomdir.parent)) == 2
 
 
 def test_a_dicomdir_of_another_name_is_one_too(tmp_path: Path) -> None:
@@ -187,15 +187,15 @@ def test_a_medium_copied_with_lower_case_names_is_read(tmp_path: Path) -> None:
     for path in sorted(dicomdir.parent.rglob("*"), key=lambda path: -len(path.parts)):
         if path != dicomdir:
             path.rename(path.with_name(path.name.lower()))
-    assert len(scan(dicomdir)[0].headers) == 12
+    assert len(scan_dicom(dicomdir)[0].headers) == 12
 
 
 def test_a_file_that_a_dicomdir_names_and_that_is_gone_is_reported(tmp_path: Path) -> None:
     dicomdir = medium(tmp_path / "medium")
     list_files(dicomdir)[5].path.unlink()
-    codes = {finding.code for series in scan(dicomdir) for finding in series.findings}
+    codes = {finding.code for series in scan_dicom(dicomdir) for finding in series.findings}
     assert FindingCode.MISSING_FILE in codes
-    assert not any(series.is_usable and not series.findings for series in scan(dicomdir))
+    assert not any(series.is_usable and not series.findings for series in scan_dicom(dicomdir))
 
 
 def test_a_dicomdir_that_names_files_outside_its_folder_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from voxelgate.core.findings import FindingCode, Severity
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.reader import read_series
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.evaluation.expectations import Expected, check_against
 
 SHAPE = (40, 50, 30)
@@ -103,7 +103,7 @@ def test_hu_are_never_told_and_a_missing_intercept_always(air: float, fat: float
 
 @pytest.mark.parametrize("name", ["ct_philips_study_mixed", "ct_siemens_body_j2k", "ct_dcmqi_3slice"])
 def test_real_ct_is_plausible(real_data: Path, name: str) -> None:
-    for series in scan(real_data / "dicom" / name):
+    for series in scan_dicom(real_data / "dicom" / name):
         if series.is_usable:
             volume = read_series(series)
             assert check_values(volume.voxels, volume.grid, series.modality) == ()
@@ -111,7 +111,7 @@ def test_real_ct_is_plausible(real_data: Path, name: str) -> None:
 
 def test_real_ct_whose_intercept_is_0_is_told(real_data: Path) -> None:
     # torchio's small CT has Rescale Type US and values from 0 to 696
-    (series,) = scan(real_data / "dicom" / "ct_torchio_small")
+    (series,) = scan_dicom(real_data / "dicom" / "ct_torchio_small")
     volume = read_series(series)
     assert [finding.code for finding in check_values(volume.voxels, volume.grid, "CT")] == [FindingCode.NOT_HU]
 

@@ -21,7 +21,7 @@ from voxelgate.core.findings import Allow, Finding, FindingCode
 from voxelgate.core.geometry import LPS_TO_RAS, Grid
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.reader import CheckedDicomReader, read_or_refuse, read_series
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 
 PATIENT = ("SECRET", "19010203", "1.2.826.0.1.3680043.8.498.7")
 REAL = (
@@ -32,7 +32,7 @@ REAL = (
     "mr_ge_t1_sag_deidentified",
     *(f"mr_d2n_compressed/{kind}" for kind in ("uncompressed", "jpegll", "jpegls", "rle")),
 )
-READER = "voxelgate.dicom.CheckedDicomReader"
+READER = "voxelgate.CheckedDicomReader"
 
 
 def body(count: int = 6) -> np.ndarray:
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_series_has_the_voxels_and_the_place_that_itk_gives(real_data: Path, name: str) -> None:
-    (series,) = scan(real_data / "dicom" / name)
+    (series,) = scan_dicom(real_data / "dicom" / name)
     volume = read_series(series)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(real_data / "dicom" / name)))
@@ -61,7 +61,7 @@ def test_a_real_series_has_the_voxels_and_the_place_that_itk_gives(real_data: Pa
 
 
 def test_a_real_multi_frame_image_is_read_with_the_rescale_of_each_frame(real_data: Path) -> None:
-    (series,) = [found for found in scan(real_data / "dicom" / "mr_d2n_philips_enhanced") if found.is_usable]
+    (series,) = [found for found in scan_dicom(real_data / "dicom" / "mr_d2n_philips_enhanced") if found.is_usable]
     volume = read_series(series)
     assert volume.voxels.shape == series.grid.shape
     with quiet_pydicom():
@@ -78,14 +78,14 @@ def test_a_real_multi_frame_image_is_read_with_the_rescale_of_each_frame(real_da
 
 
 def test_findings_of_the_series_come_with_the_volume(folder: Path) -> None:
-    (series,) = scan(folder)
+    (series,) = scan_dicom(folder)
     assert read_series(series).findings == series.findings
 
 
 def test_a_series_that_is_refused_is_not_read(tmp_path: Path) -> None:
     gone = stack(body())
     del gone[2]
-    (series,) = scan(write_all(gone, tmp_path / "series"))
+    (series,) = scan_dicom(write_all(gone, tmp_path / "series"))
     with pytest.raises(InputError, match=rf"{series.series_id}: MISSING_SLICE: gap of 4.00 mm between slices 2 and 3"):
         read_series(series)
 
@@ -93,7 +93,7 @@ def test_a_series_that_is_refused_is_not_read(tmp_path: Path) -> None:
 def test_a_gap_that_was_allowed_when_scanning_is_not_skipped_when_reading(tmp_path: Path) -> None:
     gone = stack(body())
     del gone[2]
-    (series,) = scan(write_all(gone, tmp_path / "series"), allow=[Allow.GAPS])
+    (series,) = scan_dicom(write_all(gone, tmp_path / "series"), allow=[Allow.GAPS])
     found = read_or_refuse(series)
     assert isinstance(found, Finding)
     assert found.code is FindingCode.MISSING_SLICE
@@ -103,7 +103,7 @@ def test_a_gap_that_was_allowed_when_scanning_is_not_skipped_when_reading(tmp_pa
 def test_a_gap_is_filled_on_request(tmp_path: Path) -> None:
     gone = stack(body())
     del gone[2]
-    (series,) = scan(write_all(gone, tmp_path / "series"), allow=[Allow.GAPS])
+    (series,) = scan_dicom(write_all(gone, tmp_path / "series"), allow=[Allow.GAPS])
     volume = read_series(series, allow=[Allow.GAPS])
     stored = body().astype("f4").transpose(2, 1, 0) - 1024
     assert volume.voxels.shape == (24, 20, 6)
@@ -113,7 +113,7 @@ def test_a_gap_is_filled_on_request(tmp_path: Path) -> None:
 
 
 def test_pixels_that_cannot_be_decoded_are_refused_by_the_number_of_the_slice(folder: Path) -> None:
-    (series,) = scan(folder)
+    (series,) = scan_dicom(folder)
     path = series.slices[3].header.file.path
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"TRUNCATED: slice 4 of 6: its file ends before its last pixel"):
@@ -126,10 +126,10 @@ def test_order_and_names_of_the_files_do_not_matter(order: list[int], names: ran
     datasets = stack(body())
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        known = read_series(scan(write_all(datasets, root / "known"))[0])
+        known = read_series(scan_dicom(write_all(datasets, root / "known"))[0])
         called = [f"{names.randrange(10**9)}-{k}" for k in range(6)]
         shuffled = write_all([datasets[k] for k in order], root / "shuffled", called.__getitem__)
-        (series,) = scan(shuffled)
+        (series,) = scan_dicom(shuffled)
         found = read_series(series)
         listed = CheckedDicomReader().get_data(tuple(sorted(shuffled.iterdir(), key=lambda _: names.random())))
     assert np.array_equal(found.voxels, known.voxels)
@@ -191,7 +191,7 @@ def test_one_slice_of_a_series_is_no_volume(folder: Path) -> None:
 def test_several_series_are_named_and_one_can_be_chosen(tmp_path: Path) -> None:
     write_all(stack(body()), tmp_path / "a")
     write_all(stack(body(4), SeriesInstanceUID="1.2.3.4"), tmp_path / "b")
-    found = scan(tmp_path)
+    found = scan_dicom(tmp_path)
     with pytest.raises(InputError) as caught:
         CheckedDicomReader().get_data((tmp_path,))
     assert all(f"{series.series_id} ({len(series.headers)} files, usable)" in str(caught.value) for series in found)
@@ -201,7 +201,7 @@ def test_several_series_are_named_and_one_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_an_unknown_series_id_is_told_with_those_that_are_there(folder: Path) -> None:
-    (series,) = scan(folder)
+    (series,) = scan_dicom(folder)
     with pytest.raises(InputError, match=rf"found {series.series_id}.*expected the series ct-none"):
         CheckedDicomReader(series_id="ct-none").get_data((folder,))
 

@@ -13,7 +13,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.dicom.read.headers import Header, ImagePlane
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.repair import correct_tilt, fill_gaps, repair, repair_needed
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.dicom.read.stack import Slice, in_order
 
 ROWS, COLUMNS = 24, 30
@@ -168,7 +168,7 @@ def test_a_regular_stack_is_not_touched(header: Header) -> None:
 
 def test_a_real_tilt_is_corrected_on_request(real_data: Path) -> None:
     # dcm2niix's gantry tilt sample: 14 degrees, although no tag says so
-    (series,) = scan(real_data / "dicom" / "ct_d2n_gantrytilt", allow=[Allow.TILT])
+    (series,) = scan_dicom(real_data / "dicom" / "ct_d2n_gantrytilt", allow=[Allow.TILT])
     volume = read_series(series, allow=[Allow.TILT])
     assert repair_needed(series.slices) is Allow.TILT
     assert FindingCode.CORRECTED_TILT in [finding.code for finding in volume.findings]
@@ -183,7 +183,7 @@ def test_a_real_tilt_is_corrected_on_request(real_data: Path) -> None:
 
 def test_real_gaps_are_filled_on_request(real_data: Path) -> None:
     # dcm2niix's slice increment sample: gaps of 5, 5 and 10 mm
-    (series,) = scan(real_data / "dicom" / "ct_d2n_sliceincrement_001", allow=[Allow.GAPS])
+    (series,) = scan_dicom(real_data / "dicom" / "ct_d2n_sliceincrement_001", allow=[Allow.GAPS])
     volume = read_series(series, allow=[Allow.GAPS])
     assert volume.grid.shape[2] == 5
     assert volume.grid.spacing_mm[2] == pytest.approx(5.0, abs=1e-3)

@@ -24,7 +24,7 @@ from voxelgate.segmentation.batch.ledger_records import EntryState, RunVersions
 from voxelgate.segmentation.batch.lock import is_held, locked
 from voxelgate.segmentation.batch.publish import publish_case, refuse_foreign
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
-from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.batch.worker import CaseJob
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
@@ -195,7 +195,7 @@ def test_a_table_that_cannot_be_replaced_ends_no_run_but_is_told_at_its_end(
     with pytest.raises(OutputError, match="cannot be written"):
         list(segment_cases(cases_in([tmp_path / "in"], setup), setup, SERIAL))
 
-    assert status_of(tmp_path / "out").counts["done"] == 3
+    assert status(tmp_path / "out").counts["done"] == 3
     assert "cases.csv: cannot be written" in caplog.text
 
 
@@ -260,11 +260,11 @@ def test_a_finished_ledger_is_one_file_that_those_can_read_who_may_not_write(tmp
 def test_a_ledger_without_tables_yet_has_no_cases_and_one_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / LEDGER_NAME).touch()
 
-    assert sum(status_of(tmp_path).counts.values()) == 0
+    assert sum(status(tmp_path).counts.values()) == 0
     with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as connection:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(OutputError, match="version 99"):
-        status_of(tmp_path)
+        status(tmp_path)
 
 
 def test_a_run_that_was_killed_has_no_end_and_its_speed_is_that_up_to_its_last_case(
@@ -278,7 +278,7 @@ def test_a_run_that_was_killed_has_no_end_and_its_speed_is_that_up_to_its_last_c
         connection.execute("UPDATE cases SET ended_s = ?", (hour_ago_s + 36,))
         connection.commit()
 
-    killed = status_of(tmp_path / "out")
+    killed = status(tmp_path / "out")
     segment(image)
 
     assert killed.ended_per_hour == pytest.approx(100, abs=0.1)
@@ -292,7 +292,7 @@ def test_a_clock_that_is_set_back_gives_no_speed(tmp_path: Path, segment: Segmen
         connection.execute("UPDATE cases SET ended_s = ended_s + 7200")
         connection.commit()
 
-    assert status_of(tmp_path / "out").ended_per_hour == 0
+    assert status(tmp_path / "out").ended_per_hour == 0
 
 
 def test_a_file_system_without_locks_is_refused_and_nobody_is_said_to_work_there(

@@ -14,7 +14,7 @@ import pytest
 from tests.batch_bundle import HANGING_HU, HUNGRY_HU, make_moody_bundle, save_case
 from tests.batch_runs import Command, start, start_to_die, tree
 from voxelgate.core.errors import OutputError
-from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.status import status
 
 GOOD_CASES = 30
 KILLS = 20
@@ -56,7 +56,7 @@ def kill_worker(command: Command, out: Path) -> bool:
     """Kill a worker as soon as there is one; return whether there was one before the run ended."""
     while command.process.is_alive():
         with suppress(OutputError, ProcessLookupError):  # the ledger or the process may not be there yet, or any more
-            for case in status_of(out).running[:1]:
+            for case in status(out).running[:1]:
                 os.kill(int(case.worker.rpartition(":")[2]), signal.SIGKILL)
                 return True
     return False
@@ -101,7 +101,7 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_tree_of_an_undisturbed_run
     assert last.end(300) == 1, last.printed
     assert tree(out) == wanted
     assert {path: path.stat().st_ino for path in written} == written, "a case was done twice"
-    bad = {case.case_id: case.reason for case in status_of(out).bad}
+    bad = {case.case_id: case.reason for case in status(out).bad}
     assert bad.keys() == {"corrupt_text", "corrupt_short", "corrupt_bytes", "hanging"}
     assert f"took longer than {TIMEOUT_S} s" in bad["hanging"]
     assert all("corrupt" in bad[name] and "copy or export it again" in bad[name] for name in bad if name != "hanging")

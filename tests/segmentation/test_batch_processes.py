@@ -20,7 +20,7 @@ from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.process import Share, WorkerProcess
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run_cases
-from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
 
@@ -89,7 +89,7 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path, bundle: 
     command.process.join()
 
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    counts = status_of(tmp_path / "out").counts
+    counts = status(tmp_path / "out").counts
     assert (counts["running"], counts["waiting"]) == (0, 1)
 
 
@@ -112,7 +112,7 @@ def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_oth
     assert "windows of 32 x 32 x 32 voxels" in hungry.findings[0]
     assert {report.status for report in reports.values()} == {CaseStatus.DONE}
     assert all(not report.findings for report in reports.values())
-    assert status_of(tmp_path / "out").bad[0].case_id == "b_deadly"
+    assert status(tmp_path / "out").bad[0].case_id == "b_deadly"
 
 
 def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path: Path, bundle: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_run_whose_workers_cannot_even_start_ends_and_its_cases_wait(tmp_path:
     with pytest.raises(EngineError, match="no worker has finished a case, and 5 cases in a row were given up"):
         list(segment_cases(cases_in([tmp_path / "in"], setup), setup, means))
 
-    counts = status_of(tmp_path / "out").counts
+    counts = status(tmp_path / "out").counts
     assert (counts["failed"], counts["waiting"]) == (4, 4)
 
 
@@ -197,7 +197,7 @@ def test_a_worker_has_as_many_cases_at_a_time_as_it_may_and_the_results_are_equa
 
     most = 0
     for _ in segment_cases(cases, setup, ExecutionOptions("processes:1", Limits(cases_at_a_time=at_a_time))):
-        most = max(most, status_of(tmp_path / "out").counts["running"] + 1)  # and the one that has just ended
+        most = max(most, status(tmp_path / "out").counts["running"] + 1)  # and the one that has just ended
 
     assert most == at_a_time
     assert tree(tmp_path / "out") == tree(tmp_path / "serial")
@@ -227,8 +227,8 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path, bundle
     assert command.end(60) == INTERRUPTED
     assert "Interrupted; the same command goes on" in command.printed
     assert "Traceback" not in command.printed
-    status = status_of(tmp_path / "out")
-    assert (status.counts["done"], status.counts["waiting"], status.is_running) == (5, 1, False)
+    found = status(tmp_path / "out")
+    assert (found.counts["done"], found.counts["waiting"], found.is_running) == (5, 1, False)
     assert not list((tmp_path / "out").glob(".voxelgate-*"))
     before = tree(tmp_path / "out")
     save_case(tmp_path / "in" / "hanging.nii.gz")
@@ -258,17 +258,17 @@ def test_status_tells_of_a_run_that_is_on(tmp_path: Path, bundle: Path) -> None:
     command = start(tmp_path / "log", "segment", bundle, tmp_path / "in", "--out", tmp_path / "out")
     pid = worker_of(tmp_path / "out")
 
-    status = status_of(tmp_path / "out")
+    found = status(tmp_path / "out")
     second = start(tmp_path / "second", "segment", bundle, tmp_path / "in", "--out", tmp_path / "out")
 
-    assert status.is_running
-    assert (status.running[0].case_id, status.running[0].attempt) == ("a", 1)
-    assert status.running[0].worker.endswith(f":{pid}")
+    assert found.is_running
+    assert (found.running[0].case_id, found.running[0].attempt) == ("a", 1)
+    assert found.running[0].worker.endswith(f":{pid}")
     assert second.end() == 1
     assert "another run works in this folder" in second.printed
     command.process.kill()
     command.process.join()
-    assert not status_of(tmp_path / "out").is_running
+    assert not status(tmp_path / "out").is_running
 
 
 def test_a_memory_limit_goes_with_processes_only(tmp_path: Path, bundle: Path) -> None:
@@ -286,6 +286,6 @@ def worker_of(out: Path) -> int:
 
 def running(out: Path) -> list[str]:
     try:
-        return [case.worker for case in status_of(out).running]
+        return [case.worker for case in status(out).running]
     except OutputError:  # the tables are not there yet
         return []

@@ -21,14 +21,14 @@ from tests.planted import ct_series, deleting, setting, write
 from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.dicom.read.reader import read_series
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.engines import ExecutorEngine
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
 from voxelgate.segmentation.batch.lock import locked
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run_cases
-from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
@@ -205,7 +205,7 @@ def test_files_of_equal_content_get_a_result_each(tmp_path: Path, segment: Segme
 
 def test_a_volume_file_that_is_named_like_a_series_gets_a_name_of_its_own(tmp_path: Path, segment: Segment) -> None:
     write(ct_series(), tmp_path / "in")
-    (series,) = scan(tmp_path / "in")
+    (series,) = scan_dicom(tmp_path / "in")
     volume = read_series(series)
     converted = tmp_path / f"{series.series_id}.nii.gz"
     nib.save(nib.Nifti1Image(volume.voxels, volume.grid.affine), converted)
@@ -258,7 +258,7 @@ def test_a_study_that_becomes_usable_is_no_bad_case_any_more(tmp_path: Path, seg
     (done,) = segment(tmp_path / "in")
 
     assert (refused.status, done.status) == (CaseStatus.REFUSED, CaseStatus.DONE)
-    assert status_of(tmp_path / "out").bad == ()
+    assert status(tmp_path / "out").bad == ()
 
 
 def test_the_table_maps_cases_to_outputs_volumes_and_findings_and_holds_no_formula(
@@ -332,7 +332,7 @@ def test_no_space_ends_the_run_and_the_same_command_goes_on(
     monkeypatch.undo()
 
     assert not list((tmp_path / "out").glob("*.nii.gz"))
-    assert status_of(tmp_path / "out").counts["waiting"] == 2
+    assert status(tmp_path / "out").counts["waiting"] == 2
     assert set(statuses(segment(tmp_path / "in")).values()) == {CaseStatus.DONE}
 
 
@@ -464,7 +464,7 @@ def test_a_ledger_of_the_version_before_goes_on(tmp_path: Path, segment: Segment
         connection.execute("ALTER TABLE runs DROP COLUMN hashed_names")
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
-    assert status_of(tmp_path / "out").counts["done"] == 1
+    assert status(tmp_path / "out").counts["done"] == 1
 
     assert segment(tmp_path / "in") == first
     assert written_at(tmp_path / "out") == before

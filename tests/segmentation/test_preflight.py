@@ -34,7 +34,7 @@ from voxelgate.segmentation.batch.run_batch import (
     segment_cases,
     setup_of,
 )
-from voxelgate.segmentation.batch.status import status_of
+from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.batch.worker import CaseJob, Setup, work
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
@@ -279,7 +279,7 @@ def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equ
     most = 0
     for report in segment_cases(cases, limited, ExecutionOptions(limits=Limits(cases_at_a_time=found.cases_at_a_time))):
         assert report.status == "done", report.findings
-        most = max(most, status_of(tmp_path / "limited").counts["running"] + 1)
+        most = max(most, status(tmp_path / "limited").counts["running"] + 1)
     list(segment_cases(cases, free))
 
     assert (together.cases_at_a_time, found.cases_at_a_time, most) == (2, 1, 1)

@@ -19,7 +19,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.dicom.read.reader import read_series
-from voxelgate.dicom.read.series import scan
+from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation import outputs as results
 from voxelgate.segmentation.cases import find_cases
@@ -49,7 +49,7 @@ def test_a_study_goes_in_and_every_kind_of_output_comes_out(tmp_path: Path, bund
 
     assert report.status is CaseStatus.DONE, report.findings
     assert set(report.outputs) == set(ALL)
-    (series,) = scan(tmp_path / "in")
+    (series,) = scan_dicom(tmp_path / "in")
     volume = read_series(series)
     labels, grid = read_volume(report.outputs[Output.NIFTI])
     np.testing.assert_array_equal(labels, volume.voxels > THRESHOLD_HU)

@@ -20,7 +20,7 @@ from scipy import ndimage
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.pairs import LabelMapPair
+from voxelgate.evaluation.pairs import LabelMapPair, pair_files
 from voxelgate.evaluation.surfaces import surface_distances
 from voxelgate.images.pictures import PIXELS_PER_ML, is_picture
 from voxelgate.images.spec import ONE_STRUCTURE, binary_as_one, mask_problem
@@ -158,6 +158,28 @@ def read_label_map(path: Path, highest: int) -> tuple[npt.NDArray[Any], Grid]:
     if (problem := mask_problem(path, len(channels))) is not None:
         raise InputError(f"{path.name}: {problem}")
     return binary_as_one(channels[0], highest) if is_picture(path) else channels[0], grid
+
+
+def evaluate(
+    predictions: Path, references: Path, labels: LabelTable | None = None, *, workers: int = 1
+) -> list[LabelScores]:
+    """Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD in mm, RAVD in %, volumes in ml.
+
+    Args:
+        predictions: label map, or folder of them, searched to any depth.
+        references: label map, or folder of them with the same names.
+        labels: the structures to measure; without it, the values found in the references are named `label_1`, ...
+        workers: threads.
+
+    Returns:
+        The scores of each structure of each case, ordered by case id.
+
+    Raises:
+        InputError: files have no partner, lie on different grids, cannot be read, or hold other values than the names
+            allow.
+    """
+    pairs = pair_files(Path(predictions), Path(references))
+    return [scores for case in evaluate_pairs(pairs, labels, workers=workers) for scores in case]
 
 
 def evaluate_pairs(

@@ -116,26 +116,30 @@ class ImageOnGrid(NamedTuple):
     grid: Grid
 
 
-def read_image(paths: Sequence[Path], rule: ImageSpec) -> ImageOnGrid:
+def read_image(paths: Paths, spec: ImageSpec = ONE_VOLUME) -> ImageOnGrid:
     """Read the files of an image as its channels, in the order they are given.
 
     Args:
-        paths: of its files.
-        rule: what they must be.
+        paths: of its files, or of its only one: NIfTI, NRRD or MetaImage, or for a spec of pictures PNG, TIFF or JPEG.
+        spec: what they must be; by default one volume.
+
+    Returns:
+        Voxels (C, I, J, K) of the type that the files store, scaled as their headers say, and their grid.
 
     Raises:
         InputError: files are missing or too many, of another kind, unreadable, on different grids, or two hold the same
             voxels, so that one channel stands for another.
     """
-    _refuse_other_files(paths, rule)
-    volumes = [read_channels(path) for path in paths]
-    for path, (voxels, _) in zip(paths, volumes, strict=True):
-        if (problem := rule.problem(path, len(voxels))) is not None:
+    files = as_paths(paths)
+    _refuse_other_files(files, spec)
+    volumes = [read_channels(path) for path in files]
+    for path, (voxels, _) in zip(files, volumes, strict=True):
+        if (problem := spec.problem(path, len(voxels))) is not None:
             raise InputError(f"{path.name}: {problem}")
-    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(paths, volumes, strict=True), 2):
+    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(files, volumes, strict=True), 2):
         if np.array_equal(voxels, others):
             raise InputError(f"{second.name}: holds the same voxels as {first.name}; give each channel its own image.")
-    return joined(paths, volumes)
+    return joined(files, volumes)
 
 
 def joined(paths: Sequence[Path], volumes: Sequence[tuple[Voxels, Grid]]) -> ImageOnGrid:

@@ -153,27 +153,31 @@ def read_channels(path: Path) -> tuple[Voxels, Grid]:
     return native.astype(native.dtype.newbyteorder("="), copy=False)[None], grid
 
 
-def write_label_map(path: Path, labels: Voxels, grid: Grid, *, like: Path | None) -> None:
+def write_label_map(
+    path: Path, labels: Voxels, grid: Grid, *, like: Path | None = None, overwrite: bool = False
+) -> None:
     """Write a label map: under a temporary name, re-read, compared, and only then renamed to `path`.
 
     The header of NIfTI holds nothing but shape, type and place; free text and extensions of `like` are not copied, for
     they may name the patient. A picture is a grey one whose values are the labels.
 
     Args:
-        path: name ending in `.nii.gz`, or for one slice in `.png`, `.tif` or `.tiff`, in a folder that exists; a file
-            of that name is replaced.
+        path: name ending in `.nii.gz`, or for one slice in `.png`, `.tif` or `.tiff`, in a folder that exists.
         labels: (i, j, k), integers from 0 to `MOST_LABEL_VALUE`; written as uint8, above 255 as uint16.
         grid: where the labels lie, RAS+ mm.
         like: the image that was segmented; if NIfTI, its sform, qform, both codes and units are kept bit by bit.
             Otherwise sform and qform get code 1 (scanner), the qform of a sheared grid 0.
+        overwrite: replace a file of that name.
 
     Raises:
-        OutputError: labels and grid do not fit each other or `like`, or the file cannot be written or reads back
-            differently; then nothing is left behind and an older file of that name is untouched.
+        OutputError: the file exists, labels and grid do not fit each other or `like`, or the file cannot be written
+            or reads back differently; then nothing is left behind and an older file of that name is untouched.
     """
     suffix = next((suffix for suffix in LABEL_SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise OutputError(f"{path.name}: label maps are written as {', '.join(LABEL_SUFFIXES)}; choose such a name.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path.name}: exists already; choose another name, or allow overwriting.")
     voxels = _label_voxels(path, labels, grid)
     if is_picture(path) and not counts_pixels(grid):
         raise OutputError(f"{path.name}: its labels do not lie on the grid of a picture; write them as .nii.gz.")

@@ -1,5 +1,6 @@
 """Segmentation networks: plain `torch.nn.Module`s with JSON-plain constructor arguments."""
 
+from voxelgate.networks import presets
 from voxelgate.networks.attention_unet import AttentionGate, AttentionUNet, GatedLogits
 from voxelgate.networks.describe import NetworkDescription, describe
 from voxelgate.networks.flat import FlatNetwork
@@ -16,4 +17,5 @@ __all__ = [
     "NetworkDescription",
     "NonLocalUNet",
     "describe",
+    "presets",
 ]

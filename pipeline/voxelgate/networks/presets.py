@@ -1,7 +1,7 @@
 """The networks of the literature as arguments of one `AttentionUNet`: each a name that a config can call.
 
 Every argument of `AttentionUNet` may be given besides and wins, so that sizes can be made equal for a comparison:
-`{"_target_": "voxelgate.networks.presets.oktay", "in_channels": 1, "out_channels": 3, "channels": [16, 32, 64]}`. All
+`{"_target_": "voxelgate.presets.oktay", "in_channels": 1, "out_channels": 3, "channels": [16, 32, 64]}`. All
 use the activation and the initialisation of `AttentionUNet`, and take images of any size, in 2D and 3D.
 """
 

@@ -43,7 +43,7 @@ FOLD_MANIFEST = "manifest.json"
 FOLD_SCORES = "cross_validation.csv"
 """File in the training folder with the scores of every case by a network that has not seen it, before any cleaning."""
 
-SCORE_CLEANINGS = {"score_cases#_target_": "voxelgate.training.cross_validation.ScoreCleanings"}
+SCORE_CLEANINGS = {"score_cases#_target_": "voxelgate.ScoreCleanings"}
 
 
 class ScoreCleanings(ScoreCases):

@@ -39,7 +39,7 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
     if `read` fails, even its own ones, but not if `get_data` does; hence `read` only passes the paths on.
 
     >>> from monai.transforms import LoadImaged
-    >>> load = LoadImaged(keys="image", reader="voxelgate.transforms.io.VolumeReader")
+    >>> load = LoadImaged(keys="image", reader="voxelgate.VolumeReader")
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class MaskReader(VolumeReader):
         highest: label value that the data set declares; see `voxelgate.images.spec.binary_as_one`.
 
     >>> from monai.transforms import LoadImaged
-    >>> load = LoadImaged(keys="label", reader="voxelgate.transforms.io.MaskReader", highest=1)
+    >>> load = LoadImaged(keys="label", reader="voxelgate.MaskReader", highest=1)
     """
 
     def __init__(self, highest: int) -> None:
@@ -137,7 +137,9 @@ class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
             raise OutputError(f"{path.name}: exists already; choose another output folder, or remove it.")
         grid = Grid(self.data_obj.shape, np.asarray(self.metadata["affine"], dtype=np.float64))
         source = self.metadata.get("filename_or_obj")
-        write_label_map(path, self.data_obj, grid, like=Path(str(source)) if source is not None else None)
+        write_label_map(
+            path, self.data_obj, grid, like=Path(str(source)) if source is not None else None, overwrite=True
+        )
 
 
 class ChannelsReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
@@ -146,7 +148,7 @@ class ChannelsReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
     A picture in colours gives three channels: red, green, blue.
 
     >>> from monai.transforms import LoadImaged
-    >>> load = LoadImaged(keys="image", reader="voxelgate.transforms.ChannelsReader")
+    >>> load = LoadImaged(keys="image", reader="voxelgate.ChannelsReader")
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:

@@ -9,7 +9,7 @@ import typer
 
 from voxelgate.apps.cli.options import AsJson
 from voxelgate.apps.cli.terminal import console
-from voxelgate.segmentation.batch.status import Status, status_of
+from voxelgate.segmentation.batch.status import Status, status
 
 app = typer.Typer(add_completion=False)
 
@@ -19,25 +19,25 @@ def run(
     out: Annotated[Path, typer.Argument(help="Folder of the results.", show_default=False)], as_json: AsJson = False
 ) -> None:
     """Say how far `segment` is with a folder, while it runs or after it ended."""
-    status = status_of(out)
+    found = status(out)
     if as_json:
-        sys.stdout.write(status.to_json() + "\n")
+        sys.stdout.write(found.to_json() + "\n")
     else:
-        _print_status(status)
+        _print_status(found)
 
 
-def _print_status(status: Status) -> None:
+def _print_status(found: Status) -> None:
     """Print how far a run is."""
-    console.print("A run works in this folder." if status.is_running else "No run works in this folder.")
-    console.print(", ".join(f"{count} {state}" for state, count in status.counts.items() if count) or "no cases")
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in status.verdicts.items() if count)
+    console.print("A run works in this folder." if found.is_running else "No run works in this folder.")
+    console.print(", ".join(f"{count} {state}" for state, count in found.counts.items() if count) or "no cases")
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts.items() if count)
     if verdicts:
         console.print(f"Verdicts: {verdicts}")
-    if status.ended_per_hour:
-        left = "" if status.left_s is None else f", about {timedelta(seconds=round(status.left_s))} left"
-        console.print(f"{status.ended_per_hour:g} cases an hour{left}")
-    for case in status.running:
+    if found.ended_per_hour:
+        left = "" if found.left_s is None else f", about {timedelta(seconds=round(found.left_s))} left"
+        console.print(f"{found.ended_per_hour:g} cases an hour{left}")
+    for case in found.running:
         line = f"{case.case_id}: for {case.elapsed_s:.0f} s on {case.worker}, attempt {case.attempt}"
         console.print(line, markup=False, soft_wrap=True)
-    for bad in status.bad:
+    for bad in found.bad:
         console.print(f"{bad.case_id}: {bad.status}: {bad.reason}", markup=False, soft_wrap=True)

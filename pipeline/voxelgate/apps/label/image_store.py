@@ -148,7 +148,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             kept = self._keep_earlier(image_id, tag, labels, former)
             path = self._label_path(image_id, tag, LABEL_SUFFIX)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_label_map(path, labels, grid, like=Path(self.get_image_uri(image_id)))
+            write_label_map(path, labels, grid, like=Path(self.get_image_uri(image_id)), overwrite=True)
             if former is not None and former.ext != LABEL_SUFFIX:
                 self._label_path(image_id, tag, former.ext).unlink(missing_ok=True)
             info = {**label_info, **facts, **kept, **file_stamp(path.name)}

@@ -182,7 +182,7 @@ def _as_now(case: Annotated, table: LabelTable, folder: Path) -> Annotated:
     except InputError as error:
         raise InputError(f"{case.image_id}: {error} Or remove it from the label maps.") from error
     copied = folder / f"{case.image_id}.nii.gz"
-    write_label_map(copied, labels, grid, like=case.image)
+    write_label_map(copied, labels, grid, like=case.image, overwrite=True)
     return case._replace(label=copied)
 
 

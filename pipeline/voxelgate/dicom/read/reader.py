@@ -106,7 +106,7 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
         UsageError: an unknown fault.
 
     >>> from monai.transforms import LoadImaged
-    >>> load = LoadImaged(keys="image", reader="voxelgate.dicom.CheckedDicomReader", allow=["gaps"])
+    >>> load = LoadImaged(keys="image", reader="voxelgate.CheckedDicomReader", allow=["gaps"])
     """
 
     def __init__(self, series_id: str | None = None, allow: Sequence[str] = ()) -> None:

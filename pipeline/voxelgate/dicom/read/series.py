@@ -75,7 +75,7 @@ class Series:
         return grid_of(self.slices)
 
 
-def scan(
+def scan_dicom(
     root: Path, *, allow: Iterable[Allow] = (), progress: Callable[[int, int], None] | None = None
 ) -> list[Series]:
     """Find every series below a path, whatever the files are called and wherever they lie.

@@ -75,7 +75,7 @@ class Status:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
-def status_of(out_dir: Path) -> Status:
+def status(out_dir: Path) -> Status:
     """Return what is known of an output folder; it is only read, and a run may go on meanwhile.
 
     Raises:

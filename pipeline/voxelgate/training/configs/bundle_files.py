@@ -118,11 +118,11 @@ def bundle_files(plan: Plan) -> dict[str, str]:
 
 def inference_config(plan: Plan) -> Config:
     """Return `inference.json`: segment every volume of a folder, each on its own grid."""
-    finding, rule = ["$from voxelgate.segmentation.cases import find_cases"], ""
+    finding, rule = ["$from voxelgate import find_cases"], ""
     if plan.images != ONE_VOLUME:
         finding, rule = (
-            [*finding, "$from voxelgate.bundle.metadata import image_spec_of"],
-            ", images=image_rule_of(@bundle_root)",
+            [*finding, "$from voxelgate import image_spec_of"],
+            ", images=image_spec_of(@bundle_root)",
         )
     return {
         "imports": [*IMPORTS, "$from pathlib import Path", *finding],
@@ -153,7 +153,7 @@ def inference_config(plan: Plan) -> Config:
                     "resample": False,
                     "separate_folder": False,
                     **({"output_ext": ".png"} if plan.images.is_picture else {}),
-                    "writer": "voxelgate.transforms.io.LabelMapWriter",
+                    "writer": "voxelgate.LabelMapWriter",
                 },
             ],
         },

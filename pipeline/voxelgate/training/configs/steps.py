@@ -33,11 +33,11 @@ ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
 def reading_steps(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the steps from files to channel-first volumes."""
-    volume: Config = {"reader": "voxelgate.transforms.io.VolumeReader"}
-    image: Config = volume if len(plan.image_channels) == 1 else {"reader": "voxelgate.transforms.ChannelsReader"}
+    volume: Config = {"reader": "voxelgate.VolumeReader"}
+    image: Config = volume if len(plan.image_channels) == 1 else {"reader": "voxelgate.ChannelsReader"}
     label = volume
     if plan.modality is Modality.PICTURE:
-        label = {"reader": "voxelgate.transforms.io.MaskReader", "highest": len(plan.labels) - 1}
+        label = {"reader": "voxelgate.MaskReader", "highest": len(plan.labels) - 1}
     first = {"_target_": "EnsureChannelFirstd", "keys": keys}
     if image == label:
         return [{"_target_": "LoadImaged", "keys": keys, **image}, first]
@@ -54,7 +54,7 @@ def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:
     return [
         {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
         {
-            "_target_": "voxelgate.transforms.ResampleToSpacingd",
+            "_target_": "voxelgate.ResampleToSpacingd",
             "keys": keys,
             "spacing_mm": list(plan.spacing_mm),
             "mode": ["nearest" if key == "label" else "bilinear" for key in keys],
@@ -66,14 +66,12 @@ def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:
 def _intensity(plan: Plan) -> list[Config]:
     rule = plan.intensity
     if plan.modality is Modality.PICTURE:
-        return [
-            {"_target_": "voxelgate.transforms.NormalizeImaged", "keys": "image", **_PICTURE_VALUES[plan.is_colour]}
-        ]
+        return [{"_target_": "voxelgate.NormalizeImaged", "keys": "image", **_PICTURE_VALUES[plan.is_colour]}]
     if rule.low_hu is None:
-        return [{"_target_": "voxelgate.transforms.NormalizeImaged", "keys": "image"}]
-    offset = {"_target_": "voxelgate.transforms.OffsetToHUd", "keys": "image", "offset_hu": rule.offset_hu}
+        return [{"_target_": "voxelgate.NormalizeImaged", "keys": "image"}]
+    offset = {"_target_": "voxelgate.OffsetToHUd", "keys": "image", "offset_hu": rule.offset_hu}
     window = {
-        "_target_": "voxelgate.transforms.WindowHUd",
+        "_target_": "voxelgate.WindowHUd",
         "keys": "image",
         "low_hu": rule.low_hu,
         "high_hu": rule.high_hu,
@@ -90,7 +88,7 @@ def augmentation_steps(plan: Plan) -> list[Config]:
     by_channel = {"channel_wise": True} if plan.is_colour else {}
     steps: list[Config] = [
         {
-            "_target_": "voxelgate.transforms.RandBalancedPatchd",
+            "_target_": "voxelgate.RandBalancedPatchd",
             "keys": both,
             "label_key": "label",
             "patch_vox": list(plan.patch_vox),
@@ -98,7 +96,7 @@ def augmentation_steps(plan: Plan) -> list[Config]:
             "foreground_probability": plan.training.foreground_probability,
         },
         {
-            "_target_": "voxelgate.transforms.RandSideSafeFlipd",
+            "_target_": "voxelgate.RandSideSafeFlipd",
             "keys": both,
             "label_key": "label",
             "axes": _mirrored_planes(plan),
@@ -173,7 +171,7 @@ def network_config(plan: Plan) -> Config:
     gates = {} if "_target_" in plan.network else {"attention": True}
     flat = plan.flat_axis
     unet = {
-        "_target_": "voxelgate.networks.AttentionUNet",
+        "_target_": "voxelgate.AttentionUNet",
         "spatial_dims": 3 if flat is None else 2,
         **ends,
         "channels": list(plan.channels),
@@ -181,14 +179,14 @@ def network_config(plan: Plan) -> Config:
         **gates,
         **plan.network,
     }
-    return unet if flat is None else {"_target_": "voxelgate.networks.FlatNetwork", "axis": flat, "network": unet}
+    return unet if flat is None else {"_target_": "voxelgate.FlatNetwork", "axis": flat, "network": unet}
 
 
 def inferer_config(plan: Plan) -> Config:
     """Return the inferer that gives labels on the grid of the file."""
     is_flipped = plan.flip_test and plan.is_mirrored
     return {
-        "_target_": "voxelgate.inference.sliding_window.RestoringSlidingWindowInferer",
+        "_target_": "voxelgate.RestoringSlidingWindowInferer",
         "roi_size": list(plan.window_vox),
         "overlap": plan.overlap,
         "streaming": True,

@@ -33,7 +33,7 @@ SET_ASIDE = "$set_aside(@output_dir, @model_path, resume=@resume)"
 """Comes before anything is built that writes into the folder of the training."""
 
 PLACE_LABEL: Config = {
-    "_target_": "voxelgate.transforms.spatial.PlaceLabeld",
+    "_target_": "voxelgate.PlaceLabeld",
     "label_key": "label",
     "image_key": "image",
 }
@@ -46,7 +46,7 @@ LOSSES = {
     "batch_dice_ce": {
         "_target_": "DiceCELoss", "softmax": True, "to_onehot_y": True, "include_background": False, "batch": True
     },
-    "dice_bce": {"_target_": "voxelgate.networks.losses.BCEDiceLoss"},
+    "dice_bce": {"_target_": "voxelgate.BCEDiceLoss"},
     "dice_focal": {
         "_target_": "DiceFocalLoss", "softmax": True, "to_onehot_y": True, "include_background": True
     },
@@ -59,15 +59,15 @@ def train_config(plan: Plan) -> Config:
     return {
         "imports": [
             *IMPORTS,
-            "$from voxelgate.datasets.manifest import datalist",
-            "$from voxelgate.inference.precision import choose_precision",
-            "$from voxelgate.inference.precision import keep_large_buffers",
-            "$from voxelgate.inference.precision import needs_scaler",
-            "$from voxelgate.training.distributed import identify",
-            "$from voxelgate.training.distributed import set_aside",
-            "$from voxelgate.training.distributed import start_from",
-            "$from voxelgate.training.distributed import start_process_group",
-            "$from voxelgate.training.distributed import world_size",
+            "$from voxelgate import datalist",
+            "$from voxelgate import choose_precision",
+            "$from voxelgate import keep_large_buffers",
+            "$from voxelgate import needs_scaler",
+            "$from voxelgate import identify",
+            "$from voxelgate import set_aside",
+            "$from voxelgate import start_from",
+            "$from voxelgate import start_process_group",
+            "$from voxelgate import world_size",
         ],
         "bundle_root": ".",
         "manifest": "manifest.json",
@@ -125,7 +125,7 @@ def loss(plan: Plan) -> Config:
     """Return the loss of a plan, summed over the levels of deep supervision."""
     if plan.training.loss not in LOSSES:
         raise UsageError(f"there is no loss {plan.training.loss!r}; choose of {', '.join(LOSSES)}")
-    return {"_target_": "voxelgate.networks.losses.NetworkLoss", "loss": LOSSES[plan.training.loss]}
+    return {"_target_": "voxelgate.NetworkLoss", "loss": LOSSES[plan.training.loss]}
 
 
 def evaluate_config(plan: Plan) -> Config:
@@ -145,7 +145,7 @@ def evaluate_config(plan: Plan) -> Config:
             "@score_cases",
         ],
         "score_cases": {
-            "_target_": "voxelgate.evaluation.handler.ScoreCases",
+            "_target_": "voxelgate.ScoreCases",
             "path": "$@output_dir + '/scores.csv'",
             "names": plan.label_table.to_mapping(),
         },
@@ -175,7 +175,7 @@ def _train_section(plan: Plan) -> Config:
             *reading_steps(plan, keys),
             PLACE_LABEL,
             *preparation_steps(plan, keys),
-            {"_target_": "voxelgate.transforms.ForegroundIndicesd", "label_key": "label"},
+            {"_target_": "voxelgate.ForegroundIndicesd", "label_key": "label"},
         ],
         "random_transforms": augmentation_steps(plan),
         "preprocessing": {
@@ -191,7 +191,7 @@ def _train_section(plan: Plan) -> Config:
             "progress": False,
         },
         "sampler": {
-            "_target_": "voxelgate.training.handlers.ShardedRandomSampler",
+            "_target_": "voxelgate.ShardedRandomSampler",
             "cases": "$len(@train#dataset)",
             "samples": "$@steps_per_epoch * @batch_size",
             "seed": "@seed",
@@ -204,11 +204,11 @@ def _train_section(plan: Plan) -> Config:
             "num_workers": "@workers",
         },
         "inferer": {
-            "_target_": "voxelgate.inference.precision.MixedPrecisionInferer",
+            "_target_": "voxelgate.MixedPrecisionInferer",
             "precision": "@precision_used",
         },
         "keep_best": {
-            "_target_": "voxelgate.training.handlers.KeepBest",
+            "_target_": "voxelgate.KeepBest",
             "path": "@model_path",
             "network": "$@averaged.module",
             "validator": "@validate#evaluator",
@@ -235,19 +235,19 @@ def _train_section(plan: Plan) -> Config:
 def _train_handlers() -> list[Config]:
     return [
         {
-            "_target_": "voxelgate.training.handlers.SeedEpochs",
+            "_target_": "voxelgate.SeedEpochs",
             "seed": "@seed",
             "sampler": "@train#sampler",
             "transform": "@train#preprocessing",
         },
         {
-            "_target_": "voxelgate.training.diagnostics.WatchTraining",
+            "_target_": "voxelgate.WatchTraining",
             "network": "@network",
             "log_dir": "$@output_dir + '/events'",
         },
-        {"_target_": "voxelgate.training.handlers.StopOnBadLoss"},
+        {"_target_": "voxelgate.StopOnBadLoss"},
         {"_target_": "LrScheduleHandler", "lr_scheduler": "@lr_scheduler", "print_lr": False, "epoch_level": False},
-        {"_target_": "voxelgate.training.handlers.UpdateAverage", "averaged": "@averaged", "network": "@network"},
+        {"_target_": "voxelgate.UpdateAverage", "averaged": "@averaged", "network": "@network"},
         {
             "_target_": "ValidationHandler",
             "validator": "@validate#evaluator",
@@ -267,9 +267,9 @@ def _train_handlers() -> list[Config]:
             "tag_name": "train_loss",
             "output_transform": "$lambda output: output['loss'].item()",
         },
-        {"_target_": "voxelgate.training.handlers.ShowProgress", "validator": "@validate#evaluator"},
+        {"_target_": "voxelgate.ShowProgress", "validator": "@validate#evaluator"},
         {
-            "_target_": "voxelgate.training.handlers.ResumeState",
+            "_target_": "voxelgate.ResumeState",
             "path": f"$@output_dir + '/{STATE}'",
             "objects": {
                 "network": "@network",

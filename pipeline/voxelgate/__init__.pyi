@@ -1,0 +1,136 @@
+from .bundle.metadata import image_spec_of
+from .bundle.opened import Bundle, open_bundle
+from .core.errors import BundleError, EngineError, InputError, ManifestError, OutputError, UsageError, VoxelgateError
+from .core.findings import Finding
+from .core.geometry import Grid
+from .core.labels import LabelTable
+from .datasets.manifest import Manifest, datalist, load_manifest
+from .datasets.survey import Fingerprint, Survey, survey
+from .dicom.read.reader import CheckedDicomReader
+from .dicom.read.series import Series, scan_dicom
+from .evaluation.handler import ScoreCases
+from .evaluation.review import Quality, Verdict
+from .evaluation.scores import LabelScores, evaluate
+from .images.spec import ImageOnGrid, ImageSpec, read_image
+from .images.volumes import write_label_map
+from .inference.precision import MixedPrecisionInferer, choose_precision, keep_large_buffers, needs_scaler
+from .inference.sliding_window import RestoringSlidingWindowInferer
+from .inference.streaming.stream import stream
+from .networks import presets
+from .networks.attention_unet import AttentionUNet
+from .networks.flat import FlatNetwork
+from .networks.guided_attention import GuidedAttentionNet
+from .networks.losses import BCEDiceLoss, NetworkLoss
+from .networks.nonlocal_unet import NonLocalUNet
+from .segmentation.batch.status import Status, status
+from .segmentation.cases import find_cases
+from .segmentation.outputs import Output
+from .segmentation.report import CaseReport, CaseStatus
+from .training.configs.bundle_files import write_bundle
+from .training.cross_validation import CrossValidation, ScoreCleanings, train_folds
+from .training.diagnostics import WatchTraining
+from .training.distributed import identify, set_aside, start_from, start_process_group, world_size
+from .training.handlers import (
+    KeepBest,
+    ResumeState,
+    SeedEpochs,
+    ShardedRandomSampler,
+    ShowProgress,
+    StopOnBadLoss,
+    UpdateAverage,
+)
+from .training.planning.plan import Budget, Plan
+from .training.planning.rules import plan
+from .training.train import TrainingJob, train
+from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
+from .transforms.io import ChannelsReader, LabelMapWriter, MaskReader, VolumeReader
+from .transforms.sampling import ForegroundIndicesd, RandBalancedPatchd
+from .transforms.spatial import PlaceLabeld, RandSideSafeFlipd, ResampleToSpacingd
+
+__all__ = [
+    "AttentionUNet",
+    "BCEDiceLoss",
+    "Budget",
+    "Bundle",
+    "BundleError",
+    "CaseReport",
+    "CaseStatus",
+    "ChannelsReader",
+    "CheckedDicomReader",
+    "CrossValidation",
+    "Despeckled",
+    "EngineError",
+    "Finding",
+    "Fingerprint",
+    "FlatNetwork",
+    "ForegroundIndicesd",
+    "Grid",
+    "GuidedAttentionNet",
+    "ImageOnGrid",
+    "ImageSpec",
+    "InputError",
+    "KeepBest",
+    "LabelMapWriter",
+    "LabelScores",
+    "LabelTable",
+    "Manifest",
+    "ManifestError",
+    "MaskReader",
+    "MixedPrecisionInferer",
+    "NetworkLoss",
+    "NonLocalUNet",
+    "NormalizeImaged",
+    "OffsetToHUd",
+    "Output",
+    "OutputError",
+    "PlaceLabeld",
+    "Plan",
+    "Quality",
+    "RandBalancedPatchd",
+    "RandSideSafeFlipd",
+    "ResampleToSpacingd",
+    "RestoringSlidingWindowInferer",
+    "ResumeState",
+    "ScoreCases",
+    "ScoreCleanings",
+    "SeedEpochs",
+    "Series",
+    "ShardedRandomSampler",
+    "ShowProgress",
+    "Status",
+    "StopOnBadLoss",
+    "Survey",
+    "TrainingJob",
+    "UpdateAverage",
+    "UsageError",
+    "Verdict",
+    "VolumeReader",
+    "VoxelgateError",
+    "WatchTraining",
+    "WindowHUd",
+    "choose_precision",
+    "datalist",
+    "evaluate",
+    "find_cases",
+    "identify",
+    "image_spec_of",
+    "keep_large_buffers",
+    "load_manifest",
+    "needs_scaler",
+    "open_bundle",
+    "plan",
+    "presets",
+    "read_image",
+    "scan_dicom",
+    "set_aside",
+    "start_from",
+    "start_process_group",
+    "status",
+    "stream",
+    "survey",
+    "train",
+    "train_folds",
+    "world_size",
+    "write_bundle",
+    "write_label_map",
+]
