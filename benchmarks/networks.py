@@ -111,9 +111,9 @@ NETWORKS: Mapping[str, Contender] = {
     "trilinear": _preset("trilinear", NARROWER),
     "upsample-in-gate": _preset("upsample_in_gate"),
     REFERENCE: _preset("unet", kind=Kind.NONE),
-    "NonLocalUNet": Contender("voxelgate.networks.NonLocalUNet", SUPERVISED, kind=Kind.OTHER),
+    "NonLocalUNet": Contender("voxelgate.NonLocalUNet", SUPERVISED, kind=Kind.OTHER),
     "GuidedAttentionNet": Contender(
-        "voxelgate.networks.GuidedAttentionNet", {"width": 8, "backbone": RESIDUAL}, kind=Kind.OTHER
+        "voxelgate.GuidedAttentionNet", {"width": 8, "backbone": RESIDUAL}, kind=Kind.OTHER
     ),
     "MONAI AttentionUnet": Contender("monai.networks.nets.AttentionUnet"),
     "MONAI UNet": Contender("monai.networks.nets.UNet", {"num_res_units": 2}, WIDER, Kind.NONE),

@@ -19,7 +19,7 @@ def make_attention_bundle(root: Path, **arguments: Any) -> Path:
     make_threshold_bundle(root)
     path = root / "configs" / "inference.json"
     config = json.loads(path.read_text("utf-8"))
-    config["network_def"] = {"_target_": "voxelgate.networks.AttentionUNet", **NETWORK, **arguments}
+    config["network_def"] = {"_target_": "voxelgate.AttentionUNet", **NETWORK, **arguments}
     config["inferer"]["roi_size"] = [12, 12, 12]
     path.write_text(json.dumps(config), encoding="utf-8")
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def make_threshold_bundle(root: Path, labels: dict[str, str] | None = None, **me
         **metadata,
     }
     (root / "configs" / "metadata.json").write_text(json.dumps(document), encoding="utf-8")
-    window = {"_target_": "voxelgate.transforms.WindowHUd", "keys": "image", "low_hu": LOW_HU, "high_hu": HIGH_HU}
+    window = {"_target_": "voxelgate.WindowHUd", "keys": "image", "low_hu": LOW_HU, "high_hu": HIGH_HU}
     config = {
         "device": "$torch.device('cpu')",
         "imports": ["$import torch"],
@@ -36,14 +36,14 @@ def make_threshold_bundle(root: Path, labels: dict[str, str] | None = None, **me
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "reader": "voxelgate.transforms.io.VolumeReader"},
+                {"_target_": "LoadImaged", "keys": "image", "reader": "voxelgate.VolumeReader"},
                 {"_target_": "EnsureChannelFirstd", "keys": "image"},
                 {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
                 window,
             ],
         },
         "inferer": {
-            "_target_": "voxelgate.inference.sliding_window.RestoringSlidingWindowInferer",
+            "_target_": "voxelgate.RestoringSlidingWindowInferer",
             "roi_size": [64, 64, 64],
             "overlap": 0.0,
         },

@@ -159,7 +159,7 @@ def make_bundle(root: Path, network: nn.Module, definition: dict[str, Any]) -> P
     config = json.loads(path.read_text("utf-8"))
     config["network_def"] = definition
     config["inferer"]["roi_size"] = [16, 16, 16]
-    spacing = {"_target_": "voxelgate.transforms.ResampleToSpacingd", "keys": ["image"], "spacing_mm": [2.0, 2.0, 3.0]}
+    spacing = {"_target_": "voxelgate.ResampleToSpacingd", "keys": ["image"], "spacing_mm": [2.0, 2.0, 3.0]}
     config["preprocessing"]["transforms"].insert(3, spacing | {"mode": ["bilinear"]})
     path.write_text(json.dumps(config), encoding="utf-8")
     torch.save(network.state_dict(), root / "models" / "model.pt")
@@ -171,7 +171,7 @@ def make_bundle(root: Path, network: nn.Module, definition: dict[str, Any]) -> P
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"in_channels": 1, "out_channels": 2, "channels": [4, 8]}
-    definition = {"_target_": "voxelgate.networks.AttentionUNet", **sizes}
+    definition = {"_target_": "voxelgate.AttentionUNet", **sizes}
     network = lived_in(AttentionUNet(**sizes))
     with torch.no_grad():
         halfway = network(window(16, 16, 16) * 0.1 + 0.5).mean((0, 2, 3, 4))  # either label about as often
@@ -225,7 +225,7 @@ def test_an_exported_file_says_what_it_takes_and_gives(bundle: Path, tmp_path: P
     assert about["input"]["orientation"] == "RAS"
     assert about["input"]["window_vox"] == [16, 16, 16]
     assert about["input"]["multiples_vox"] == [1 if form is Format.TORCHSCRIPT else 2] * 3
-    assert about["input"]["preprocessing"][-1]["_target_"] == "voxelgate.transforms.WindowHUd"
+    assert about["input"]["preprocessing"][-1]["_target_"] == "voxelgate.WindowHUd"
     assert about["output"]["labels"] == {"0": "background", "1": "femur"}
 
 

@@ -36,7 +36,7 @@ from pydicom.uid import (
 from tests.dicom_files import enhanced, header_of, image, stack, with_pixel_data, write
 from voxelgate.core.findings import FindingCode
 from voxelgate.dicom.quiet import quiet_pydicom
-from voxelgate.dicom.read import pixels
+from voxelgate.dicom.read import decoding, pixels
 from voxelgate.dicom.read.decoding import PixelError, stored_pixels
 from voxelgate.dicom.read.pixels import read_stack
 from voxelgate.dicom.read.stack import in_order, slices_of
@@ -237,8 +237,8 @@ def test_a_compressed_syntax_over_raw_pixels_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_decoder_is_told_by_the_name_of_its_syntax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(image(values(16, "u")), tmp_path / "a", JPEG2000Lossless)
-    pixels._plugin.cache_clear()
-    monkeypatch.setattr(pixels, "DECODERS", {JPEG2000Lossless: ("none",)})
+    decoding._plugin.cache_clear()
+    monkeypatch.setattr(decoding, "DECODERS", {JPEG2000Lossless: ("none",)})
     with pytest.raises(PixelError, match="no decoder for its transfer syntax JPEG 2000"):
         stored_pixels(header_of(path))
 
@@ -378,7 +378,7 @@ def test_baseline_jpeg_of_8_bits_is_close(tmp_path: Path) -> None:
 
 
 def test_every_syntax_has_a_decoder() -> None:
-    assert {pixels._plugin(UID(syntax)) for syntax in pixels.DECODERS} == {"gdcm", "pyjpegls", "pylibjpeg"}
+    assert {decoding._plugin(UID(syntax)) for syntax in decoding.DECODERS} == {"gdcm", "pyjpegls", "pylibjpeg"}
 
 
 def test_a_syntax_that_nobody_knows_is_told(tmp_path: Path) -> None:

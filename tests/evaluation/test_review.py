@@ -11,11 +11,11 @@ from monai.data import MetaTensor
 from torch import nn
 
 from voxelgate.bundle.predict import flip_dice
+from voxelgate.core import structures
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, StructureRange, measure_structures, structure_ranges
-from voxelgate.evaluation import review as quality
 from voxelgate.evaluation.expectations import Expected
 from voxelgate.evaluation.review import Quality, Verdict, assess, doubts_about
 from voxelgate.images.volumes import read_volume
@@ -188,7 +188,7 @@ def test_pooling_a_large_structure_keeps_its_volume_and_its_pieces(monkeypatch: 
     labels[5:35, 5:15, 5:15] = 1
     labels[12:20] = 0
     exact = measure_structures(labels, GRID, TABLE)["liver"]
-    monkeypatch.setattr(quality, "PIECE_CELLS", 500)
+    monkeypatch.setattr(structures, "PIECE_CELLS", 500)
 
     pooled = measure_structures(labels, GRID, TABLE)["liver"]
 

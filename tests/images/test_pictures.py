@@ -303,8 +303,8 @@ def test_monai_reads_a_picture_in_colours_as_three_channels(tmp_path: Path) -> N
     path = save_by_itk(tmp_path / "a.png", pixels)
     label = save(tmp_path / "b.png", np.array([[0, 255], [255, 0]], np.uint8))
 
-    image = LoadImaged("image", reader="voxelgate.transforms.ChannelsReader")({"image": str(path)})["image"]
-    mask = LoadImaged("label", reader="voxelgate.transforms.io.MaskReader", highest=1)({"label": str(label)})["label"]
+    image = LoadImaged("image", reader="voxelgate.ChannelsReader")({"image": str(path)})["image"]
+    mask = LoadImaged("label", reader="voxelgate.MaskReader", highest=1)({"label": str(label)})["label"]
 
     np.testing.assert_array_equal(image, expected(pixels))
     np.testing.assert_array_equal(image.affine, AXES_RAS)

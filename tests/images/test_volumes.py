@@ -74,7 +74,7 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path: Path, su
 
 def test_monai_loads_the_same_voxels_and_grid_through_our_reader(tmp_path: Path) -> None:
     for path in (save_nifti(tmp_path / "a.nii.gz"), save_itk(tmp_path / "a.nrrd"), save_itk(tmp_path / "a.mha")):
-        image = LoadImage(reader="voxelgate.transforms.io.VolumeReader")(path)
+        image = LoadImage(reader="voxelgate.VolumeReader")(path)
 
         np.testing.assert_array_equal(image.numpy(), VOXELS)
         assert GRID.agrees(Grid(tuple(image.shape), image.affine.numpy()), 1e-4)
@@ -85,7 +85,7 @@ def test_monai_does_not_fall_back_on_its_own_readers_when_ours_refuses(tmp_path:
     path = save_nifti(tmp_path / "four.nii.gz", np.zeros((4, 5, 6, 2), np.int16))
 
     with pytest.raises(InputError, match="4 axes"):
-        LoadImage(reader="voxelgate.transforms.io.VolumeReader")(path)
+        LoadImage(reader="voxelgate.VolumeReader")(path)
 
 
 def test_our_reader_refuses_several_files_for_one_image(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.inference.runtimes import calibration_store
+from voxelgate.inference.runtimes import calibration as calibration_module
 from voxelgate.inference.runtimes.agreement import (
     MIN_DICE,
     MIN_STRUCTURE_VOXELS,
@@ -379,13 +379,13 @@ def test_the_processor_is_told_by_model_and_flags_alone(tmp_path: Path) -> None:
         table.write_text(
             f"processor\t: 0\nmodel name\t: {model}\ncpu MHz\t\t: {mhz}\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
         )
-        return calibration_store._cpu(table)
+        return calibration_module._cpu(table)
 
     first = of("Xeon", "avx512f", "2000")
     assert of("Xeon", "avx512f", "2700") == first
     assert of("Xeon", "avx2", "2000") != first
     assert of("Epyc", "avx512f", "2000") != first
-    assert calibration_store._cpu(tmp_path / "none")
+    assert calibration_module._cpu(tmp_path / "none")
 
 
 def test_the_cache_lies_where_the_platform_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,8 +14,10 @@ from torch import nn
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.memory import HALVINGS, with_less_memory
-from voxelgate.inference.runtimes import built_models, onnx_model, openvino_model
+from voxelgate.inference.runtimes import built_models
 from voxelgate.inference.runtimes import runtimes as execution
+from voxelgate.inference.runtimes.onnx_model import build_onnx
+from voxelgate.inference.runtimes.openvino_model import build_openvino
 from voxelgate.inference.runtimes.runtimes import CPP_COMPILERS, Runtime, folded, prepare_runtime, runtimes_of
 from voxelgate.networks import AttentionUNet
 
@@ -199,21 +201,21 @@ def test_a_damaged_file_is_built_anew(
     stored.write_bytes(b"damaged" * 100)
     run = prepare_runtime(network, runtime, patch, stored=stored)
     assert within_1e5(run(patch), network(patch))
-    assert built_models.read(stored) is not None
+    assert built_models.read_built(stored) is not None
 
 
 @pytest.mark.parametrize("kept", [slice(0), slice(20), slice(-1)])
 def test_a_kept_model_is_read_only_if_it_is_whole(tmp_path: Path, kept: slice) -> None:
     stored = tmp_path / "model"
-    built_models.keep(b"a model", stored)
-    assert built_models.read(stored) == b"a model"
+    built_models.keep_built(b"a model", stored)
+    assert built_models.read_built(stored) == b"a model"
     stored.write_bytes(stored.read_bytes()[kept])
-    assert built_models.read(stored) is None
+    assert built_models.read_built(stored) is None
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    built_models.keep(b"a model", tmp_path / "cache" / "model")
+    built_models.keep_built(b"a model", tmp_path / "cache" / "model")
     assert "cannot be kept" in caplog.text
 
 
@@ -233,9 +235,9 @@ def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
 @needs_onnx
 def test_onnx_runtime_reports_its_use_to_nobody_and_marks_no_machine(tmp_path: Path) -> None:
     code = (
-        "import torch; from voxelgate.inference import onnx_model;"
+        "import torch; from voxelgate.inference.runtimes import onnx_model;"
         "network = torch.nn.Conv3d(1, 2, 1).eval(); patch = torch.ones(1, 1, 2, 2, 2);"
-        "print(onnx_model.build(network, patch, None)(patch).shape)"
+        "print(onnx_model.build_onnx(network, patch, None)(patch).shape)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
@@ -260,12 +262,12 @@ def test_onnx_says_how_to_get_it_where_it_is_absent(
         prepare_runtime(network, Runtime.ONNX, patch)
 
 
-@pytest.mark.parametrize("library", [openvino_model, onnx_model])
+@pytest.mark.parametrize("build", [build_openvino, build_onnx])
 def test_libraries_of_the_cpu_are_refused_on_other_devices(
-    network: AttentionUNet, patch: torch.Tensor, library: ModuleType
+    network: AttentionUNet, patch: torch.Tensor, build: Callable[..., object]
 ) -> None:
     with pytest.raises(UsageError, match="on the CPU, not on meta"):
-        library.build(network, patch.to("meta"), None)
+        build(network, patch.to("meta"), None)
 
 
 def test_compiling_says_what_is_missing_without_a_compiler(

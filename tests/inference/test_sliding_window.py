@@ -48,7 +48,7 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
 def load(path: Path, spacing_mm: tuple[float, ...] | None = None) -> MetaTensor:
     """Return (1, 1, i, j, k) in RAS orientation, resampled to `spacing_mm` if given."""
     steps: list[Any] = [
-        LoadImaged("image", reader="voxelgate.transforms.io.VolumeReader"),
+        LoadImaged("image", reader="voxelgate.VolumeReader"),
         EnsureChannelFirstd("image"),
         Orientationd("image", "RAS", labels=None),
     ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from voxelgate.inference.threads import in_network_thread
-from voxelgate.segmentation.batch.process import Share, WorkerProcess
+from voxelgate.segmentation.batch.worker_process import Share, WorkerProcess
 
 
 def processors_here() -> tuple[int, int]:
@@ -47,7 +47,7 @@ def test_all_calls_of_a_worker_share_one_thread_with_helpers_and_compute_alone_o
 )
 def test_threads_spin_shortly_unless_the_user_says_how(given: dict[str, str], count: str) -> None:
     cleared = {name: text for name, text in os.environ.items() if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
-    code = "import sys, os, pipeline; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    code = "import sys, os, voxelgate; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
 
     done = subprocess.run([sys.executable, "-c", code], env=cleared | given, capture_output=True, text=True, check=True)
 

@@ -285,7 +285,7 @@ def test_a_small_patch_is_learnt_by_heart() -> None:
 
 def test_a_config_of_plain_json_builds_the_network() -> None:
     config = {
-        "_target_": "voxelgate.networks.AttentionUNet",
+        "_target_": "voxelgate.AttentionUNet",
         "in_channels": 1,
         "out_channels": 3,
         "channels": [4, 8, 16],

@@ -149,7 +149,7 @@ def test_a_scale_multiplies_its_attention_with_the_decoded_guide_and_passes_it_o
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_it_learns_from_one_line_of_a_config(spatial_dims: int) -> None:
     config = {
-        "_target_": "voxelgate.networks.GuidedAttentionNet",
+        "_target_": "voxelgate.GuidedAttentionNet",
         "in_channels": 1,
         "out_channels": 3,
         "width": WIDTH,

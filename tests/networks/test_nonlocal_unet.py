@@ -92,7 +92,7 @@ def test_a_far_voxel_has_a_say() -> None:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_it_learns_from_one_line_of_a_config_with_any_size(spatial_dims: int) -> None:
     config = {
-        "_target_": "voxelgate.networks.NonLocalUNet",
+        "_target_": "voxelgate.NonLocalUNet",
         "spatial_dims": spatial_dims,
         "in_channels": 1,
         "out_channels": 3,

@@ -17,10 +17,10 @@ from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import ExecutorEngine
 from voxelgate.segmentation.batch.ledger import Ledger
-from voxelgate.segmentation.batch.process import Share, WorkerProcess
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.status import status
+from voxelgate.segmentation.batch.worker_process import Share, WorkerProcess
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
 

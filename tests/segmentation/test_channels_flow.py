@@ -59,13 +59,13 @@ def make_bundle(root: Path) -> Path:
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "reader": "voxelgate.transforms.ChannelsReader"},
+                {"_target_": "LoadImaged", "keys": "image", "reader": "voxelgate.ChannelsReader"},
                 {"_target_": "EnsureChannelFirstd", "keys": "image"},
                 {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
             ],
         },
         "inferer": {
-            "_target_": "voxelgate.inference.sliding_window.RestoringSlidingWindowInferer",
+            "_target_": "voxelgate.RestoringSlidingWindowInferer",
             "roi_size": [32, 32, 32],
         },
     }

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from voxelgate.segmentation.page.build_page import embedded_cases, write_report
 
 from tests.report_cases import GATES, HOSTILE, done, some_cases, some_facts, with_attention
 from voxelgate.core.errors import OutputError
@@ -19,6 +18,7 @@ from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.page import REPORT_NAME, build_page
+from voxelgate.segmentation.page.build import embedded_cases, write_report
 from voxelgate.segmentation.page.rows import RunFacts, case_rows, link
 from voxelgate.segmentation.report import CaseStatus
 

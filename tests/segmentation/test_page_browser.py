@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from voxelgate.segmentation.page.build_page import write_report
 
 from tests.report_cases import GATES, HOSTILE, done, preview_of, some_facts, truth_of, with_attention
+from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.report import CaseReport
 

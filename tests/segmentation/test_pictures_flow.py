@@ -287,7 +287,7 @@ def test_the_plan_of_pictures_is_a_2d_network_on_unscaled_pixels(tmp_path: Path)
 
     assert made.patch_vox[2] == 1
     assert made.spacing_mm == (1.0, 1.0, 1.0)
-    assert infer["network_def"]["_target_"] == "voxelgate.networks.FlatNetwork"
+    assert infer["network_def"]["_target_"] == "voxelgate.FlatNetwork"
     assert infer["network_def"]["network"]["spatial_dims"] == 2
     steps = {step["_target_"].rpartition(".")[2]: step for step in train["train"]["random_transforms"]}
     assert steps["RandSideSafeFlipd"]["axes"] == ["sagittal", "coronal"]

@@ -25,7 +25,6 @@ from voxelgate.segmentation.batch.forecast.memory_models import StreamingModel, 
 from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, forecast
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary, volume_of
 from voxelgate.segmentation.batch.forecast.sample import sample
-from voxelgate.segmentation.batch.process import Share, WorkerProcess
 from voxelgate.segmentation.batch.run_batch import (
     ExecutionOptions,
     attention_of,
@@ -36,6 +35,7 @@ from voxelgate.segmentation.batch.run_batch import (
 )
 from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.batch.worker import CaseJob, Setup, work
+from voxelgate.segmentation.batch.worker_process import Share, WorkerProcess
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output

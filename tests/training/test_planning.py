@@ -228,8 +228,8 @@ RESNET = {
     ("network", "multiple"),
     [
         ({"_target_": "voxelgate.networks.presets.unet"}, 1),
-        ({"_target_": "voxelgate.networks.NonLocalUNet"}, 1),
-        ({"_target_": "voxelgate.networks.GuidedAttentionNet", "width": 4, "backbone": RESNET}, 1),
+        ({"_target_": "voxelgate.NonLocalUNet"}, 1),
+        ({"_target_": "voxelgate.GuidedAttentionNet", "width": 4, "backbone": RESNET}, 1),
         ({"_target_": "monai.networks.nets.AttentionUnet"}, 8),
         ({"_target_": "monai.networks.nets.UNet"}, 8),
     ],

@@ -17,7 +17,7 @@ AFFINE = np.array([[0, -1.5, 0, 4], [0, 0, 2.0, -3], [-0.8, 0, 0, 7], [0, 0, 0, 
 def save_copy(image: Path, out: Path) -> None:
     """Load an image and save its voxels as a label map."""
     saving = SaveImaged("image", output_dir=out, resample=False, separate_folder=False, writer=LabelMapWriter)
-    Compose([LoadImaged("image", reader="voxelgate.transforms.io.VolumeReader", ensure_channel_first=True), saving])(
+    Compose([LoadImaged("image", reader="voxelgate.VolumeReader", ensure_channel_first=True), saving])(
         {"image": str(image)}
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser as ConfigParser
+from monai.bundle import ConfigWorkflow
 
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, cause_of, reason_of
 

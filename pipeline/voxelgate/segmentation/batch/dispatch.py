@@ -15,8 +15,8 @@ from typing import Protocol
 
 from voxelgate.core.errors import EngineError, VoxelgateError
 from voxelgate.segmentation.batch.engines import Engine, Worker
-from voxelgate.segmentation.batch.process import CASES_AT_A_TIME
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome
+from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 

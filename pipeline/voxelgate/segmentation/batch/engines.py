@@ -9,8 +9,8 @@ import torch
 
 from voxelgate.core.errors import EngineError, UsageError
 from voxelgate.core.workers import EngineKind, dask_client, engine_named
-from voxelgate.segmentation.batch.process import CASES_AT_A_TIME, Share, WorkerProcess
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome, work, worker_name
+from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, Share, WorkerProcess
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from voxelgate.inference.memory import SHARE, available_bytes
 from voxelgate.segmentation.batch.forecast.needs import GIB, Forecast, Measured, Room, Size, Written, forecast
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, read_ledger
-from voxelgate.segmentation.batch.process import CASES_AT_A_TIME, Share, WorkerProcess
 from voxelgate.segmentation.batch.worker import Setup
+from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, Share, WorkerProcess
 from voxelgate.segmentation.cases import Case
 
 UNKNOWN = "What it will need is not known: none of the first images could be tried"
