@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser as ConfigParser
+from monai.bundle import ConfigParser as ConfigParser  # noqa: PLC0414 - this is the only door to it
 from monai.bundle import ConfigWorkflow
+from monai.bundle.properties import InferProperties as InferProperties  # noqa: PLC0414
+from monai.bundle.properties import TrainProperties as TrainProperties  # noqa: PLC0414
 
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, cause_of, reason_of
 

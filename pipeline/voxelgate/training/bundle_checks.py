@@ -11,14 +11,20 @@ import nibabel as nib
 import numpy as np
 import torch
 from jsonschema import Draft202012Validator
-from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.export import export
 from voxelgate.bundle.metadata import image_spec_of, read_metadata
 from voxelgate.bundle.opened import open_bundle
-from voxelgate.bundle.workflow import ConfigParser, config_ids, read_configs, run_workflow
+from voxelgate.bundle.workflow import (
+    ConfigParser,
+    InferProperties,
+    TrainProperties,
+    config_ids,
+    read_configs,
+    run_workflow,
+)
 from voxelgate.core.errors import BundleError, VoxelgateError
 from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import Modality
