@@ -326,7 +326,7 @@ def test_no_space_ends_the_run_and_the_same_command_goes_on(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("voxelgate.images.volumes.os.fsync", full)
+    monkeypatch.setattr("voxelgate.core.files.os.fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
         segment(tmp_path / "in")
     monkeypatch.undo()

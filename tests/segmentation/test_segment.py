@@ -283,7 +283,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("voxelgate.images.volumes.os.fsync", fail)
+    monkeypatch.setattr("voxelgate.core.files.os.fsync", fail)
     report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED

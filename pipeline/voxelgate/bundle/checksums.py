@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voxelgate.bundle.metadata import read_metadata
 from voxelgate.core.errors import BundleError
+from voxelgate.core.files import file_sha256, write_text
 
 CHECKSUMS = "checksums.json"
 """File in a bundle with the SHA-256 of every file that is executed or loaded."""
@@ -38,11 +39,9 @@ def seal(root: Path) -> str:
         BundleError: `root` is no bundle.
     """
     read_metadata(root)
-    document = json.dumps(_checksums(root), indent=2) + "\n"
-    partial = root / f".{CHECKSUMS}.partial"
-    partial.write_text(document, encoding="utf-8")
-    partial.replace(root / CHECKSUMS)
-    return _fingerprint(_checksums(root))
+    checksums = _checksums(root)
+    write_text(root / CHECKSUMS, json.dumps(checksums, indent=2) + "\n")
+    return _fingerprint(checksums)
 
 
 def verify(root: Path) -> str:
@@ -74,7 +73,7 @@ def verify(root: Path) -> str:
 
 def _checksums(root: Path) -> dict[str, str]:
     paths = sorted(path for pattern in SEALED for path in root.glob(pattern))
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.relative_to(root).as_posix(): file_sha256(path) for path in paths}
 
 
 def _fingerprint(checksums: Mapping[str, str]) -> str:

@@ -19,8 +19,8 @@ from voxelgate.bundle.metadata import read_metadata
 from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
+from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing, sync
 from voxelgate.core.geometry import Grid
-from voxelgate.dicom.write.segmented import sync
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
 from voxelgate.inference.runtimes.calibration import UNRUNNABLE
 from voxelgate.inference.runtimes.formats import (
@@ -34,7 +34,6 @@ from voxelgate.inference.runtimes.formats import (
 )
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
 from voxelgate.segmentation.cases import find_cases
-from voxelgate.segmentation.outputs import make_folder, new_scratch, publish, refuse_existing
 from voxelgate.segmentation.read import read_case
 from voxelgate.transforms.io import as_image
 

@@ -1,22 +1,205 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, however the process ends and whoever reads or writes meanwhile."""
 
+import errno
+import hashlib
 import os
-import tempfile
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from voxelgate.core.errors import OutputError
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a name of its own in the same folder, then rename; several processes may do so at once.
+PARTIAL = ".partial"
+"""In the name of every file and folder that is not finished; it also begins with a dot."""
+
+SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", PARTIAL
+"""Names of the folders in which files are finished before they get their names."""
+
+
+# --- one file -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path: Path, *, suffix: str = "", overwrite: bool = True) -> Iterator[Path]:
+    """Lend a temporary name in the same folder; the file becomes `path` when the block ends well, else it vanishes.
+
+    It is on the disk before it has its name, and so is its name when this returns. Several processes may write the same
+    file at once: each gets a temporary name of its own, and the last one stands.
+
+        with whole_file(path, suffix=".nii.gz") as partial:
+            nib.save(image, partial)
+
+    Args:
+        path: of the file to be; its folder exists.
+        suffix: ending of the temporary name, for writers that choose the format by it.
+        overwrite: whether a file of that name is replaced.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        FileExistsError: something has the name by then, and `overwrite` is not given.
+        OSError: the file cannot be written, or its name cannot be given.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    partial = Path(name)
+    partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}{suffix}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        partial.replace(path)
+        yield partial
+        sync(partial)
+        if overwrite:
+            partial.replace(path)
+        else:
+            _give_free_name(partial, path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a text as UTF-8, its line ends as they are; see `whole_file`."""
+    write_bytes(path, text.encode(), overwrite=overwrite)
+
+
+def write_bytes(path: Path, content: bytes, *, overwrite: bool = True) -> None:
+    """Write bytes; see `whole_file`."""
+    with whole_file(path, overwrite=overwrite) as partial:
+        partial.write_bytes(content)
+
+
+def copy_file(path: Path, to: Path) -> None:
+    """Copy what a file holds; a file `to` is replaced; see `whole_file`."""
+    with whole_file(to) as partial:
+        shutil.copyfile(path, partial)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power failure.
+
+    Raises:
+        OSError: the disk fails. Where the file system cannot do this to folders (EINVAL, fsync(2)) nothing happens.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _give_free_name(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)  # unlike a rename this refuses a name that is taken
+    except FileExistsError:
+        raise
+    except OSError:  # the file system knows no second names
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        partial.replace(path)
+
+
+# --- several files, all of them or none -----------------------------------------------------------------------------
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output folder.") from error
+
+
+def new_scratch(folder: Path) -> Path:
+    """Return a name in a folder, used by nobody, for the folder in which files are finished."""
+    return folder / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{SCRATCH_SUFFIX}"
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse an output folder that is a file, before anything is worked out for it.
+
+    Raises:
+        OutputError: it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, not a folder; choose another output folder.")
+
+
+def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse names that are taken.
+
+    Raises:
+        OutputError: a file has one of the names and may not be replaced, or a folder has.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
+
+
+def publish(moves: Mapping[Path, Path], removed: Iterable[Path], older: Path) -> None:
+    """Give finished files their names, all of them or none: after a fault each name has again what it had.
+
+    Args:
+        moves: the finished file for each name; folders are made, what stands there is replaced.
+        removed: names whose files go, such as DICOM objects that the new label map would contradict.
+        older: folder to make, for what stood there; on the file system of the names.
+
+    Raises:
+        OutputError: a name cannot be given.
+    """
+    names = [*moves, *removed]
+    try:
+        older.mkdir(parents=True)
+        for folder in {path.parent for path in moves}:
+            make_folder(folder)
+        try:
+            for number, path in enumerate(names):
+                if path.exists():
+                    _keep_older(path, older / str(number))
+                if path in moves:
+                    moves[path].replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except BaseException:
+            _put_back(moves, names, older)
+            raise
+        for folder in {path.parent for path in names if path.parent.is_dir()}:
+            sync(folder)
+    except OSError as error:
+        raise unwritable(next(iter(names)).name, error) from error
+
+
+def unwritable(name: str, error: OSError) -> OutputError:
+    """Return what to raise where the files of a name, such as a case's, cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"{name}: its files cannot be written ({reason}); free the disk or its rights.")
+
+
+def _put_back(moves: Mapping[Path, Path], names: Sequence[Path], older: Path) -> None:
+    for number, path in enumerate(names):
+        if (older / str(number)).exists():
+            (older / str(number)).replace(path)
+        elif path in moves and not moves[path].exists():
+            path.unlink(missing_ok=True)
+
+
+def _keep_older(path: Path, spare: Path) -> None:
+    """Give a file a second name, or where the file system knows none, a copy."""
+    try:
+        os.link(path, spare)
+    except OSError:
+        shutil.copy2(path, spare)

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
+from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum, manifest_defects
 from voxelgate.datasets.manifest import Modality, closed_up, manifest_from_document, schema_problem
@@ -201,17 +202,10 @@ def write_manifest(document: Mapping[str, Any], path: str | Path, *, overwrite: 
     manifest_from_document(document, path.parent)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; choose another name or allow overwriting.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(_to_text(document))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_text(path, _to_text(document), overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _refuse_options(modality: str, labels: Mapping[str, str] | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.errors import InputError, ManifestError, reading_problem
+from voxelgate.core.files import file_sha256
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Manifest, ManifestCase
@@ -106,8 +107,7 @@ def checksum(path: Path) -> str:
         InputError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check its permissions.") from error
 

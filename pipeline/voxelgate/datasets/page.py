@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import write_text
 from voxelgate.datasets.survey import Fingerprint, Survey
 
 SIDES = ("right to left", "back to front", "foot to head")
@@ -52,7 +53,7 @@ def write_facts_page(found: Survey, path: Path) -> None:
     style = "body{font:14px sans-serif;margin:2em}td,th{padding:2px 12px;text-align:left}svg{font:12px sans-serif}"
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{style}</style>'
     try:
-        path.write_text(f"{page}<h1>{name}</h1>{''.join(parts + plots)}</html>\n", encoding="utf-8")
+        write_text(path, f"{page}<h1>{name}</h1>{''.join(parts + plots)}</html>\n")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 

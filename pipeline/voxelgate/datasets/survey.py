@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
+from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, structure_ranges
 from voxelgate.datasets.case_facts import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
@@ -220,11 +219,9 @@ def _content_key(manifest: Manifest, index: int) -> str:
 
 
 def _keep(path: Path, record: Mapping[str, Any]) -> None:
-    partial_path = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path.write_text(json.dumps(record), encoding="utf-8")
-        partial_path.replace(path)
+        write_text(path, json.dumps(record))
     except OSError as error:
         raise OutputError(f"{path.parent}: cannot be written ({error.strerror}); name another cache") from error
 

@@ -1,14 +1,15 @@
 """Scores as a table: statistics by structure and over all, and CSV."""
 
 import csv
+import io
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.files import write_text
 from voxelgate.evaluation.scores import IN_PIXELS, LabelScores, Measure
 
 MEAN_OVER_LABELS = "mean over labels"
@@ -87,19 +88,14 @@ def write_csv(scores: Sequence[LabelScores], path: Path, *, overwrite: bool = Fa
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; name another file, or allow it to be overwritten.")
     columns = _columns(in_pixels=all(item.counts_pixels for item in scores))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(name for name, _ in columns.values())
+    lines.writerows([_cell(getattr(item, name), columns[name][1]) for name in columns] for item in scores)
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(name for name, _ in columns.values())
-            lines.writerows([_cell(getattr(item, name), columns[name][1]) for name in columns] for item in scores)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_text(path, text.getvalue(), overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); name a file in a writable folder.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _columns(*, in_pixels: bool) -> dict[str, tuple[str, int]]:

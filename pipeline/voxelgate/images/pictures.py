@@ -11,7 +11,6 @@ Pillow decodes, but for colours of 16 bits: those it cuts to 8, so ITK reads the
 knows no TIFF, cuts 16-bit colours too, and gives transparency as a channel.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,8 +147,6 @@ def write_picture(path: Path, values: Voxels) -> None:
             picture.save(file, "TIFF", compression="tiff_adobe_deflate")
         else:
             picture.save(file, "PNG")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -6,8 +6,6 @@ replaces the sform by the qform, even by one with code 0, as soon as pixdim and 
 TIFF, JPEG) are volumes of one slice; `voxelgate.images.pictures` says how they are read.
 """
 
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from isal.igzip_lib import IsalError
 from nibabel.spatialimages import HeaderDataError
 
 from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.files import whole_file
 from voxelgate.core.geometry import LPS_TO_RAS, Affine, Grid, counts_pixels
 from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_picture, read_picture_header, write_picture
 
@@ -183,19 +182,15 @@ def write_label_map(
         raise OutputError(f"{path.name}: its labels do not lie on the grid of a picture; write them as .nii.gz.")
     if like is not None and (difference := grid.difference(read_grid(like))) is not None:
         raise OutputError(f"{path.name}: its labels do not lie on the grid of {like.name}: {difference}.")
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial{suffix}")
     try:
-        if is_picture(path):
-            write_picture(partial, voxels[None])
-        else:
-            _write_gzip(partial, _nifti_image(voxels, grid, like))
-        _compare(partial, path.name, labels, grid)
-        partial.replace(path)
-        _sync_folder(path.parent)
+        with whole_file(path, suffix=suffix) as partial:
+            if is_picture(path):
+                write_picture(partial, voxels[None])
+            else:
+                _write_gzip(partial, _nifti_image(voxels, grid, like))
+            _compare(partial, path.name, labels, grid)
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_header(path: Path) -> _Header:
@@ -336,11 +331,11 @@ def _label_header(grid: Grid, like: Path | None) -> Any:
 
 
 def _write_gzip(path: Path, image: Any) -> None:
-    with path.open("xb") as file:
-        with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
-            image.to_stream(stream)
-        file.flush()
-        os.fsync(file.fileno())
+    with (
+        path.open("xb") as file,
+        igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream,
+    ):
+        image.to_stream(stream)
 
 
 def _compare(written: Path, name: str, labels: Voxels, grid: Grid) -> None:
@@ -367,12 +362,3 @@ def _holds(path: Path, labels: Voxels) -> bool:
                 return False
         _read_to_end(stream)
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

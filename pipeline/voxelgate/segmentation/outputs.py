@@ -1,9 +1,6 @@
 """The files that a segmented case leaves: label map, DICOM SEG, RTSTRUCT and SR, attention maps, and pictures."""
 
-import os
-import secrets
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,12 +9,13 @@ from typing import Any
 import numpy.typing as npt
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import make_folder, sync, unwritable
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.write.rtstruct import write_rtstruct
 from voxelgate.dicom.write.seg import write_seg
-from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, check_text, sync
+from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, check_text
 from voxelgate.dicom.write.sources import SourceSeries, source_of
 from voxelgate.dicom.write.sr import write_sr
 from voxelgate.images.pictures import is_picture, label_suffix
@@ -54,9 +52,6 @@ DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
 
 PREVIEW_FOLDER = "previews"
 """Where the previews lie, so that they do not stand among the results."""
-
-SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", ".partial"
-"""Names of the folders in which files are finished before they get their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +104,6 @@ def map_kind(level: int) -> str:
     return f"attention-{level}"
 
 
-def new_scratch(out_dir: Path) -> Path:
-    """Return a name, used by nobody, for the folder in which the files of a case are finished."""
-    return out_dir / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{SCRATCH_SUFFIX}"
-
-
 def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> SourceSeries | None:
     """Refuse before the network runs what could not be written after it.
 
@@ -136,19 +126,6 @@ def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> S
         if Output.SEG in outputs:
             table.coding(value)
     return source_of(case.image)
-
-
-def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse names that are taken.
-
-    Raises:
-        OutputError: a file has one of the names and may not be replaced, or a folder has.
-    """
-    for path in paths:
-        if path.is_dir():
-            raise OutputError(f"{path.name}: is a folder, not a file; choose another output folder.")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path.name}: exists already; pass --overwrite, or choose another output folder.")
 
 
 def write_results(
@@ -180,68 +157,8 @@ def write_results(
         _write(result, case, staged, source)
         sync(scratch)
     except OSError as error:
-        raise _unwritable(case.case_id, error) from error
+        raise unwritable(case.case_id, error) from error
     return staged
-
-
-def publish(moves: Mapping[Path, Path], removed: Iterable[Path], older: Path) -> None:
-    """Give finished files their names, all of them or none: after a fault each name has again what it had.
-
-    Args:
-        moves: the finished file for each name; folders are made, what stands there is replaced.
-        removed: names whose files go, such as DICOM objects that the new label map would contradict.
-        older: folder to make, for what stood there; on the file system of the names.
-
-    Raises:
-        OutputError: a name cannot be given.
-    """
-    names = [*moves, *removed]
-    try:
-        older.mkdir(parents=True)
-        for folder in {path.parent for path in moves}:
-            make_folder(folder)
-        try:
-            for number, path in enumerate(names):
-                if path.exists():
-                    _keep(path, older / str(number))
-                if path in moves:
-                    moves[path].replace(path)
-                else:
-                    path.unlink(missing_ok=True)
-        except BaseException:
-            _put_back(moves, names, older)
-            raise
-        for folder in {path.parent for path in names if path.parent.is_dir()}:
-            sync(folder)
-    except OSError as error:
-        raise _unwritable(next(iter(names)).name, error) from error
-
-
-def refuse_file(folder: Path) -> None:
-    """Refuse an output folder that is a file, before anything is worked out for it.
-
-    Raises:
-        OutputError: it is.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file, not a folder; choose another output folder.")
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output folder.") from error
-
-
-def _unwritable(name: str, error: OSError) -> OutputError:
-    reason = error.strerror or type(error).__name__
-    return OutputError(f"{name}: its files cannot be written ({reason}); free the disk or its rights.")
 
 
 def _write(result: Result, case: Case, paths: Mapping[str, Path], source: SourceSeries | None) -> None:
@@ -262,19 +179,3 @@ def _write(result: Result, case: Case, paths: Mapping[str, Path], source: Source
         seg = write_seg(paths[Output.SEG], segmented)
         if Output.SR in paths:
             write_sr(paths[Output.SR], segmented, seg)
-
-
-def _put_back(moves: Mapping[Path, Path], names: Sequence[Path], older: Path) -> None:
-    for number, path in enumerate(names):
-        if (older / str(number)).exists():
-            (older / str(number)).replace(path)
-        elif path in moves and not moves[path].exists():
-            path.unlink(missing_ok=True)
-
-
-def _keep(path: Path, spare: Path) -> None:
-    """Give a file a second name, or where the file system knows none, a copy."""
-    try:
-        os.link(path, spare)
-    except OSError:
-        shutil.copy2(path, spare)

@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 
 from voxelgate.bundle.predict import flip_dice
 from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.core.files import new_scratch, publish, refuse_existing
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, measure_structures
@@ -36,10 +37,7 @@ from voxelgate.segmentation.outputs import (
     Output,
     Result,
     check_outputs,
-    new_scratch,
     output_paths,
-    publish,
-    refuse_existing,
     write_results,
 )
 from voxelgate.segmentation.preview import Sketch, sketch

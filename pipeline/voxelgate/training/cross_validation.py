@@ -1,7 +1,6 @@
 """Train all folds of a cross-validation, find out which cleaning helps, and put the folds together into one bundle."""
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal
 from voxelgate.bundle.metadata import labels_of
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
+from voxelgate.core.files import copy_file
 from voxelgate.datasets.build_manifest import with_folds, write_manifest
 from voxelgate.datasets.manifest import Split, datalist, load_manifest
 from voxelgate.evaluation.handler import ScoreCases
@@ -182,10 +182,10 @@ def _put_together(job: TrainingJob, done: Sequence[_FoldResult]) -> CrossValidat
     )
     write_csv(list(result.scores), job.out / TRAINING / FOLD_SCORES, overwrite=True)
     for number, fold in enumerate(done):
-        shutil.copyfile(fold.bundle / WEIGHTS, job.out / "models" / f"fold_{number}.pt")
+        copy_file(fold.bundle / WEIGHTS, job.out / "models" / f"fold_{number}.pt")
     best = max(range(len(done)), key=lambda number: (not isnan(result.mean_dice[number]), result.mean_dice[number]))
-    shutil.copyfile(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
-    shutil.copyfile(done[best].bundle / TRAINING / SEEN, job.out / TRAINING / SEEN)
+    copy_file(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
+    copy_file(done[best].bundle / TRAINING / SEEN, job.out / TRAINING / SEEN)
     _clean_by_plan(job.out, choose_cleaning(result.trials))
     seal(job.out)
     return result

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from voxelgate.core.errors import UsageError
+from voxelgate.core.files import copy_file, whole_file
 
 UNREADABLE_STATE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
 """What `torch.load` and `load_state_dict` raise on files that hold no state."""
@@ -95,7 +95,7 @@ def _set_aside(folder: Path, weights: Path, *, is_wanted: bool) -> None:
         folder.rename(kept)
     if weights.is_file():
         kept.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(weights, kept / weights.name)
+        copy_file(weights, kept / weights.name)
     logger.info("what an earlier training left is kept in %s", kept)
 
 
@@ -114,11 +114,7 @@ def _file_names(files: str | os.PathLike[str] | Sequence[str]) -> list[str]:
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """Write with `torch.save` to a temporary name beside `path`, sync, and rename; a crash leaves the old file."""
+    """Write with `torch.save`; a crash leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

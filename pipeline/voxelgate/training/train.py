@@ -14,6 +14,7 @@ from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.metadata import labels_of
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.core.files import write_text
 from voxelgate.datasets.check_manifest import check_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, datalist, load_manifest
 from voxelgate.evaluation.scores import LabelScores
@@ -155,9 +156,7 @@ def count_seen(bundle: Path, rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _write_seen(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({row["case_id"]: row["subject"] for row in rows}) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps({row["case_id"]: row["subject"] for row in rows}) + "\n")
 
 
 def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import whole_file
 from voxelgate.core.geometry import Affine, Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import write_label_map
@@ -252,9 +253,8 @@ def _write_image(path: Path, image_hu: npt.NDArray[np.int16], grid: Grid) -> Non
     nifti.set_qform(grid.affine, code=1)
     nifti.set_sform(grid.affine, code=1)
     nifti.header.set_xyzt_units("mm")
-    partial = path.with_name(f".{path.name}")
-    nib.save(nifti, partial)
-    partial.replace(path)
+    with whole_file(path, suffix=".nii.gz") as partial:
+        nib.save(nifti, partial)
 
 
 def _draw_anatomy(rng: np.random.Generator) -> Anatomy:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.files import write_bytes
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.scores import LabelScores, Measure
@@ -153,9 +154,9 @@ def write_page(
     figures = []
     for case in cases:
         png = _png(draw_overlay(case, labels))
-        _write(pictures / f"{case.case_id.replace('/', '_')}.png", png)
+        write_bytes(pictures / f"{case.case_id.replace('/', '_')}.png", png)
         figures.append((case, base64.b64encode(png).decode("ascii")))
-    _write(index, _html(run, figures, labels, commands).encode("utf-8"))
+    write_bytes(index, _html(run, figures, labels, commands).encode("utf-8"))
     return index
 
 
@@ -311,12 +312,6 @@ def _png(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _html(

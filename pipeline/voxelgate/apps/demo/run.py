@@ -12,6 +12,7 @@ import numpy as np
 from voxelgate.apps.demo.cohort import LABELS, make_cohort
 from voxelgate.apps.demo.page import Command, DemoRun, HeldOutCase, write_page
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import refuse_file
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, load_manifest
 from voxelgate.datasets.survey import survey
@@ -20,7 +21,6 @@ from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import refuse_file
 from voxelgate.segmentation.report import CaseReport
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Budget, Training, plan

@@ -17,11 +17,11 @@ from monailabel.config import settings
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from voxelgate.apps.label.files import place_copy, write_text
 from voxelgate.apps.label.ids import check_id, check_tag, is_id, is_tag
 from voxelgate.apps.label.label_names import remember_label_names
 from voxelgate.apps.label.submitted import read_submitted, segments_of
 from voxelgate.core.errors import InputError, VoxelgateError
+from voxelgate.core.files import copy_file, write_text
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map
@@ -119,7 +119,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
                 if not place.agrees(grid) or not np.array_equal(present, voxels):
                     raise InputError("another image has this id already; choose another id.")
                 return image_id
-            place_copy(path, self._image_path(image_id, suffix))
+            copy_file(path, self._image_path(image_id, suffix))
             facts = {**image_info, **file_stamp(f"{image_id}{suffix}")}
             objects[image_id] = ImageLabelModel(image=DataModel(info=facts, ext=suffix))
         return image_id
@@ -218,7 +218,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             folder = self._earlier_path(image_id)
             folder.mkdir(parents=True, exist_ok=True)
             kept = folder / f"{tag}-{len(list(folder.iterdir())) + 1}{label.ext}"
-            place_copy(path, kept)
+            copy_file(path, kept)
             earlier.append({"file": kept.name, "user": label.info.get("user"), "ts": label.info.get("ts")})
         return {"earlier": earlier} if earlier else {}
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from voxelgate.apps.label.files import write_text
 from voxelgate.core.errors import UsageError
+from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
 
 LABEL_NAMES = "names.json"

@@ -8,10 +8,10 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voxelgate.apps.label.files import write_text
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.metadata import labels_of, read_metadata
 from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.core.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class ModelVersions:
             BundleError: its files are not those that were sealed.
         """
         verify(candidate)
-        (candidate / ORIGIN).write_text(json.dumps(asdict(origin)) + "\n", encoding="utf-8")
+        write_text(candidate / ORIGIN, json.dumps(asdict(origin)) + "\n")
         number = max(self.numbers(), default=0) + 1
         os.rename(candidate, self.root / str(number))  # noqa: PTH104 - fails where a folder of that name has files
         return number

@@ -17,11 +17,11 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.datastore.utils.dicom import dicom_web_upload_dcm
 from monailabel.utils.others.generic import md5_digest
 
-from voxelgate.apps.label.files import place_copy
 from voxelgate.apps.label.ids import check_id, is_id
 from voxelgate.apps.label.image_store import ImageStore, Objects, file_stamp
 from voxelgate.bundle.opened import Bundle
 from voxelgate.core.errors import InputError, OutputError, UsageError, VoxelgateError
+from voxelgate.core.files import copy_file
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.write.seg import write_seg
@@ -103,7 +103,7 @@ class PacsStore(ImageStore):
             with tempfile.TemporaryDirectory() as folder:
                 made = Path(folder) / path.name
                 nib.save(nib.Nifti1Image(volume.voxels, volume.grid.affine), made)
-                place_copy(made, path)
+                copy_file(made, path)
             with self._changing() as objects:
                 self._changed(objects, image_id)
         return str(path)

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from voxelgate.apps.label.files import write_text
 from voxelgate.apps.label.model_versions import ORIGIN, ModelVersions, Origin
 from voxelgate.apps.label.submitted import read_submitted
 from voxelgate.apps.label.uncertainty import dice_of, label_map, mean_dice
@@ -18,6 +17,7 @@ from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal
 from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.bundle.workflow import run_workflow
 from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Split
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map

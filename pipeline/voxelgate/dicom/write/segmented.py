@@ -1,7 +1,5 @@
 """What all DICOM writers share: a segmented series, the algorithm, and a file that is checked before it counts."""
 
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import generate_uid
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import whole_file
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.quiet import quiet_pydicom
@@ -167,15 +166,13 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         OutputError: the file exists, cannot be written, or a library refused the values.
     """
-    _refuse_existing(path, overwrite=overwrite)
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial.dcm")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise _existing(path)
     try:
-        with quiet_pydicom():
+        with whole_file(path, suffix=".dcm", overwrite=overwrite) as partial, quiet_pydicom():
             yield partial
-        sync(partial)
-        _refuse_existing(path, overwrite=overwrite)
-        partial.replace(path)
-        sync(path.parent)
+    except FileExistsError:
+        raise _existing(path) from None
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written ({error.strerror or type(error).__name__}).") from None
     except (*LIBRARY_ERRORS, InvalidDicomError) as error:
@@ -183,8 +180,6 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
             f"{path.name}: the values of the source series do not fit a DICOM object ({type(error).__name__}); write "
             "NIfTI and report this."
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_dicom(dataset: Dataset, path: Path) -> None:
@@ -198,15 +193,5 @@ def read_back(path: Path) -> Dataset:
     return cast("Dataset", dcmread(path))
 
 
-def _refuse_existing(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise OutputError(f"{path.name}: exists already; choose another name, or allow overwriting.")
-
-
-def sync(path: Path) -> None:
-    """Make a file, or a new name in a folder, survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _existing(path: Path) -> OutputError:
+    return OutputError(f"{path.name}: exists already; choose another name, or allow overwriting.")

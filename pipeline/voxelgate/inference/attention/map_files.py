@@ -1,7 +1,6 @@
 """Write gate maps as NIfTI on the grid of the image, a few slices in memory at a time."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from isal import igzip
 
 from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.files import whole_file
 from voxelgate.core.geometry import Grid
 from voxelgate.images.volumes import GZIP_LEVEL, REWRITE_TOLERANCE_MM, is_nifti, read_grid
 from voxelgate.inference.attention.maps import GateMap, on_grid, slabs
@@ -25,10 +25,6 @@ float16.
 
 NO_EXTENSIONS = bytes(4)
 """What follows the header of a NIfTI file where there are none (nifti1.h, `nifti1_extender`)."""
-
-BLOCK_BYTES = 2**22
-"""Bytes that are read back at a time."""
-
 
 ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
 """How the map of a gate is called."""
@@ -48,22 +44,16 @@ def write_attention_map(path: Path, gate: GateMap, grid: Grid, *, like: Path | N
         OSError: it cannot be written.
         OutputError: it reads back differently.
     """
-    written = hashlib.sha256()
-    with path.open("xb") as file:
-        with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
+    with whole_file(path, suffix=".nii.gz", overwrite=False) as partial:
+        written = hashlib.sha256()
+        with (
+            partial.open("xb") as file,
+            igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream,
+        ):
             for block in _blocks(gate, grid, like):
                 written.update(block)
                 stream.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        difference = grid.difference(read_grid(path), REWRITE_TOLERANCE_MM)
-    except InputError as error:
-        raise OutputError(f"{path.name}: cannot be read back after writing ({error}); check the disk.") from error
-    if difference is not None:
-        raise OutputError(f"{path.name}: reads back with another grid: {difference}.")
-    if _content_sha256(path) != written.digest():
-        raise OutputError(f"{path.name}: reads back with other values; check the disk.")
+        _compare(partial, path.name, grid, written.digest())
 
 
 def _blocks(gate: GateMap, grid: Grid, like: Path | None) -> Iterator[bytes]:
@@ -94,12 +84,16 @@ def _header(grid: Grid, like: Path | None) -> Any:  # nibabel ships no stubs
     return header
 
 
-def _content_sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with igzip.open(path, "rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.digest()
+def _compare(written: Path, name: str, grid: Grid, sha256: bytes) -> None:
+    try:
+        difference = grid.difference(read_grid(written), REWRITE_TOLERANCE_MM)
+    except InputError as error:
+        raise OutputError(f"{name}: cannot be read back after writing ({error}); check the disk.") from error
+    if difference is not None:
+        raise OutputError(f"{name}: reads back with another grid: {difference}.")
+    with igzip.open(written, "rb") as stream:
+        if hashlib.file_digest(stream, "sha256").digest() != sha256:
+            raise OutputError(f"{name}: reads back with other values; check the disk.")
 
 
 def is_attention_map(path: Path) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from voxelgate.core.files import write_atomically
+from voxelgate.core.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,8 @@ def keep_built(built: bytes, stored: Path | None) -> None:
     if stored is None:
         return
     try:
-        write_atomically(stored, hashlib.sha256(built).digest() + built)
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(stored, hashlib.sha256(built).digest() + built)
     except OSError as error:
         logger.warning("a built model cannot be kept in %s: %s", stored, error.strerror)
 

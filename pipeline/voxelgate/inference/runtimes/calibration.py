@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from voxelgate.core.errors import UsageError, VoxelgateError
-from voxelgate.core.files import write_atomically
+from voxelgate.core.files import write_text
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence
 from voxelgate.inference.runtimes.runtimes import (
     BUILT,
@@ -193,7 +193,8 @@ class CalibrationPlace:
             OSError: the folder cannot be made or written.
         """
         record = {"circumstances": dict(self.circumstances), "calibration": calibration.to_mapping()}
-        write_atomically(self.calibration, (json.dumps(record, allow_nan=False, indent=2) + "\n").encode())
+        self.calibration.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.calibration, json.dumps(record, allow_nan=False, indent=2) + "\n")
 
 
 def window_ways(

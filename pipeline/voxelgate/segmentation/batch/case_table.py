@@ -2,11 +2,11 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import write_text
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.segmentation.batch.ledger import BETWEEN, Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState
@@ -35,13 +35,8 @@ def write_tables(ledger: Ledger) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
 

@@ -59,17 +59,9 @@ def stamp_of_path(paths: Iterable[Path]) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    return _digest(FileRef(path)).hex()
-
-
 def _digest(file: FileRef) -> bytes:
-    digest = hashlib.sha256()
     with file.open() as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.digest()
+        return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]  # IO of the stubs lacks readinto
 
 
 def _all_files(case: Case) -> list[FileRef]:

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
-from voxelgate.segmentation.batch.input_stamps import file_sha256, stamp_of_path
+from voxelgate.core.files import SCRATCH_PREFIX, SCRATCH_SUFFIX, file_sha256, new_scratch, publish
+from voxelgate.segmentation.batch.input_stamps import stamp_of_path
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.faults import Fault, fault_of
-from voxelgate.segmentation.outputs import SCRATCH_PREFIX, SCRATCH_SUFFIX, new_scratch, publish
 from voxelgate.segmentation.report import CaseReport
 
 logger = logging.getLogger(__name__)

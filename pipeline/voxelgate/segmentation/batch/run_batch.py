@@ -9,6 +9,7 @@ from voxelgate.bundle.checksums import ensemble_fingerprint, verify
 from voxelgate.bundle.metadata import image_spec_of, read_metadata, series_rule_of
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
+from voxelgate.core.files import make_folder, refuse_file
 from voxelgate.inference.attention.maps import gate_levels
 from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import engine_of
@@ -20,7 +21,6 @@ from voxelgate.segmentation.batch.watch import Patience, watch
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import make_folder, refuse_file
 from voxelgate.segmentation.report import CaseReport
 
 DEFAULT_ENGINE = "processes:1"

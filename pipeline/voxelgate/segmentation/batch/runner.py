@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import new_scratch
 from voxelgate.segmentation.batch.case_table import write_tables
 from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Limits, Ticket
 from voxelgate.segmentation.batch.engines import Engine
@@ -20,7 +21,7 @@ from voxelgate.segmentation.batch.publish import is_intact, publish_case, recove
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of
-from voxelgate.segmentation.outputs import new_scratch, output_paths
+from voxelgate.segmentation.outputs import output_paths
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import unfinished, versions
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.core.errors import BundleError
+from voxelgate.core.files import file_sha256
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import Series
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from voxelgate.inference.threads import in_network_thread
-from voxelgate.segmentation.batch.input_stamps import content_sha256, file_sha256, lasting_stamp_of, stamp_of
+from voxelgate.segmentation.batch.input_stamps import content_sha256, lasting_stamp_of, stamp_of
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 from voxelgate.segmentation.options import Options, SharedResources

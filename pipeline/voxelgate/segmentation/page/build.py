@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.files import whole_file
 from voxelgate.evaluation.review import Verdict
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunRecord
@@ -76,7 +76,7 @@ def run_facts(out_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord]
 
 
 def write_report(facts: RunFacts) -> Path:
-    """Write the page under a temporary name, then rename it.
+    """Write the page, whole or not at all; an older one is replaced.
 
     Args:
         facts: of the run; outputs lie below its `out_dir`.
@@ -88,15 +88,10 @@ def write_report(facts: RunFacts) -> Path:
         OutputError: it cannot be written.
     """
     path = facts.out_dir / REPORT_NAME
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(_page(facts))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
     return path
 

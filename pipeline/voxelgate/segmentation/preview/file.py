@@ -5,7 +5,6 @@ See RFC 9649: 2.7 for the extended layout, and 2.7.1.6 for chunks that are not k
 
 import io
 import json
-import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.files import write_bytes
 
 Picture = npt.NDArray[np.uint8]
 
@@ -123,13 +123,7 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_bytes(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"{path.name}: cannot be written ({error.strerror}); free the disk or its rights.") from error

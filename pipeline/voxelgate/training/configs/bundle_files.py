@@ -9,6 +9,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import write_text
 from voxelgate.datasets.manifest import Modality
 from voxelgate.datasets.survey import Fingerprint
 from voxelgate.images.spec import ONE_VOLUME
@@ -80,9 +81,7 @@ def rewrite_bundle(plan: Plan, root: Path) -> None:
     Metadata, README, licences and weights stay as they are, for people add to them what no plan knows.
     """
     for name, text in ({"plan.json": plan.to_json()} | _configs(plan)).items():
-        partial = (root / name).with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(root / name)
+        write_text(root / name, text)
 
 
 def _configs(plan: Plan) -> dict[str, str]:

@@ -1,0 +1,200 @@
+"""Files that are whole or not there."""
+
+import hashlib
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from voxelgate.core.errors import OutputError
+from voxelgate.core.files import copy_file, file_sha256, new_scratch, publish, whole_file, write_bytes, write_text
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def broken_off(path: Path) -> None:
+    with whole_file(path) as partial:
+        partial.write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+
+def overtaken(path: Path) -> None:
+    with whole_file(path, overwrite=False) as partial:
+        partial.write_text("ours", encoding="utf-8")
+        path.write_text("the user's", encoding="utf-8")
+
+
+def test_a_file_has_its_name_only_when_the_block_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+
+    with whole_file(path) as partial:
+        partial.write_text("whole", encoding="utf-8")
+        assert not path.exists()
+        assert partial.parent == tmp_path
+
+    assert path.read_text(encoding="utf-8") == "whole"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("older", [None, "older"])
+def test_a_writer_that_raises_leaves_what_was_there_and_nothing_else(tmp_path: Path, older: str | None) -> None:
+    path = tmp_path / "a.txt"
+    if older is not None:
+        write_text(path, older)
+    before = names_in(tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(path)
+
+    assert names_in(tmp_path) == before
+    assert older is None or path.read_text(encoding="utf-8") == older
+
+
+def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "a.txt"):
+        pass
+
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_rights_that_a_plain_open_gives(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_bytes(tmp_path / "whole", b"")
+        (tmp_path / "plain").write_bytes(b"")
+    finally:
+        os.umask(before)
+
+    whole, plain = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("whole", "plain"))
+    assert whole == plain == 0o666 & ~mask
+
+
+def test_of_two_writers_at_once_neither_sees_the_other_and_the_last_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write_text("first", encoding="utf-8")
+        second.write_text("second", encoding="utf-8")
+
+    assert path.read_text(encoding="utf-8") == "first"  # its block ended last
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+
+    threads = [threading.Thread(target=write_bytes, args=(path, content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert path.read_bytes() in contents
+    assert names_in(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    path, steps = tmp_path / "a.txt", []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        steps.append(("folder" if is_folder else "file", os.fstat(descriptor).st_size or None, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    write_text(path, "whole", overwrite=overwrite)
+
+    assert [(kind, has_name) for kind, _, has_name in steps] == [("file", False), ("folder", True)]
+    assert steps[0][1] == len("whole")  # all of it had been handed to the system
+
+
+def test_a_disk_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_text(tmp_path / "a.txt", "older")
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "newer")
+
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "older"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("knows_links", [True, False])
+def test_a_name_that_was_taken_meanwhile_is_not_overwritten_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not knows_links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "a.txt"
+
+    with pytest.raises(FileExistsError):
+        overtaken(path)
+
+    assert path.read_text(encoding="utf-8") == "the user's"
+    assert names_in(tmp_path) == ["a.txt"]
+    write_text(tmp_path / "b.txt", "free", overwrite=False)
+    assert names_in(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_a_temporary_name_can_end_as_a_writer_wants_it(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a", suffix=".nii.gz") as partial:
+        partial.write_bytes(b"")
+        assert partial.name.startswith(".")
+        assert partial.name.endswith(".partial.nii.gz")
+
+
+def test_text_keeps_its_line_ends_and_letters(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "Käse\r\nund\n")
+
+    assert (tmp_path / "a.txt").read_bytes() == "Käse\r\nund\n".encode()
+
+
+def test_a_copy_holds_the_same_bytes_and_has_the_same_hash(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    write_bytes(tmp_path / "a.bin", content)
+
+    copy_file(tmp_path / "a.bin", tmp_path / "b.bin")
+
+    assert (tmp_path / "b.bin").read_bytes() == content
+    assert file_sha256(tmp_path / "b.bin") == hashlib.sha256(content).hexdigest()
+
+
+def test_several_files_get_their_names_or_none_does(tmp_path: Path) -> None:
+    scratch = new_scratch(tmp_path)
+    scratch.mkdir()
+    for name in ("a", "b"):
+        (scratch / name).write_text("new", encoding="utf-8")
+    (tmp_path / "a").write_text("old", encoding="utf-8")
+    (tmp_path / "gone").write_text("old", encoding="utf-8")
+    (tmp_path / "b" / "in the way").mkdir(parents=True)
+
+    with pytest.raises(OutputError, match="a: its files cannot be written"):
+        publish({tmp_path / name: scratch / name for name in ("a", "b")}, [tmp_path / "gone"], scratch / "older")
+
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "old"
+    assert (tmp_path / "gone").read_text(encoding="utf-8") == "old"
+    (tmp_path / "b" / "in the way").rmdir()
+    (tmp_path / "b").rmdir()
+    again = new_scratch(tmp_path)
+    again.mkdir()
+    for name in ("a", "b"):
+        (again / name).write_text("new", encoding="utf-8")
+    publish({tmp_path / name: again / name for name in ("a", "b")}, [tmp_path / "gone"], again / "older")
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in ("a", "b")] == ["new", "new"]
+    assert not (tmp_path / "gone").exists()
