@@ -5,18 +5,21 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as record
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.records import record_problem
 from voxelgate.core.structures import Structure, structure_ranges
 from voxelgate.datasets.case_facts import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
 from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum
@@ -29,6 +32,10 @@ Three = tuple[float, float, float]
 
 MOST_VOXELS_AT_ONCE = 2**27
 """Of all cases that are measured at a time; a NIfTI whose values are scaled took 21 bytes a voxel."""
+
+
+def _as_table(names: Any) -> Any:  # a table, or the list of names that stands for it in JSON
+    return LabelTable(tuple(names)) if isinstance(names, list) else names
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class StructureFacts:
     intensity: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True, config=ConfigDict(extra="forbid"))
 class Fingerprint:
     """A data set as a plan sees it: numbers of the whole, nothing of a single case.
 
@@ -79,7 +86,7 @@ class Fingerprint:
 
     name: str
     modality: Modality
-    labels: LabelTable
+    labels: Annotated[LabelTable, BeforeValidator(_as_table)]
     cases: int
     subjects: int
     channel_names: tuple[str, ...]
@@ -114,15 +121,10 @@ class Fingerprint:
             UsageError: no such file, or another content.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            special = {
-                "modality": Modality(values["modality"]),
-                "labels": LabelTable(tuple(values["labels"])),
-                "structures": tuple(StructureFacts(**_frozen(one)) for one in values["structures"]),
-            }
-            return cls(**_frozen(values) | special)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path.name} holds no fingerprint ({error}); `voxelgate plan` writes one") from error
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            reason = record_problem(error) if isinstance(error, ValidationError) else error
+            raise UsageError(f"{path.name} holds no fingerprint ({reason}); `voxelgate plan` writes one") from error
 
 
 @dataclass(frozen=True)
@@ -301,9 +303,3 @@ def _ranges(values: np.typing.NDArray[np.float64], digits: int) -> tuple[Limits,
 def _rounded(values: Any, digits: int) -> Three:  # list, tuple or array
     i, j, k = (round(float(value), digits) for value in values)
     return i, j, k
-
-
-def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with tuples for JSON's lists, all the way down."""
-    freeze: Callable[[Any], Any] = lambda v: tuple(map(freeze, v)) if isinstance(v, list) else v  # noqa: E731
-    return {name: freeze(value) for name, value in values.items()}

@@ -5,7 +5,7 @@ Python process loads code.
 """
 
 import json
-from typing import Any, cast
+from typing import Any
 
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,7 +22,7 @@ MOST_DEPTH = 8
 """Levels of a client's facts; deeper ones end programs that read them."""
 
 
-class InferRequest(BaseModel):  # type: ignore[misc]  # pydantic is not there where mypy runs
+class InferRequest(BaseModel):
     """What counts of a client's `params`; 3D Slicer and OHIF send more, which a bundle has no use for."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
@@ -30,7 +30,7 @@ class InferRequest(BaseModel):  # type: ignore[misc]  # pydantic is not there wh
     model_filename: str = "model.pt"
 
 
-class TrainRequest(BaseModel):  # type: ignore[misc]  # as above
+class TrainRequest(BaseModel):
     """How a client wants a model to be trained; whatever else is refused, since it would have no effect."""
 
     model_config = ConfigDict(extra="forbid")
@@ -44,7 +44,7 @@ class TrainRequest(BaseModel):  # type: ignore[misc]  # as above
         return {name: value for name, value in self.model_dump(exclude={"client_id"}).items() if value != ""}
 
 
-class BatchRequest(BaseModel):  # type: ignore[misc]  # as above
+class BatchRequest(BaseModel):
     """What a client may say of a batch; devices are named for compatibility, the bundle chooses its own."""
 
     model_config = ConfigDict(extra="forbid")
@@ -59,7 +59,7 @@ class BatchRequest(BaseModel):  # type: ignore[misc]  # as above
     client_id: str = ""
 
 
-class ScoreRequest(BaseModel):  # type: ignore[misc]  # as above
+class ScoreRequest(BaseModel):
     """Which label maps are compared."""
 
     model_config = ConfigDict(extra="forbid")
@@ -68,7 +68,7 @@ class ScoreRequest(BaseModel):  # type: ignore[misc]  # as above
     client_id: str = ""
 
 
-class NextRequest(BaseModel):  # type: ignore[misc]  # as above
+class NextRequest(BaseModel):
     """Who asks for the next image; 3D Slicer sends the settings of the strategy too, of which ours have none."""
 
     model_config = ConfigDict(extra="ignore")
@@ -82,7 +82,7 @@ def infer_request(params: str) -> InferRequest:
         InputError: it is no JSON object, or a value is none that can be used.
     """
     try:
-        return cast("InferRequest", InferRequest.model_validate_json(params or "{}"))
+        return InferRequest.model_validate_json(params or "{}")
     except ValidationError as error:
         fields = ", ".join(str(place) for fault in error.errors() for place in fault["loc"]) or "no JSON object"
         raise InputError(f"params cannot be used ({fields}); send a JSON object with known values.") from error

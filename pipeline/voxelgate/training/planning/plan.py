@@ -1,19 +1,54 @@
 """The records of which a plan consists, and how they are kept as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from pydantic import ConfigDict, ModelWrapValidatorHandler, StrictBool, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.records import record_problem
 from voxelgate.datasets.manifest import Modality
 from voxelgate.images.spec import ImageSpec
-from voxelgate.training.planning.validation import AMOUNT, BELOW_1, COUNT, POSITIVE, SHARE, WHOLE, expect, expect_axes
+from voxelgate.training.planning.validation import (
+    Amount,
+    Below1,
+    Count,
+    Lengths,
+    Limit,
+    Number,
+    Positive,
+    Share,
+    Sizes,
+    Whole,
+)
 
 PLAN_VERSION = 2
+_NO_OTHERS = ConfigDict(extra="forbid")
+_Record = TypeVar("_Record")
+
+
+def _reported(
+    cls: type[_Record],  # noqa: ARG001  # pydantic hands it over
+    values: Any,
+    validate: ModelWrapValidatorHandler[_Record],
+) -> _Record:
+    """Report what a record refuses as an error of ours, unless it is part of another, which knows the whole path.
+
+    Raises:
+        UsageError: names the field, what it holds and what was expected.
+    """
+    try:
+        return validate(values)
+    except ValidationError as error:
+        if not isinstance(values, ArgsKwargs):
+            raise
+        raise UsageError(record_problem(error)) from error
 
 
 class Device(StrEnum):
@@ -23,7 +58,7 @@ class Device(StrEnum):
     GPU = "gpu"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NO_OTHERS)
 class Budget:
     """What a training may cost.
 
@@ -38,18 +73,14 @@ class Budget:
     """
 
     device: Device = Device.CPU
-    memory_gb: float = 4.0
-    minutes: float = 60.0
-    step_s: float = 0.0
+    memory_gb: Positive = 4.0
+    minutes: Positive = 60.0
+    step_s: Amount = 0.0
 
-    def __post_init__(self) -> None:
-        if not (self.memory_gb > 0 and self.minutes > 0 and self.step_s >= 0):
-            raise UsageError(
-                f"a budget needs memory and minutes above 0, found {self.memory_gb:g} GB and {self.minutes:g} minutes"
-            )
+    _reported = model_validator(mode="wrap")(_reported)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NO_OTHERS)
 class Intensity:
     """How voxel values become network input: a HU window for CT, else normalisation by the image's own values.
 
@@ -59,16 +90,18 @@ class Intensity:
         offset_hu: what was added to the HU of images without negative values; 0 if nothing was.
     """
 
-    low_hu: float | None = None
-    high_hu: float | None = None
-    offset_hu: float = 0.0
+    low_hu: Limit = None
+    high_hu: Limit = None
+    offset_hu: Number = 0.0
+
+    _reported = model_validator(mode="wrap")(_reported)
 
     def __post_init__(self) -> None:
         if (self.low_hu is None) != (self.high_hu is None):
             raise UsageError(f"a HU window has two limits or none, found {self.low_hu} and {self.high_hu}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NO_OTHERS)
 class Augmentation:
     """Random changes of a training patch; probabilities are for each patch.
 
@@ -86,25 +119,22 @@ class Augmentation:
         shift: largest change of brightness, in units of the network input.
     """
 
-    flip_sagittal: float = 0.5
-    affine: float = 0.7
-    rotation_deg: float = 15.0
-    scaling: float = 0.2
-    elastic: float = 0.0
-    gamma: float = 0.3
-    noise: float = 0.3
-    noise_sd: float = 0.15
-    contrast: float = 0.3
-    contrast_factor: float = 0.25
-    shift: float = 0.2
+    flip_sagittal: Share = 0.5
+    affine: Share = 0.7
+    rotation_deg: Amount = 15.0
+    scaling: Below1 = 0.2
+    elastic: Share = 0.0
+    gamma: Share = 0.3
+    noise: Share = 0.3
+    noise_sd: Amount = 0.15
+    contrast: Share = 0.3
+    contrast_factor: Below1 = 0.25
+    shift: Amount = 0.2
 
-    def __post_init__(self) -> None:
-        expect(self, SHARE, "flip_sagittal", "affine", "elastic", "gamma", "noise", "contrast")
-        expect(self, AMOUNT, "rotation_deg", "noise_sd", "shift")
-        expect(self, BELOW_1, "scaling", "contrast_factor")
+    _reported = model_validator(mode="wrap")(_reported)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NO_OTHERS)
 class Training:
     """Length and pace of a training.
 
@@ -123,29 +153,23 @@ class Training:
         seed: of all randomness.
     """
 
-    epochs: int = 40
-    steps_per_epoch: int = 100
-    batch_size: int = 2
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 100
-    average_decay: float = 0.995
-    foreground_probability: float = 0.67
+    epochs: Count = 40
+    steps_per_epoch: Count = 100
+    batch_size: Count = 2
+    learning_rate: Positive = 2e-3
+    weight_decay: Amount = 1e-2
+    warmup_steps: Whole = 100
+    average_decay: Below1 = 0.995
+    foreground_probability: Share = 0.67
     loss: str = "dice_ce"
-    validate_every: int = 5
-    patience: int = 0
-    seed: int = 0
+    validate_every: Count = 5
+    patience: Whole = 0
+    seed: Whole = 0
 
-    def __post_init__(self) -> None:
-        expect(self, COUNT, "epochs", "steps_per_epoch", "batch_size", "validate_every")
-        expect(self, WHOLE, "warmup_steps", "patience", "seed")
-        expect(self, POSITIVE, "learning_rate")
-        expect(self, AMOUNT, "weight_decay")
-        expect(self, BELOW_1, "average_decay")
-        expect(self, SHARE, "foreground_probability")
+    _reported = model_validator(mode="wrap")(_reported)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NO_OTHERS)
 class Cleaning:
     """What is done to label maps, because it helped in cross-validation.
 
@@ -154,11 +178,13 @@ class Cleaning:
         fill_holes: label values whose enclosed background is filled.
     """
 
-    keep_largest: tuple[int, ...] = ()
-    fill_holes: tuple[int, ...] = ()
+    keep_largest: tuple[Count, ...] = ()
+    fill_holes: tuple[Count, ...] = ()
+
+    _reported = model_validator(mode="wrap")(_reported)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NO_OTHERS)
 class Plan:
     """Every number of a bundle; `write_bundle` turns it into configs, the structure is code there.
 
@@ -195,28 +221,30 @@ class Plan:
     description: str
     modality: Modality
     labels: tuple[str, ...]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Lengths
     intensity: Intensity
-    patch_vox: tuple[int, int, int]
-    channels: tuple[int, ...]
-    strides: tuple[tuple[int, int, int], ...]
-    window_vox: tuple[int, int, int]
-    overlap: float = 0.25
-    flip_test: bool = True
-    network: Mapping[str, Any] = field(default_factory=dict)
+    patch_vox: Sizes
+    channels: tuple[Count, ...]
+    strides: tuple[Sizes, ...]
+    window_vox: Sizes
+    overlap: Below1 = 0.25
+    flip_test: StrictBool = True
+    network: dict[str, Any] = field(default_factory=dict)
     image_channels: tuple[str, ...] = ("image",)
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: Training = field(default_factory=Training)
     cleaning: Cleaning = field(default_factory=Cleaning)
-    data: Mapping[str, str] = field(default_factory=dict)
-    trained_on: Mapping[str, Any] = field(default_factory=dict)
-    min_slices: int = 2
+    data: dict[str, str] = field(default_factory=dict)
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    min_slices: Count = 2
     version: str = "0.1.0"
-    changelog: Mapping[str, str] = field(default_factory=lambda: {"0.1.0": "first version"})
+    changelog: dict[str, str] = field(default_factory=lambda: {"0.1.0": "first version"})
     budget: Budget = field(default_factory=Budget)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    plan_version: int = PLAN_VERSION
+    overrides: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    plan_version: Count = PLAN_VERSION
+
+    _reported = model_validator(mode="wrap")(_reported)
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.strides) + 1:
@@ -224,10 +252,6 @@ class Plan:
                 f"a network of {len(self.channels)} levels has a stride between each two of them, found "
                 f"{len(self.strides)}; override channels and strides together"
             )
-        expect_axes(self, "spacing_mm", "patch_vox", "window_vox", "strides")
-        expect(self, POSITIVE, "spacing_mm")
-        expect(self, COUNT, "patch_vox", "window_vox", "channels", "strides")
-        expect(self, BELOW_1, "overlap")
         if self.flip_test and self.is_mirrored and self.augmentation.flip_sagittal == 0:
             raise UsageError(
                 "flip_test shows the network mirror images, which it never saw in training "
@@ -275,34 +299,6 @@ class Plan:
             UsageError: no such file, not JSON, or values that make no plan.
         """
         try:
-            return cls.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, UsageError) as error:
             raise UsageError(f"{path.name} is not a plan ({error}); `voxelgate plan` writes one") from error
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build a plan from its JSON form.
-
-        Raises:
-            KeyError, TypeError, ValueError: values that make no plan.
-        """
-        budget, cleaning = values["budget"], values["cleaning"]
-        return cls(
-            **dict(values)
-            | {
-                "modality": Modality(values["modality"]),
-                "intensity": Intensity(**values["intensity"]),
-                "augmentation": Augmentation(**values["augmentation"]),
-                "training": Training(**values["training"]),
-                "cleaning": Cleaning(**{name: tuple(cleaning[name]) for name in cleaning}),
-                "budget": Budget(**budget | {"device": Device(budget["device"])}),
-                **{name: _tuples(values[name]) for name in _SEQUENCES},
-            }
-        )
-
-
-_SEQUENCES = ("labels", "spacing_mm", "patch_vox", "channels", "strides", "window_vox", "image_channels")
-
-
-def _tuples(values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(tuple(v) if isinstance(v, list) else v for v in values)

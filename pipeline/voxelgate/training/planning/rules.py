@@ -181,12 +181,7 @@ def _overridden(made: Plan, overrides: Mapping[str, Any]) -> Plan:
     values = _laid_over(asdict(ruled), overrides, "")
     set_by_hand = {name: "set by hand" for name in overrides if name in made.reasons}
     reasons = dict(made.reasons) | set_by_hand | dict(overrides.get("reasons", {}))
-    try:
-        return Plan.from_mapping(values | {"overrides": dict(overrides), "reasons": reasons})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"the overrides make no plan ({error}); see plan.json of any bundle for names and values"
-        ) from error
+    return Plan(**values | {"overrides": dict(overrides), "reasons": reasons})
 
 
 def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any], prefix: str) -> dict[str, Any]:

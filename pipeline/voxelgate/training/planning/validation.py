@@ -1,58 +1,40 @@
-"""What numbers a plan may hold, so that a slip in a file of overrides is told before any work starts."""
+"""Numbers that a plan may hold, as types, so that a slip in a file of overrides is found before any work starts."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
-from voxelgate.core.errors import UsageError
-
-
-class RangeRule(NamedTuple):
-    """What a number must be: for people, and as a test."""
-
-    wanted: str
-    holds: Callable[[Any], bool]
+from pydantic import BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in {int, float}
+def _expected(wanted: str) -> WrapValidator:
+    """Refuse a number in our words; one that fits stays as it was given, so that 3 is not written as 3.0."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            validate(value)
+        except ValidationError as error:
+            raise PydanticCustomError("number", "expected {wanted}", {"wanted": wanted}) from error
+        return value
+
+    return WrapValidator(check)
 
 
-COUNT = RangeRule("a whole number from 1", lambda value: type(value) is int and value >= 1)
-WHOLE = RangeRule("a whole number from 0", lambda value: type(value) is int and value >= 0)
-AMOUNT = RangeRule("a number from 0", lambda value: _is_number(value) and value >= 0)
-POSITIVE = RangeRule("a number above 0", lambda value: _is_number(value) and value > 0)
-SHARE = RangeRule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-BELOW_1 = RangeRule("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
+def _refuse_other_axes(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 3:
+        raise PydanticCustomError("axes", "expected a number for each of three axes")
+    return value
 
 
-def expect(record: object, rule: RangeRule, *names: str) -> None:
-    """Refuse a record with a field that breaks a rule; of tuples each number is tested, however deep.
+_THREE = BeforeValidator(_refuse_other_axes)
+_STRICT = Field(strict=True, allow_inf_nan=False)
 
-    Raises:
-        UsageError: names the field, what it holds and what was expected.
-    """
-    for name in names:
-        value = getattr(record, name)
-        if not all(map(rule.holds, _numbers(value))):
-            raise UsageError(f"{name} is {value!r}, expected {rule.wanted}")
-
-
-def expect_axes(record: object, *names: str) -> None:
-    """Refuse a record with a field that does not hold a number for each of three axes, or tuples of such.
-
-    Raises:
-        UsageError: names the field, and what it holds.
-    """
-    for name in names:
-        value = getattr(record, name)
-        rows = value if value and isinstance(value[0], tuple) else (value,)
-        if any(len(row) != 3 for row in rows):
-            raise UsageError(f"{name} is {value!r}, expected a number for each of three axes")
-
-
-def _numbers(value: Any) -> Iterator[Any]:  # a number, or tuples of them
-    if isinstance(value, tuple):
-        for part in value:
-            yield from _numbers(part)
-    else:
-        yield value
+Count = Annotated[int, Field(strict=True, ge=1), _expected("a whole number from 1")]
+Whole = Annotated[int, Field(strict=True, ge=0), _expected("a whole number from 0")]
+Amount = Annotated[float, _STRICT, Field(ge=0), _expected("a number from 0")]
+Positive = Annotated[float, _STRICT, Field(gt=0), _expected("a number above 0")]
+Share = Annotated[float, _STRICT, Field(ge=0, le=1), _expected("a number from 0 to 1")]
+Below1 = Annotated[float, _STRICT, Field(ge=0, lt=1), _expected("a number from 0 to below 1")]
+Number = Annotated[float, _STRICT, _expected("a number")]
+Limit = Annotated[Annotated[float, _STRICT] | None, _expected("a number or null")]
+Lengths = Annotated[tuple[Positive, Positive, Positive], _THREE]
+Sizes = Annotated[tuple[Count, Count, Count], _THREE]
