@@ -14,8 +14,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from voxelgate.apps.cli.main import main
+from voxelgate.core.files import LOCK_NAME
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME
-from voxelgate.segmentation.batch.lock import LOCK_NAME
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["voxelgate.apps.cli.segment", "tests.batch_bundle"])

@@ -40,9 +40,9 @@ from voxelgate.apps.label.sessions import ImageSessions
 from voxelgate.apps.label.web import make_web
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import InputError, OutputError, UsageError, VoxelgateError
+from voxelgate.core.files import locked
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_volume
-from voxelgate.segmentation.batch.lock import locked
 
 pytestmark = pytest.mark.label
 

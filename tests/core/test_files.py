@@ -1,15 +1,31 @@
 """Files that are whole or not there."""
 
+import fcntl
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.files import copy_file, file_sha256, new_scratch, publish, whole_file, write_bytes, write_text
+from voxelgate.core.files import (
+    LOCK_NAME,
+    copy_file,
+    file_sha256,
+    is_held,
+    locked,
+    new_scratch,
+    publish,
+    whole_file,
+    write_bytes,
+    write_text,
+)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -198,3 +214,70 @@ def test_several_files_get_their_names_or_none_does(tmp_path: Path) -> None:
     publish({tmp_path / name: again / name for name in ("a", "b")}, [tmp_path / "gone"], again / "older")
     assert [(tmp_path / name).read_text(encoding="utf-8") for name in ("a", "b")] == ["new", "new"]
     assert not (tmp_path / "gone").exists()
+
+
+# --- one process at a time in a folder ------------------------------------------------------------------------------
+
+HOLD = "import sys, time; from pathlib import Path; from voxelgate.core.files import locked\n"
+HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(float(sys.argv[2]))"
+
+
+@contextmanager
+def holder(folder: Path, hold_s: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Hold the lock of a folder in another process."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(hold_s)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_lock_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    with holder(tmp_path, 60) as process:
+        assert is_held(tmp_path)
+        with pytest.raises(OutputError, match="another run works in this folder"), locked(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+
+        assert not is_held(tmp_path)
+        with locked(tmp_path):
+            assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+
+
+def test_a_lock_is_waited_for_a_moment(tmp_path: Path) -> None:
+    with holder(tmp_path, 0.3), locked(tmp_path):
+        assert is_held(tmp_path)
+
+
+def test_who_asks_whether_a_lock_is_held_needs_no_right_to_write_and_makes_no_file(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    assert not is_held(tmp_path / "none")
+    assert names_in(tmp_path) == []
+
+    with locked(tmp_path):
+        (tmp_path / LOCK_NAME).chmod(0o444)
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+
+
+def test_who_asks_does_not_hinder_others_who_ask(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).touch()
+    with (tmp_path / LOCK_NAME).open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not is_held(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_not_locked(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "none"):
+        pass
+    assert names_in(tmp_path) == []
+
+
+def test_a_lock_that_ended_with_an_error_is_free(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    assert not is_held(tmp_path)

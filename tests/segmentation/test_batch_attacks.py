@@ -17,11 +17,11 @@ from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.planted import ct_series, setting, write
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import is_held, locked
 from voxelgate.segmentation.batch import runner
 from voxelgate.segmentation.batch.case_table import TABLE_NAME
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
 from voxelgate.segmentation.batch.ledger_records import EntryState, RunVersions
-from voxelgate.segmentation.batch.lock import is_held, locked
 from voxelgate.segmentation.batch.publish import publish_case, refuse_foreign
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.status import status
@@ -302,7 +302,7 @@ def test_a_file_system_without_locks_is_refused_and_nobody_is_said_to_work_there
         raise OSError(errno.ENOLCK, "No locks available")
 
     (tmp_path / ".voxelgate.lock").touch()
-    monkeypatch.setattr("voxelgate.segmentation.batch.lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
 
     with pytest.raises(OutputError, match="keeps no locks"), locked(tmp_path):
         pass

@@ -20,12 +20,12 @@ from tests.conftest import Run
 from tests.planted import ct_series, deleting, setting, write
 from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.core.files import locked
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.engines import ExecutorEngine
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
-from voxelgate.segmentation.batch.lock import locked
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.status import status

@@ -1,6 +1,7 @@
 """Files that are whole or not there, however the process ends and whoever reads or writes meanwhile."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from voxelgate.core.errors import OutputError
 
 PARTIAL = ".partial"
@@ -16,6 +19,11 @@ PARTIAL = ".partial"
 
 SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", PARTIAL
 """Names of the folders in which files are finished before they get their names."""
+
+LOCK_NAME = ".voxelgate.lock"
+
+PATIENCE_S = 1.0
+"""How long a lock is asked for: `is_held` takes it for a moment."""
 
 
 # --- one file -------------------------------------------------------------------------------------------------------
@@ -203,3 +211,51 @@ def _keep_older(path: Path, spare: Path) -> None:
         os.link(path, spare)
     except OSError:
         shutil.copy2(path, spare)
+
+
+# --- one process at a time in a folder ------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder; it ends with the process, however that ends.
+
+    Raises:
+        OutputError: another run holds it, or the folder cannot be written.
+    """
+    path = folder / LOCK_NAME
+    try:
+        path.touch()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another output folder.") from error
+    lock = FileLock(path, timeout=PATIENCE_S, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"{folder}: another run works in this folder; wait for it, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: its file system keeps no locks ({error.strerror}), so that two runs could mix their results; "
+            "choose a folder on another, or have locks turned on."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a run works in an output folder now; whoever may read the folder can ask, several at once.
+
+    `FileLock` cannot tell: to ask it takes the lock, for which it must write, and alone.
+    """
+    try:
+        with (folder / LOCK_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, or a file system without locks, so nobody can hold one
+        return False
+    return False

@@ -20,8 +20,8 @@ from voxelgate.apps.label.model_versions import MODELS, import_bundle
 from voxelgate.bundle.metadata import labels_of
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
+from voxelgate.core.files import locked
 from voxelgate.inference.threads import start_network_thread
-from voxelgate.segmentation.batch.lock import locked
 
 logger = logging.getLogger(__name__)
 

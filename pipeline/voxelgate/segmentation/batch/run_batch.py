@@ -9,13 +9,12 @@ from voxelgate.bundle.checksums import ensemble_fingerprint, verify
 from voxelgate.bundle.metadata import image_spec_of, read_metadata, series_rule_of
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
-from voxelgate.core.files import make_folder, refuse_file
+from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.inference.attention.maps import gate_levels
 from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import engine_of
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.ledger import Ledger
-from voxelgate.segmentation.batch.lock import locked
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.watch import Patience, watch
 from voxelgate.segmentation.batch.worker import Setup

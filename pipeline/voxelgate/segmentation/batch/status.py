@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from voxelgate.core.files import is_held
 from voxelgate.evaluation.review import Verdict
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState, RunRecord
-from voxelgate.segmentation.batch.lock import is_held
 
 OPEN = (EntryState.WAITING, EntryState.RUNNING, EntryState.PUBLISHING)
 BAD = (EntryState.REFUSED, EntryState.FAILED)
