@@ -389,7 +389,9 @@ def test_status_tells_what_was_done_and_why_the_rest_was_not(tmp_path: Path, seg
     assert "1 done, 1 refused" in text.stdout
     assert "b: refused: b.nii.gz" in text.stdout
     assert '"done": 1' in as_json.stdout
-    assert run("status", tmp_path / "in").returncode == 1
+    elsewhere = run("status", tmp_path / "in")
+    assert elsewhere.returncode == 1
+    assert "has no ledger.sqlite; name the folder that `voxelgate segment` wrote into." in elsewhere.stderr
 
 
 def inputs_of(out: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from voxelgate.apps.label.server import Serving, prepare_server
 from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.metadata import image_spec_of
 from voxelgate.bundle.opened import open_bundle
-from voxelgate.core.errors import BundleError, InputError
+from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.images.spec import ImageSpec
@@ -287,7 +287,7 @@ def test_a_dicom_series_is_refused_by_a_bundle_of_two_channels(run: Run, real_da
 
 def test_monai_label_refuses_a_bundle_of_two_channels(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "studies").mkdir()
-    with pytest.raises(Exception, match="takes 2 channels, but MONAI Label serves volumes of one channel"):
+    with pytest.raises(UsageError, match="takes 2 channels, but MONAI Label serves volumes of one channel"):
         prepare_server(Serving((bundle,), str(tmp_path / "studies"), tmp_path / "work"))
 
 

@@ -232,8 +232,16 @@ def test_inspect_says_what_can_be_used_and_ends_with_1_if_nothing_can(run: Run, 
     assert "MISSING_SLICE" in table.stdout
     assert "0 of 1 series can be used" in table.stdout
     assert run("inspect", "bad", "--allow", "gaps").returncode == 0
-    assert run("inspect", "bad", "--allow", "everything").returncode == 2
-    assert run("inspect", "nowhere").returncode == 1
+
+
+def test_inspect_refuses_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
+    write(ct_series(), tmp_path / "in")
+
+    unknown, nowhere = run("inspect", "in", "--allow", "everything"), run("inspect", "nowhere")
+
+    assert (unknown.returncode, nowhere.returncode) == (2, 1)
+    assert unknown.stderr.startswith("UsageError: --allow everything: expected some of ")
+    assert nowhere.stderr.startswith("InputError: nowhere: does not exist")
 
 
 def test_inspect_finds_damaged_pixels_unless_only_headers_are_asked_for(
