@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 
+from tests.manifest_files import write_document
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
-from voxelgate.datasets.build_manifest import assign_folds, build_manifest, write_manifest
+from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.check_manifest import check_manifest, checksum, manifest_defects
+from voxelgate.datasets.folds import assign_folds
 from voxelgate.datasets.manifest import Manifest, datalist, load_manifest, manifest_from_document
 from voxelgate.evaluation.pairs import find_pairs
 
@@ -58,7 +60,9 @@ def document(*rows: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def build_small(folder: Path, **options: Any) -> dict[str, Any]:
-    return build_manifest(folder, **{"name": "small", "modality": "MRI", "licence": "CC0-1.0", "folds": 2, **options})
+    return build_manifest(
+        folder, **{"name": "small", "modality": "MRI", "licence": "CC0-1.0", "folds": 2, **options}
+    ).to_document()
 
 
 def problems_of(call: Callable[[], object]) -> tuple[str, ...]:
@@ -95,7 +99,7 @@ def only_defect(manifest: Manifest) -> str:
 
 
 def test_a_sound_manifest_is_read_with_its_names_and_its_paths_below_the_data_root(sound: Path) -> None:
-    write_manifest(
+    write_document(
         document(row("a", fold=0, sha256={"image": "0" * 64}), test=[{"image": "t.nii", "subject": "t"}]),
         sound / "m.json",
     )
@@ -112,13 +116,13 @@ def test_a_sound_manifest_is_read_with_its_names_and_its_paths_below_the_data_ro
 
 
 def test_paths_are_relative_to_the_data_root_that_is_given(tmp_path: Path) -> None:
-    write_manifest(document(row("a")), tmp_path / "m.json")
+    write_document(document(row("a")), tmp_path / "m.json")
 
     assert load_manifest(tmp_path / "m.json", tmp_path / "x").cases[0].image == tmp_path / "x/images/a.nii.gz"
 
 
 def test_monai_reads_the_same_training_files(sound: Path) -> None:
-    write_manifest(build_small(sound), sound / "m.json")
+    write_document(build_small(sound), sound / "m.json")
 
     rows = load_decathlon_datalist(sound / "m.json")
 
@@ -129,7 +133,7 @@ def test_monai_reads_the_same_training_files(sound: Path) -> None:
 def test_without_folds_every_case_trains_and_shows_the_progress(sound: Path) -> None:
     document = build_small(sound)
     rows = [{name: value for name, value in row.items() if name != "fold"} for row in document["training"]]
-    write_manifest(document | {"training": rows}, sound / "m.json")
+    write_document(document | {"training": rows}, sound / "m.json")
     training, validation = (datalist(sound / "m.json", fold=-1, part=part) for part in ("training", "validation"))
     assert training == validation
     assert len(training) == len(rows)
@@ -455,7 +459,7 @@ def test_more_folds_than_subjects_are_refused(folds: int) -> None:
 
 
 def test_build_writes_what_load_reads_and_check_accepts(sound: Path) -> None:
-    write_manifest(build_small(sound), sound / "m.json")
+    write_document(build_small(sound), sound / "m.json")
 
     manifest = load_manifest(sound / "m.json")
 
@@ -620,7 +624,7 @@ def test_an_image_among_the_labels_does_not_become_thousands_of_structures(sound
 
 
 def test_a_manifest_has_one_line_for_each_case_and_ends_with_a_newline(sound: Path) -> None:
-    write_manifest(document(row("a"), row("b", subject="müller")), sound / "m.json")
+    write_document(document(row("a"), row("b", subject="müller")), sound / "m.json")
 
     lines = (sound / "m.json").read_text(encoding="utf-8").split("\n")
 
@@ -632,27 +636,48 @@ def test_a_manifest_has_one_line_for_each_case_and_ends_with_a_newline(sound: Pa
     assert lines[-2:] == ["}", ""]
 
 
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_manifest_that_was_read_is_written_as_it_was(path: Path, tmp_path: Path) -> None:
+    write_manifest(load_manifest(path), tmp_path / "m.json")
+    assert (tmp_path / "m.json").read_bytes() == path.read_bytes()
+
+
+def test_a_document_is_the_same_after_a_manifest_was_made_of_it() -> None:
+    files = ["images/p.nii.gz", "images/q.nii.gz"]
+    whole = two_channels(channels={"0": "T1", "1": "T2"}, description="d", reference="r") | {
+        "training": [row("p", case_id="x", image=files, fold=0, sha256={"image": "0" * 64})],
+        "test": [{"image": ["t0.nii", "t1.nii"], "subject": "t"}],
+    }
+    assert manifest_from_document(whole, Path("/data")).to_document() == whole
+
+
+def test_a_manifest_without_some_cases_closes_up_the_folds_they_leave_empty() -> None:
+    rows = [row(case_id, fold=fold) for fold, case_id in enumerate("abc")]
+    rest = manifest_from_document(document(*rows), Path("/data")).without({"b"})
+    assert rest.to_document()["training"] == [rows[0], rows[2] | {"fold": 1}]
+
+
 def test_a_manifest_is_not_overwritten_unless_asked(sound: Path) -> None:
-    write_manifest(document(row("a")), sound / "m.json")
+    write_document(document(row("a")), sound / "m.json")
 
     with pytest.raises(OutputError, match="exists"):
-        write_manifest(document(row("b")), sound / "m.json")
+        write_document(document(row("b")), sound / "m.json")
 
     assert load_manifest(sound / "m.json").cases[0].case_id == "a"
-    write_manifest(document(row("b")), sound / "m.json", overwrite=True)
+    write_document(document(row("b")), sound / "m.json", overwrite=True)
     assert load_manifest(sound / "m.json").cases[0].case_id == "b"
 
 
 def test_a_document_that_could_not_be_read_again_is_not_written(sound: Path) -> None:
     with pytest.raises(ManifestError):
-        write_manifest(document(row("a"), row("a")), sound / "m.json")
+        write_document(document(row("a"), row("a")), sound / "m.json")
 
     assert not list(sound.glob("*.json*"))
 
 
 def test_a_folder_that_does_not_exist_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: No such file"):
-        write_manifest(document(row("a")), tmp_path / "none/m.json")
+        write_document(document(row("a")), tmp_path / "none/m.json")
 
 
 # --- datalist
@@ -661,7 +686,7 @@ def test_a_folder_that_does_not_exist_is_an_output_error(tmp_path: Path) -> None
 @pytest.fixture
 def three_folds(tmp_path: Path) -> Path:
     rows = [row(f"c{n}", fold=n % 3) for n in range(6)]
-    write_manifest(document(*rows, test=[{"image": "t.nii.gz", "subject": "t"}]), tmp_path / "m.json")
+    write_document(document(*rows, test=[{"image": "t.nii.gz", "subject": "t"}]), tmp_path / "m.json")
     return tmp_path / "m.json"
 
 
@@ -705,7 +730,7 @@ def test_an_unknown_fold_is_refused_with_the_folds_there_are(three_folds: Path, 
 def test_an_unknown_part_and_an_empty_part_are_refused(three_folds: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="part 'valid' is unknown; the parts are training, validation, all, test"):
         datalist(three_folds, fold=0, part="valid")
-    write_manifest(document(row("a", fold=0)), tmp_path / "one.json")
+    write_document(document(row("a", fold=0)), tmp_path / "one.json")
     with pytest.raises(UsageError, match="part training of fold 0 holds no case"):
         datalist(tmp_path / "one.json", fold=0, part="training")
 
@@ -753,7 +778,7 @@ def test_the_real_defects_among_good_cases_are_refused_with_one_line_each(real_d
 
 def test_a_written_manifest_that_names_the_real_defects_is_refused_with_one_line_each(real_defects: Path) -> None:
     numbers = ("001", "003", "004", "010", "118", "243", "281")
-    write_manifest(document(*(row(f"hippocampus_{number}") for number in numbers)), real_defects / "m.json")
+    write_document(document(*(row(f"hippocampus_{number}") for number in numbers)), real_defects / "m.json")
 
     problems = problems_of(lambda: check_manifest(load_manifest(real_defects / "m.json")))
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.manifest_files import write_document
 from voxelgate.core.errors import ManifestError, OutputError, UsageError
 from voxelgate.core.structures import StructureRange
-from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.check_manifest import MOST_READERS
 from voxelgate.datasets.manifest import Manifest, load_manifest
 from voxelgate.datasets.page import facts_tables, write_facts_page
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
         pair = {kind: f"{kind}s/c{case}.nii.gz" for kind in ("image", "label")}
         rows.append({**pair, "subject": f"s{case // 2}", "fold": case // 2 % 3})
     document = {"name": "glands", "licence": "CC0-1.0", "modality": {"0": "CT"}, "labels": LABELS, "training": rows}
-    write_manifest(document, tmp_path / "manifest.json")
+    write_document(document, tmp_path / "manifest.json")
     return tmp_path
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.conftest import Run
+from tests.manifest_files import write_document
 from voxelgate.apps.label.server import Serving, prepare_server
 from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.metadata import image_spec_of
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.input_stamps import content_sha256
@@ -247,7 +247,7 @@ def channel_manifest(folder: Path, channels: dict[str, str], **rows: list[str]) 
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(document, folder / "m.json")
+    write_document(document, folder / "m.json")
     return folder / "m.json"
 
 

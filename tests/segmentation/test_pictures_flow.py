@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from tests.conftest import Run
+from tests.manifest_files import write_document
 from voxelgate.bundle.metadata import image_spec_of
 from voxelgate.bundle.opened import _placed
 from voxelgate.core.errors import InputError, ManifestError
 from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import measure_structures
-from voxelgate.datasets.build_manifest import build_manifest, write_manifest
+from voxelgate.datasets.build_manifest import build_manifest
 from voxelgate.datasets.manifest import load_manifest, manifest_from_document
 from voxelgate.datasets.survey import survey
 from voxelgate.evaluation.pairs import pair_files
@@ -133,7 +134,9 @@ def test_pictures_in_colours_go_from_folders_to_measured_label_pictures(run: Run
 
 
 def make(folder: Path, **options: Any) -> dict[str, Any]:
-    return build_manifest(folder, **{"name": "p", "modality": "PICTURE", "licence": "CC0-1.0", "folds": 2, **options})
+    return build_manifest(
+        folder, **{"name": "p", "modality": "PICTURE", "licence": "CC0-1.0", "folds": 2, **options}
+    ).to_document()
 
 
 def problems_of(folder: Path, **options: Any) -> str:
@@ -277,7 +280,7 @@ def test_a_jpeg_is_measured_as_no_label_map(tmp_path: Path) -> None:
 
 def test_the_plan_of_pictures_is_a_2d_network_on_unscaled_pixels(tmp_path: Path) -> None:
     document = make(write_data(tmp_path))
-    write_manifest(document, tmp_path / "m.json")
+    write_document(document, tmp_path / "m.json")
     made = plan(survey(load_manifest(tmp_path / "m.json")).fingerprint)
     write_bundle(made, tmp_path / "bundle")
     train, infer, metadata = (

@@ -9,9 +9,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from tests.manifest_files import write_document
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import InputError, ManifestError
-from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import survey
 from voxelgate.images.spec import ImageSpec
@@ -52,7 +52,7 @@ def write_data(folder: Path, shape: tuple[int, int, int], channels: int) -> Path
     modality = {str(channel): "MRI" for channel in range(channels)}
     document = {"name": "discs", "licence": "CC0-1.0", "modality": modality, "training": rows}
     names = {} if channels == 1 else {"channels": {str(channel): f"T{channel + 1}" for channel in range(channels)}}
-    write_manifest(document | names | {"labels": {"0": "background", "1": "disc"}}, folder / "manifest.json")
+    write_document(document | names | {"labels": {"0": "background", "1": "disc"}}, folder / "manifest.json")
     return folder / "manifest.json"
 
 

@@ -1,12 +1,10 @@
 """Make a manifest from a folder: pair images with labels, deal subjects into folds, record checksums."""
 
-import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageE
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum, manifest_defects
-from voxelgate.datasets.manifest import Modality, closed_up, manifest_from_document, schema_problem
+from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality, manifest_from_document, schema_problem
 from voxelgate.evaluation.pairs import Pair, find_pairs
 from voxelgate.images.pictures import RGB, is_picture, read_picture_header
 from voxelgate.images.spec import PICTURE_NAMES, ImageSpec, binary_as_one
@@ -60,8 +58,8 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     subjects: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return the manifest of a folder, as decoded JSON for `write_manifest`; every file has passed `check_manifest`.
+) -> Manifest:
+    """Return the manifest of a folder; every file has passed `check_manifest`.
 
     Read are `images/` + `labels/`, `imagesTr/` + `labelsTr/` (with or without nnU-Net's `_0000`), or pairs in one
     folder such as `a.nii.gz` + `a_seg.nii.gz`. The same files give the same manifest on every machine.
@@ -92,20 +90,19 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
         raise ManifestError(problems or [_nothing_found(root, rule)])
     subject_of, without_subject = _subjects_of(pairs, subjects, notes)
     problems += without_subject
-    fold_of = {} if problems else assign_folds(subject_of, folds, seed)
-    rows = [_row(pair, root, subject_of[pair.case_id]) for pair in pairs]
     document = {
         "name": name,
         "licence": licence,
         **_channels(pairs, modality),
         "labels": dict(labels or notes.labels or _default_labels(pairs)),
-        "training": rows,
+        "training": [_row(pair, root, subject_of[pair.case_id]) for pair in pairs],
     }
-    problems += manifest_defects(manifest_from_document(document, root), progress=progress)
+    manifest = manifest_from_document(document, root)
+    dealt = manifest if problems else manifest.with_folds(folds, seed)
+    problems += manifest_defects(manifest, progress=progress)
     if problems:
         raise ManifestError(problems)
-    dealt = [{**row, "fold": fold_of[pair.case_id]} for row, pair in zip(rows, pairs, strict=True)]
-    return {**document, "training": [{**row, "sha256": _checksums(row, root)} for row in dealt]}
+    return replace(dealt, cases=tuple(map(_with_checksums, dealt.cases)))
 
 
 def _nothing_found(root: Path, rule: ImageSpec) -> str:
@@ -131,75 +128,21 @@ def _is_in_colours(path: Path) -> bool:
         return False  # `check_manifest` says why it cannot be read
 
 
-def leave_out(path: Path, case_ids: Collection[str]) -> dict[str, Any]:
-    """Return the document of a manifest without some of its cases; folds that lose all of theirs are closed up.
-
-    Args:
-        path: of a manifest that `load` accepts.
-        case_ids: to leave out.
-
-    Raises:
-        UsageError: no labelled case would remain.
-    """
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    rows = [row for row in document["training"] if _case_id(row) not in case_ids]
-    if not rows:
-        raise UsageError(f"{path.name}: no case would remain; mend the files first.")
-    number = closed_up(row.get("fold") for row in rows)
-    closed = [row | ({"fold": number[row["fold"]]} if "fold" in row else {}) for row in rows]
-    return document | {"training": closed}
-
-
-def with_folds(path: Path, folds: int) -> dict[str, Any]:
-    """Return the document of a manifest whose cases are dealt into folds anew, by subject."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    fold_of = assign_folds({_case_id(row): row["subject"] for row in document["training"]}, folds)
-    return document | {"training": [row | {"fold": fold_of[_case_id(row)]} for row in document["training"]]}
-
-
-def assign_folds(subject_of: Mapping[str, str], folds: int, seed: int = 0) -> dict[str, int]:
-    """Deal cases into folds 0 to `folds - 1` so that no subject is split and the folds are as equal as that allows.
-
-    Subjects with many cases are dealt first, the others in the order of a hash, each to the fold that has the fewest
-    cases; so two folds never differ by more cases than the largest subject has, whatever the order of the cases.
-
-    Args:
-        subject_of: subject of every case id.
-        folds: number of folds.
-        seed: part of the hash.
-
-    Raises:
-        UsageError: fewer than one fold, or more folds than subjects.
-
-    >>> assign_folds({"a": "s1", "b": "s1", "c": "s2"}, 2) == {"a": 0, "b": 0, "c": 1}
-    True
-    """
-    size = Counter(subject_of.values())
-    if not 1 <= folds <= len(size):
-        raise UsageError(f"{folds} folds asked for, but there are {len(size)} subjects; choose 1 to {len(size)} folds.")
-    cases_in = [0] * folds
-    fold_of_subject: dict[str, int] = {}
-    for subject in sorted(size, key=lambda subject: (-size[subject], _hash(f"{seed}/{subject}"), subject)):
-        fold = cases_in.index(min(cases_in))
-        fold_of_subject[subject] = fold
-        cases_in[fold] += size[subject]
-    return {case_id: fold_of_subject[subject] for case_id, subject in subject_of.items()}
-
-
-def write_manifest(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
+def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a manifest with one line for each case, so that two versions can be compared line by line.
 
     Args:
-        document: the manifest as decoded JSON, for instance from `build_manifest`.
+        manifest: whose paths are written relative to its data root.
         path: file to write; appears complete or not at all.
         overwrite: replace a file that is there.
 
     Raises:
-        ManifestError: `manifest.load` would refuse the document.
+        ManifestError: `load_manifest` would refuse what was written.
         OutputError: the file is there, or cannot be written.
     """
     path = Path(path)
-    manifest_from_document(document, path.parent)
+    document = manifest.to_document()
+    manifest_from_document(document, manifest.data_root)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; choose another name or allow overwriting.")
     try:
@@ -279,17 +222,9 @@ def _row(pair: Pair, root: Path, subject: str) -> dict[str, Any]:
     return {**named, **row, "subject": subject}
 
 
-def _case_id(row: Mapping[str, Any]) -> str:
-    image = row["image"] if isinstance(row["image"], str) else row["image"][0]
-    return str(row.get("case_id", volume_stem(Path(image))))
-
-
-def _checksums(row: Mapping[str, Any], root: Path) -> dict[str, str]:
-    return {kind: checksum(root / row[kind]) for kind in ("image", "label")}
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _with_checksums(case: ManifestCase) -> ManifestCase:
+    label = None if case.label is None else checksum(case.label)
+    return replace(case, image_sha256=checksum(case.image), label_sha256=label)
 
 
 def _to_text(document: Mapping[str, Any]) -> str:

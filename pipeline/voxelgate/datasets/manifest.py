@@ -1,7 +1,7 @@
 """A data set as one JSON file: its cases, subjects, folds and checksums, and what its label values mean.
 
 The layout is the Decathlon's datalist plus our fields (`manifest.schema.json`); `monai.data.load_decathlon_datalist`
-reads it too. `manifest_build` makes one from a folder, `manifest_check` compares one with its files.
+reads it too. `build_manifest` makes one from a folder, `check_manifest` compares one with its files.
 """
 
 import json
@@ -12,13 +12,14 @@ from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from voxelgate.core.errors import ManifestError, UsageError
 from voxelgate.core.labels import LabelTable
+from voxelgate.datasets.folds import assign_folds, closed_up
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
 from voxelgate.images.volumes import volume_stem
@@ -88,7 +89,7 @@ class ManifestCase:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set whose rows agree with each other; whether they agree with the files, `manifest_check` knows.
+    """A data set whose rows agree with each other; whether they agree with the files, `check_manifest` knows.
 
     Args:
         name: name of the data set.
@@ -140,6 +141,58 @@ class Manifest:
         """Return the training cases, then the test cases."""
         return self.cases + self.test_cases
 
+    def without(self, case_ids: Collection[str]) -> Self:
+        """Return a manifest without some of its labelled cases; folds that lose all of theirs are closed up."""
+        cases = [case for case in self.cases if case.case_id not in case_ids]
+        number = closed_up(case.fold for case in cases)
+        return replace(self, cases=tuple(replace(case, fold=number[case.fold]) for case in cases))
+
+    def with_folds(self, folds: int, seed: int = 0) -> Self:
+        """Return a manifest whose labelled cases are dealt into folds anew, by subject, as `assign_folds` does.
+
+        Raises:
+            UsageError: fewer than one fold, or more folds than subjects.
+        """
+        fold_of = assign_folds({case.case_id: case.subject for case in self.cases}, folds, seed)
+        return replace(self, cases=tuple(replace(case, fold=fold_of[case.case_id]) for case in self.cases))
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the manifest as JSON, from which `manifest_from_document` makes it again; what is empty is left out.
+
+        >>> table = LabelTable(("background", "liver"))
+        >>> case = ManifestCase("a", Path("/d/a.nii"), Path("/d/a_seg.nii"), "s1", 0)
+        >>> Manifest("livers", Modality.CT, table, "CC0-1.0", (case,), (), Path("/d")).to_document()["training"]
+        [{'image': 'a.nii', 'label': 'a_seg.nii', 'subject': 's1', 'fold': 0}]
+        """
+        channels = {str(index): name for index, name in enumerate(self.channel_names)}
+        return {
+            "name": self.name,
+            **({"description": self.description} if self.description else {}),
+            "licence": self.licence,
+            **({"reference": self.reference} if self.reference else {}),
+            "modality": dict.fromkeys(channels, str(self.modality)),
+            **({"channels": channels} if channels != _default_names(channels) else {}),
+            "labels": self.labels.to_mapping(),
+            "training": [self._row(case) for case in self.cases],
+            **({"test": [self._row(case) for case in self.test_cases]} if self.test_cases else {}),
+        }
+
+    def _row(self, case: ManifestCase) -> dict[str, Any]:
+        files = [self.relative(path) for path in case.channels]
+        optional = {
+            "label": case.label and self.relative(case.label),
+            "subject": case.subject,
+            "fold": case.fold,
+            "sha256": {
+                kind: sum_ for kind, sum_ in (("image", case.image_sha256), ("label", case.label_sha256)) if sum_
+            },
+        }
+        return {
+            **({} if case.case_id == volume_stem(case.image) else {"case_id": case.case_id}),
+            "image": files if case.further_channels else files[0],
+            **{name: value for name, value in optional.items() if value not in (None, {})},
+        }
+
     def relative(self, path: Path) -> str:
         """Return a file's path as the manifest writes it: relative to the data root, with forward slashes."""
         return path.relative_to(self.data_root).as_posix() if path.is_relative_to(self.data_root) else str(path)
@@ -182,7 +235,7 @@ def manifest_from_document(document: object, data_root: Path) -> Manifest:
         raise ManifestError(
             ["modality: channels are 0, 1, 2, ... in this order, and all CT or all MRI or all PICTURE."]
         )
-    names = document.get("channels", {key: "image" if len(modality) == 1 else f"channel {key}" for key in modality})
+    names = document.get("channels", _default_names(modality))
     if names.keys() != modality.keys():
         raise ManifestError([f"channels: expected a name for each of {', '.join(modality)}, as in modality."])
     root = data_root.resolve()
@@ -228,22 +281,6 @@ def datalist(
     return [_datalist_row(case) for case in cases]
 
 
-def without(manifest: Manifest, case_ids: Collection[str]) -> Manifest:
-    """Return a manifest without some of its labelled cases; folds that lose all of theirs are closed up."""
-    cases = [case for case in manifest.cases if case.case_id not in case_ids]
-    number = closed_up(case.fold for case in cases)
-    return replace(manifest, cases=tuple(replace(case, fold=number[case.fold]) for case in cases))
-
-
-def closed_up(folds: Iterable[int | None]) -> dict[int | None, int | None]:
-    """Return a new number for each fold, 0, 1, 2, ... in their order; None stays None.
-
-    >>> closed_up([3, 0, 3])
-    {None: None, 0: 0, 3: 1}
-    """
-    return {None: None} | {fold: number for number, fold in enumerate(sorted({f for f in folds if f is not None}))}
-
-
 def schema_problem(error: ValidationError) -> str:
     """Say in one line where a document breaks its schema, and how."""
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
@@ -251,6 +288,10 @@ def schema_problem(error: ValidationError) -> str:
         return f"{where.lstrip('.')}: found {error.instance!r}, expected: {error.schema['description']}"
     reason = error.message if len(error.message) <= LONGEST_REASON else f"...{error.message[-LONGEST_REASON:]}"
     return f"{where.lstrip('.') or 'the document'}: {reason}."
+
+
+def _default_names(channels: Collection[str]) -> dict[str, str]:
+    return {key: "image" if len(channels) == 1 else f"channel {key}" for key in channels}
 
 
 def _read_json(path: Path) -> object:

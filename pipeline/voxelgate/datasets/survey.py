@@ -24,7 +24,7 @@ from voxelgate.core.structures import Structure, structure_ranges
 from voxelgate.datasets.case_facts import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
 from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum
 from voxelgate.datasets.defects import Defect, defects_between
-from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality, without
+from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
 from voxelgate.images.volumes import read_grid
 
 Limits = tuple[float, float]
@@ -173,7 +173,7 @@ def survey(
         raise ManifestError([f"{defect.case_id}: {defect.found}" for defect in defects])
     if not any(facts.structures for facts in sound):
         raise ManifestError([f"{manifest.name}: no case holds any structure; give label maps that were drawn."])
-    rest = without(manifest, left_out)
+    rest = manifest.without(left_out)
     return Survey(rest, sound, _summary(rest, sound), defects)
 
 

@@ -27,7 +27,7 @@ from voxelgate.bundle.workflow import (
 )
 from voxelgate.core.errors import BundleError, VoxelgateError
 from voxelgate.datasets.build_manifest import write_manifest
-from voxelgate.datasets.manifest import Modality
+from voxelgate.datasets.manifest import Modality, manifest_from_document
 from voxelgate.images.pictures import is_picture, write_picture
 from voxelgate.images.spec import ImageSpec
 from voxelgate.inference.runtimes.formats import SUFFIXES, Format, is_installed
@@ -242,7 +242,7 @@ def _trial_cases(root: Path, folder: Path) -> Path:
     channels = {str(number): name for number, name in enumerate(rule.channels)}
     modality = dict.fromkeys(channels, _modality(rule, is_ct=is_ct))
     head = {"name": "trial", "licence": "CC0-1.0", "modality": modality, "channels": channels, "labels": labels}
-    write_manifest(head | {"training": rows}, folder / "manifest.json")
+    write_manifest(manifest_from_document(head | {"training": rows}, folder), folder / "manifest.json")
     return folder / "manifest.json"
 
 

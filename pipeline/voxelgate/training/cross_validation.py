@@ -16,8 +16,8 @@ from voxelgate.bundle.metadata import labels_of
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import copy_file
-from voxelgate.datasets.build_manifest import with_folds, write_manifest
-from voxelgate.datasets.manifest import Split, datalist, load_manifest
+from voxelgate.datasets.build_manifest import write_manifest
+from voxelgate.datasets.manifest import Manifest, Split, datalist, load_manifest
 from voxelgate.evaluation.handler import ScoreCases
 from voxelgate.evaluation.scores import LabelScores, Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, write_csv
@@ -109,7 +109,7 @@ def train_folds(
     """
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(labels_of(job.bundle).names, manifest)
-    dealt = None if manifest.folds == tuple(range(folds)) else with_folds(job.manifest, folds)
+    dealt = None if manifest.folds == tuple(range(folds)) else manifest.with_folds(folds)
     prepare_folder(job)
     rooted = replace(job, data_root=(job.data_root or job.manifest.parent).resolve())
     jobs = _fold_jobs(replace(rooted, manifest=_kept(dealt, job)), folds, devices)
@@ -136,7 +136,7 @@ class _FoldResult:
         return mean.statistics[Measure.DICE].mean
 
 
-def _kept(dealt: Mapping[str, Any] | None, job: TrainingJob) -> Path:
+def _kept(dealt: Manifest | None, job: TrainingJob) -> Path:
     """Write a manifest with other folds into the training folder; return the one to train on."""
     if dealt is None:
         return job.manifest

@@ -29,7 +29,7 @@ def run(
     names = [name.strip() for name in labels.split(",")] if labels else []
     table = {str(value): text for value, text in enumerate(("background", *names))} if names else None
     with progress_bar("checking") as progress:
-        document = build_manifest(
+        manifest = build_manifest(
             folder,
             name=name or folder.resolve().name,
             modality=modality.upper(),
@@ -39,5 +39,5 @@ def run(
             progress=progress,
         )
     path = folder / "manifest.json" if out == Path() else out
-    write_manifest(document, path, overwrite=overwrite)
-    console.print(f"{path}: {len(document['training'])} cases, labels {', '.join(document['labels'].values())}")
+    write_manifest(manifest, path, overwrite=overwrite)
+    console.print(f"{path}: {len(manifest.cases)} cases, labels {', '.join(manifest.labels.names)}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from voxelgate.core.errors import UsageError, reason_of
-from voxelgate.datasets.build_manifest import leave_out, write_manifest
+from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.check_manifest import Progress
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import Survey, survey
@@ -74,7 +74,7 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
     left_out = {defect.case_id for defect in found.defects if defect.is_left_out}
     used = out.with_name(out.name + SOUND_SUFFIX) if left_out else manifest
     if left_out:
-        write_manifest(leave_out(manifest, left_out), used)
+        write_manifest(found.manifest, used)
     write_bundle(made, out, found.fingerprint)
     return Made(made, found, used)
 
