@@ -212,7 +212,7 @@ def texts_of(path: Path, form: Format) -> dict[str, Any]:
 @every_format
 def test_an_exported_file_says_what_it_takes_and_gives(bundle: Path, tmp_path: Path, form: Format) -> None:
     out = tmp_path / f"some{SUFFIXES[form][0]}"
-    exported = export(bundle, form, out)
+    exported = export(open_bundle(bundle, "cpu"), form, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"some{suffix}" for suffix in SUFFIXES[form])
     assert exported.agreement.difference < PARITY
     assert exported.voxels == 16**3 + 2 * (9**3 if form is Format.TORCHSCRIPT else 8**3)
@@ -230,7 +230,7 @@ def test_an_exported_file_says_what_it_takes_and_gives(bundle: Path, tmp_path: P
 
 
 def test_monai_reads_the_torchscript_file_as_its_own(bundle: Path, tmp_path: Path) -> None:
-    export(bundle, Format.TORCHSCRIPT, tmp_path / "model.ts")
+    export(open_bundle(bundle, "cpu"), Format.TORCHSCRIPT, tmp_path / "model.ts")
     network, metadata, others = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=[INFERENCE])
     assert metadata["name"] == "bright_ct"
     assert json.loads(others[INFERENCE])["inferer"]["roi_size"] == [16, 16, 16]
@@ -239,13 +239,13 @@ def test_monai_reads_the_torchscript_file_as_its_own(bundle: Path, tmp_path: Pat
 
 def test_a_file_that_says_something_else_is_not_left(moody: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"says something else than the network: .* labels at [1-9][0-9]* voxels"):
-        export(moody, Format.TORCHSCRIPT, tmp_path / "model.ts")
+        export(open_bundle(moody, "cpu"), Format.TORCHSCRIPT, tmp_path / "model.ts")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_cannot_be_exported_is_refused_in_one_sentence(moody: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"cannot be exported to torch-export \([^\n]*\); choose another format\.$"):
-        export(moody, Format.TORCH_EXPORT, tmp_path / "model.pt2")
+        export(open_bundle(moody, "cpu"), Format.TORCH_EXPORT, tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,9 +258,9 @@ def test_a_file_is_replaced_only_if_that_is_allowed(bundle: Path, tmp_path: Path
     out = tmp_path / "model.ts"
     out.write_text("older")
     with pytest.raises(OutputError, match="exists already"):
-        export(bundle, Format.TORCHSCRIPT, out)
+        export(open_bundle(bundle, "cpu"), Format.TORCHSCRIPT, out)
     assert out.read_text() == "older"
-    export(bundle, Format.TORCHSCRIPT, out, overwrite=True)
+    export(open_bundle(bundle, "cpu"), Format.TORCHSCRIPT, out, overwrite=True)
     assert out.stat().st_size > 1000
 
 
@@ -268,25 +268,25 @@ def test_a_refused_file_leaves_an_older_one_as_it_was(moody: Path, tmp_path: Pat
     out = tmp_path / "model.ts"
     out.write_text("older")
     with pytest.raises(BundleError):
-        export(moody, Format.TORCHSCRIPT, out, overwrite=True)
+        export(open_bundle(moody, "cpu"), Format.TORCHSCRIPT, out, overwrite=True)
     assert out.read_text() == "older"
 
 
 def test_a_file_with_the_ending_of_another_format_is_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.pt: a file of format torch-export ends in \.pt2"):
-        export(bundle, Format.TORCH_EXPORT, tmp_path / "model.pt")
+        export(open_bundle(bundle, "cpu"), Format.TORCH_EXPORT, tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(
     ("form", "package"), [(Format.ONNX, "onnxruntime"), (Format.ONNX, "onnxscript"), (Format.OPENVINO, "openvino")]
 )
 def test_a_missing_package_is_named_before_any_work(
-    form: Format, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, form: Format, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert not is_installed(form)
     with pytest.raises(UsageError, match=rf"pip install 'voxelgate\[{form}\]'"):
-        export(tmp_path / "no bundle", form, tmp_path / f"model{SUFFIXES[form][0]}")
+        export(open_bundle(bundle, "cpu"), form, tmp_path / f"model{SUFFIXES[form][0]}")
 
 
 def test_the_command_compares_on_an_image_and_prints_the_difference(bundle: Path, volume: Path, run: Run) -> None:

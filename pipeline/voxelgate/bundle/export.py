@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from voxelgate.bundle.metadata import read_metadata
-from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.opened import Bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing, sync
@@ -33,8 +33,6 @@ from voxelgate.inference.runtimes.formats import (
     write_format,
 )
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
-from voxelgate.segmentation.cases import find_cases
-from voxelgate.segmentation.read import read_case
 from voxelgate.transforms.io import as_image
 
 PARITY = 1e-4
@@ -86,7 +84,7 @@ class Exported:
 
 
 def export(
-    root: Path, form: Format, out: Path | None = None, *, images: Sequence[Path] = (), overwrite: bool = False
+    bundle: Bundle, form: Format, out: Path | None = None, image: MetaTensor | None = None, *, overwrite: bool = False
 ) -> Exported:
     """Write a bundle's network in another format, read it back, and compare it with the network.
 
@@ -94,26 +92,24 @@ def export(
     takes other sizes.
 
     Args:
-        root: the bundle's folder.
+        bundle: opened, on any device; the network is compared on the CPU.
         form: the format.
         out: file to write; `models/model` with the ending of the format in the bundle by default.
-        images: files of one image with the structures; a phantom by default. In float32 every window is evidence, since
-            logits are compared, not labels alone; labels are worth more where there are structures.
+        image: one with the structures, (C, I, J, K) as it was read; a phantom by default. In float32 every window is
+            evidence, since logits are compared, not labels alone; labels are worth more where there are structures.
         overwrite: replace what is there.
 
     Raises:
         UsageError: a package is not installed, or the name of the file does not end as the format wants it.
         OutputError: the file is there already, or cannot be written.
         BundleError: the network cannot be exported, or the file says something else than the network; none is left.
-        InputError: the image cannot be used.
     """
     require_format(form)
-    paths = _paths(out or root / "models" / f"model{SUFFIXES[form][0]}", form)
+    paths = _paths(out or bundle.root / "models" / f"model{SUFFIXES[form][0]}", form)
     refuse_existing(paths, overwrite=overwrite)
-    bundle = open_bundle(root, "cpu")
     network = copy.deepcopy(bundle.network)
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
-    patches = _windows(_prepared(bundle, images) if images else _phantom(bundle), _window_vox(bundle))
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
+    patches = _windows(_preprocessed(bundle, _phantom(bundle) if image is None else image), _window_vox(bundle))
     sizes = sizes_of(network, patches[0], form)
     evidence = tuple(_evidence(network, patches, sizes, bundle))
     scratch = new_scratch(paths[0].parent)
@@ -126,7 +122,7 @@ def export(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     voxels = sum(len(patch) * math.prod(patch.shape[2:]) for one in evidence for patch in one.patches)
-    return Exported(paths[0], sizes, "the image" if images else "a phantom", agreement, voxels)
+    return Exported(paths[0], sizes, "a phantom" if image is None else "the image", agreement, voxels)
 
 
 def _paths(path: Path, form: Format) -> list[Path]:
@@ -164,16 +160,8 @@ def _window_vox(bundle: Bundle) -> tuple[int, ...]:
     return tuple(int(size) for size in stated)
 
 
-def _prepared(bundle: Bundle, images: Sequence[Path]) -> MetaTensor:
-    cases = find_cases(images, rule=bundle.series_rule, images=bundle.images)
-    if len(cases) != 1:
-        raise UsageError(f"{len(cases)} images are given, but one is compared; name its files.")
-    scan = read_case(cases[0], bundle.labels, images=bundle.images)
-    return _preprocessed(bundle, as_image(scan.voxels, scan.grid))
-
-
 def _phantom(bundle: Bundle) -> MetaTensor:
-    """Return spots of several sizes in an ellipsoid, one window large, as the bundle prepares its images."""
+    """Return spots of several sizes in an ellipsoid, one window large, as the bundle's images are read."""
     shape, rng = _window_vox(bundle), torch.Generator().manual_seed(0)
     spacing_mm = _stated(_steps(bundle), ("spacing_mm", "pixdim"), [1.0] * 3)
     is_ct = read_metadata(bundle.root)["network_data_format"].get("inputs", {}).get("image", {}).get("modality") == "CT"
@@ -188,7 +176,7 @@ def _phantom(bundle: Bundle) -> MetaTensor:
     voxels = torch.where(cast("torch.Tensor", is_body), (mean + spread * spots).clamp(min=around), around)
     i, j, k = shape
     grid = Grid((i, j, k), torch.diag(torch.tensor([*map(float, spacing_mm), 1.0], dtype=torch.float64)).numpy())
-    return _preprocessed(bundle, as_image(voxels[0].numpy(), grid))
+    return as_image(voxels[0].numpy(), grid)
 
 
 def _preprocessed(bundle: Bundle, image: MetaTensor) -> MetaTensor:

@@ -154,10 +154,10 @@ def _network_format(root: Path) -> str:
 
 def _export(root: Path) -> str:
     """Export to every format whose packages are installed."""
-    seen = {}
+    bundle, seen = open_bundle(root, "cpu"), {}
     with tempfile.TemporaryDirectory() as folder:
         for form in filter(is_installed, Format):
-            seen[form] = export(root, form, Path(folder) / f"model{SUFFIXES[form][0]}").agreement.difference
+            seen[form] = export(bundle, form, Path(folder) / f"model{SUFFIXES[form][0]}").agreement.difference
     return f"{', '.join(seen)}: logits differ by at most {max(seen.values()):.1g} of their range"
 
 

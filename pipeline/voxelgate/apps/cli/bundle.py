@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from monai.data import MetaTensor
 
 from voxelgate.apps.cli.options import BundleArgument, Overwrite, OwnBundleArgument
 from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
 from voxelgate.bundle.export import export
 from voxelgate.bundle.metadata import read_metadata
-from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.opened import Bundle, open_bundle
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes.choice import calibrate_windows
@@ -71,7 +72,8 @@ def export_bundle(
 ) -> None:
     """Write the network as a file for other systems, provided that it says the same as the network."""
     root = find_own_bundle(bundle) if out is None else find_bundle(bundle)
-    exported = export(root, form, out, images=images or [], overwrite=overwrite)
+    opened = open_bundle(root, "cpu")
+    exported = export(opened, form, out, _read_one(images, opened) if images else None, overwrite=overwrite)
     console.print(f"{exported.path}: {exported}", markup=False, soft_wrap=True)
 
 
@@ -85,10 +87,15 @@ def calibrate_bundle(
 ) -> None:
     """Measure every way to run the network here; `segment` then takes the fastest that gives equal labels."""
     opened = open_bundle(bundle)
-    cases = find_cases(images, rule=opened.series_rule, images=opened.images)
-    if len(cases) != 1:
-        raise UsageError(f"{len(cases)} images are given, but one is measured; name its files.")
-    scan = read_case(cases[0], opened.labels, images=opened.images)
-    prepared = opened.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(opened.device)
+    prepared = opened.preprocessing({"image": _read_one(images, opened)})["image"][None].to(opened.device)
     measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
     console.print(str(measured), markup=False)
+
+
+def _read_one(paths: list[Path], bundle: Bundle) -> MetaTensor:
+    """Return the one image (C, I, J, K) of some files, as the bundle takes it."""
+    cases = find_cases(paths, rule=bundle.series_rule, images=bundle.images)
+    if len(cases) != 1:
+        raise UsageError(f"{len(cases)} images are given, but one is looked at; name its files.")
+    scan = read_case(cases[0], bundle.labels, images=bundle.images)
+    return as_image(scan.voxels, scan.grid)
