@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # MONAI Label has an environment of its own: `make label STUDIES=folder` starts it, `make label-test` tests it.
 LABEL_VENV := .venv-label
@@ -13,17 +14,23 @@ BUNDLES ?= bundles/hippocampus_mri_segmentation
 STUDIES ?=
 WORK ?= label-work
 
-.PHONY: demo test label label-test format clean
+.PHONY: demo check test lint label label-test format clean
 
 demo: $(VENV)/.core
 	$(BIN)/voxelgate demo --out out --overwrite
 
-test: $(VENV)/.dev
+# What every change is checked with: form, types, layers, and the tests that are not marked slow.
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST)
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	for version in 3.11 3.12 3.13; do $(BIN)/mypy --python-version $$version || exit; done
 
 label: $(LABEL_VENV)/.ready
 	@test -n "$(STUDIES)" || { echo "Which images? make label STUDIES=folder, or STUDIES=http://pacs/dicom-web"; exit 2; }
