@@ -14,7 +14,7 @@ BUNDLES ?= bundles/hippocampus_mri_segmentation
 STUDIES ?=
 WORK ?= label-work
 
-.PHONY: demo check test lint label label-test format clean
+.PHONY: demo check test lint docs label label-test format clean
 
 demo: $(VENV)/.core
 	$(BIN)/voxelgate demo --out out --overwrite
@@ -39,6 +39,9 @@ label: $(LABEL_VENV)/.ready
 label-test: $(LABEL_VENV)/.ready
 	$(LABEL_PIP) install --quiet $(LABEL_PINS) pytest hypothesis
 	$(LABEL_BIN)/python -m pytest tests/apps/test_label_*.py
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -3,7 +3,7 @@
 Each network gets into its bundle by `network` (and `channels`) of the plan's overrides, and nothing else. What is done
 is kept in the folder and not done again.
 
-python -m benchmarks.networks data_manifests/hippocampus.json DATA --out FOLDER --plot benchmarks/networks.svg
+python -m benchmarks.networks data_manifests/hippocampus.json DATA --out FOLDER --plot docs/images/networks.svg
 """
 
 import argparse
