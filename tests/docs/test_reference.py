@@ -1,7 +1,11 @@
 """The reference pages leave nothing out: every finding, command, option and public name."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -66,3 +70,23 @@ def test_every_column_of_the_table_of_cases_is_described() -> None:
 def test_no_page_fetches_anything_from_elsewhere() -> None:
     for page in DOCS.rglob("*.md"):
         assert not re.search(r"<script|<link|!\[[^\]]*\]\(http|src=\"http", page.read_text(encoding="utf-8")), page
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra dev")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+
+    built = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (built.returncode, built.stderr) == (0, "")
+    assert not re.search(
+        r"(src|href)=\"(https?:)?//[^\"]*\.(js|css|woff2?)", (tmp_path / "site" / "index.html").read_text("utf-8")
+    )
