@@ -35,7 +35,8 @@ function dice(value) {
 }
 
 function seconds(value) {
-  if (value >= 60) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  const whole = Math.round(value);
+  if (whole >= 60) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${value.toFixed(value < 10 ? 1 : 0)} s`;
 }
 

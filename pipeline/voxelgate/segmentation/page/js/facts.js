@@ -23,8 +23,8 @@ const SPREADS = STRUCTURES.map((_, position) => {
 
 function quantile(sorted, share) {
   const position = share * (sorted.length - 1);
-  const [below, above] = [sorted[Math.floor(position)], sorted[Math.ceil(position)]];
-  return below + (above - below) * (position % 1);
+  const [lower, upper] = [sorted[Math.floor(position)], sorted[Math.ceil(position)]];
+  return lower + (upper - lower) * (position % 1);
 }
 
 function place(spread, value) {

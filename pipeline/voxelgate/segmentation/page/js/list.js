@@ -92,8 +92,8 @@ function showPages(count) {
   };
   const button = (text, by) => el("button", { type: "button", disabled: !(LIST.page + by >= 0 && LIST.page + by < pages), onclick: () => turn(by) }, text);
   const first = LIST.page * PAGE_ROWS + 1;
-  const place = `${first.toLocaleString("en")} to ${Math.min(count, first + PAGE_ROWS - 1).toLocaleString("en")} of ${count.toLocaleString("en")}`;
-  byId("pages").replaceChildren(...(pages > 1 ? [button("Previous page", -1), el("span", {}, place), button("Next page", 1)] : []));
+  const range = `${first.toLocaleString("en")} to ${Math.min(count, first + PAGE_ROWS - 1).toLocaleString("en")} of ${count.toLocaleString("en")}`;
+  byId("pages").replaceChildren(...(pages > 1 ? [button("Previous page", -1), el("span", {}, range), button("Next page", 1)] : []));
 }
 
 // Move through the rows by arrow keys; one row at a time is in the order of Tab.

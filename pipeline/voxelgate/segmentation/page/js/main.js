@@ -75,14 +75,15 @@ for (const number of [1, 2, 3]) CASE_KEYS[number] = () => planes?.activate(plane
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
   const isTyping = event.target.matches('input[type="search"], select');
-  if (event.key === "?" && !isTyping) return byId("help").showModal();
-  if (!shownCase) {
-    if (event.key === "/" && !isTyping) {
-      event.preventDefault();
-      byId("search").focus();
-    }
-    return;
+  if (event.key === "?" && !isTyping) byId("help").showModal();
+  else if (shownCase) pressedInCase(event, isTyping);
+  else if (event.key === "/" && !isTyping) {
+    event.preventDefault();
+    byId("search").focus();
   }
+}
+
+function pressedInCase(event, isTyping) {
   const isSliding = event.target.matches('input[type="range"]') && /^(Arrow|Home|End)/.test(event.key);
   const action = isTyping || isSliding ? undefined : CASE_KEYS[event.key];
   if (!action) return;

@@ -4,6 +4,7 @@
 const COLOURS = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [204, 121, 167], [213, 94, 0], [0, 114, 178]];
 const AXIS_OF = { axial: 2, coronal: 1, sagittal: 0 };
 const STACKED_BELOW = 760; // CSS pixels of room under which the planes stand below each other
+const SWATCH = 18; // CSS pixels
 const SCALE_BARS_MM = [100, 50, 20, 10, 5];
 
 // The table is shown while the browser still reads the pictures that follow this script.
@@ -40,18 +41,16 @@ async function pixelLabels(base64, bits) {
 
 // Return the label of each pixel of an enlarged slice: of the four nearest, the one that weighs most.
 function enlarged(preview, labels, plane, slice, width, height, isShown) {
-  const columns = nearest(plane.width, width);
-  const rows = nearest(plane.height, height);
+  const across = nearest(plane.width, width);
+  const down = nearest(plane.height, height);
   const result = new Uint16Array(width * height);
   for (let y = 0; y < height; y++) {
-    const upper = (slice * plane.height + rows.low[y]) * preview.width + plane.x;
-    const lower = (slice * plane.height + rows.high[y]) * preview.width + plane.x;
-    const down = rows.share[y];
+    const upper = (slice * plane.height + down.low[y]) * preview.width + plane.x;
+    const lower = (slice * plane.height + down.high[y]) * preview.width + plane.x;
     for (let x = 0; x < width; x++) {
-      const a = labels[upper + columns.low[x]], b = labels[upper + columns.high[x]];
-      const c = labels[lower + columns.low[x]], d = labels[lower + columns.high[x]];
-      const right = columns.share[x];
-      const value = a === b && a === c && a === d ? a : heaviest(a, b, c, d, right, down);
+      const a = labels[upper + across.low[x]], b = labels[upper + across.high[x]];
+      const c = labels[lower + across.low[x]], d = labels[lower + across.high[x]];
+      const value = a === b && a === c && a === d ? a : heaviest(a, b, c, d, across.share[x], down.share[y]);
       if (value && isShown[value]) result[y * width + x] = value;
     }
   }
@@ -232,7 +231,7 @@ class Planes {
     const free = isStacked ? room : room - 16 * (widths.length - 1);
     const pixelsPerMm = Math.min(free / wide, tallest / Math.max(...this.views.map((view) => view.plane.size_mm[1])));
     for (const view of this.views) {
-      const [width, height] = view.plane.size_mm.map((size) => Math.max(1, Math.floor(size * pixelsPerMm)));
+      const [width, height] = view.plane.size_mm.map((mm) => Math.max(1, Math.floor(mm * pixelsPerMm)));
       view.canvas.style.width = view.figure.style.width = `${width}px`;
       view.canvas.style.height = `${height}px`;
       view.canvas.width = Math.round(width * devicePixelRatio);
@@ -265,13 +264,13 @@ class Planes {
     }
     if (this.look.lines) this.drawLines(view, context);
     drawScaleBar(context, plane, this.barMm);
-    const place = `slice ${plane.source[slice]} of ${plane.source_slices}`;
-    view.caption.textContent = place;
+    const text = `slice ${plane.source[slice]} of ${plane.source_slices}`;
+    view.caption.textContent = text;
     view.slider.value = slice;
-    view.slider.setAttribute("aria-valuetext", place);
+    view.slider.setAttribute("aria-valuetext", text);
     const names = found.map((value) => this.preview.names[value - 1]);
     const hot = attention ? `, attention of gate ${this.preview.gates[this.look.gate]}` : "";
-    canvas.setAttribute("aria-label", `${plane.name} ${place}${names.length ? `, with ${names.join(", ")}` : ""}${hot}`);
+    canvas.setAttribute("aria-label", `${plane.name} ${text}${names.length ? `, with ${names.join(", ")}` : ""}${hot}`);
   }
 
   drawLines(view, context) {
@@ -339,11 +338,11 @@ function drawScaleBar(context, plane, mm) {
   written(context, mm >= 10 ? `${mm / 10} cm` : `${mm} mm`, x, y - 4 * devicePixelRatio);
 }
 
-function swatch(value, size = 18) {
-  const pixels = Math.round(size * devicePixelRatio);
+function swatch(value) {
+  const pixels = Math.round(SWATCH * devicePixelRatio);
   const labels = new Uint16Array(pixels * pixels).fill(value);
   const canvas = overlay(labels, pixels, pixels, { opacity: 0.9, outline: false }, devicePixelRatio);
-  canvas.style.width = canvas.style.height = `${size}px`;
+  canvas.style.width = canvas.style.height = `${SWATCH}px`;
   canvas.style.backgroundColor = "#20262c";
   return canvas;
 }
