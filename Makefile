@@ -52,8 +52,9 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.core
+$(VENV)/.dev: $(VENV)/.core tests/js/package-lock.json
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	npm ci --prefix tests/js --no-audit --no-fund --silent || echo "without npm the page's JavaScript is not linted"
 	touch $@
 
 $(LABEL_VENV)/.ready: pyproject.toml constraints.txt constraints-label.txt
@@ -63,4 +64,4 @@ $(LABEL_VENV)/.ready: pyproject.toml constraints.txt constraints-label.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) out
+	rm -rf $(VENV) $(LABEL_VENV) tests/js/node_modules out
