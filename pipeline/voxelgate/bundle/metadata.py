@@ -60,6 +60,9 @@ def image_spec_of(root: str | Path) -> ImageSpec:
 
     Raises:
         BundleError: the channels are not 0, 1, 2, ...
+
+    >>> vg.image_spec_of("my_bundle").files
+    1
     """
     stated = read_metadata(Path(root))["network_data_format"].get("inputs", {}).get("image", {})
     count = int(stated.get("num_channels", 1))

@@ -63,6 +63,10 @@ class Bundle:
         cleaning: labels (1, 1, I, J, K) from the inferer to labels without what cross-validation found to be mistakes;
             the steps of `postprocessing` in `inference.json` before it saves.
         images: what its images consist of.
+
+    >>> bundle = vg.open_bundle("my_bundle")
+    >>> bundle.name, bundle.version
+    ('bright_ct', '1.0.0')
     """
 
     root: Path
@@ -94,6 +98,10 @@ def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = Fa
         UsageError: no such device.
         BundleError: files are missing or altered, configs do not define what is needed, weights do not fit, or there
             are no weights of folds to average.
+
+    >>> bundle = vg.open_bundle("my_bundle", device="cpu")
+    >>> bundle.labels.names
+    ('background', 'femur')
     """
     fingerprint = verify(root)
     metadata = read_metadata(root)

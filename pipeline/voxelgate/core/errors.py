@@ -16,13 +16,27 @@ from pathlib import Path
 
 
 class VoxelgateError(Exception):
-    """Base of all errors that are the user's to mend; `exit_code` is what the command line returns."""
+    """Base of all errors that are the user's to mend; `exit_code` is what the command line returns.
+
+    >>> try:
+    ...     raise vg.VoxelgateError("x.nii.gz: not found.")
+    ... except vg.VoxelgateError as error:
+    ...     print(error)
+    x.nii.gz: not found.
+    """
 
     exit_code = 1
 
 
 class InputError(VoxelgateError):
-    """An image, label map or folder cannot be used."""
+    """An image, label map or folder cannot be used.
+
+    >>> try:
+    ...     raise vg.InputError("scan.nii.gz: truncated.")
+    ... except vg.VoxelgateError as error:
+    ...     print(error)
+    scan.nii.gz: truncated.
+    """
 
 
 class ManifestError(InputError):
@@ -38,19 +52,47 @@ class ManifestError(InputError):
 
 
 class BundleError(VoxelgateError):
-    """A bundle is incomplete, altered or does not fit its weights."""
+    """A bundle is incomplete, altered or does not fit its weights.
+
+    >>> try:
+    ...     raise vg.BundleError("my_bundle: not sealed.")
+    ... except vg.VoxelgateError as error:
+    ...     print(error)
+    my_bundle: not sealed.
+    """
 
 
 class EngineError(VoxelgateError):
-    """The workers that cases are given to cannot be reached or kept."""
+    """The workers that cases are given to cannot be reached or kept.
+
+    >>> try:
+    ...     raise vg.EngineError("a worker went away.")
+    ... except vg.VoxelgateError as error:
+    ...     print(error)
+    a worker went away.
+    """
 
 
 class OutputError(VoxelgateError):
-    """A result cannot be written, or would overwrite something that was there."""
+    """A result cannot be written, or would overwrite something that was there.
+
+    >>> try:
+    ...     raise vg.OutputError("labels.nii.gz: exists already.")
+    ... except vg.VoxelgateError as error:
+    ...     print(error)
+    labels.nii.gz: exists already.
+    """
 
 
 class UsageError(VoxelgateError):
-    """An option or config value is wrong."""
+    """An option or config value is wrong.
+
+    >>> try:
+    ...     raise vg.UsageError("--folds 1: at least two are needed.")
+    ... except vg.VoxelgateError as error:
+    ...     print(error)
+    --folds 1: at least two are needed.
+    """
 
     exit_code = 2
 

@@ -106,6 +106,10 @@ class Finding:
         code: its stable name.
         severity: what follows from it.
         message: one sentence without patient data or raw UIDs.
+
+    >>> (series,) = vg.scan_dicom(Path("study"))
+    >>> [finding.severity.value for finding in series.findings]
+    []
     """
 
     code: FindingCode

@@ -36,6 +36,10 @@ class Grid:
 
     Raises:
         ValueError: the shape is not three positive numbers, or the affine is not an invertible one.
+
+    >>> grid = vg.Grid((10, 20, 30), np.diag([0.5, 0.5, 2.0, 1.0]))
+    >>> grid.spacing_mm
+    (0.5, 0.5, 2.0)
     """
 
     shape: tuple[int, int, int]

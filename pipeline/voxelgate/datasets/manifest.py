@@ -107,6 +107,10 @@ class Manifest:
         ManifestError: a file outside of `data_root` or named twice, a case id used twice, a case with more or fewer
             files than channels (a picture in colours is one file for three), a file of another kind, a subject in two
             folds or in training and test, folds that are incomplete or not 0, 1, 2, ...; all of them at once.
+
+    >>> manifest = vg.load_manifest("data/manifest.json")
+    >>> len(manifest.cases), manifest.folds
+    (4, (0, 1))
     """
 
     name: str
@@ -208,6 +212,9 @@ def load_manifest(path: str | Path, data_root: str | Path | None = None) -> Mani
     Raises:
         ManifestError: no such file, not JSON, not of the schema, or rows that contradict each other; lists
             all problems.
+
+    >>> vg.load_manifest("data/manifest.json").labels.names
+    ('background', 'blob')
     """
     path = Path(path)
     document = _read_json(path)
@@ -271,6 +278,10 @@ def datalist(
     Raises:
         ManifestError: see `load_manifest`.
         UsageError: an unknown part or fold, or a part without cases.
+
+    >>> rows = vg.datalist("data/manifest.json", fold=0, part="validation")
+    >>> sorted(rows[0])
+    ['case_id', 'image', 'label']
     """
     if part not in set(Split):
         raise UsageError(f"part {part!r} is unknown; the parts are {', '.join(Split)}.")

@@ -82,6 +82,9 @@ class Fingerprint:
         ranges: of each structure what is usual, as `voxelgate.core.structures.StructureRange` reads it.
         licence: of the data.
         reference: publications to cite.
+
+    >>> vg.survey(vg.load_manifest("data/manifest.json")).fingerprint.cases
+    4
     """
 
     name: str
@@ -136,6 +139,9 @@ class Survey:
         facts: of each sound case, in their order.
         fingerprint: of them all.
         defects: what was found wrong, and what was done about it.
+
+    >>> vg.survey(vg.load_manifest("data/manifest.json")).fingerprint.spacing_mm
+    (1.0, 1.0, 1.0)
     """
 
     manifest: Manifest
@@ -157,6 +163,10 @@ def survey(
 
     Raises:
         ManifestError: no case is sound, which lists all defects, or none holds a structure, or sides are wrong in most.
+
+    >>> facts = vg.survey(vg.load_manifest("data/manifest.json"))
+    >>> facts.fingerprint.cases, facts.defects
+    (4, ())
     """
     if executor is None:
         with ThreadPoolExecutor(_readers(manifest)) as threads:

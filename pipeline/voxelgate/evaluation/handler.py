@@ -20,6 +20,9 @@ class ScoreCases:
         names: `{"0": "background", "1": ...}`.
         pred_key: key of the prediction in the evaluator's output, one-hot (classes, I, J, K) with its affine.
         label_key: key of the reference, likewise.
+
+    >>> scores = vg.ScoreCases(path="scores.csv", names={"0": "background", "1": "blob"})
+    >>> scores.attach(Engine(lambda engine, batch: None))
     """
 
     def __init__(

@@ -54,7 +54,11 @@ _CODED = re.compile(r"([A-Z0-9_]+): ")
 
 
 class Verdict(StrEnum):
-    """What to do with a result before anybody relies on it."""
+    """What to do with a result before anybody relies on it.
+
+    >>> [verdict.value for verdict in vg.Verdict]
+    ['accept', 'review', 'refuse']
+    """
 
     ACCEPT = "accept"
     REVIEW = "review"
@@ -68,6 +72,9 @@ class Quality:
     Args:
         verdict: accept, review (a person must look), or refuse (it is surely wrong).
         reasons: a sentence for each doubt; empty if accepted.
+
+    >>> vg.Quality().verdict
+    <Verdict.ACCEPT: 'accept'>
     """
 
     verdict: Verdict = Verdict.ACCEPT

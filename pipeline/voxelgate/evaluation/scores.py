@@ -86,6 +86,10 @@ class LabelScores:
         reference_ml: volume of R.
         difference_ml: `volume_ml - reference_ml`; negative if the prediction is too small.
         counts_pixels: whether it is a picture, whose pixels are cubes of 1 mm: sizes are to be told as in `IN_PIXELS`.
+
+    >>> (scores,) = vg.evaluate(Path("labels.nii.gz"), Path("labels.nii.gz"))
+    >>> scores.dice, scores.hd95_mm
+    (1.0, 0.0)
     """
 
     case_id: str
@@ -177,6 +181,10 @@ def evaluate(
     Raises:
         InputError: files have no partner, lie on different grids, cannot be read, or hold other values than the names
             allow.
+
+    >>> scores = vg.evaluate(Path("labels.nii.gz"), Path("labels.nii.gz"))
+    >>> [(score.label, score.dice) for score in scores]
+    [('label_1', 1.0)]
     """
     pairs = pair_files(Path(predictions), Path(references))
     return [scores for case in evaluate_pairs(pairs, labels, workers=workers) for scores in case]

@@ -33,6 +33,9 @@ class ImageSpec:
     Args:
         channels: what each channel is, in the order in which the network gets them.
         is_picture: PNG, TIFF or JPEG pictures instead of volumes and DICOM.
+
+    >>> vg.ImageSpec(channels=("T1", "FLAIR")).files
+    2
     """
 
     channels: tuple[str, ...] = ("image",)
@@ -110,6 +113,10 @@ class ImageOnGrid(NamedTuple):
     Args:
         voxels: (C, i, j, k), any real type.
         grid: of every channel, RAS+ mm.
+
+    >>> voxels, grid = vg.read_image("scan.nii.gz")
+    >>> voxels.shape[1:] == grid.shape
+    True
     """
 
     voxels: Voxels
@@ -129,6 +136,10 @@ def read_image(paths: Paths, spec: ImageSpec = ONE_VOLUME) -> ImageOnGrid:
     Raises:
         InputError: files are missing or too many, of another kind, unreadable, on different grids, or two hold the same
             voxels, so that one channel stands for another.
+
+    >>> image = vg.read_image("scan.nii.gz")
+    >>> image.voxels.shape
+    (1, 32, 36, 28)
     """
     files = as_paths(paths)
     _refuse_other_files(files, spec)

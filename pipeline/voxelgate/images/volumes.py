@@ -171,6 +171,10 @@ def write_label_map(
     Raises:
         OutputError: the file exists, labels and grid do not fit each other or `like`, or the file cannot be written
             or reads back differently; then nothing is left behind and an older file of that name is untouched.
+
+    >>> image = vg.read_image("scan.nii.gz")
+    >>> labels = np.zeros(image.grid.shape, np.uint8)
+    >>> vg.write_label_map(Path("empty.nii.gz"), labels, image.grid, like=Path("scan.nii.gz"))
     """
     suffix = next((suffix for suffix in LABEL_SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:

@@ -173,6 +173,10 @@ class AttentionUNet(nn.Module):
 
     Raises:
         ValueError: arguments that fit no network.
+
+    >>> network = vg.AttentionUNet(in_channels=1, out_channels=3, channels=(8, 16))
+    >>> network(torch.zeros(1, 1, 19, 20, 21)).shape
+    torch.Size([1, 3, 19, 20, 21])
     """
 
     def __init__(  # noqa: PLR0913  # each is one choice of the literature, keyword-only

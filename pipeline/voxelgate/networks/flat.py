@@ -22,6 +22,10 @@ class FlatNetwork(nn.Module):
 
     Raises:
         ValueError: another axis.
+
+    >>> flat = vg.FlatNetwork(network=vg.AttentionUNet(in_channels=1, out_channels=2, spatial_dims=2, channels=(8, 16)))
+    >>> flat(torch.zeros(1, 1, 24, 20, 1)).shape
+    torch.Size([1, 2, 24, 20, 1])
     """
 
     def __init__(self, *, network: nn.Module, axis: int = 2) -> None:

@@ -184,6 +184,12 @@ class GuidedAttentionNet(nn.Module):
 
     Raises:
         ValueError: a backbone that lacks a part, or for images of other channels.
+
+    >>> from monai.networks.nets import resnet18
+    >>> backbone = resnet18(n_input_channels=1)
+    >>> network = vg.GuidedAttentionNet(out_channels=2, backbone=backbone, width=8).eval()
+    >>> network(torch.zeros(1, 1, 16, 16, 16)).shape
+    torch.Size([1, 2, 16, 16, 16])
     """
 
     def __init__(

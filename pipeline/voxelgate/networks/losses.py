@@ -34,6 +34,10 @@ class BCEDiceLoss(nn.Module):
     Args:
         smooth: `s`, voxels; with 1 a class that is absent and not predicted costs nothing.
         include_background: whether the Dice of the first class counts.
+
+    >>> loss = vg.BCEDiceLoss()
+    >>> bool(loss(torch.zeros(1, 2, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)) > 0)
+    True
     """
 
     def __init__(self, *, smooth: float = 1.0, include_background: bool = True) -> None:
@@ -59,6 +63,10 @@ class NetworkLoss(nn.Module):
         attention_weight: of the supervision of the gates.
         guide_weight: of the guided loss.
         reconstruction_weight: of the reconstruction loss.
+
+    >>> loss = vg.NetworkLoss(DiceCELoss(to_onehot_y=True, softmax=True))
+    >>> bool(loss(torch.zeros(1, 2, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)) > 0)
+    True
     """
 
     def __init__(

@@ -79,6 +79,10 @@ class NonLocalUNet(AttentionUNet):
 
     Raises:
         ValueError: arguments that fit no network.
+
+    >>> network = vg.NonLocalUNet(in_channels=1, out_channels=2, channels=(8, 16)).eval()
+    >>> network(torch.zeros(1, 1, 16, 16, 16)).shape
+    torch.Size([1, 2, 16, 16, 16])
     """
 
     def __init__(

@@ -3,6 +3,10 @@
 Every argument of `AttentionUNet` may be given besides and wins, so that sizes can be made equal for a comparison:
 `{"_target_": "voxelgate.presets.oktay", "in_channels": 1, "out_channels": 3, "channels": [16, 32, 64]}`. All
 use the activation and the initialisation of `AttentionUNet`, and take images of any size, in 2D and 3D.
+
+>>> network = vg.presets.unet(in_channels=1, out_channels=2, channels=[8, 16])
+>>> network(torch.zeros(1, 1, 16, 16, 16)).shape
+torch.Size([1, 2, 16, 16, 16])
 """
 
 from collections.abc import Sequence

@@ -141,6 +141,9 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
 
     Raises:
         InputError: an input does not exist, is no readable volume, or holds none; a manifest whose channels are others.
+
+    >>> [case.case_id for case in vg.find_cases([Path("scan.nii.gz")])]
+    ['scan']
     """
     manifests = [given for given in inputs if is_manifest(given)]
     others = [given for given in inputs if given not in manifests]

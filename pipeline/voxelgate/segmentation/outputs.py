@@ -28,7 +28,11 @@ from voxelgate.segmentation.report import CaseReport
 
 
 class Output(StrEnum):
-    """Kinds of files that can be written of a case."""
+    """Kinds of files that can be written of a case.
+
+    >>> vg.Output("seg").name
+    'SEG'
+    """
 
     NIFTI = "nifti"
     """The label map, of a picture as PNG or TIFF."""

@@ -12,7 +12,11 @@ from voxelgate.inference.attention.maps import GateReport, GateVerdict
 
 
 class CaseStatus(StrEnum):
-    """What became of a case."""
+    """What became of a case.
+
+    >>> vg.CaseStatus("done").name
+    'DONE'
+    """
 
     DONE = "done"
     REFUSED = "refused"

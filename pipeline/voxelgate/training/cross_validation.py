@@ -47,7 +47,11 @@ SCORE_CLEANINGS = {"score_cases#_target_": "voxelgate.ScoreCleanings"}
 
 
 class ScoreCleanings(ScoreCases):
-    """`ScoreCases` that also tries each step on each structure; `trials` holds what came of it."""
+    """`ScoreCases` that also tries each step on each structure; `trials` holds what came of it.
+
+    >>> scores = vg.ScoreCleanings(path="scores.csv", names={"0": "background", "1": "blob"})
+    >>> scores.attach(Engine(lambda engine, batch: None))
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -73,6 +77,10 @@ class CrossValidation:
         scores: of every case by the network of its fold, which has not seen it; before cleaning.
         trials: what cleaning would do to them.
         mean_dice: of each fold, over its subjects and the labels; NaN if its cases hold no structure.
+
+    >>> found = vg.CrossValidation(Path("trained"), scores=(), trials=(), mean_dice=(0.88, 0.9))
+    >>> max(found.mean_dice)
+    0.9
     """
 
     bundle: Path
@@ -106,6 +114,13 @@ def train_folds(
         ManifestError: the manifest or its files are wrong; lists all problems.
         UsageError: fewer subjects than folds, or labels or settings that do not fit the bundle.
         OutputError: `out` exists, and `resume` was not asked for.
+
+    >>> made = vg.plan(vg.survey(vg.load_manifest("data/manifest.json")).fingerprint, vg.Budget(minutes=1))
+    >>> vg.write_bundle(made, Path("quick_bundle"))
+    >>> quick = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "precision": "float32"}
+    >>> job = vg.TrainingJob(Path("quick_bundle"), Path("data/manifest.json"), Path("quick_folds"), overrides=quick)
+    >>> len(vg.train_folds(job, 2).mean_dice)
+    2
     """
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(labels_of(job.bundle).names, manifest)

@@ -126,6 +126,9 @@ class WatchTraining:
         log_dir: folder of the TensorBoard events, shared with other handlers.
         interval: steps from one check of layers and gates to the next.
         health: what counts as wrong.
+
+    >>> network = vg.AttentionUNet(in_channels=1, out_channels=2, channels=(8, 16))
+    >>> watch = vg.WatchTraining(network=network, log_dir="events")
     """
 
     def __init__(

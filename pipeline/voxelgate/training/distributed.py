@@ -32,12 +32,19 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return how many processes train together.
+
+    >>> vg.world_size()
+    1
+    """
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def start_process_group() -> torch.device:
-    """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs; return this process's device."""
+    """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs; return this process's device.
+
+    >>> device = vg.start_process_group()  # doctest: +SKIP
+    """
     has_gpu = torch.cuda.is_available()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if has_gpu else "gloo")
@@ -53,6 +60,10 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
 
     Raises:
         UsageError: no such file, or weights of another network.
+
+    >>> network = vg.AttentionUNet(in_channels=1, out_channels=2, channels=(8, 16))
+    >>> vg.start_from(network, None) is network
+    True
     """
     if weights is None:
         return network
@@ -77,6 +88,8 @@ def set_aside(folder: str | Path, weights: str | Path, *, resume: bool = False) 
         folder: with state and events of the earlier training.
         weights: that the new training will replace.
         resume: whether a training whose state lies in `folder` goes on.
+
+    >>> vg.set_aside("new_training", "new_training/model.pt")
     """
     if rank() == 0:
         _set_aside(Path(folder), Path(weights), is_wanted=resume)
@@ -104,6 +117,9 @@ def identify(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         rows: of a datalist; cases are told by "case_id", by the names of the files of the "image" where there is none.
+
+    >>> len(vg.identify(vg.datalist("data/manifest.json", fold=0)))
+    64
     """
     names = [row.get("case_id") or _file_names(row["image"]) for row in rows]
     return f"{len(rows)} cases {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"

@@ -49,6 +49,10 @@ class ShardedRandomSampler(Sampler[int]):
 
     Raises:
         UsageError: there is no case.
+
+    >>> sampler = vg.ShardedRandomSampler(cases=3, samples=6, seed=0)
+    >>> sorted(sampler)
+    [0, 0, 1, 1, 2, 2]
     """
 
     def __init__(self, cases: int, samples: int, *, seed: int) -> None:
@@ -82,6 +86,9 @@ class SeedEpochs:
         seed: of the whole run.
         sampler: told the epoch.
         transform: random transforms of the training data, seeded anew each epoch.
+
+    >>> handler = vg.SeedEpochs(seed=0, sampler=vg.ShardedRandomSampler(cases=3, samples=6, seed=0))
+    >>> handler.attach(Engine(lambda engine, batch: None))
     """
 
     def __init__(self, *, seed: int, sampler: ShardedRandomSampler, transform: Randomizable | None = None) -> None:
@@ -109,6 +116,10 @@ class UpdateAverage:
     Args:
         averaged: a `torch.optim.swa_utils.AveragedModel`.
         network: the network that is being trained.
+
+    >>> network = torch.nn.Conv3d(1, 2, 1)
+    >>> handler = vg.UpdateAverage(averaged=torch.optim.swa_utils.AveragedModel(network), network=network)
+    >>> handler.attach(Engine(lambda engine, batch: None))
     """
 
     def __init__(self, *, averaged: torch.optim.swa_utils.AveragedModel, network: nn.Module) -> None:
@@ -125,7 +136,13 @@ class UpdateAverage:
 
 
 class StopOnBadLoss:
-    """End the training with one sentence when the loss is no longer a number, naming the cases of that batch."""
+    """End the training with one sentence when the loss is no longer a number, naming the cases of that batch.
+
+    >>> trainer = Engine(lambda engine, batch: {"loss": torch.tensor(0.5)})
+    >>> vg.StopOnBadLoss().attach(trainer)
+    >>> trainer.run([0]).iteration
+    1
+    """
 
     def attach(self, engine: Engine) -> None:
         """Listen to each step."""
@@ -158,6 +175,10 @@ class KeepBest:
         validator: its `state.metrics[metric]` is compared, after it has run.
         metric: name of the measure; higher is better.
         patience: end the training after this many validations without a better one; 0 never does.
+
+    >>> validator = Engine(lambda engine, batch: None)
+    >>> best = vg.KeepBest(path="best.pt", network=torch.nn.Conv3d(1, 2, 1), validator=validator)
+    >>> best.attach(Engine(lambda engine, batch: None))
     """
 
     def __init__(
@@ -245,6 +266,8 @@ class ResumeState:
         objects: what has a state: network, average, optimiser, schedule, `KeepBest`.
         identity: settings that must be equal when a run is taken up again.
         resume: take up the run at `path`; otherwise a state that lies there is refused.
+
+    >>> state = vg.ResumeState(path="state.pt", objects={"network": torch.nn.Conv3d(1, 2, 1)}, identity={"seed": 0})
     """
 
     def __init__(
@@ -315,6 +338,8 @@ class ShowProgress:
     Args:
         validator: its metrics are shown.
         metrics: names of the metrics to show.
+
+    >>> vg.ShowProgress().attach(Engine(lambda engine, batch: {"loss": torch.tensor(0.5)}))
     """
 
     def __init__(self, *, validator: Engine | None = None, metrics: Sequence[str] = ("val_mean_dice",)) -> None:

@@ -46,6 +46,9 @@ class TrainingJob:
 
     Raises:
         UsageError: an override of what the job itself says.
+
+    >>> vg.TrainingJob(Path("planned"), Path("data/manifest.json"), Path("trained"), overrides={"epochs": 2}).fold
+    0
     """
 
     bundle: Path
@@ -78,6 +81,13 @@ def train(job: TrainingJob, *, progress: Callable[[int, int], None] | None = Non
         ManifestError: the manifest or its files are wrong; lists all problems.
         UsageError: labels, fold or settings do not fit the bundle.
         OutputError: `out` exists, and `resume` was not asked for.
+
+    >>> made = vg.plan(vg.survey(vg.load_manifest("data/manifest.json")).fingerprint, vg.Budget(minutes=1))
+    >>> vg.write_bundle(made, Path("quick"))
+    >>> quick = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "precision": "float32"}
+    >>> job = vg.TrainingJob(Path("quick"), Path("data/manifest.json"), Path("quick_trained"), overrides=quick)
+    >>> vg.train(job).name
+    'quick_trained'
     """
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(labels_of(job.bundle).names, manifest)

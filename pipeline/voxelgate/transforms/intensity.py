@@ -256,6 +256,10 @@ class OffsetToHUd(MapTransform):  # type: ignore[misc]  # MONAI ships no types t
 
     Raises:
         UsageError: the offset is not positive.
+
+    >>> stored = {"image": MetaTensor(torch.full((1, 2, 2, 2), 1024.0))}
+    >>> float(vg.OffsetToHUd("image", offset_hu=1024)(stored)["image"].max())
+    0.0
     """
 
     def __init__(
@@ -287,6 +291,10 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
 
     Raises:
         UsageError: the percentiles are not 0 <= low < high <= 100.
+
+    >>> image = vg.NormalizeImaged("image")({"image": MetaTensor(torch.arange(1.0, 65.0).reshape(1, 4, 4, 4))})["image"]
+    >>> round(float(image.mean()), 3) + 0.0
+    0.0
     """
 
     def __init__(
@@ -333,6 +341,10 @@ class Despeckled(MapTransform):  # type: ignore[misc]  # MONAI ships no types th
 
     Raises:
         UsageError: `weight` is not positive.
+
+    >>> calm = vg.Despeckled("image")({"image": MetaTensor(torch.rand(1, 8, 8, 8))})["image"]
+    >>> calm.shape
+    torch.Size([1, 8, 8, 8])
     """
 
     def __init__(

@@ -103,6 +103,12 @@ class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
 
     Args:
         output_dtype: given by `SaveImage`; the type follows from the labels.
+
+    >>> from monai.transforms import SaveImage
+    >>> save = SaveImage("saved", writer="voxelgate.LabelMapWriter", separate_folder=False, print_log=False)
+    >>> _ = save(LoadImaged("label", reader="voxelgate.VolumeReader")({"label": "labels.nii.gz"})["label"][None])
+    >>> [path.name for path in Path("saved").iterdir()]
+    ['labels_trans.nii.gz']
     """
 
     def __init__(self, output_dtype: object = np.uint8, **kwargs: Any) -> None:

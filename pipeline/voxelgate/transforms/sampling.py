@@ -63,6 +63,9 @@ class ForegroundIndicesd(MapTransform):  # type: ignore[misc]  # MONAI ships no 
     Args:
         label_key: the label map, (1, I, J, K); may be several keys.
         allow_missing_keys: skip keys that are absent instead of refusing.
+
+    >>> sorted(vg.ForegroundIndicesd("label")({"label": MetaTensor(torch.ones(1, 4, 4, 4))}))
+    ['label', 'label_indices']
     """
 
     def __init__(self, label_key: Hashable | Sequence[Hashable], *, allow_missing_keys: bool = False) -> None:
@@ -101,6 +104,10 @@ class RandBalancedPatchd(Randomizable, MapTransform):  # type: ignore[misc]  # M
     Raises:
         UsageError: `label_key` is not one of `keys`, or a number is out of its range.
         InputError: at call, when the shapes differ, or the indices belong to another label map.
+
+    >>> both = {"image": MetaTensor(torch.rand(1, 9, 9, 9)), "label": MetaTensor(torch.ones(1, 9, 9, 9))}
+    >>> vg.RandBalancedPatchd(("image", "label"), label_key="label", patch_vox=4)(both)["image"].shape
+    torch.Size([1, 4, 4, 4])
     """
 
     def __init__(  # noqa: PLR0913  # keyword-only numbers of one config entry

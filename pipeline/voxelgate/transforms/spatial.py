@@ -66,6 +66,10 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
     Raises:
         UsageError: a spacing that is not positive, or neither one nor three of them; an unknown mode, or not one a key.
         InputError: at call, when a key holds no 3D MetaTensor with an invertible affine.
+
+    >>> image = {"image": MetaTensor(torch.rand(1, 8, 8, 8), affine=torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0])))}
+    >>> vg.ResampleToSpacingd("image", spacing_mm=2.0)(image)["image"].shape
+    torch.Size([1, 4, 4, 4])
     """
 
     def __init__(
@@ -153,6 +157,11 @@ class RandSideSafeFlipd(Randomizable, MapTransform):  # type: ignore[misc]  # MO
         UsageError: `label_key` is not one of `keys`, an unknown plane, a pair that is none, a probability out of range.
         InputError: at call, when an axis to flip has another direction (use Orientationd with axcodes RAS before), the
             shapes differ, or a key holds no 3D MetaTensor.
+
+    >>> both = {"image": MetaTensor(torch.rand(1, 4, 4, 4)), "label": MetaTensor(torch.ones(1, 4, 4, 4))}
+    >>> flip = vg.RandSideSafeFlipd(("image", "label"), label_key="label", side_pairs=[[1, 2]], prob=1.0)
+    >>> int(flip(both)["label"].max())  # what was left is right in the mirror
+    2
     """
 
     def __init__(  # noqa: PLR0913  # the pairs and their lack are two facts, and MONAI's interface takes two arguments
@@ -275,6 +284,10 @@ class PlaceLabeld(MapTransform):  # type: ignore[misc]  # MONAI ships no types f
 
     Raises:
         InputError: at call, when label voxels lie between those of the image, or structures outside of it.
+
+    >>> image, part = MetaTensor(torch.zeros(1, 4, 4, 4)), MetaTensor(torch.ones(1, 2, 4, 4))
+    >>> vg.PlaceLabeld()({"image": image, "label": part})["label"].shape
+    torch.Size([1, 4, 4, 4])
     """
 
     def __init__(self, label_key: Hashable = "label", image_key: Hashable = "image") -> None:

@@ -31,6 +31,10 @@ class Series:
         headers: one a file, without those that are copies of another.
         findings: what was found, worst first.
         files: all its files, copies and unreadable ones too.
+
+    >>> (series,) = vg.scan_dicom(Path("study"))
+    >>> series.modality, len(series.files)
+    ('CT', 5)
     """
 
     series_id: str
@@ -87,6 +91,9 @@ def scan_dicom(
 
     Raises:
         InputError: as for `list_files`.
+
+    >>> [(series.modality, series.is_usable) for series in vg.scan_dicom(Path("study"))]
+    [('CT', True)]
     """
     return scan_files(list_files(root), allow=allow, progress=progress)
 

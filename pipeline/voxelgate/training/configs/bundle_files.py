@@ -47,6 +47,11 @@ def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> No
 
     Raises:
         OutputError: `root` exists.
+
+    >>> made = vg.plan(vg.survey(vg.load_manifest("data/manifest.json")).fingerprint)
+    >>> vg.write_bundle(made, Path("planned"))
+    >>> Path("planned/configs/train.json").is_file()
+    True
     """
     refuse_existing_bundle(root)
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,9 @@ class Budget:
 
     Raises:
         UsageError: a number out of its range.
+
+    >>> vg.Budget(minutes=15).device
+    <Device.CPU: 'cpu'>
     """
 
     device: Device = Device.CPU
@@ -215,6 +218,10 @@ class Plan:
         overrides: values that somebody set instead of the rules, as in the file that was given.
         reasons: one sentence for each choice.
         plan_version: of this layout, and of the rules.
+
+    >>> made = vg.plan(vg.survey(vg.load_manifest("data/manifest.json")).fingerprint)
+    >>> made.labels
+    ('background', 'blob')
     """
 
     name: str

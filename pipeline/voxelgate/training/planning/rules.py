@@ -110,6 +110,10 @@ def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[st
 
     Raises:
         UsageError: an override of something that a plan does not have, or values that make no plan.
+
+    >>> facts = vg.survey(vg.load_manifest("data/manifest.json"))
+    >>> vg.plan(facts.fingerprint, vg.Budget(minutes=5)).spacing_mm
+    (1.0, 1.0, 1.0)
     """
     chosen = budget or Budget()
     patch = _patch(facts, chosen)
