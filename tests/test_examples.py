@@ -76,7 +76,7 @@ def test_the_example_of_a_public_name_is_true(name: str, folder: Path, monkeypat
     found = getattr(vg, name)
     text = found.__doc__
     home = sys.modules[found.__name__ if isinstance(found, ModuleType) else found.__module__]
-    test = doctest.DocTestParser().get_doctest(text, {**NAMES}, name, home.__file__, 0)
+    test = doctest.DocTestParser().get_doctest(text, {**vars(home), **NAMES}, name, home.__file__, 0)
     assert test.examples, f"{name} has no example"
 
     report = io.StringIO()

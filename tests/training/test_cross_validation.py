@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from tests.training.test_resume import FOLDS, tiny_job
 from voxelgate.bundle.checksums import WEIGHTS, seal, verify
-from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.workers import executor_named
 from voxelgate.datasets.manifest import load_manifest
@@ -77,7 +77,7 @@ def test_the_bundle_holds_the_folds_and_as_its_own_weights_those_of_the_best(don
 
 
 def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidation, job: TrainingJob) -> None:
-    opened = open_bundle(done.bundle, "cpu", is_ensemble=True)
+    opened = open_bundle(done.bundle, "cpu", ensemble=True)
     assert opened.fingerprint != open_bundle(done.bundle, "cpu").fingerprint
     image = opened.preprocessing({"image": as_image(*read_channels(load_manifest(job.manifest).cases[0].image))})[
         "image"
@@ -88,7 +88,7 @@ def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidati
     together = asked(image, opened.network)
     alone = [asked(image, network) for network in networks]
     assert torch.allclose(together, sum(alone) / FOLDS, atol=1e-5)
-    open_bundle.cache_clear()
+    forget_opened()
 
 
 def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, job: TrainingJob, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, jo
     (report,) = segment_cases(cases_in([Path(str(image))], setup), setup, ExecutionOptions("serial"))
 
     assert report.status is CaseStatus.DONE, report.findings
-    opened = open_bundle(done.bundle, "cpu", is_ensemble=True)
+    opened = open_bundle(done.bundle, "cpu", ensemble=True)
     assert report.bundle_sha256 == opened.fingerprint
     prepared = opened.preprocessing({"image": as_image(*read_channels(image))})["image"][None]
     expected = opened.cleaning(opened.inferer(prepared, opened.network))[0, 0].numpy()
@@ -108,7 +108,7 @@ def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, jo
 def test_an_ensemble_of_a_bundle_without_folds_is_refused(done: CrossValidation, tmp_path: Path) -> None:
     single = Path(shutil.copytree(done.bundle / TRAINING / "fold_0", tmp_path / "single"))
     with pytest.raises(BundleError, match=r"has no models/fold_\*\.pt to average"):
-        open_bundle(single, is_ensemble=True)
+        open_bundle(single, ensemble=True)
 
 
 def test_a_cross_validation_that_is_there_is_refused_and_resumed_without_training_finished_folds(

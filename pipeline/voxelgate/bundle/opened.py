@@ -18,6 +18,7 @@ from torch import nn
 
 from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerprint, verify
 from voxelgate.bundle.metadata import expected_of, image_spec_of, labels_of, read_metadata, series_rule_of
+from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.labels import LabelTable
@@ -84,18 +85,17 @@ class Bundle:
     images: ImageSpec
 
 
-@functools.cache
-def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = False) -> Bundle:
-    """Verify a bundle and load its network; cached, so that a process opens each bundle once.
+def open_bundle(path: str | Path, device: str | None = None, *, ensemble: bool = False) -> Bundle:
+    """Verify a bundle and load its network; a process does so once for each bundle, device and kind.
 
     Args:
-        root: the bundle's folder.
+        path: the bundle's folder, or the name of a shipped bundle.
         device: where to run instead of the device that its config chooses.
-        is_ensemble: take the networks of all folds, a `ModuleList` whose probabilities the inferer averages, with a
+        ensemble: take the networks of all folds, a `ModuleList` whose probabilities the inferer averages, with a
             fingerprint of its own.
 
     Raises:
-        UsageError: no such device.
+        UsageError: no such device, or a shipped bundle and a folder here have this name.
         BundleError: files are missing or altered, configs do not define what is needed, weights do not fit, or there
             are no weights of folds to average.
 
@@ -103,6 +103,16 @@ def open_bundle(root: Path, device: str | None = None, *, is_ensemble: bool = Fa
     >>> bundle.labels.names
     ('background', 'femur')
     """
+    return _opened(find_bundle(path), device, is_ensemble=ensemble)
+
+
+def forget_opened() -> None:
+    """Let go of every bundle that this process has opened."""
+    _opened.cache_clear()
+
+
+@functools.cache
+def _opened(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     fingerprint = verify(root)
     metadata = read_metadata(root)
     parser = read_configs(

@@ -44,6 +44,10 @@ class ManifestError(InputError):
 
     Args:
         problems: one sentence for each problem, each naming its file; at least one.
+
+    >>> print(vg.ManifestError(["a.nii.gz: missing.", "b.nii.gz: missing."]))
+    a.nii.gz: missing.
+    b.nii.gz: missing.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -108,8 +108,8 @@ class Finding:
         message: one sentence without patient data or raw UIDs.
 
     >>> (series,) = vg.scan_dicom(Path("study"))
-    >>> [finding.severity.value for finding in series.findings]
-    []
+    >>> [(finding.code.value, finding.severity.value) for finding in series.findings]
+    [('SPARSE_SLICES', 'warn')]
     """
 
     code: FindingCode

@@ -281,7 +281,7 @@ def datalist(
 
     >>> rows = vg.datalist("data/manifest.json", fold=0, part="validation")
     >>> sorted(rows[0])
-    ['case_id', 'image', 'label']
+    ['case_id', 'image', 'label', 'subject']
     """
     if part not in set(Split):
         raise UsageError(f"part {part!r} is unknown; the parts are {', '.join(Split)}.")

@@ -122,8 +122,9 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         UsageError: a value out of its range.
 
     >>> infer = vg.RestoringSlidingWindowInferer(roi_size=(16, 16, 16), overlap=0.25)
-    >>> infer(MetaTensor(torch.rand(1, 1, 20, 20, 20)), torch.nn.Conv3d(1, 2, 1)).shape
-    torch.Size([1, 1, 20, 20, 20])
+    >>> load = LoadImaged("image", reader="voxelgate.VolumeReader", ensure_channel_first=True)
+    >>> infer(load({"image": "scan.nii.gz"})["image"][None], torch.nn.Conv3d(1, 2, 1)).shape
+    torch.Size([1, 1, 32, 36, 28])
     """
 
     def __init__(  # noqa: PLR0913 - one keyword for each number of the bundle's config

@@ -106,8 +106,7 @@ def stream(
     """Yield the logits of a whole volume, slab by slab; see `StreamingNetwork`, which prepares weights only once.
 
     >>> network = vg.AttentionUNet(in_channels=1, out_channels=2, channels=(8, 16)).eval()
-    >>> slabs = list(vg.stream(network, torch.zeros(1, 1, 40, 16, 16)))
-    >>> sum(slab.shape[2] for slab in slabs)
+    >>> sum(logits.shape[1] for first, logits in vg.stream(network, torch.zeros(1, 1, 40, 16, 16)))
     40
     """
     return StreamingNetwork(network, axis=axis, dtype=dtype).stream(image, chunk=chunk)

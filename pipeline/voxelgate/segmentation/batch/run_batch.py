@@ -73,7 +73,7 @@ def attention_of(bundle: Path, *, is_ensemble: bool = False) -> tuple[int, ...]:
         UsageError: the network has no gates to show, or there are several networks.
         BundleError: as for `open_bundle`.
     """
-    return gate_levels(open_bundle(bundle.absolute(), "cpu", is_ensemble=is_ensemble).network)
+    return gate_levels(open_bundle(bundle.absolute(), "cpu", ensemble=is_ensemble).network)
 
 
 def cases_in(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.opened import Bundle, forget_opened, open_bundle
 from voxelgate.core.errors import BundleError
 from voxelgate.core.files import file_sha256
 from voxelgate.dicom.quiet import quiet_pydicom
@@ -190,10 +190,10 @@ def _changed(report: CaseReport) -> CaseReport:
 @functools.lru_cache(maxsize=4)
 def _bundle(setup: Setup, shrinks: int) -> Bundle:
     """Open the bundle, with windows as small as memory was found to demand; on a GPU, then on the CPU."""
-    bundle = open_bundle(setup.bundle, setup.device, is_ensemble=setup.is_ensemble)
+    bundle = open_bundle(setup.bundle, setup.device, ensemble=setup.is_ensemble)
     if bundle.fingerprint != setup.bundle_sha256:  # a worker of a cluster may have it from an earlier run
-        open_bundle.cache_clear()
-        bundle = open_bundle(setup.bundle, setup.device, is_ensemble=setup.is_ensemble)
+        forget_opened()
+        bundle = open_bundle(setup.bundle, setup.device, ensemble=setup.is_ensemble)
     if bundle.fingerprint != setup.bundle_sha256:
         raise BundleError(
             f"{setup.bundle.name}: changed while it was used; run the command again with one or the other."
@@ -202,7 +202,7 @@ def _bundle(setup: Setup, shrinks: int) -> Bundle:
         return _within(bundle, setup.network_bytes)
     can_shrink = isinstance(bundle.inferer, RestoringSlidingWindowInferer)
     if bundle.device.type != "cpu" and (shrinks > 1 or not can_shrink):
-        bundle = open_bundle(setup.bundle, "cpu", is_ensemble=setup.is_ensemble)
+        bundle = open_bundle(setup.bundle, "cpu", ensemble=setup.is_ensemble)
     if not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
         return bundle
     return replace(bundle, inferer=with_smaller_windows(bundle.inferer, shrinks))

@@ -94,7 +94,7 @@ def sample(setup: Setup, cases: Sequence[Case]) -> list[Sample]:
         setup: of the batch.
         cases: what to read; a case that cannot be is left out.
     """
-    bundle = open_bundle(setup.bundle, setup.device, is_ensemble=setup.is_ensemble)
+    bundle = open_bundle(setup.bundle, setup.device, ensemble=setup.is_ensemble)
     base_bytes = memory_bytes("VmRSS")
     idle_bytes = max(0, memory_bytes("VmData") - base_bytes)
     samples = []
