@@ -33,10 +33,10 @@ ImageOnGrid ImageSpec InputError KeepBest LabelMapWriter LabelScores LabelTable 
 MixedPrecisionInferer NetworkLoss NonLocalUNet NormalizeImaged OffsetToHUd Output OutputError PlaceLabeld Plan Quality
 RandBalancedPatchd RandSideSafeFlipd ResampleToSpacingd RestoringSlidingWindowInferer ResumeState ScoreCases
 ScoreCleanings SeedEpochs Series ShardedRandomSampler ShowProgress Status StopOnBadLoss Survey TrainingJob
-UpdateAverage UsageError Verdict VolumeReader VoxelgateError WatchTraining WindowHUd choose_precision datalist
-evaluate find_cases identify image_spec_of keep_large_buffers load_manifest needs_scaler open_bundle plan presets
-read_image scan_dicom set_aside start_from start_process_group status stream survey train train_folds world_size
-write_bundle write_label_map
+UpdateAverage UsageError Verdict VolumeReader VoxelgateError WatchTraining WindowHUd build_manifest choose_precision
+datalist evaluate export find_cases identify image_spec_of keep_large_buffers load_manifest needs_scaler open_bundle
+plan presets read_image scan_dicom set_aside start_from start_process_group status stream survey train train_folds
+world_size write_bundle write_label_map write_manifest
 """
 
 

@@ -1,9 +1,11 @@
+from .bundle.export import export
 from .bundle.metadata import image_spec_of
 from .bundle.opened import Bundle, open_bundle
 from .core.errors import BundleError, EngineError, InputError, ManifestError, OutputError, UsageError, VoxelgateError
 from .core.findings import Finding
 from .core.geometry import Grid
 from .core.labels import LabelTable
+from .datasets.build_manifest import build_manifest, write_manifest
 from .datasets.manifest import Manifest, datalist, load_manifest
 from .datasets.survey import Fingerprint, Survey, survey
 from .dicom.read.reader import CheckedDicomReader
@@ -108,9 +110,11 @@ __all__ = [
     "VoxelgateError",
     "WatchTraining",
     "WindowHUd",
+    "build_manifest",
     "choose_precision",
     "datalist",
     "evaluate",
+    "export",
     "find_cases",
     "identify",
     "image_spec_of",
@@ -133,4 +137,5 @@ __all__ = [
     "world_size",
     "write_bundle",
     "write_label_map",
+    "write_manifest",
 ]

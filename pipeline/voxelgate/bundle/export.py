@@ -84,7 +84,12 @@ class Exported:
 
 
 def export(
-    bundle: Bundle, form: Format, out: Path | None = None, image: MetaTensor | None = None, *, overwrite: bool = False
+    bundle: Bundle,
+    form: Format | str,
+    out: Path | None = None,
+    image: MetaTensor | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a bundle's network in another format, read it back, and compare it with the network.
 
@@ -93,7 +98,7 @@ def export(
 
     Args:
         bundle: opened, on any device; the network is compared on the CPU.
-        form: the format.
+        form: the format, `onnx`, `openvino`, `torchscript` or `torch-export`.
         out: file to write; `models/model` with the ending of the format in the bundle by default.
         image: one with the structures, (C, I, J, K) as it was read; a phantom by default. In float32 every window is
             evidence, since logits are compared, not labels alone; labels are worth more where there are structures.
@@ -103,19 +108,24 @@ def export(
         UsageError: a package is not installed, or the name of the file does not end as the format wants it.
         OutputError: the file is there already, or cannot be written.
         BundleError: the network cannot be exported, or the file says something else than the network; none is left.
+
+    >>> written = vg.export(vg.open_bundle("my_bundle", device="cpu"), "torchscript", Path("model.ts"))
+    >>> written.path.name, written.agreement.unequal
+    ('model.ts', 0)
     """
-    require_format(form)
-    paths = _paths(out or bundle.root / "models" / f"model{SUFFIXES[form][0]}", form)
+    chosen = _format_named(form)
+    require_format(chosen)
+    paths = _paths(out or bundle.root / "models" / f"model{SUFFIXES[chosen][0]}", chosen)
     refuse_existing(paths, overwrite=overwrite)
     network = copy.deepcopy(bundle.network)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
     patches = _windows(_preprocessed(bundle, _phantom(bundle) if image is None else image), _window_vox(bundle))
-    sizes = sizes_of(network, patches[0], form)
+    sizes = sizes_of(network, patches[0], chosen)
     evidence = tuple(_evidence(network, patches, sizes, bundle))
     scratch = new_scratch(paths[0].parent)
     make_folder(scratch)
     try:
-        agreement = _compared(form, scratch / paths[0].name, evidence, sizes, _texts(bundle, form, sizes))
+        agreement = _compared(chosen, scratch / paths[0].name, evidence, sizes, _texts(bundle, chosen, sizes))
         for path in paths:
             sync(scratch / path.name)
         publish({path: scratch / path.name for path in paths}, (), scratch / "older")
@@ -123,6 +133,13 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
     voxels = sum(len(patch) * math.prod(patch.shape[2:]) for one in evidence for patch in one.patches)
     return Exported(paths[0], sizes, "a phantom" if image is None else "the image", agreement, voxels)
+
+
+def _format_named(name: Format | str) -> Format:
+    try:
+        return Format(name)
+    except ValueError as error:
+        raise UsageError(f"format {name!r}: expected {', '.join(Format)}.") from error
 
 
 def _paths(path: Path, form: Format) -> list[Path]:

@@ -80,6 +80,10 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
         ManifestError: images without label, labels without image, cases without subject, and all that `check` refuses;
             lists all of them.
         UsageError: an unknown modality, label values with a gap, or fewer subjects than folds.
+
+    >>> manifest = vg.build_manifest("data", name="blobs", modality="MRI", licence="CC0-1.0", folds=2)
+    >>> [case.case_id for case in manifest.cases]
+    ['case_0', 'case_1', 'case_2', 'case_3']
     """
     _refuse_options(modality, labels)
     root = Path(folder).resolve()
@@ -139,6 +143,9 @@ def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = Fa
     Raises:
         ManifestError: `load_manifest` would refuse what was written.
         OutputError: the file is there, or cannot be written.
+
+    >>> manifest = vg.build_manifest("data", name="blobs", modality="MRI", licence="CC0-1.0", folds=2)
+    >>> vg.write_manifest(manifest, "data/blobs.json")
     """
     path = Path(path)
     document = manifest.to_document()
