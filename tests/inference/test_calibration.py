@@ -271,7 +271,7 @@ def test_a_runtime_asked_for_is_refused_if_it_disagrees_or_does_not_run(evidence
     with pytest.raises(UsageError, match=r"openvino cannot be used here \(no such operator\)"):
         checked(ways, Runtime.OPENVINO, evidence)
     with pytest.raises(UsageError, match="choose of eager, bfloat16, openvino"):
-        checked(ways, Runtime.FLOAT16, evidence)
+        checked(ways, Runtime.ONNX, evidence)
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def unet() -> nn.Module:
 def test_a_real_network_is_calibrated_from_end_to_end(unet: nn.Module) -> None:
     patch = torch.randn(1, 1, 16, 16, 16)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    cheap = (Runtime.FOLDED, Runtime.BFLOAT16, Runtime.BFLOAT16_INNER)
+    cheap = (Runtime.FOLDED, Runtime.BFLOAT16)
     found = calibrate(window_ways(unet, patch, candidates=cheap), Evidence(unet, (patch,)))
     assert [one.runtime for one in found.trials] == [Runtime.EAGER, *cheap]
     assert not any(one.objection for one in found.trials[:2])
@@ -312,6 +312,13 @@ def test_what_was_kept_is_found_again(place: CalibrationPlace) -> None:
     place.save(kept)
     assert place.load() == kept
     assert [path.name for path in place.folder.iterdir()] == [place.calibration.name]
+
+
+def test_a_calibration_that_names_a_runtime_of_an_earlier_version_is_measured_again(place: CalibrationPlace) -> None:
+    place.save(calibration(trial(Runtime.FOLDED, 1.5)))
+    text = place.calibration.read_text(encoding="utf-8")
+    place.calibration.write_text(text.replace('"folded"', '"bfloat16_inner"'), encoding="utf-8")
+    assert place.load() is None
 
 
 def test_json_holds_a_calibration_without_loss() -> None:

@@ -15,7 +15,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes import onnx_model, openvino_model
-from voxelgate.networks import AttentionUNet
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Logits (B, classes, i, j, k) for windows (B, C, i, j, k)."""
@@ -45,14 +44,8 @@ class Runtime(StrEnum):
     ONNX = "onnx"
     """ONNX Runtime on the CPU, float32; needs the extra `onnx`."""
 
-    FLOAT16 = "float16"
-    """Folded, convolutions in float16."""
-
     BFLOAT16 = "bfloat16"
     """Folded, convolutions in bfloat16."""
-
-    BFLOAT16_INNER = "bfloat16_inner"
-    """Folded, convolutions in bfloat16 but for the finest level; an `AttentionUNet` only."""
 
 
 FLOAT32_RUNTIMES = frozenset({Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, Runtime.OPENVINO, Runtime.ONNX})
@@ -66,17 +59,8 @@ BUILT = tuple(_BUILT)
 
 def runtimes_of(device: torch.device) -> tuple[Runtime, ...]:
     """Return what is worth trying on a device, `eager` first; whether it works there is found out by trying."""
-    if device.type == "cuda":
-        return (Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, Runtime.FLOAT16, Runtime.BFLOAT16)
-    return (
-        Runtime.EAGER,
-        Runtime.FOLDED,
-        Runtime.COMPILED,
-        Runtime.OPENVINO,
-        Runtime.ONNX,
-        Runtime.BFLOAT16,
-        Runtime.BFLOAT16_INNER,
-    )
+    on_cpu = () if device.type == "cuda" else BUILT
+    return Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, *on_cpu, Runtime.BFLOAT16
 
 
 def prepare_runtime(
@@ -104,9 +88,7 @@ def prepare_runtime(
     if runtime in _BUILT:
         run = _BUILT[runtime](plain, patch, stored)
         return _OneShape(run, patch.shape, _by_onednn(plain)).eval()
-    if runtime is Runtime.BFLOAT16_INNER:
-        return _Autocast(_finest_in_float32(plain), torch.bfloat16).eval()
-    return _by_onednn(plain) if runtime is Runtime.FOLDED else _Autocast(plain, getattr(torch, runtime.value)).eval()
+    return _by_onednn(plain) if runtime is Runtime.FOLDED else _Bfloat16(plain).eval()
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -184,15 +166,6 @@ def _compiled(plain: nn.Module, patch: torch.Tensor) -> nn.Module:
     return network
 
 
-def _finest_in_float32(plain: nn.Module) -> nn.Module:
-    if not isinstance(plain, AttentionUNet):
-        raise UsageError(f"runtime bfloat16_inner knows the levels of an AttentionUNet, not of {type(plain).__name__}.")
-    plain.encoder[0] = _Float32(plain.encoder[0])
-    plain.decoder[-1] = _Float32(plain.decoder[-1])
-    plain.heads[0] = _Float32(plain.heads[0])
-    return plain
-
-
 class _OneDnnConv(nn.Module):
     """A convolution by oneDNN where it is float32 on the CPU, else by whatever PyTorch takes."""
 
@@ -213,31 +186,17 @@ class _OneDnnConv(nn.Module):
         return torch.mkldnn_convolution(x, self.conv.weight, self.conv.bias, *self.options)
 
 
-class _Autocast(nn.Module):
+class _Bfloat16(nn.Module):
     """Run a network under autocast whatever the caller does, and return float32."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.dtype = dtype
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Return logits as float32."""
-        with torch.autocast(windows.device.type, dtype=self.dtype):
+        with torch.autocast(windows.device.type, dtype=torch.bfloat16):
             return cast("torch.Tensor", self.network(windows)).float()
-
-
-class _Float32(nn.Module):
-    """Run a part of a network in float32 under an autocast of the whole."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, *features: torch.Tensor) -> torch.Tensor:
-        """Return features as float32."""
-        with torch.autocast(features[0].device.type, enabled=False):
-            return cast("torch.Tensor", self.part(*(one.float() for one in features)))
 
 
 class _OneShape(nn.Module):
