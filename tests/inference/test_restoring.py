@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.restoring.class_scores import ScoreKind
-from voxelgate.inference.restoring.restorer import Maps, Restored, Restorer, restore
+from voxelgate.inference.restoring.restorer import Restored, Restorer, restore
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 ROUNDING = 1e-5
@@ -140,21 +140,16 @@ def test_any_slabs_on_any_grids_give_the_likeliest_interpolated_class(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 0.7]), st.integers(0, 2))
-def test_probabilities_and_entropy_are_interpolated_in_the_same_places(seed: int, angle: float, axis: int) -> None:
+def test_probabilities_are_interpolated_in_the_same_places(seed: int, angle: float, axis: int) -> None:
     rng = np.random.default_rng(seed)
     network, source = draw_grids(rng, angle, False)
     scores = draw_scores(rng, 4, network.shape)
 
-    restored = in_slabs(rng, scores, Restorer(network, source, axis, maps=Maps((3, 1), has_entropy=True)))
+    restored = in_slabs(rng, scores, Restorer(network, source, axis, probabilities_of=(3, 1)))
 
     snap_vox = 0 if angle else 1e-3
     wanted = np.nan_to_num(interpolated(softmax(scores), network, source, snap_vox))
     np.testing.assert_allclose(restored.probabilities, wanted[[3, 1]], atol=ROUNDING)
-    bits = -(softmax(scores) * np.log2(np.maximum(softmax(scores), 1e-300))).sum(axis=0)
-    assert restored.entropy is not None
-    np.testing.assert_allclose(
-        restored.entropy, np.nan_to_num(interpolated(bits[None], network, source, snap_vox))[0], atol=1e-4
-    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -256,7 +251,7 @@ def test_a_source_that_the_network_never_saw_is_background(angle: float) -> None
     source = around(network, (5, 6, 7), turned(rng, np.ones(3), angle), (0, 900, 0))
     scores = torch.from_numpy(draw_scores(rng, 4, network.shape))
 
-    restored = restore([(0, scores)], Restorer(network, source, 0, maps=Maps((0,))))
+    restored = restore([(0, scores)], Restorer(network, source, 0, probabilities_of=(0,)))
 
     assert restored.labels.shape == (5, 6, 7)
     assert not restored.labels.any()
@@ -308,7 +303,7 @@ def test_scores_that_say_nothing_are_refused() -> None:
     with pytest.raises(BundleError, match="do not sum to 1"):
         push(torch.rand(3, 2, 2, 2) * 5, kind=ScoreKind(are_probabilities=True))
     with pytest.raises(UsageError, match=r"classes \[3\] are asked for, but the network gives 3"):
-        push(torch.zeros(3, 2, 2, 2), maps=Maps((0, 3)))
+        push(torch.zeros(3, 2, 2, 2), probabilities_of=(0, 3))
     with pytest.raises(UsageError, match="expected 1 to 30 labels"):
         ScoreKind(regions=())
 

@@ -83,7 +83,7 @@ def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidati
         "image"
     ][None]
     asked = opened.inferer
-    asked.maps = replace(asked.maps, classes=(1,))  # type: ignore[attr-defined]  # the inferer of the plan
+    asked.probabilities_of = (1,)  # type: ignore[attr-defined]  # the inferer of the plan
     networks = list(opened.network)  # type: ignore[call-overload]  # a ModuleList
     together = asked(image, opened.network)
     alone = [asked(image, network) for network in networks]

@@ -25,7 +25,7 @@ from voxelgate.inference.memory import (
 )
 from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.restoring.class_scores import ScoreKind
-from voxelgate.inference.restoring.restorer import Maps, Restored, Restorer, nothing, restore
+from voxelgate.inference.restoring.restorer import Restored, Restorer, nothing, restore
 from voxelgate.inference.streaming.stream import (
     StreamingNetwork,
     can_stream,
@@ -167,7 +167,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         self.streaming = streaming
         self.regions = None if regions is None else tuple(regions)
         ScoreKind(regions=self.regions)
-        self.maps = Maps(tuple(probabilities_of))
+        self.probabilities_of = tuple(probabilities_of)
 
     def __call__(self, inputs: MetaTensor, network: Networks, *args: Any, **kwargs: Any) -> MetaTensor:
         """Return the label map of one image on the grid it was read from.
@@ -195,13 +195,9 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         """
         source = _source_grid(inputs)
         restored, is_unstreamed = self._run(inputs, network, args, kwargs)
-        channels = restored.probabilities if self.maps.classes else restored.labels[None]
+        channels = restored.probabilities if self.probabilities_of else restored.labels[None]
         facts: Facts = {"confidence": torch.from_numpy(restored.confidence), UNSTREAMED: is_unstreamed}
         return _on_source(torch.from_numpy(channels), inputs, source, facts)
-
-    def restored(self, inputs: MetaTensor, network: Networks, *args: Any, **kwargs: Any) -> Restored:
-        """Return labels and, if asked for, probabilities of one image; as `__call__`, but as plain arrays."""
-        return self._run(inputs, network, args, kwargs)[0]
 
     def _run(
         self, inputs: MetaTensor, network: Networks, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -226,14 +222,14 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         )
         box = self._box(image, networks)
         if box is None:
-            return nothing(source, self.maps), False
+            return nothing(source, len(self.probabilities_of)), False
         place = _Place(_cropped(grid, box), source, self._steps(networks))
         part = image[(slice(None), slice(None), *box)]
         is_streamed = self.all_stream(networks) and not (args or kwargs)
         with torch.no_grad():
             if is_streamed and (prepared := self._prepared(networks, place.grid.shape)) is not None:
-                restorer = Restorer(place.grid, source, prepared[0].axis, kind=views.kind, maps=self.maps)
-                return restore(views.stream(part, prepared), restorer), False
+                slabs = views.stream(part, prepared)
+                return restore(slabs, self._restorer(place, prepared[0].axis, views.kind)), False
             return self._windowed(part, views, place), is_streamed
 
     def _windowed(self, image: torch.Tensor, views: MirroredViews, place: _Place) -> Restored:
@@ -268,8 +264,11 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
 
     def _swept(self, image: torch.Tensor, views: MirroredViews, place: _Place, limit: int | None) -> Restored:
         plan = self._plan(image, place, views, limit)
-        restorer = Restorer(place.grid, place.source, plan.axis, kind=views.kind, maps=self.maps)
-        return restore(sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind), restorer)
+        slabs = sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind)
+        return restore(slabs, self._restorer(place, plan.axis, views.kind))
+
+    def _restorer(self, place: _Place, axis: int, kind: ScoreKind) -> Restorer:
+        return Restorer(place.grid, place.source, axis, kind=kind, probabilities_of=self.probabilities_of)
 
     def streams(self, network: object) -> bool:
         """Return whether volumes pass through this network slice by slice, as far as memory allows."""

@@ -183,14 +183,6 @@ class ScoreKind:
         return codes
 
 
-def entropy(probabilities: Scores) -> Scores:
-    """Return the entropy over the first axis in bits; 0 where one class is certain."""
-    bits = np.zeros(probabilities.shape[1:], np.float32)
-    for probability in probabilities:
-        bits -= probability * np.log2(np.maximum(probability, np.finfo(np.float32).tiny))
-    return bits
-
-
 def check_classes(asked: Sequence[int], channels: int) -> None:
     """Refuse class numbers that the network does not give.
 

@@ -12,7 +12,7 @@ import torch
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
-from voxelgate.inference.restoring.class_scores import CERTAIN_BY, Codes, ScoreKind, Scores, check_classes, entropy
+from voxelgate.inference.restoring.class_scores import CERTAIN_BY, Codes, ScoreKind, Scores, check_classes
 from voxelgate.inference.restoring.placement import GROUP_VOXELS, PlaneBox, Voxels, place
 
 BLOCK_SCORES = 2**25
@@ -29,31 +29,13 @@ class Restored:
     Args:
         labels: (I, J, K) uint8, int32 where a label above 255 is possible.
         probabilities: (asked, I, J, K) float32; 0 outside the network grid.
-        entropy: (I, J, K) float32, bits; None if not asked for.
         confidence: (labels,) float32, the mean probability of each label over the voxels of the network grid that have
             it; NaN for the background and for labels that no voxel has.
     """
 
     labels: npt.NDArray[Any]
     probabilities: npt.NDArray[np.float32]
-    entropy: npt.NDArray[np.float32] | None
     confidence: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What is wanted beside the labels; each costs a float32 array of the source grid.
-
-    Args:
-        classes: channels whose probability is wanted.
-        has_entropy: whether the entropy is wanted, interpolated from the network's voxels like the probabilities.
-    """
-
-    classes: tuple[int, ...] = ()
-    has_entropy: bool = False
-
-    def __len__(self) -> int:
-        return len(self.classes) + self.has_entropy
 
 
 class Restorer:
@@ -69,19 +51,25 @@ class Restorer:
         source: grid of the result, turned against the network grid in any way.
         axis: axis of the network grid along which slabs come.
         kind: what the scores are.
-        maps: what is wanted beside the labels.
+        probabilities_of: channels whose probability is wanted too; each costs a float32 array of the source grid.
     """
 
     def __init__(
-        self, network: Grid, source: Grid, axis: int = 2, *, kind: ScoreKind | None = None, maps: Maps | None = None
+        self,
+        network: Grid,
+        source: Grid,
+        axis: int = 2,
+        *,
+        kind: ScoreKind | None = None,
+        probabilities_of: tuple[int, ...] = (),
     ) -> None:
         self.kind = kind or ScoreKind()
-        self.maps = maps or Maps()
+        self.probabilities_of = probabilities_of
         self.axis, self.slices = axis, network.shape[axis]
         self._plane = tuple(size for other, size in enumerate(network.shape) if other != axis)
         self._placement = place(network, source, axis)
         self._labels: npt.NDArray[Any] | None = None
-        self._maps = self._placement.zeros(len(self.maps), np.float32)
+        self._probabilities = self._placement.zeros(len(probabilities_of), np.float32)
         self._certainty: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] = (np.zeros(0), np.zeros(0, np.int64))
         self._known = 0
         self._kept: tuple[Scores, Codes] | None = None
@@ -125,12 +113,10 @@ class Restorer:
         """
         if self._labels is None or self._left():
             raise UsageError(f"slices {self._known} to {self.slices - 1} were not pushed; the result is not whole.")
-        count = len(self.maps.classes)
         sums, counts = self._certainty
         confidence = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
         confidence[0] = np.nan
-        entropy_bits = self._maps[count] if self.maps.has_entropy else None
-        return Restored(self._labels, self._maps[:count], entropy_bits, confidence)
+        return Restored(self._labels, self._probabilities, confidence)
 
     def _left(self) -> int:
         return self.slices - self._known
@@ -138,7 +124,7 @@ class Restorer:
     def _expect(self, channels: int) -> None:
         if self._labels is None:
             self.kind.check_channels(channels)
-            check_classes(self.maps.classes, channels)
+            check_classes(self.probabilities_of, channels)
             self._labels = self._placement.zeros(1, self.kind.label_type(channels))[0]
             labels = 1 + self.kind.highest_label(channels)
             self._certainty = np.zeros(labels), np.zeros(labels, np.int64)
@@ -178,16 +164,11 @@ class Restorer:
             target = self._placement.view(self._labels)
             for voxels in self._placement.voxels(*ends, block.box):
                 target[voxels.at] = self.kind.labels(block.decide(voxels))
-        if len(self.maps):
-            values = self._mapped(np.concatenate(scores, axis=1))
+        if self.probabilities_of:
+            values = self.kind.probabilities(np.concatenate(scores, axis=1))
             for voxels in self._placement.voxels(*ends, None):
-                for index, value in enumerate(values):
-                    self._placement.view(self._maps[index])[voxels.at] = block.interpolate(value, voxels)
-
-    def _mapped(self, scores: Scores) -> list[Scores]:
-        probabilities = self.kind.probabilities(scores)
-        values = [probabilities[index] for index in self.maps.classes]
-        return [*values, entropy(probabilities)] if self.maps.has_entropy else values
+                for channel, restored in zip(self.probabilities_of, self._probabilities, strict=True):
+                    self._placement.view(restored)[voxels.at] = block.interpolate(values[channel], voxels)
 
 
 def restore(slabs: Iterable[ScoreSlab], restorer: Restorer) -> Restored:
@@ -197,11 +178,10 @@ def restore(slabs: Iterable[ScoreSlab], restorer: Restorer) -> Restored:
     return restorer.result()
 
 
-def nothing(source: Grid, maps: Maps) -> Restored:
+def nothing(source: Grid, channels: int) -> Restored:
     """Return the result for an image in which nothing can be: background, and no probability."""
-    entropy_bits = np.zeros(source.shape, np.float32) if maps.has_entropy else None
-    probabilities = np.zeros((len(maps.classes), *source.shape), np.float32)
-    return Restored(np.zeros(source.shape, np.uint8), probabilities, entropy_bits, np.full(1, np.nan, np.float32))
+    probabilities = np.zeros((channels, *source.shape), np.float32)
+    return Restored(np.zeros(source.shape, np.uint8), probabilities, np.full(1, np.nan, np.float32))
 
 
 class _Block:
