@@ -53,11 +53,6 @@ def test_a_runtime_that_is_asked_for_is_taken_even_where_streaming_could_be(netw
         assert RuntimeChoice(network, inferer(streaming=True), "ab", asked).for_image(IMAGE).name == asked
 
 
-def test_a_runtime_of_another_device_is_refused(network: nn.Module) -> None:
-    with pytest.raises(UsageError, match="float16"):
-        RuntimeChoice(network, inferer(streaming=False), "ab", Runtime.FLOAT16).for_image(IMAGE)
-
-
 def test_an_inferer_of_another_kind_gets_the_network_as_it_is(network: nn.Module) -> None:
     assert RuntimeChoice(network, object(), "ab").for_image(IMAGE).network is network
 
