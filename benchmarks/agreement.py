@@ -100,7 +100,7 @@ def main() -> None:
     for case in tqdm(cases):
         source = read_case(Case(case.case_id, Path(case.image)), bundle.labels)
         truth, _ = read_volume(Path(case.label))
-        image = bundle.preprocessing({"image": as_image(source.voxels, source.grid)})["image"][None]
+        image = bundle.prepare(as_image(source.voxels, source.grid))[None]
         with torch.inference_mode():
             results = {name: way(image, bundle.network, source.grid) for name, way in ways.items()}
         for name, labels in results.items():

@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.transforms import (
     Activationsd,
@@ -27,8 +26,10 @@ from torch import nn
 
 from benchmarks.inference_clock import CLOCKS, Stopwatch, resident_mib
 from benchmarks.inference_phantom import HIGH_HU, LABELS, LOW_HU, NETWORK_MM, network
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.labels import LabelTable
-from voxelgate.images.spec import ONE_VOLUME, ImageSpec
+from voxelgate.dicom.choose import SeriesRule
+from voxelgate.images.spec import ONE_VOLUME
 from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.restoring.restorer import Restorer
@@ -62,38 +63,25 @@ def noted(stream: Callable[..., Any], streamed_vox: list[int]) -> Callable[..., 
     return run
 
 
-@dataclass(frozen=True)
-class InMemoryBundle:
-    """What `segment` needs of a bundle."""
-
-    labels: LabelTable
-    preprocessing: Callable[[dict[str, Any]], dict[str, Any]]
-    inferer: Callable[[MetaTensor, nn.Module], MetaTensor]
-    network: nn.Module
-    device: torch.device
-    name: str = "benchmark"
-    version: str = "0"
-    fingerprint: str = "0"
-    expected: None = None
-    images: ImageSpec = ONE_VOLUME
-
-    @staticmethod
-    def cleaning(labels: MetaTensor) -> MetaTensor:
-        """Return the labels as they are."""
-        return labels
-
-
 def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: Any) -> list[int]:
     """Do what `voxelgate segment` does for one NIfTI file, and return the size of what was streamed."""
     classes = net.heads[0].weight.shape[0]
     names = LABELS + tuple(f"structure {value}" for value in range(len(LABELS), classes))
     sliding = RestoringSlidingWindowInferer(roi_size=WINDOW, **inferer)
-    bundle = InMemoryBundle(
-        LabelTable(names),
-        watch.measured("preprocess", preprocessing()),
-        watch.measured("network", sliding),
-        net,
-        torch.device("cpu"),
+    bundle = Bundle(
+        root=Path(),
+        name="benchmark",
+        version="0",
+        fingerprint="0",
+        labels=LabelTable(names),
+        preprocessing=watch.measured("preprocess", preprocessing()),
+        inferer=watch.measured("network", sliding),
+        network=net,
+        device=torch.device("cpu"),
+        series_rule=SeriesRule(),
+        expected=None,
+        cleaning=lambda labels: labels,
+        image_spec=ONE_VOLUME,
     )
     streamed_vox: list[int] = []
     with (

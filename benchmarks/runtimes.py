@@ -38,7 +38,7 @@ def of_bundle(asked: argparse.Namespace) -> tuple[nn.Module, list[torch.Tensor]]
     patches = []
     for case in find_cases(asked.images):
         scan = read_case(case, bundle.labels, bundle.expected)
-        image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"].as_tensor()[None]
+        image = bundle.prepare(as_image(scan.voxels, scan.grid)).as_tensor()[None]
         patches.append(central_patch(image.float(), asked.window))
     return bundle.network, patches
 

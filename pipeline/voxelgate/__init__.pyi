@@ -1,6 +1,7 @@
 from .bundle.export import export
 from .bundle.metadata import image_spec_of
-from .bundle.opened import Bundle, open_bundle
+from .bundle.opened import open_bundle
+from .bundle.predict import Bundle
 from .core.errors import BundleError, EngineError, InputError, ManifestError, OutputError, UsageError, VoxelgateError
 from .core.findings import Finding
 from .core.geometry import Grid

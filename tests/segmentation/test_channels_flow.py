@@ -308,4 +308,4 @@ def test_a_bundle_that_miscounts_its_channels_is_refused(bundle: Path) -> None:
 
 
 def test_an_opened_bundle_knows_its_channels(bundle: Path) -> None:
-    assert open_bundle(bundle).images == TWO
+    assert open_bundle(bundle).image_spec == TWO

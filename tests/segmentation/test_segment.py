@@ -3,8 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.expectations import Expected
+from voxelgate.dicom.choose import SeriesRule
 from voxelgate.evaluation.review import Verdict
-from voxelgate.images.spec import ONE_VOLUME, ImageSpec
+from voxelgate.images.spec import ONE_VOLUME
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.segmentation.cases import Case
@@ -53,26 +53,28 @@ def as_it_is(labels: MetaTensor) -> MetaTensor:
     return labels
 
 
-@dataclass(frozen=True)
-class SmallBundle:
-    """What `segment` needs of a bundle, without files."""
-
-    name: str = "bright"
-    version: str = "1.2.0"
-    fingerprint: str = "ab" * 32
-    labels: LabelTable = field(default_factory=lambda: LabelTable(("background", "bright")))
-    preprocessing: Callable[[dict[str, Any]], dict[str, Any]] = field(default_factory=preprocess)
-    inferer: Callable[[MetaTensor, nn.Module], MetaTensor] = INFERER
-    network: nn.Module = field(default_factory=lambda: Threshold().eval())
-    device: torch.device = CPU
-    expected: Expected | None = None
-    cleaning: Callable[[MetaTensor], MetaTensor] = as_it_is
-    images: ImageSpec = ONE_VOLUME
+def small_bundle() -> Bundle:
+    """Return a bundle without files."""
+    return Bundle(
+        root=Path(),
+        name="bright",
+        version="1.2.0",
+        fingerprint="ab" * 32,
+        labels=LabelTable(("background", "bright")),
+        preprocessing=preprocess(),
+        inferer=INFERER,
+        network=Threshold().eval(),
+        device=CPU,
+        series_rule=SeriesRule(),
+        expected=None,
+        cleaning=as_it_is,
+        image_spec=ONE_VOLUME,
+    )
 
 
 @pytest.fixture
-def bundle() -> SmallBundle:
-    return SmallBundle()
+def bundle() -> Bundle:
+    return small_bundle()
 
 
 def save(path: Path, voxels: np.ndarray = BRIGHT, affine: np.ndarray | None = AFFINE) -> Path:
@@ -81,7 +83,7 @@ def save(path: Path, voxels: np.ndarray = BRIGHT, affine: np.ndarray | None = AF
     return path
 
 
-def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: Bundle) -> None:
     image = save(tmp_path / "image.nii.gz")
 
     report = segment(Case("sub/image", image), bundle, tmp_path / "out")
@@ -98,7 +100,7 @@ def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: 
     assert report.bundle_sha256 == "ab" * 32
 
 
-def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: Bundle) -> None:
     report = segment(Case("Kopf\nä", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     line = report.to_json()
@@ -110,7 +112,7 @@ def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: SmallBundle) -> No
     assert record["outputs"] == {"nifti": str(tmp_path / "out" / "Kopf\nä.nii.gz")}
 
 
-def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path: Path, bundle: Bundle) -> None:
     resampling = replace(bundle, preprocessing=preprocess(Spacingd("image", (1.5, 1.5, 1.5), mode="bilinear")))
 
     report = segment(Case("labels", save(tmp_path / "image.nii.gz")), resampling, tmp_path)
@@ -121,7 +123,7 @@ def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_other_formats_are_segmented_alike(tmp_path: Path, bundle: SmallBundle, suffix: str) -> None:
+def test_other_formats_are_segmented_alike(tmp_path: Path, bundle: Bundle, suffix: str) -> None:
     sitk.WriteImage(sitk.ReadImage(str(save(tmp_path / "image.nii.gz"))), str(tmp_path / f"image{suffix}"))
 
     report = segment(Case("labels", tmp_path / f"image{suffix}"), bundle, tmp_path)
@@ -131,7 +133,7 @@ def test_other_formats_are_segmented_alike(tmp_path: Path, bundle: SmallBundle, 
     assert read_grid(tmp_path / "image.nii.gz").agrees(read_grid(tmp_path / "labels.nii.gz"), 1e-4)
 
 
-def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path, bundle: SmallBundle) -> None:
+def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path, bundle: Bundle) -> None:
     for image in ("sub-ct_label-22_ct", "two_grids/sub-strokecase0009_ses-0001_dwi"):
         path = real_data / "small" / f"{image}.nii.gz"
 
@@ -142,7 +144,7 @@ def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path
         np.testing.assert_array_equal(read_volume(tmp_path / "labels.nii.gz")[0], read_volume(path)[0] > 0.5)
 
 
-def refusal(image: Path, bundle: SmallBundle, tmp_path: Path) -> str:
+def refusal(image: Path, bundle: Bundle, tmp_path: Path) -> str:
     report = segment(Case("labels", image), bundle, tmp_path / "out")
     assert report.status is CaseStatus.REFUSED
     assert not (tmp_path / "out").exists()
@@ -152,25 +154,25 @@ def refusal(image: Path, bundle: SmallBundle, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, bundle: SmallBundle, value: float) -> None:
+def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, bundle: Bundle, value: float) -> None:
     voxels = BRIGHT.copy()
     voxels[0, 0, :2] = value
 
     assert "2 voxels are NaN or infinite" in refusal(save(tmp_path / "image.nii.gz", voxels), bundle, tmp_path)
 
 
-def test_an_image_of_one_value_is_refused(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_an_image_of_one_value_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     image = save(tmp_path / "image.nii.gz", np.full((4, 4, 4), -1024, np.int16))
 
     assert "all voxels are -1024" in refusal(image, bundle, tmp_path)
 
 
-def test_a_missing_and_a_four_dimensional_image_are_refused(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_missing_and_a_four_dimensional_image_are_refused(tmp_path: Path, bundle: Bundle) -> None:
     assert "does not exist" in refusal(tmp_path / "missing.nii.gz", bundle, tmp_path)
     assert "4 axes" in refusal(save(tmp_path / "four.nii.gz", np.stack([BRIGHT] * 2, -1)), bundle, tmp_path)
 
 
-def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path: Path, bundle: Bundle) -> None:
     image = save(tmp_path / "image.nii.gz", BRIGHT, None)
     sided = replace(bundle, labels=LabelTable(("background", "left eye", "right eye")))
 
@@ -180,7 +182,7 @@ def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path:
     assert "does not say where left and right are" in report.findings[0]
 
 
-def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Bundle) -> None:
     case = Case("labels", save(tmp_path / "image.nii.gz"))
     output = tmp_path / "labels.nii.gz"
     output.write_bytes(b"older")
@@ -194,7 +196,7 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Sm
     assert read_volume(output)[0].any()
 
 
-def test_an_empty_result_is_told(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_an_empty_result_is_told(tmp_path: Path, bundle: Bundle) -> None:
     report = segment(Case("labels", save(tmp_path / "image.nii.gz", BRIGHT / 4)), bundle, tmp_path)
 
     assert report.status is CaseStatus.DONE
@@ -202,7 +204,7 @@ def test_an_empty_result_is_told(tmp_path: Path, bundle: SmallBundle) -> None:
 
 
 def test_an_unforeseen_error_fails_the_case_in_one_sentence(
-    tmp_path: Path, bundle: SmallBundle, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     def explode(_: MetaTensor, __: nn.Module) -> MetaTensor:
         raise RuntimeError("out of memory\nand a long story")
@@ -217,7 +219,7 @@ def test_an_unforeseen_error_fails_the_case_in_one_sentence(
     assert all(record.levelno == logging.DEBUG for record in caplog.records)
 
 
-def test_a_refusal_that_monai_wraps_stays_a_refusal(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_refusal_that_monai_wraps_stays_a_refusal(tmp_path: Path, bundle: Bundle) -> None:
     def refuse(_: dict[str, Any]) -> dict[str, Any]:
         raise InputError("image.nii.gz: not a CT.")
 
@@ -226,7 +228,7 @@ def test_a_refusal_that_monai_wraps_stays_a_refusal(tmp_path: Path, bundle: Smal
     assert refusal(save(tmp_path / "image.nii.gz"), wrapped, tmp_path) == "image.nii.gz: not a CT."
 
 
-def test_a_bundle_that_leaves_the_source_grid_is_refused(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_bundle_that_leaves_the_source_grid_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     class Argmax(nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return (image > 0.5).byte()
@@ -236,14 +238,14 @@ def test_a_bundle_that_leaves_the_source_grid_is_refused(tmp_path: Path, bundle:
     assert "does not lie on the image's grid" in refusal(save(tmp_path / "image.nii.gz"), elsewhere, tmp_path)
 
 
-def test_a_network_with_more_classes_than_names_is_refused(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_network_with_more_classes_than_names_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     def three(image: torch.Tensor) -> torch.Tensor:
         return torch.cat((1 - image, image * 0, image), dim=1)
 
     assert "gives label 2" in refusal(save(tmp_path / "image.nii.gz"), replace(bundle, network=three), tmp_path)
 
 
-def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, bundle: Bundle) -> None:
     (tmp_path / "out").write_bytes(b"a file")
 
     report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
@@ -252,7 +254,7 @@ def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, b
     assert "cannot be made" in report.findings[0]
 
 
-def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_path: Path, bundle: Bundle) -> None:
     def unsure(image: MetaTensor, network: nn.Module) -> MetaTensor:
         labels = INFERER(image, network)
         labels.meta["confidence"] = [0.9, 0.1]
@@ -268,7 +270,7 @@ def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_pa
     assert any("bright" in reason for reason in doubted.quality.reasons)
 
 
-def test_a_preview_is_one_of_the_files_of_a_case(tmp_path: Path, bundle: SmallBundle) -> None:
+def test_a_preview_is_one_of_the_files_of_a_case(tmp_path: Path, bundle: Bundle) -> None:
     options = Options((Output.NIFTI, Output.PREVIEW))
 
     report = segment(Case("sub/image", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out", options)
@@ -278,7 +280,7 @@ def test_a_preview_is_one_of_the_files_of_a_case(tmp_path: Path, bundle: SmallBu
 
 
 def test_a_full_disk_refuses_the_case_and_leaves_nothing(
-    tmp_path: Path, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -290,3 +292,24 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
     assert "No space left on device" in report.findings[0]
     assert not list((tmp_path / "out").iterdir())
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_cleaned_result_is_compared_with_the_cleaned_one_of_the_mirrored_image(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    image = np.zeros((9, 8, 7), np.float32)
+    image[1:3, 3:6, 1:5], image[6:8, 3:6, 1:5] = 1, 1
+
+    def without_the_first_half(labels: MetaTensor) -> MetaTensor:
+        cleaned = labels.clone()
+        cleaned[:, :, :4] = 0
+        return cleaned
+
+    report = segment(
+        Case("labels", save(tmp_path / "image.nii.gz", image)),
+        replace(bundle, cleaning=without_the_first_half),
+        tmp_path,
+        Options(check_flips=True),
+    )
+
+    assert not any("mirror" in reason for reason in report.quality.reasons)

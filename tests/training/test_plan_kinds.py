@@ -100,7 +100,7 @@ def test_two_channels_plan_and_train_where_one_alone_would_not_do(tmp_path: Path
     assert made.image_channels == ("T1", "T2")
     assert dice > BETTER_THAN_CHANCE
     opened = open_bundle(tmp_path / "out")
-    assert opened.images == ImageSpec(("T1", "T2"))
+    assert opened.image_spec == ImageSpec(("T1", "T2"))
     with torch.no_grad():
         assert opened.network(torch.zeros(1, 2, 16, 16, 16)).shape[1] == 2
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from voxelgate.bundle.metadata import read_metadata
-from voxelgate.bundle.opened import Bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing, sync
@@ -119,7 +119,7 @@ def export(
     refuse_existing(paths, overwrite=overwrite)
     network = copy.deepcopy(bundle.network)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
-    patches = _windows(_preprocessed(bundle, _phantom(bundle) if image is None else image), _window_vox(bundle))
+    patches = _windows(bundle.prepare(_phantom(bundle) if image is None else image), _window_vox(bundle))
     sizes = sizes_of(network, patches[0], chosen)
     evidence = tuple(_evidence(network, patches, sizes, bundle))
     scratch = new_scratch(paths[0].parent)
@@ -171,7 +171,7 @@ def _compared(form: Format, path: Path, evidence: Sequence[Evidence], sizes: Siz
 
 
 def _window_vox(bundle: Bundle) -> tuple[int, ...]:
-    stated = getattr(bundle.inferer, "roi_size", None)
+    stated: Sequence[int] | None = bundle.window_vox
     if stated is None:
         stated = read_metadata(bundle.root)["network_data_format"]["inputs"]["image"]["spatial_shape"]
     return tuple(int(size) for size in stated)
@@ -184,7 +184,7 @@ def _phantom(bundle: Bundle) -> MetaTensor:
     is_ct = read_metadata(bundle.root)["network_data_format"].get("inputs", {}).get("image", {}).get("modality") == "CT"
     mean, spread = HU_OF_BODY if is_ct else MAGNITUDE_OF_BODY
     around = AIR_HU if is_ct else 0.0
-    spots = torch.zeros(1, len(bundle.images.channels), *shape)
+    spots = torch.zeros(1, len(bundle.image_spec.channels), *shape)
     for scale_vox in PHANTOM_SCALES_VOX:
         coarse = torch.randn(*spots.shape[:2], *(-(-n // scale_vox) for n in shape), generator=rng)
         spots += F.interpolate(coarse, size=shape, mode="trilinear")
@@ -194,10 +194,6 @@ def _phantom(bundle: Bundle) -> MetaTensor:
     i, j, k = shape
     grid = Grid((i, j, k), torch.diag(torch.tensor([*map(float, spacing_mm), 1.0], dtype=torch.float64)).numpy())
     return as_image(voxels[0].numpy(), grid)
-
-
-def _preprocessed(bundle: Bundle, image: MetaTensor) -> MetaTensor:
-    return cast("MetaTensor", bundle.preprocessing({"image": image})["image"])
 
 
 def _windows(image: MetaTensor, window_vox: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
@@ -222,10 +218,9 @@ def _cut(image: torch.Tensor, corner: Sequence[int], window_vox: Sequence[int]) 
 def _evidence(
     network: nn.Module, patches: tuple[torch.Tensor, ...], sizes: Sizes, bundle: Bundle
 ) -> Iterator[Evidence]:
-    are_regions = getattr(bundle.inferer, "regions", None) is not None
-    yield Evidence(network, patches, are_regions=are_regions)
+    yield Evidence(network, patches, are_regions=bundle.are_regions)
     other = central_patch(patches[0], other_window(sizes))
-    yield Evidence(network, (torch.cat((other, other.flip(2))),), are_regions=are_regions)
+    yield Evidence(network, (torch.cat((other, other.flip(2))),), are_regions=bundle.are_regions)
 
 
 def other_window(sizes: Sizes) -> tuple[int, ...]:
@@ -251,7 +246,6 @@ def _texts(bundle: Bundle, form: Format, sizes: Sizes) -> Texts:
 
 def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
     steps = _steps(bundle)
-    are_regions = getattr(bundle.inferer, "regions", None) is not None
     return {
         "bundle": bundle.name,
         "version": bundle.version,
@@ -263,7 +257,7 @@ def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
             "orientation": _stated(steps, ("axcodes",), None),
             "spacing_mm": _stated(steps, ("spacing_mm", "pixdim"), None),
             "dtype": "float32",
-            "channels": list(bundle.images.channels),
+            "channels": list(bundle.image_spec.channels),
             "window_vox": list(sizes.window_vox),
             "multiples_vox": list(sizes.multiples_vox),
             "smallest_vox": list(sizes.smallest_vox),
@@ -274,7 +268,7 @@ def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
             "axes": ["batch", "class", "i", "j", "k"],
             "dtype": "float32",
             "values": "logits",
-            "activation": "sigmoid" if are_regions else "softmax",
+            "activation": "sigmoid" if bundle.are_regions else "softmax",
             "labels": bundle.labels.to_mapping(),
         },
         "software": {name: version(name) for name in ("voxelgate", "monai", "torch")},

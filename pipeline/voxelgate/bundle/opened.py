@@ -5,9 +5,8 @@ import functools
 import itertools
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,13 +17,10 @@ from torch import nn
 
 from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerprint, verify
 from voxelgate.bundle.metadata import expected_of, image_spec_of, labels_of, read_metadata, series_rule_of
+from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError
-from voxelgate.core.labels import LabelTable
-from voxelgate.dicom.choose import SeriesRule
-from voxelgate.evaluation.expectations import Expected
-from voxelgate.images.spec import ImageSpec
 from voxelgate.transforms import ResampleToSpacingd
 
 UNREADABLE_WEIGHTS = (
@@ -42,47 +38,6 @@ UNREADABLE_WEIGHTS = (
 
 INFERENCE_IDS = ("device", "network_def", "preprocessing", "inferer")
 """What `inference.json` must define; MONAI Label reads the same ids."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle, ready to segment.
-
-    Args:
-        root: its folder.
-        name: from its metadata.
-        version: from its metadata.
-        fingerprint: SHA-256 over the checksums of its files, hex.
-        labels: what the label values mean.
-        preprocessing: `{"image": MetaTensor (C, I, J, K)}` on the source grid to `{"image": MetaTensor (C, i, j, k)}`
-            on the network grid; the steps of `inference.json` after those that read the file.
-        inferer: gives labels (1, 1, I, J, K) on the source grid.
-        network: in eval mode, on `device`, weights loaded.
-        device: where the network runs.
-        series_rule: which series of a DICOM study it wants.
-        expected: what images it was trained on, if its metadata say so.
-        cleaning: labels (1, 1, I, J, K) from the inferer to labels without what cross-validation found to be mistakes;
-            the steps of `postprocessing` in `inference.json` before it saves.
-        images: what its images consist of.
-
-    >>> bundle = vg.open_bundle("my_bundle")
-    >>> bundle.name, bundle.version
-    ('bright_ct', '1.0.0')
-    """
-
-    root: Path
-    name: str
-    version: str
-    fingerprint: str
-    labels: LabelTable
-    preprocessing: Callable[[dict[str, Any]], dict[str, Any]]
-    inferer: Callable[..., Any]
-    network: nn.Module
-    device: torch.device
-    series_rule: SeriesRule
-    expected: Expected | None
-    cleaning: Callable[[MetaTensor], MetaTensor]
-    images: ImageSpec
 
 
 def open_bundle(path: str | Path, device: str | None = None, *, ensemble: bool = False) -> Bundle:
@@ -141,7 +96,7 @@ def _opened(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         series_rule=series_rule_of(root),
         expected=expected_of(root),
         cleaning=_cleaning(parser),
-        images=image_spec_of(root),
+        image_spec=image_spec_of(root),
     )
 
 

@@ -1,15 +1,342 @@
-"""Prepare an image for a bundle, and let its network say what is in it."""
+"""The opened bundle: it prepares an image, predicts what is in it, and judges the result."""
 
-from collections.abc import Callable
-from typing import Any
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
+from torch import nn
 
-from voxelgate.core.errors import UsageError
+from voxelgate.bundle.reading import Image, read_source, series_in, take_array
+from voxelgate.core.errors import BundleError, UsageError
+from voxelgate.core.findings import Allow
+from voxelgate.core.geometry import Affine, Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.structures import Structure, measure_structures
+from voxelgate.dicom.choose import SeriesRule
+from voxelgate.dicom.read.series import Series
+from voxelgate.evaluation.expectations import Expected
+from voxelgate.evaluation.review import Quality, assess
+from voxelgate.images.pictures import is_picture
+from voxelgate.images.spec import ImageSpec
+from voxelgate.images.volumes import Voxels, is_volume
+from voxelgate.inference.attention.maps import GateMap, gate_levels, gate_maps
+from voxelgate.inference.runtimes.choice import RuntimeChoice
+from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.transforms.io import as_image
+
+Source: TypeAlias = Path | str | Sequence[Path | str] | Series | MetaTensor | tuple[Voxels, Affine]
+"""An image as `Bundle.segment` takes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network found in an image.
+
+    Args:
+        labels: (I, J, K) on the grid of the image, cleaned as the bundle asks for.
+        runtime: how the network ran.
+        confidence: mean probability of each class where it won, background first; None if the inferer does not say.
+        flip_dice: agreement with the mirrored image by structure, if asked for.
+        gates: maps of the attention gates, if asked for.
+    """
+
+    labels: npt.NDArray[Any]
+    runtime: str
+    confidence: Sequence[float] | None = None
+    flip_dice: Mapping[str, float] | None = None
+    gates: Sequence[GateMap] = ()
+
+
+class Segmentation(NamedTuple):
+    """A segmented image, in memory.
+
+    Args:
+        labels: (I, J, K) label values; `Bundle.labels` says what they mean.
+        grid: of the labels, which is that of the image; RAS+ mm.
+        volumes_ml: of each structure by name, 0 if it was not found.
+        review: whether the result can be taken as it is.
+    """
+
+    labels: npt.NDArray[Any]
+    grid: Grid
+    volumes_ml: dict[str, float]
+    review: Quality
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, ready to segment.
+
+    Args:
+        root: its folder.
+        name: from its metadata.
+        version: from its metadata.
+        fingerprint: SHA-256 over the checksums of its files, hex.
+        labels: what the label values mean.
+        preprocessing: `{"image": MetaTensor (C, I, J, K)}` on the source grid to `{"image": MetaTensor (C, i, j, k)}`
+            on the network grid; the steps of `inference.json` after those that read the file.
+        inferer: gives labels (1, 1, I, J, K) on the source grid.
+        network: in eval mode, on `device`, weights loaded.
+        device: where the network runs.
+        series_rule: which series of a DICOM study it wants.
+        expected: what images it was trained on, if its metadata say so.
+        cleaning: labels (1, 1, I, J, K) from the inferer to labels without what cross-validation found to be mistakes;
+            the steps of `postprocessing` in `inference.json` before it saves.
+        image_spec: what its images consist of.
+
+    >>> bundle = vg.open_bundle("my_bundle")
+    >>> bundle.name, bundle.version
+    ('bright_ct', '1.0.0')
+    """
+
+    root: Path
+    name: str
+    version: str
+    fingerprint: str
+    labels: LabelTable
+    preprocessing: Callable[[dict[str, Any]], dict[str, Any]]
+    inferer: Callable[..., Any]
+    network: nn.Module
+    device: torch.device
+    series_rule: SeriesRule
+    expected: Expected | None
+    cleaning: Callable[[MetaTensor], MetaTensor]
+    image_spec: ImageSpec
+
+    @property
+    def sliding(self) -> RestoringSlidingWindowInferer | None:
+        """Return the inferer if it is ours, which can be told how to run; None if the bundle brings another kind."""
+        return self.inferer if isinstance(self.inferer, RestoringSlidingWindowInferer) else None
+
+    @property
+    def window_vox(self) -> tuple[int, int, int] | None:
+        """Return the window of the inferer in voxels of the network grid; None if it has none."""
+        stated = getattr(self.inferer, "roi_size", None)
+        return None if stated is None else cast("tuple[int, int, int]", tuple(map(int, stated)))
+
+    @property
+    def are_regions(self) -> bool:
+        """Return whether the channels of the network are regions that may overlap (sigmoid), not classes (softmax)."""
+        return getattr(self.inferer, "regions", None) is not None
+
+    @property
+    def streams(self) -> bool:
+        """Return whether volumes pass through all networks slice by slice, as far as memory allows."""
+        return self.sliding is not None and self.sliding.all_stream(
+            self.network if isinstance(self.network, nn.ModuleList) else [self.network]
+        )
+
+    def prepare(self, image: MetaTensor) -> MetaTensor:
+        """Bring an image to the network grid as the bundle's configs say.
+
+        Args:
+            image: (C, I, J, K) as it was read, for instance by `as_image`.
+
+        Returns:
+            (C, i, j, k), normalised; its metadata name the grid of the image.
+        """
+        return cast("MetaTensor", self.preprocessing({"image": image})["image"])
+
+    def predict(
+        self,
+        prepared: MetaTensor,
+        grid: Grid,
+        *,
+        runtime: Runtime | None = None,
+        check_flips: bool = False,
+        attention: tuple[int, ...] = (),
+    ) -> Prediction:
+        """Run the network over a prepared image, and clean what it gives.
+
+        Args:
+            prepared: (C, i, j, k) from `prepare`.
+            grid: of the image before, on which the labels must lie.
+            runtime: how the network runs; None for the fastest that is known here to give the same labels.
+            check_flips: run the network on the mirrored image too, and compare.
+            attention: levels of the gates whose maps are returned, all that the network has; or none.
+
+        Raises:
+            InputError: the network cannot take this image.
+            UsageError: the runtime cannot be used, gates are asked for that are not there, or a structure has a side
+                but no partner while flips are checked.
+            BundleError: the labels do not lie on the grid.
+        """
+        image = prepared[None].to(self.device)
+        chosen = _choice(self, runtime).for_image(image)
+        result = self.inferer(image, chosen.network)
+        confidence = _confidence(result)
+        labels = _labels_on(grid, self.cleaning(result))
+        del result
+        agreement = self._flip_dice(image, labels) if check_flips else None
+        return Prediction(labels, chosen.name, confidence, agreement, self._gates(image, attention))
+
+    def flip_dice(self, prepared: MetaTensor) -> dict[str, float]:
+        """Return how well the result agrees with that of the mirrored image, both cleaned; see `flip_dice`.
+
+        An inferer that averages over mirrorings would agree with itself, so it is asked without them.
+
+        Args:
+            prepared: (C, i, j, k) from `prepare`.
+
+        Raises:
+            UsageError: a structure has a side but no partner to change places with.
+        """
+        return self._flip_dice(prepared[None].to(self.device), None)
+
+    def _flip_dice(self, image: MetaTensor, labels: npt.NDArray[Any] | None) -> dict[str, float]:
+        """Compare with the mirrored image (1, C, i, j, k); labels are those of the image, if they are known."""
+        plain = self.inferer
+        if getattr(plain, "flip_axes", ()):
+            plain, labels = copy.copy(plain), None
+            plain.flip_axes = ()  # type: ignore[attr-defined]  # it has them, as was just seen
+
+        def cleaned(image: MetaTensor, network: nn.Module) -> MetaTensor:
+            return self.cleaning(plain(image, network))
+
+        if labels is None:
+            labels = cleaned(image, self.network).as_tensor()[0, 0].cpu().numpy()
+        return flip_dice(image, self.network, cleaned, labels, self.labels)
+
+    def _gates(self, image: MetaTensor, asked: tuple[int, ...]) -> list[GateMap]:
+        """Return the maps of all gates for an image (1, C, i, j, k) as it is; none if none are asked for."""
+        if not asked:
+            return []
+        if (levels := gate_levels(self.network)) != asked:
+            raise UsageError(
+                f"attention maps of gates {asked}, but the network has gates {levels}; ask for all of them."
+            )
+        grid = Grid(tuple(image.shape[2:]), image.affine.reshape(4, 4).cpu().numpy())
+        return gate_maps(self.network, image.as_tensor(), grid, self.window_vox or grid.shape)
+
+    def review(self, found: Prediction, grid: Grid, findings: Sequence[str] = ()) -> Segmentation:
+        """Measure and judge what was found.
+
+        Args:
+            found: labels (I, J, K) and what is known of them.
+            grid: of the labels, RAS+ mm.
+            findings: sentences on the image.
+
+        Raises:
+            BundleError: a label has no name.
+        """
+        measured = self._measured(found.labels, grid)
+        volumes_ml = dict.fromkeys(self.labels.foreground.values(), 0.0)
+        volumes_ml |= {name: round(one.volume_ml, 4) for name, one in measured.items()}
+        review = assess(
+            measured,
+            self.labels,
+            self.expected,
+            findings=findings,
+            confidence=found.confidence,
+            flip_dice=found.flip_dice,
+        )
+        return Segmentation(found.labels, grid, volumes_ml, review)
+
+    def _measured(self, labels: npt.NDArray[Any], grid: Grid) -> dict[str, Structure]:
+        if (highest := int(labels.max())) >= len(self.labels.names):
+            raise BundleError(f"the network gives label {highest}, but the bundle names only {len(self.labels.names)}.")
+        return measure_structures(labels, grid, self.labels)
+
+    def segment(
+        self,
+        image: Source,
+        *,
+        allow: Iterable[Allow] = (),
+        runtime: Runtime | None = None,
+        check_flips: bool = False,
+    ) -> Segmentation:
+        """Segment one image in memory; nothing is written, and the labels are those that `segment` writes.
+
+        Args:
+            image: a file (or one file for each channel, in their order), a DICOM series from `scan_dicom`, a folder or
+                zip with the series of one study, an array (I, J, K) or (C, I, J, K) with its affine (voxel index to
+                RAS+ mm), or a MetaTensor of these shapes. CT in HU.
+            allow: faults of a DICOM series to mend by resampling instead of refusing it: `gaps`, `tilt`.
+            runtime: how the network runs; None for the fastest that is known here to give the same labels.
+            check_flips: segment the mirrored image too, and let the review say where the results differ.
+
+        Returns:
+            Labels (I, J, K) on the grid of the image, the grid, the volume of each structure in ml, and the review.
+
+        Raises:
+            InputError: the image cannot be read, or is not what the bundle takes.
+            UsageError: the runtime cannot be used here, or flips cannot be checked for structures without a partner.
+            BundleError: the network gives what the bundle does not name.
+
+        >>> found = bundle.segment("scan.nii.gz")
+        >>> found.labels.shape == found.grid.shape
+        True
+        >>> sorted(found.volumes_ml)
+        ['femur']
+        """
+        prepared, grid, findings = self._read_and_prepare(image, tuple(allow))
+        found = self.predict(prepared, grid, runtime=runtime, check_flips=check_flips)
+        return self.review(found, grid, findings)
+
+    def _read_and_prepare(self, source: Source, allow: Sequence[Allow]) -> tuple[MetaTensor, Grid, tuple[str, ...]]:
+        """Return the prepared image, and grid and findings of the one that was read, whose voxels are let go."""
+        read = self._read(source, allow)
+        return self.prepare(as_image(read.voxels, read.grid)), read.grid, read.findings
+
+    def _read(self, source: Source, allow: Sequence[Allow]) -> Image:
+        if isinstance(source, MetaTensor):
+            affine = source.affine.reshape(4, 4).cpu().numpy()
+            return take_array(source.as_tensor().cpu().numpy(), affine, expected=self.expected, images=self.image_spec)
+        if isinstance(source, tuple) and isinstance(source[0], np.ndarray):
+            affine = np.asarray(source[1])
+            return take_array(source[0], affine, expected=self.expected, images=self.image_spec)
+        given = source if isinstance(source, Series) else _paths(cast("Path | str | Sequence[Path | str]", source))
+        if not isinstance(given, Series) and not all(is_volume(path) or is_picture(path) for path in given):
+            given = series_in(given, self.series_rule, allow)
+        name = given.series_id if isinstance(given, Series) else given[0].name
+        return read_source(given, name, self.labels, expected=self.expected, allow=allow, images=self.image_spec)
+
+    def within(self, network_bytes: int | None) -> "Bundle":
+        """Return the bundle with an inferer that keeps to a limit: where streaming takes more, it takes windows."""
+        if network_bytes is None or self.sliding is None:
+            return self
+        limited = copy.copy(self.sliding)
+        limited.max_memory = min(network_bytes, limited.max_memory or network_bytes)
+        return replace(self, inferer=limited)
+
+
+def _paths(source: Path | str | Sequence[Path | str]) -> list[Path]:
+    given = [source] if isinstance(source, Path | str) else list(source)
+    if not given:
+        raise UsageError("no image is given; name its files.")
+    return [Path(path) for path in given]
+
+
+@functools.lru_cache(maxsize=4)
+def _choice(bundle: Bundle, runtime: Runtime | None) -> RuntimeChoice:
+    """Return what a process knows of a bundle's runtimes; each is prepared and checked once."""
+    return RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, runtime)
+
+
+def _confidence(result: MetaTensor) -> list[float] | None:
+    """Return what an inferer says of its own result, from metadata as they are or collated to a batch of one."""
+    stated = result.meta.get("confidence")
+    return None if stated is None else torch.as_tensor(stated).flatten().tolist()
+
+
+def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:
+    """Return labels (I, J, K), provided that they lie on the grid of the file."""
+    found = Grid(tuple(labels.shape[2:]), labels.affine.reshape(4, 4).cpu().numpy())
+    if (difference := grid.difference(found)) is not None:
+        raise BundleError(
+            f"the bundle's result does not lie on the image's grid: {difference}; let the bundle infer with "
+            "RestoringSlidingWindowInferer."
+        )
+    array: npt.NDArray[Any] = labels.as_tensor()[0, 0].cpu().numpy()
+    return array
 
 
 def flip_dice(

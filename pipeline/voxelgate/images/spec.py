@@ -41,6 +41,14 @@ class ImageSpec:
     channels: tuple[str, ...] = ("image",)
     is_picture: bool = False
 
+    def __str__(self) -> str:
+        """Return in words what images these are.
+
+        >>> str(ImageSpec(("T1", "T2")))
+        'images of 2 (T1, T2)'
+        """
+        return f"{'pictures' if self.is_picture else 'images'} of {len(self.channels)} ({', '.join(self.channels)})"
+
     @property
     def files(self) -> int:
         """Return how many files an image has: one for each channel, but one for a picture in colours."""

@@ -228,15 +228,9 @@ def manifest_cases(path: Path, images: ImageSpec, data_root: Path | None = None)
     if manifest.images.is_picture != images.is_picture or not _same_channels(manifest.images, images):
         raise InputError(
             f"{path.name}: its images have the channels {', '.join(manifest.images.channels)}, but "
-            f"{wanted(images)}; use a manifest whose channels have these names in this order."
+            f"the bundle takes {images}; use a manifest whose channels have these names in this order."
         )
     return [Case(case.case_id, case.image, further_channels=case.further_channels) for case in manifest.all_cases]
-
-
-def wanted(images: ImageSpec) -> str:
-    """Return a sentence on what images a bundle takes, without its end."""
-    kind = "pictures" if images.is_picture else "images"
-    return f"the bundle takes {kind} of {len(images.channels)} ({', '.join(images.channels)})"
 
 
 def _same_channels(found: ImageSpec, wanted: ImageSpec) -> bool:

@@ -1,72 +1,14 @@
 """What a case is segmented with, and what is written of it."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
-
-import torch
-from monai.data import MetaTensor
+from typing import Any, NamedTuple
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
-from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.expectations import Expected
-from voxelgate.images.spec import ImageSpec
 from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.outputs import Output
-
-
-class NamedBundle(Protocol):
-    """What a report says of a bundle."""
-
-    @property
-    def name(self) -> str:
-        """Return the bundle's name."""
-
-    @property
-    def version(self) -> str:
-        """Return the bundle's version."""
-
-
-class LoadedBundle(NamedBundle, Hashable, Protocol):
-    """What `segment` needs of a bundle; `voxelgate.bundle.opened.Bundle` has it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of the bundle, in hex."""
-
-    @property
-    def labels(self) -> LabelTable:
-        """Return what the label values mean."""
-
-    @property
-    def preprocessing(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return what turns `{"image": MetaTensor (C, I, J, K)}` into one (C, i, j, k) on the network grid."""
-
-    @property
-    def inferer(self) -> Callable[[MetaTensor, Callable[..., torch.Tensor]], MetaTensor]:
-        """Return what gives labels (1, 1, I, J, K) on the source grid, e.g. `RestoringSlidingWindowInferer`."""
-
-    @property
-    def cleaning(self) -> Callable[[MetaTensor], MetaTensor]:
-        """Return what takes mistakes out of these labels, as cross-validation found it to help."""
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """Return the network, in eval mode."""
-
-    @property
-    def device(self) -> torch.device:
-        """Return where the network's weights are."""
-
-    @property
-    def expected(self) -> Expected | None:
-        """Return what images the bundle was trained on, if it says so."""
-
-    @property
-    def images(self) -> ImageSpec:
-        """Return what its images consist of."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Segment one case: read, check, infer, write, and report what became of it."""
 
-import copy
-import functools
 import logging
 import platform
 import resource
@@ -12,27 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-import torch
 from monai.data import MetaTensor
 
-from voxelgate.bundle.predict import flip_dice
-from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.bundle.predict import Bundle, Prediction
+from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch, publish, refuse_existing
 from voxelgate.core.geometry import Grid
-from voxelgate.core.labels import LabelTable
-from voxelgate.core.structures import Structure, measure_structures
 from voxelgate.dicom.write.segmented import Algorithm
 from voxelgate.dicom.write.sources import SourceSeries
-from voxelgate.evaluation.review import assess
-from voxelgate.inference.attention.maps import GateMap, diagnose, gate_levels, gate_maps
-from voxelgate.inference.runtimes.choice import RuntimeChoice
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.attention.maps import diagnose
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of, first_of_ours, sentence_of
-from voxelgate.segmentation.options import LoadedBundle, NamedBundle, Options, SharedResources
+from voxelgate.segmentation.options import Options, SharedResources
 from voxelgate.segmentation.outputs import (
     Output,
     Result,
@@ -61,7 +51,7 @@ class Attempt:
     fault: Fault | None = None
 
 
-def segment(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options | None = None) -> CaseReport:
+def segment(case: Case, bundle: Bundle, out_dir: Path, options: Options | None = None) -> CaseReport:
     """Segment one volume and write its label map on the grid of the volume; never raise on a bad case.
 
     Refused are images that `read_case` refuses, an output that exists, and DICOM outputs of what is not DICOM or lacks
@@ -83,14 +73,16 @@ def segment(case: Case, bundle: LoadedBundle, out_dir: Path, options: Options | 
             finished = {paths[kind] for kind in report.outputs}
             publish({path: scratch / path.name for path in finished}, set(paths.values()) - finished, scratch / "older")
     except OutputError as error:
-        return unfinished(case.case_id, CaseStatus.REFUSED, bundle.fingerprint, versions(bundle), str(error))
+        return unfinished(
+            case.case_id, CaseStatus.REFUSED, bundle.fingerprint, versions(bundle.name, bundle.version), str(error)
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return report
 
 
 def attempt(
-    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: SharedResources | None = None
+    case: Case, bundle: Bundle, folders: tuple[Path, Path], options: Options, turns: SharedResources | None = None
 ) -> Attempt:
     """Segment one volume and finish its files under temporary names; never raise on a bad case.
 
@@ -109,7 +101,8 @@ def attempt(
         status = CaseStatus.FAILED if ours is None else CaseStatus.REFUSED
         sentence = sentence_of(error, ours, case)
         return Attempt(
-            unfinished(case.case_id, status, bundle.fingerprint, versions(bundle), sentence), fault_of(error)
+            unfinished(case.case_id, status, bundle.fingerprint, versions(bundle.name, bundle.version), sentence),
+            fault_of(error),
         )
 
 
@@ -121,46 +114,43 @@ def unfinished(
 
 
 def _segment_or_raise(
-    case: Case, bundle: LoadedBundle, folders: tuple[Path, Path], options: Options, turns: SharedResources
+    case: Case, bundle: Bundle, folders: tuple[Path, Path], options: Options, turns: SharedResources
 ) -> CaseReport:
     out_dir, scratch = folders
     with turns.files:
         prepared = _prepare(case, bundle, options)
-    found: _Found = turns.network(_infer, prepared, bundle, options)
+    found: Prediction
+    found, network_s = turns.network(_infer, prepared, bundle, options)
     with turns.files:
         started_s = time.perf_counter()
-        measured = _measured(found.labels, prepared.grid, bundle.labels)
-        volumes_ml = dict.fromkeys(bundle.labels.foreground.values(), 0.0)
-        volumes_ml |= {name: round(one.volume_ml, 4) for name, one in measured.items()}
+        made = bundle.review(found, prepared.grid, prepared.findings)
         result = Result(
-            found.labels, prepared.grid, bundle.labels, volumes_ml, prepared.algorithm, prepared.sketch, found.gates
+            found.labels,
+            prepared.grid,
+            bundle.labels,
+            made.volumes_ml,
+            prepared.algorithm,
+            prepared.sketch,
+            found.gates,
         )
         staged = write_results(result, case, options.outputs, prepared.source, scratch)
         findings = prepared.findings
         names = output_paths(case, out_dir, options.outputs, options.attention)
-        if not any(volumes_ml.values()):
+        if not any(made.volumes_ml.values()):
             older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
             findings += (_nothing_found(case, older),)
-        quality = assess(
-            measured,
-            bundle.labels,
-            bundle.expected,
-            findings=findings,
-            confidence=found.confidence,
-            flip_dice=found.flip_dice,
-        )
         attention = diagnose(found.gates, found.labels, prepared.grid)
-    seconds = {"read": prepared.elapsed_s, "network": found.elapsed_s, "write": time.perf_counter() - started_s}
+    seconds = {"read": prepared.elapsed_s, "network": network_s, "write": time.perf_counter() - started_s}
     return CaseReport(
         case.case_id,
         CaseStatus.DONE,
         bundle.fingerprint,
-        versions(bundle) | {"runtime": found.runtime},
+        versions(bundle.name, bundle.version) | {"runtime": found.runtime},
         findings,
         {str(kind): names[kind] for kind in staged},
-        volumes_ml,
+        made.volumes_ml,
         {stage: round(elapsed_s, 3) for stage, elapsed_s in seconds.items()},
-        quality,
+        made.review,
         _peak_mib(),
         attention,
     )
@@ -189,78 +179,29 @@ class _Prepared:
     elapsed_s: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """What the network found.
-
-    Args:
-        labels: (I, J, K) on the grid of the file.
-        runtime: how the network ran.
-        confidence: mean probability of each class where it won, if the inferer says it.
-        flip_dice: agreement with the mirrored image by structure, if asked for.
-        gates: their maps, if asked for.
-        elapsed_s: for all this.
-    """
-
-    labels: npt.NDArray[Any]
-    runtime: str
-    confidence: Sequence[float] | None
-    flip_dice: Mapping[str, float] | None
-    gates: Sequence[GateMap]
-    elapsed_s: float
-
-
-def _prepare(case: Case, bundle: LoadedBundle, options: Options) -> _Prepared:
+def _prepare(case: Case, bundle: Bundle, options: Options) -> _Prepared:
     started_s = time.perf_counter()
     source = check_outputs(case, options.outputs, bundle.labels)
     algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
-    scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.images)
+    scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.image_spec)
     small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
-    image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"]
+    image = bundle.prepare(as_image(scan.voxels, scan.grid))
     findings = tuple(map(case.redacted, scan.findings))
     elapsed_s = time.perf_counter() - started_s
     return _Prepared(image, scan.grid, findings, source, algorithm, small, elapsed_s)
 
 
-def _infer(prepared: _Prepared, bundle: LoadedBundle, options: Options) -> _Found:
+def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Prediction, float]:
+    """Return what the network found, and the seconds that it took."""
     started_s = time.perf_counter()
-    image = prepared.image[None].to(bundle.device)
-    chosen = _choice(bundle, options.runtime).for_image(image)
-    result = bundle.inferer(image, chosen.network)
-    confidence = _confidence(result)
-    result = bundle.cleaning(result)
-    labels = _labels_on(prepared.grid, result)
-    agreement = None
-    if options.check_flips:
-        agreement = _agreement_with_mirrored(image, bundle, labels)
-    gates = _gates(image, bundle, options.attention)
-    return _Found(labels, chosen.name, confidence, agreement, gates, time.perf_counter() - started_s)
-
-
-def _gates(image: MetaTensor, bundle: LoadedBundle, asked: tuple[int, ...]) -> list[GateMap]:
-    """Return the maps of all gates for an image (1, C, i, j, k) as it is; none if none are asked for."""
-    if not asked:
-        return []
-    if (levels := gate_levels(bundle.network)) != asked:
-        raise UsageError(f"attention maps of gates {asked}, but the network has gates {levels}; ask for all of them.")
-    grid = Grid(tuple(image.shape[2:]), image.affine.reshape(4, 4).cpu().numpy())
-    window_vox = getattr(bundle.inferer, "roi_size", grid.shape)  # an inferer of another kind takes the whole image
-    return gate_maps(bundle.network, image.as_tensor(), grid, window_vox)
-
-
-def _agreement_with_mirrored(image: MetaTensor, bundle: LoadedBundle, labels: npt.NDArray[Any]) -> Mapping[str, float]:
-    """Return Dice with the result of the mirrored image; an inferer that averages over both is asked without that."""
-    plain = copy.copy(bundle.inferer)
-    if getattr(plain, "flip_axes", ()):
-        plain.flip_axes = ()  # type: ignore[attr-defined]  # it has them, as was just seen
-        labels = plain(image, bundle.network).as_tensor()[0, 0].cpu().numpy()
-    return flip_dice(image, bundle.network, plain, labels, bundle.labels)
-
-
-def _confidence(result: MetaTensor) -> list[float] | None:
-    """Return what an inferer says of its own result, from metadata as they are or collated to a batch of one."""
-    stated = result.meta.get("confidence")
-    return None if stated is None else torch.as_tensor(stated).flatten().tolist()
+    found = bundle.predict(
+        prepared.image,
+        prepared.grid,
+        runtime=options.runtime,
+        check_flips=options.check_flips,
+        attention=options.attention,
+    )
+    return found, time.perf_counter() - started_s
 
 
 def _nothing_found(case: Case, removed: Sequence[str]) -> str:
@@ -274,31 +215,7 @@ def _peak_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
-@functools.lru_cache(maxsize=4)
-def _choice(bundle: LoadedBundle, runtime: Runtime | None) -> RuntimeChoice:
-    """Return what a process knows of a bundle's runtimes; each is prepared and checked once."""
-    return RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, runtime)
-
-
-def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:
-    """Return labels (I, J, K), provided that they lie on the grid of the file."""
-    found = Grid(tuple(labels.shape[2:]), labels.affine.reshape(4, 4).cpu().numpy())
-    if (difference := grid.difference(found)) is not None:
-        raise BundleError(
-            f"the bundle's result does not lie on the image's grid: {difference}; let the bundle infer with "
-            "RestoringSlidingWindowInferer."
-        )
-    array: npt.NDArray[Any] = labels.as_tensor()[0, 0].cpu().numpy()
-    return array
-
-
-def _measured(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str, Structure]:
-    if (highest := int(labels.max())) >= len(table.names):
-        raise BundleError(f"the network gives label {highest}, but the bundle names only {len(table.names)}.")
-    return measure_structures(labels, grid, table)
-
-
-def versions(bundle: NamedBundle) -> dict[str, str]:
+def versions(bundle_name: str, bundle_version: str) -> dict[str, str]:
     """Return the versions of a bundle and of the software that runs it."""
     software = {name: version(name) for name in ("voxelgate", "monai", "torch")}
-    return {"bundle": f"{bundle.name} {bundle.version}", **software, "python": platform.python_version()}
+    return {"bundle": f"{bundle_name} {bundle_version}", **software, "python": platform.python_version()}

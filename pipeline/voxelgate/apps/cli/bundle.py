@@ -11,7 +11,8 @@ from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
 from voxelgate.bundle.export import export
 from voxelgate.bundle.metadata import read_metadata
-from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes.choice import calibrate_windows
@@ -53,7 +54,7 @@ def seal_bundle(bundle: OwnBundleArgument) -> None:
 def describe_bundle(bundle: BundleArgument) -> None:
     """Print the network's sizes, parameters, operations and memory for one window."""
     opened = open_bundle(bundle)
-    shape = (1, len(opened.images.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
+    shape = (1, len(opened.image_spec.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
     console.print(str(describe(opened.network, shape)), markup=False)
 
 
@@ -87,15 +88,15 @@ def calibrate_bundle(
 ) -> None:
     """Measure every way to run the network here; `segment` then takes the fastest that gives equal labels."""
     opened = open_bundle(bundle)
-    prepared = opened.preprocessing({"image": _read_one(images, opened)})["image"][None].to(opened.device)
+    prepared = opened.prepare(_read_one(images, opened))[None].to(opened.device)
     measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
     console.print(str(measured), markup=False)
 
 
 def _read_one(paths: list[Path], bundle: Bundle) -> MetaTensor:
     """Return the one image (C, I, J, K) of some files, as the bundle takes it."""
-    cases = find_cases(paths, rule=bundle.series_rule, images=bundle.images)
+    cases = find_cases(paths, rule=bundle.series_rule, images=bundle.image_spec)
     if len(cases) != 1:
         raise UsageError(f"{len(cases)} images are given, but one is looked at; name its files.")
-    scan = read_case(cases[0], bundle.labels, images=bundle.images)
+    scan = read_case(cases[0], bundle.labels, images=bundle.image_spec)
     return as_image(scan.voxels, scan.grid)

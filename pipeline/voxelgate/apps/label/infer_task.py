@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from monailabel.tasks.infer.bundle import BundleInferTask
 
 from voxelgate.apps.label.model_versions import ModelVersions
-from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.labels import LabelTable
 from voxelgate.inference.threads import in_network_thread

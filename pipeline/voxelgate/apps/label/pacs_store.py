@@ -19,7 +19,7 @@ from monailabel.utils.others.generic import md5_digest
 
 from voxelgate.apps.label.ids import check_id, is_id
 from voxelgate.apps.label.image_store import ImageStore, Objects, file_stamp
-from voxelgate.bundle.opened import Bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError, OutputError, UsageError, VoxelgateError
 from voxelgate.core.files import copy_file
 from voxelgate.dicom.read.reader import read_series

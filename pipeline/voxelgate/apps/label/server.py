@@ -135,8 +135,8 @@ def prepare_server(serving: Serving) -> None:
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     for bundle in serving.bundles:
         opened = open_bundle(import_bundle(bundle, work / MODELS).current_path)
-        if opened.images.is_picture or opened.images.files > 1:
-            taken = "pictures" if opened.images.is_picture else f"{opened.images.files} channels"
+        if opened.image_spec.is_picture or opened.image_spec.files > 1:
+            taken = "pictures" if opened.image_spec.is_picture else f"{opened.image_spec.files} channels"
             raise UsageError(
                 f"{bundle.name}: takes {taken}, but MONAI Label serves volumes of one channel; use voxelgate segment."
             )

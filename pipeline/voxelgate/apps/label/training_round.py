@@ -14,7 +14,8 @@ from voxelgate.apps.label.model_versions import ORIGIN, ModelVersions, Origin
 from voxelgate.apps.label.submitted import read_submitted
 from voxelgate.apps.label.uncertainty import dice_of, label_map, mean_dice
 from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal
-from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import run_workflow
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import write_text

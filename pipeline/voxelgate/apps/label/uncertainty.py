@@ -1,14 +1,12 @@
 """How unsure a bundle is of an image, from 0 to 1: what differs in a mirror, or from the version before."""
 
-import copy
 import math
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.bundle.opened import Bundle
-from voxelgate.bundle.predict import flip_dice
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.segmentation.cases import Case
@@ -33,12 +31,7 @@ def uncertainty(case: Case, bundle: Bundle) -> float:
         UsageError: a structure has a side but no partner to change places with.
     """
     scan = read_case(case, bundle.labels)
-    image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(bundle.device)
-    plain = copy.copy(bundle.inferer)
-    if hasattr(plain, "flip_axes"):
-        plain.flip_axes = ()
-    labels = plain(image, bundle.network).as_tensor()[0, 0].cpu().numpy()
-    return _doubt(flip_dice(image, bundle.network, plain, labels, bundle.labels).values())
+    return _doubt(bundle.flip_dice(bundle.prepare(as_image(scan.voxels, scan.grid))).values())
 
 
 def disagreement(case: Case, bundle: Bundle, other: Bundle) -> float:
@@ -67,9 +60,7 @@ def label_map(case: Case, bundle: Bundle) -> Labels:
         InputError: the image cannot be segmented.
     """
     scan = read_case(case, bundle.labels)
-    image = bundle.preprocessing({"image": as_image(scan.voxels, scan.grid)})["image"][None].to(bundle.device)
-    labels: Labels = bundle.cleaning(bundle.inferer(image, bundle.network)).as_tensor()[0, 0].cpu().numpy()
-    return labels
+    return bundle.predict(bundle.prepare(as_image(scan.voxels, scan.grid)), scan.grid).labels
 
 
 def dice_of(first: Labels, second: Labels, table: LabelTable) -> dict[str, float]:

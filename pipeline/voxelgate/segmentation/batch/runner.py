@@ -236,7 +236,9 @@ class _Runner:
         return RunVersions(*of_input, self._setup.bundle_sha256, self._setup.choices)
 
     def _unfinished(self, case_id: str, status: CaseStatus, sentence: str) -> CaseReport:
-        return unfinished(case_id, status, self._setup.bundle_sha256, versions(self._setup), sentence)
+        return unfinished(
+            case_id, status, self._setup.bundle_sha256, versions(self._setup.name, self._setup.version), sentence
+        )
 
 
 def _legible(report: CaseReport) -> CaseReport:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from voxelgate.bundle.opened import Bundle, forget_opened, open_bundle
+from voxelgate.bundle.opened import forget_opened, open_bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import BundleError
 from voxelgate.core.files import file_sha256
 from voxelgate.dicom.quiet import quiet_pydicom
@@ -199,22 +200,12 @@ def _bundle(setup: Setup, shrinks: int) -> Bundle:
             f"{setup.bundle.name}: changed while it was used; run the command again with one or the other."
         )
     if not shrinks:
-        return _within(bundle, setup.network_bytes)
-    can_shrink = isinstance(bundle.inferer, RestoringSlidingWindowInferer)
-    if bundle.device.type != "cpu" and (shrinks > 1 or not can_shrink):
+        return bundle.within(setup.network_bytes)
+    if bundle.device.type != "cpu" and (shrinks > 1 or bundle.sliding is None):
         bundle = open_bundle(setup.bundle, "cpu", ensemble=setup.is_ensemble)
-    if not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
+    if bundle.sliding is None:
         return bundle
-    return replace(bundle, inferer=with_smaller_windows(bundle.inferer, shrinks))
-
-
-def _within(bundle: Bundle, network_bytes: int | None) -> Bundle:
-    """Return the bundle with an inferer that keeps to a limit: where streaming takes more, it takes windows."""
-    if network_bytes is None or not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
-        return bundle
-    limited = copy.copy(bundle.inferer)
-    limited.max_memory = min(network_bytes, limited.max_memory or network_bytes)
-    return replace(bundle, inferer=limited)
+    return replace(bundle, inferer=with_smaller_windows(bundle.sliding, shrinks))
 
 
 def with_smaller_windows(inferer: RestoringSlidingWindowInferer, halvings: int) -> RestoringSlidingWindowInferer:
@@ -238,6 +229,6 @@ def memory_note(bundle: Bundle, job: CaseJob) -> tuple[str, ...]:
     """Return what a report says of an attempt with less memory."""
     if not job.shrinks:
         return ()
-    size = getattr(bundle.inferer, "roi_size", None)
+    size = bundle.window_vox
     windows = "" if size is None else f" with windows of {' x '.join(map(str, size))} voxels"
     return (f"{job.case.case_id}: memory ran out, so it was done{windows} on {bundle.device.type}.",)

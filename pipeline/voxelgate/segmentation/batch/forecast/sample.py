@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import nibabel as nib
 import numpy as np
@@ -16,13 +16,15 @@ from monai.data import MetaTensor
 from monai.transforms import CastToTyped, Compose, Orientationd
 from torch import nn
 
-from voxelgate.bundle.opened import Bundle, open_bundle
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.predict import Bundle
+from voxelgate.bundle.reading import Image
 from voxelgate.core.errors import VoxelgateError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.structures import measure_structures
 from voxelgate.evaluation.review import assess
 from voxelgate.inference.runtimes.choice import RuntimeChoice
-from voxelgate.inference.sliding_window import AIR_MARGIN_VOX, RestoringSlidingWindowInferer
+from voxelgate.inference.sliding_window import AIR_MARGIN_VOX
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.inference.windows import body_box, with_margin
 from voxelgate.segmentation.batch.forecast.memory_models import (
@@ -39,7 +41,7 @@ from voxelgate.segmentation.batch.worker import SHARED, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.outputs import Output, Result, write_results
 from voxelgate.segmentation.preview import sketch
-from voxelgate.segmentation.read import Image, read_case
+from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import attempt
 from voxelgate.transforms import ResampleToSpacingd
@@ -119,10 +121,12 @@ def axes_of(grid: Grid, *, is_turned: bool) -> list[int]:
 
 
 def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, int]) -> Sample:
-    scan, read_s = _timed(lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow, bundle.images))
+    scan, read_s = _timed(
+        lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow, bundle.image_spec)
+    )
     whole, prepare_s = _timed(lambda: _prepared(bundle, scan))
     scale, body = _scale(bundle, scan.grid, _shape(whole)), _body(bundle, whole)
-    side_mm, whole_vox = _window_mm(bundle.inferer, whole), _shape(whole)
+    side_mm, whole_vox = _window_mm(bundle, whole), _shape(whole)
     del whole
     choice = RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, setup.options.runtime)
     run = in_network_thread(_run_long_enough, bundle, choice, scan, side_mm)
@@ -181,12 +185,12 @@ def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels:
 
 def _models(bundle: Bundle, run: "_Run") -> tuple[WindowModel | None, StreamingModel | None]:
     """Return what windows take and, if volumes are streamed, what that takes; nothing of inferers of other kinds."""
-    if not isinstance(bundle.inferer, RestoringSlidingWindowInferer):
+    if bundle.sliding is None:
         return None, None
-    windows = window_model(bundle.inferer, bundle.network, run.image)
-    if not (isinstance(run.network, nn.Module) and is_streamed(bundle.inferer, run.network)):
+    windows = window_model(bundle.sliding, bundle.network, run.image)
+    if not (isinstance(run.network, nn.Module) and is_streamed(bundle.sliding, run.network)):
         return windows, None
-    return windows, streaming_model(bundle.inferer, bundle.network, windows.memory.classes)
+    return windows, streaming_model(bundle.sliding, bundle.network, windows.memory.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +247,7 @@ def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) 
 
 def _prepared(bundle: Bundle, image: Image) -> MetaTensor:
     """Return the image (1, C, i, j, k) on the network grid."""
-    prepared: MetaTensor = bundle.preprocessing({"image": as_image(image.voxels, image.grid)})["image"][None]
-    return prepared
+    return cast("MetaTensor", bundle.prepare(as_image(image.voxels, image.grid))[None])
 
 
 def _block(scan: Image, side_mm: float) -> Image:
@@ -263,10 +266,11 @@ def _middle(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(start, start + m) for start, m in zip(starts, size, strict=True))
 
 
-def _window_mm(inferer: object, image: MetaTensor) -> float:
+def _window_mm(bundle: Bundle, image: MetaTensor) -> float:
     """Return the longest side of a window; of the image, where the inferer has none."""
-    window_vox = inferer.roi_size if isinstance(inferer, RestoringSlidingWindowInferer) else _shape(image)
-    return max(n * gap_mm for n, gap_mm in zip(window_vox, _grid(image).spacing_mm, strict=True))
+    return max(
+        n * gap_mm for n, gap_mm in zip(bundle.window_vox or _shape(image), _grid(image).spacing_mm, strict=True)
+    )
 
 
 def _scale(bundle: Bundle, source: Grid, network_vox: Shape) -> Scale:
@@ -281,13 +285,13 @@ def _scale(bundle: Bundle, source: Grid, network_vox: Shape) -> Scale:
 
 def _body(bundle: Bundle, image: MetaTensor) -> tuple[float, float, float]:
     """Return the part of the network grid along each axis that the inferer will run."""
-    size, inferer = _shape(image), bundle.inferer
-    if not isinstance(inferer, RestoringSlidingWindowInferer) or inferer.skip_below is None:
+    size, inferer = _shape(image), bundle.sliding
+    if inferer is None or inferer.skip_below is None:
         return 1.0, 1.0, 1.0
     box = body_box(image.as_tensor(), inferer.skip_below)
     if box is None:
         return 1 / size[0], 1 / size[1], 1 / size[2]
-    if is_streamed(inferer, bundle.network):
+    if bundle.streams:
         box = with_margin(box, size, AIR_MARGIN_VOX, (1, 1, 1), inferer.flip_axes)
     i, j, k = ((span.stop - span.start) / n for span, n in zip(box, size, strict=True))
     return i, j, k
