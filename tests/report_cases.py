@@ -1,6 +1,5 @@
 """Cases for tests of the report page: small pictures, some volumes, and texts that would like to be HTML."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +67,7 @@ def with_attention(report: CaseReport, out_dir: Path) -> CaseReport:
 
 def truth_of(out_dir: Path, name: str) -> Truth:
     """Return what true labels say of a case, the liver of which lies a little to the left."""
-    layout = json.loads(read_preview(out_dir / "previews" / f"{name}.webp").layout)
+    layout = read_preview(out_dir / "previews" / f"{name}.webp").layout
     labels = np.zeros(SHAPE, np.uint8)
     labels[4:20, 8:26, 6:22] = 1
     scores = [

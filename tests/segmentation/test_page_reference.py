@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
@@ -20,7 +21,9 @@ from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.reference import Truth, compared, references_of
+from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.preview import read_preview
 from voxelgate.segmentation.report import CaseReport
 
@@ -92,7 +95,7 @@ def test_other_labels_score_as_evaluate_says_and_say_other_things_of_the_gates(f
     (case, _) = cases_of(folder / "out")
     labels, grid = read_volume(folder / "true" / "a.nii.gz")
     found, _ = read_volume(case.outputs["nifti"])
-    layout = json.loads(read_preview(case.outputs["preview"]).layout)
+    layout = read_preview(case.outputs["preview"]).layout
     assert list(truth.scores) == score(found, labels, grid, LabelTable(("background", *layout["names"])), "a")
     assert all(one.dice < 1 for one in truth.scores)
     assert truth.labels != read_preview(case.outputs["preview"]).labels
@@ -216,3 +219,15 @@ def test_a_data_root_without_a_manifest_is_refused(folder: Path, run: Run) -> No
         done = run("report", folder / "out", *arguments, "--data-root", folder)
         assert done.returncode == 2
         assert "--data-root is for a manifest" in done.stderr
+
+
+def test_a_preview_that_cannot_be_read_costs_its_pictures_and_not_the_scores(folder: Path) -> None:
+    cases = cases_of(folder / "out")
+    Image.new("L", (8, 8)).save(cases[0].outputs["preview"])  # as one of an earlier version
+
+    found = compared(cases, references_of(cases, folder / "out", folder / "true"))
+    page = write_report(RunFacts(cases, folder / "out", truths=found)).read_text(encoding="utf-8")
+
+    assert found["a"].labels is None
+    assert [truth.scores[0].dice for truth in found.values()] == [1.0] * 2
+    assert ('id="preview-0"' in page, 'id="preview-1"' in page) == (False, True)

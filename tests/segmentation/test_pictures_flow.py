@@ -83,7 +83,7 @@ def write_data(folder: Path, mask_folder: str = "masks") -> Path:
 
 def assert_upright(preview: Path, picture: Path) -> None:
     """Check that the first slice of a preview shows a picture as its viewer does."""
-    layout = json.loads(read_preview(preview).layout)["planes"][0]
+    layout = read_preview(preview).layout["planes"][0]
     with Image.open(preview) as shown, Image.open(picture) as meant:
         slice_ = np.asarray(shown.convert("L"), float)[: layout["height"], layout["x"] : layout["x"] + layout["width"]]
         grey = np.asarray(meant, float).mean(axis=2)

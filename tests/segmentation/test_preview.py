@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.preview import LONGEST_PX, Preview, labels_as_shown, read_preview, sketch, write_preview
 
 TABLE = LabelTable(("background", "ball", "cube"))
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 CODES = ["RAS", "LPS", "PIR", "SLA"]
 
 
@@ -49,7 +51,7 @@ def written(
 
 def slices(preview: Preview, values: np.ndarray) -> dict[str, np.ndarray]:
     """Return the slices of each plane, (count, rows, columns), from a picture of all planes."""
-    planes = json.loads(preview.layout)["planes"]
+    planes = preview.layout["planes"]
     cut = {plane["name"]: values[:, plane["x"] : plane["x"] + plane["width"]] for plane in planes}
     return {
         plane["name"]: cut[plane["name"]][: len(plane["cells"]) * plane["height"]].reshape(
@@ -60,7 +62,7 @@ def slices(preview: Preview, values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def label_slices(preview: Preview) -> dict[str, np.ndarray]:
-    layout = json.loads(preview.layout)
+    layout = preview.layout
     width = sum(plane["width"] for plane in layout["planes"])
     kind = np.dtype("u1" if layout["bits"] == 8 else "<u2")
     return slices(preview, np.frombuffer(zlib.decompress(preview.labels), kind).reshape(-1, width))
@@ -84,7 +86,7 @@ def test_slices_show_the_right_side_at_the_left_the_front_and_the_head_at_the_to
 
     preview = written(tmp_path / "a.webp", np.where(labels == 1, 200, 20) + labels, labels, affine)
 
-    edges = {plane["name"]: plane["edges"] for plane in json.loads(preview.layout)["planes"]}
+    edges = {plane["name"]: plane["edges"] for plane in preview.layout["planes"]}
     assert edges == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
     is_left = {"axial": 1, "coronal": 1, "sagittal": 0}  # the ball at left, front, head: in which half of the columns
     images = image_slices(tmp_path / "a.webp", preview)
@@ -108,7 +110,7 @@ def test_slices_have_the_size_of_what_they_show_whatever_the_spacing(tmp_path: P
     extent_mm = {
         code: 30 * mm for code, mm in zip(codes.translate(str.maketrans("LPI", "RAS")), spacing_mm, strict=True)
     }
-    sizes_mm = {plane["name"]: plane["size_mm"] for plane in json.loads(preview.layout)["planes"]}
+    sizes_mm = {plane["name"]: plane["size_mm"] for plane in preview.layout["planes"]}
     assert sizes_mm == {
         "axial": [extent_mm["R"], extent_mm["A"]],
         "coronal": [extent_mm["R"], extent_mm["S"]],
@@ -136,23 +138,48 @@ def test_other_labels_of_an_image_are_cut_as_its_own_are_even_if_its_grid_was_ro
     preview = written(tmp_path / "a.webp", labels * 50.0, labels, affine)
 
     rounded = Grid(labels.shape, affine.astype(np.float32))
-    layout = json.loads(preview.layout)
+    layout = preview.layout
     assert labels_as_shown(layout, labels, rounded) == preview.labels
     coded = labels_as_shown(layout, other, rounded)
     assert coded != preview.labels
     assert len(zlib.decompress(coded)) == len(zlib.decompress(preview.labels))
 
 
-def test_any_viewer_opens_a_preview_and_finds_no_metadata(tmp_path: Path) -> None:
+def test_any_viewer_opens_a_preview_and_finds_no_metadata_but_the_labels(tmp_path: Path) -> None:
     affine = affine_of("RAS")
     labels = two_shapes(Grid((30, 30, 30), affine))
-    written(tmp_path / "a.webp", labels * 50.0, labels, affine)
+    preview = written(tmp_path / "a.webp", labels * 50.0, labels, affine)
 
     with Image.open(tmp_path / "a.webp") as image:
         image.load()
-        assert image.format == "WEBP"
-        assert not {"exif", "xmp", "icc_profile"} & image.info.keys()
+        assert (image.format, image.n_frames) == ("WEBP", 1)
+        assert not {"exif", "icc_profile"} & image.info.keys()
         assert not image.getexif()
+        (property_,) = next(ET.fromstring(image.info["xmp"]).iter(f"{RDF}Description"))  # noqa: S314 - a file of our own
+    assert json.loads(property_.text or "").keys() == {"layout", "labels", "attention"}
+    assert preview.layout["names"] == ["ball", "cube"]
+
+
+def test_names_that_look_like_markup_are_kept(tmp_path: Path) -> None:
+    names = ("</voxelgate:preview>", "<b>&amp;", "Käse\u2028")
+    labels = np.zeros((10, 10, 10), np.uint8)
+
+    preview = written(tmp_path / "a.webp", labels + 1.0, labels, np.eye(4), LabelTable(("background", *names)))
+
+    assert preview.layout["names"] == list(names)
+    with Image.open(tmp_path / "a.webp") as image:
+        ET.fromstring(image.info["xmp"])  # noqa: S314 - a file of our own
+
+
+def test_a_picture_of_somebody_else_and_a_preview_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    picture = Image.new("L", (8, 8))
+    picture.save(tmp_path / "earlier.webp")  # its labels stood in chunks of their own
+    picture.save(tmp_path / "tagged.webp", xmp=b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
+    picture.save(tmp_path / "list.webp", xmp=b"<voxelgate:preview>[]</voxelgate:preview>")
+
+    for name in ("earlier", "tagged", "list"):
+        with pytest.raises(InputError, match=rf"{name}\.webp: is no preview"):
+            read_preview(tmp_path / f"{name}.webp")
 
 
 def test_a_structure_of_one_voxel_is_seen_in_each_plane(tmp_path: Path) -> None:
@@ -187,7 +214,7 @@ def test_the_slice_to_start_with_cuts_all_structures(tmp_path: Path) -> None:
 
     preview = written(tmp_path / "a.webp", labels * 40.0, labels, np.eye(4))
 
-    (axial,) = [plane for plane in json.loads(preview.layout)["planes"] if plane["name"] == "axial"]
+    (axial,) = [plane for plane in preview.layout["planes"] if plane["name"] == "axial"]
     assert set(np.unique(label_slices(preview)["axial"][axial["start"]])) == {0, 1, 2}
     assert 16 <= axial["source"][axial["start"]] <= 20
 

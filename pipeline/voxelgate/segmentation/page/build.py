@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -158,7 +157,7 @@ def _previews(
         yield (
             number,
             {
-                "layout": json.loads(preview.layout),
+                "layout": preview.layout,
                 "image": _base64(preview.image),
                 "labels": _base64(preview.labels),
                 "truth": None if truth is None or truth.labels is None else _base64(truth.labels),

@@ -1,6 +1,5 @@
 """What true labels say of the cases of a run: how well they were found, and where the gates looked."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,7 +117,7 @@ def compared(
 
     Raises:
         InputError: a file cannot be read, lies on another grid than the result, or holds values that the bundle has no
-            name for; or a preview is of an older version.
+            name for.
     """
     waiting = [case for case in cases if case.case_id in references]
     truths = {}
@@ -146,10 +145,11 @@ def _shown(case: CaseReport, labels: npt.NDArray[Any], grid: Grid) -> bytes | No
     path = case.outputs.get(Output.PREVIEW)
     if path is None:
         return None
-    layout: dict[str, Any] = json.loads(read_preview(path).layout)
-    if "lattice" not in layout:
-        raise InputError(f"{case.case_id}: its preview is of an older version; segment the case again.")
-    return labels_as_shown(layout, labels, grid)
+    try:
+        preview = read_preview(path)
+    except InputError:
+        return None  # the page says of a case without one that it cannot be shown
+    return labels_as_shown(preview.layout, labels, grid)
 
 
 def _gates(case: CaseReport, labels: npt.NDArray[Any], grid: Grid) -> Iterator[GateReport]:

@@ -1,14 +1,16 @@
-"""The file of a preview: a WebP picture that any viewer shows, with chunks of our own that viewers pass over.
+"""The file of a preview: a WebP picture that any viewer shows, with labels and attention as XMP of our own.
 
-See RFC 9649: 2.7 for the extended layout, and 2.7.1.6 for chunks that are not known.
+XMP is what Pillow keeps for us unchanged (ISO 16684-1; RFC 9649 2.7.1.5). Attention is not further frames of an
+animation, for no browser but Chromium can show one of them by its number, and Pillow codes them as differences.
 """
 
+import base64
 import io
 import json
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,16 @@ ATTENTION_BYTES = 30_000
 QUALITIES = (85, 70, 55, 40, 30)
 """WebP qualities that are tried until a picture is small enough; below the last one organs lose their borders."""
 
-LAYOUT_CHUNK, LABEL_CHUNK, ATTENTION_CHUNK = b"VGLY", b"VGLB", b"VA%02d"
+OPENING = b"<voxelgate:preview>"
+CLOSING = b"</voxelgate:preview>"
+PACKET = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:voxelgate="urn:voxelgate">%b</rdf:Description></rdf:RDF></x:xmpmeta>'
+)
+"""XMP with one property, whose text is JSON."""
+
+FOR_XML = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
+"""How JSON writes what would be markup."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +47,22 @@ class Preview:
     """What a preview file holds.
 
     Args:
-        image: picture of all slices, WebP.
+        image: picture of all slices, WebP: the file as it is.
         labels: label of each pixel, row by row, deflated (zlib); 8 bits each, or 16 with the low byte first.
-        layout: JSON, see `write_preview`.
+        layout: see `write_preview`.
         attention: pictures of the same layout, WebP, in the order of the layout's `gates`; black is 0, white 1.
     """
 
     image: bytes
     labels: bytes
-    layout: str
+    layout: Mapping[str, Any]
     attention: tuple[bytes, ...] = ()
 
 
-def write_file(path: Path, picture: Picture, labels: bytes, layout: str, attention: Sequence[Picture] = ()) -> None:
-    """Write a preview under a temporary name, then rename it.
+def write_file(
+    path: Path, picture: Picture, labels: bytes, layout: Mapping[str, Any], attention: Sequence[Picture] = ()
+) -> None:
+    """Write a preview, whole or not at all.
 
     Args:
         path: of the file; its folder exists.
@@ -61,69 +74,49 @@ def write_file(path: Path, picture: Picture, labels: bytes, layout: str, attenti
     Raises:
         OutputError: it cannot be written.
     """
-    chunks = {LAYOUT_CHUNK: layout.encode(), LABEL_CHUNK: labels}
-    for number, one in enumerate(attention):
-        chunks[ATTENTION_CHUNK % number] = _bitstream(one, ATTENTION_BYTES)
-    height, width = picture.shape
-    canvas = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    _write(path, _riff({b"VP8X": canvas, b"VP8 ": _bitstream(picture, IMAGE_BYTES), **chunks}))
+    ours = {
+        "layout": layout,
+        "labels": _text(labels),
+        "attention": [_text(_webp(one, ATTENTION_BYTES)) for one in attention],
+    }
+    packet = PACKET % (OPENING + json.dumps(ours).translate(FOR_XML).encode() + CLOSING)
+    try:
+        write_bytes(path, _webp(picture, IMAGE_BYTES, packet))
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be written ({error.strerror}); free the disk or its rights.") from error
 
 
 def read_preview(path: Path) -> Preview:
     """Read a preview.
 
     Raises:
-        InputError: no such file, or no preview.
+        InputError: no such file, or no preview of this version.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); segment the case again.") from error
-    chunks = dict(_chunks(content))
-    if not {b"VP8 ", LAYOUT_CHUNK, LABEL_CHUNK} <= chunks.keys():
-        raise InputError(f"{path.name}: is no preview of a case; segment the case again.")
-    layout = chunks[LAYOUT_CHUNK].decode()
-    names = [ATTENTION_CHUNK % number for number in range(len(json.loads(layout).get("gates", ())))]
-    attention = tuple(_simple(chunks[name]) for name in names if name in chunks)
-    return Preview(_simple(chunks[b"VP8 "]), chunks[LABEL_CHUNK], layout, attention)
+    try:
+        with Image.open(io.BytesIO(content), formats=("WEBP",)) as picture:
+            text = picture.info["xmp"].split(OPENING)[1].split(CLOSING)[0]
+        ours = json.loads(text)
+        attention = tuple(map(base64.b64decode, ours["attention"]))
+        return Preview(content, base64.b64decode(ours["labels"]), ours["layout"], attention)
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path.name}: is no preview of a case; segment the case again.") from error
 
 
-def _bitstream(picture: Picture, most_bytes: int) -> bytes:
-    """Return a picture as WebP without its container, in the best quality that is small enough."""
+def _webp(picture: Picture, most_bytes: int, packet: bytes = b"") -> bytes:
+    """Return a picture in the best quality that is small enough; what it carries does not count."""
     content = b""
     for quality in QUALITIES:
         stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "webp", quality=quality, method=4)
-        content = dict(_chunks(stream.getvalue()))[b"VP8 "]
-        if len(content) <= most_bytes:
+        Image.fromarray(picture).save(stream, "webp", quality=quality, method=4, xmp=packet)
+        content = stream.getvalue()
+        if len(content) - len(packet) <= most_bytes:
             break
     return content
 
 
-def _simple(bitstream: bytes) -> bytes:
-    """Return a WebP file of nothing but a picture."""
-    return _riff({b"VP8 ": bitstream})
-
-
-def _riff(chunks: Mapping[bytes, bytes]) -> bytes:
-    body = b"".join(
-        name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) for name, content in chunks.items()
-    )
-    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
-
-
-def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and content of the chunks of a WebP file; of anything else and of what is cut off, none."""
-    position = 12 if file[:4] == b"RIFF" and file[8:12] == b"WEBP" else len(file)
-    while position + 8 <= len(file):
-        name, size = file[position : position + 4], int.from_bytes(file[position + 4 : position + 8], "little")
-        if position + 8 + size <= len(file):
-            yield name, file[position + 8 : position + 8 + size]
-        position += 8 + size + size % 2
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_bytes(path, content)
-    except OSError as error:
-        raise OutputError(f"{path.name}: cannot be written ({error.strerror}); free the disk or its rights.") from error
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -3,7 +3,6 @@
 The true labels of a case are cut in the same way later, where there are any.
 """
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ def write_preview(
     table: LabelTable,
     attention: Mapping[int, Floats] | None = None,
 ) -> None:
-    """Write the preview of a case under a temporary name, then rename it; equal input gives equal bytes.
+    """Write the preview of a case, whole or not at all; equal input gives equal bytes.
 
     The slices of a plane lie below each other, evenly spread over the labels' extent and a margin, moved so that each
     structure is cut where it is widest. A structure that is in a slice has at least one pixel there. The layout names
@@ -68,7 +67,7 @@ def write_preview(
     bits = 8 if len(table.names) <= 256 else 16
     layout = {
         "planes": list(_described(laid, chosen, shown, places)),
-        "lattice": sketch.cells.shape,
+        "lattice": list(sketch.cells.shape),
         "first": [span[0] for span in shown],
         "bits": bits,
         "names": list(table.foreground.values()),
@@ -80,7 +79,7 @@ def write_preview(
     grey, *maps = (
         _sprite([[_cut(cells, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]) for cells in pictures
     )
-    write_file(path, grey, _coded(laid, labels, chosen, shown, bits), json.dumps(layout), maps)
+    write_file(path, grey, _coded(laid, labels, chosen, shown, bits), layout, maps)
 
 
 def labels_as_shown(layout: Mapping[str, Any], labels: npt.NDArray[Any], grid: Grid) -> bytes:
