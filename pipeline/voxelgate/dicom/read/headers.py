@@ -319,6 +319,11 @@ def _pixels(stream: IO[bytes], dataset: Dataset, syntax: str) -> tuple[int | Non
     return offset, -1 if length == UNDEFINED_LENGTH else length, tag != PIXEL_DATA_TAGS[0]
 
 
+def image_planes(dataset: Dataset) -> tuple[ImagePlane, ...]:
+    """Return what a header says about its image planes, one for each frame; call it inside `quiet_pydicom`."""
+    return _frames(dataset, _Values(dataset))[1]
+
+
 def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[ImagePlane, ...]]:
     """Return the number of frames, and what is said of each; a frame's own groups stand before the shared ones."""
     frames = values.integer("NumberOfFrames")

@@ -6,14 +6,12 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.valuerep import DSfloat
 
+from voxelgate.dicom.audit.planes import SAME_ORIENTATION_TOLERANCE, SAME_SPACING_TOLERANCE
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.sources import TYPE_2_ATTRIBUTES, SourceSeries
 
 LOSSY_ATTRIBUTES = ("LossyImageCompression", "LossyImageCompressionMethod", "LossyImageCompressionRatio")
 """Once lossy, for ever lossy: what derives from such an image says so too (PS3.3 C.7.6.1.1.5)."""
-
-SPACING_TOLERANCE = 1e-3
-"""Largest relative difference of the spacing of planes and images that count as having the same voxels."""
 
 
 def placeholder(source: SourceSeries, class_uid: str, instance_uid: str, series_uid: str) -> Dataset:
@@ -71,12 +69,13 @@ def have_same_voxels(source: SourceSeries, planes: LabelPlanes) -> bool:
     """Return whether the planes have the rows and columns of the images, up to which planes there are."""
     if planes.voxels.shape[1:] != source.size:
         return False
-    if not np.allclose(planes.spacing_mm[1:], source.spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
+    if not np.allclose(planes.spacing_mm[1:], source.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
         return False
     inverse = np.linalg.inv(planes.affine_lps)
     corners = np.array([image.position_lps_mm for image in source.images]) @ inverse[:3, :3].T + inverse[:3, 3]
     is_in_corner = np.abs(corners[:, 1:]).max() < 0.25
-    return bool(is_in_corner and np.allclose(_orientation(planes), source.orientation, rtol=0, atol=SPACING_TOLERANCE))
+    is_parallel = np.allclose(_orientation(planes), source.orientation, rtol=0, atol=SAME_ORIENTATION_TOLERANCE)
+    return bool(is_in_corner and is_parallel)
 
 
 def _orientation(planes: LabelPlanes) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """The series that a label map was made from: which images it has, where they lie, and whose they are.
 
-What DICOM demands of a derived object is checked here once, and every message counts images instead of naming values,
-for a header belongs to a patient.
+How the images lie is for the audit to judge: what it calls usable can be written. What else DICOM demands of a derived
+object is checked here once. Every message counts images instead of naming values, for a header belongs to a patient.
 """
 
 import copy
@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.findings import refusals
 from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.headers import image_planes
 from voxelgate.dicom.read.series import Series
-
-Vector = npt.NDArray[np.float64]
 
 LIBRARY_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What pydicom and highdicom raise on values they do not like; their texts may quote the values."""
@@ -61,9 +60,6 @@ FURTHER_ATTRIBUTES = (
 )
 """Attributes of the same modules that are kept where the source has them; free-text comments are not among them."""
 
-ORIENTATION_TOLERANCE = 1e-4
-"""Largest difference of direction cosines within a series; scanners write them with 4 to 6 decimals."""
-
 _SERIES_UIDS = {
     "StudyInstanceUID": "study instance UID",
     "SeriesInstanceUID": "series instance UID",
@@ -82,14 +78,6 @@ class SourceImage(NamedTuple):
     instance_uid: str
     frame: int | None
     position_lps_mm: tuple[float, float, float]
-
-
-class _Geometry(NamedTuple):
-    """Where one image lies: direction cosines of its rows and columns, spacing in mm, and its images."""
-
-    orientation: tuple[float, ...]
-    spacing_mm: tuple[float, float]
-    images: list[SourceImage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +100,15 @@ class SourceSeries:
 
     @classmethod
     def from_headers(cls, headers: Sequence[Dataset]) -> "SourceSeries":
-        """Check and sort the headers of a series.
+        """Sort the headers of a series; orientation, spacing and size are those of the first header.
 
         Args:
-            headers: all classic images of a series in any order, or one enhanced multi-frame image; without pixels.
+            headers: all classic images of a series in any order, or one enhanced multi-frame image; without pixels;
+                of a series that the audit calls usable, so that they differ by no more than it tolerates.
 
         Raises:
             OutputError: no header; a UID that DICOM demands is missing, invalid or not shared; an image occurs twice;
-                or the images have no position, or not one orientation and size.
+                or one has no position, orientation, spacing or size.
         """
         with quiet_pydicom():
             return cls._from_headers(headers)
@@ -130,25 +119,21 @@ class SourceSeries:
             raise OutputError("the source series has no images; DICOM objects are written for DICOM series only.")
         _check_uids(headers)
         try:
-            geometries = [_geometry(header) for header in headers]
-            sizes = {(int(header.Rows), int(header.Columns)) for header in headers}
+            images = [image for header in headers for image in _images_of(header)]
+            size = int(headers[0].Rows), int(headers[0].Columns)
         except LIBRARY_ERRORS:
             raise OutputError(
                 "an image of the source series has no usable position, orientation or pixel spacing, which DICOM "
                 "objects need; send the series again."
             ) from None
-        first = geometries[0]
-        shapes = np.array([(*geometry.orientation, *geometry.spacing_mm) for geometry in geometries])
-        if len(sizes) > 1 or np.abs(shapes - shapes[0]).max() > ORIENTATION_TOLERANCE:
-            raise OutputError(
-                "the source images differ in size, spacing or orientation, expected one volume; give one series alone."
-            )
-        normal = np.cross(first.orientation[:3], first.orientation[3:])
-        images = [image for geometry in geometries for image in geometry.images]
+        first = image_planes(headers[0])[0]
+        orientation = first.orientation_lps or ()
+        between_rows_mm, between_columns_mm = first.pixel_spacing_mm or (0.0, 0.0)
+        normal = np.cross(orientation[:3], orientation[3:])
         images.sort(key=lambda image: (float(normal @ image.position_lps_mm), image.instance_uid, image.frame or 0))
         by_uid = {str(header.SOPInstanceUID): header for header in headers}
         return cls(
-            by_uid[images[0].instance_uid], tuple(images), first.orientation, first.spacing_mm, next(iter(sizes))
+            by_uid[images[0].instance_uid], tuple(images), orientation, (between_rows_mm, between_columns_mm), size
         )
 
     @property
@@ -213,8 +198,10 @@ def source_of(series: Series) -> SourceSeries:
     """Read the headers of a series again, this time with all that a derived object takes over.
 
     Raises:
-        OutputError: as for `SourceSeries.from_headers`.
+        OutputError: the audit refused the series, or as for `SourceSeries.from_headers`.
     """
+    if refused := refusals(series.findings):
+        raise OutputError(f"{series.series_id}: {refused[0]}")
     headers = []
     with quiet_pydicom():
         for header in series.headers:
@@ -242,43 +229,18 @@ def _check_uids(headers: Sequence[Dataset]) -> None:
         raise OutputError("the source series has several multi-frame images, expected one; give one of them alone.")
 
 
-def _geometry(header: Dataset) -> _Geometry:
-    class_uid, instance_uid = str(header.SOPClassUID), str(header.SOPInstanceUID)
-    if "PerFrameFunctionalGroupsSequence" not in header:
-        image = SourceImage(class_uid, instance_uid, None, _position(header))
-        return _Geometry(_numbers(header.ImageOrientationPatient, 6), _spacing(header), [image])
-    shared = header.SharedFunctionalGroupsSequence[0]
-    frames = header.PerFrameFunctionalGroupsSequence
-    images = [
-        SourceImage(class_uid, instance_uid, number, _position(_group("PlanePositionSequence", frame, shared)))
-        for number, frame in enumerate(frames, start=1)
-    ]
-    orientations = [_group("PlaneOrientationSequence", frame, shared).ImageOrientationPatient for frame in frames]
-    cosines = np.array([_numbers(orientation, 6) for orientation in orientations])
-    if np.abs(cosines - cosines[0]).max() > ORIENTATION_TOLERANCE:
-        raise ValueError("the frames have not one orientation")
-    measures = _group("PixelMeasuresSequence", frames[0], shared)
-    return _Geometry(_numbers(orientations[0], 6), _spacing(measures), images)
+def _images_of(header: Dataset) -> list[SourceImage]:
+    """Return the images of an instance, each with its place.
 
-
-def _group(keyword: str, frame: Dataset, shared: Dataset) -> Dataset:
-    """Return the item of a functional group, of the frame or else shared (PS3.3 C.7.6.16)."""
-    group: Dataset = (frame if keyword in frame else shared)[keyword].value[0]
-    return group
-
-
-def _position(item: Dataset) -> tuple[float, float, float]:
-    x, y, z = _numbers(item.ImagePositionPatient, 3)
-    return x, y, z
-
-
-def _spacing(item: Dataset) -> tuple[float, float]:
-    rows, columns = _numbers(item.PixelSpacing, 2)
-    return rows, columns
-
-
-def _numbers(values: Sequence[float], count: int) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(f"expected {count} finite numbers")
-    return numbers
+    Raises:
+        ValueError: one does not say where it lies.
+    """
+    is_multi_frame = "PerFrameFunctionalGroupsSequence" in header
+    images = []
+    for number, plane in enumerate(image_planes(header), start=1):
+        if not (plane.position_lps_mm and plane.orientation_lps and plane.pixel_spacing_mm):
+            raise ValueError("an image without a place")
+        x_mm, y_mm, z_mm = plane.position_lps_mm
+        frame = number if is_multi_frame else None
+        images.append(SourceImage(str(header.SOPClassUID), str(header.SOPInstanceUID), frame, (x_mm, y_mm, z_mm)))
+    return images
