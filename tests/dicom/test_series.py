@@ -3,12 +3,14 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
 from tests import planted
+from tests.dicom_files import stack, write_all
 from voxelgate.core.findings import Allow, FindingCode, Severity
 from voxelgate.dicom.read.series import Series, group, scan_dicom
 
@@ -191,3 +193,9 @@ def test_a_link_to_a_slice_that_is_gone_is_told(tmp_path: Path) -> None:
     paths[-1].symlink_to(tmp_path / ".git" / "annex")
     codes = {finding.code for series in scan_dicom(tmp_path) for finding in series.findings}
     assert codes == {FindingCode.MISSING_FILE, FindingCode.UNREADABLE_FILE}
+
+
+def test_a_series_without_a_uid_keeps_its_identifier_from_version_to_version(tmp_path: Path) -> None:
+    folder = write_all(stack(np.zeros((3, 4, 4), np.uint16), SeriesInstanceUID=""), tmp_path / "images")
+
+    assert [series.series_id for series in scan_dicom(folder)] == ["ct-6e8ee369b309"]

@@ -14,7 +14,7 @@ from voxelgate.dicom.audit.kind import KNOWN_MODALITIES
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.copies import without_copies
 from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef, like, list_files
-from voxelgate.dicom.read.headers import Header, UnreadableFileError, is_empty, read_header
+from voxelgate.dicom.read.headers import Header, ImagePlane, UnreadableFileError, is_empty, read_header
 from voxelgate.dicom.read.stack import Slice, by_position, grid_of, slices_of
 
 ID_DIGITS = 12
@@ -185,7 +185,12 @@ def _name_of(headers: Sequence[Header]) -> str:
     """Return what identifies a series: its UID, or where that is empty what its images say of themselves."""
     if headers[0].series_uid:
         return headers[0].series_uid
-    return "\0".join(sorted(f"{header.patient} {header.acquisition} {header.planes}" for header in headers))
+    return "\0".join(sorted(f"{header.patient} {header.acquisition} {_described_planes(header)}" for header in headers))
+
+
+def _described_planes(header: Header) -> str:
+    """Return the planes as text, as ever: identifiers that were handed out must not change with the name of a class."""
+    return str(header.planes).replace(f"{ImagePlane.__name__}(", "Plane(")
 
 
 def _modality(headers: Sequence[Header]) -> str:
