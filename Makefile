@@ -1,4 +1,4 @@
-# Two targets do everything on a fresh machine with Python 3.11, venv and make: `make demo` and `make test`.
+# Two targets do everything on a fresh machine with Python 3.11 to 3.13, venv and make: `make demo` and `make test`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
