@@ -267,7 +267,7 @@ def test_a_file_is_replaced_only_if_that_is_allowed(bundle: Path, tmp_path: Path
 def test_a_refused_file_leaves_an_older_one_as_it_was(moody: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.ts"
     out.write_text("older")
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match="says something else than the network"):
         export(open_bundle(moody, "cpu"), Format.TORCHSCRIPT, out, overwrite=True)
     assert out.read_text() == "older"
 
