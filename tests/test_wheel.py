@@ -92,9 +92,8 @@ def test_a_scan_is_segmented_by_the_name_of_a_bundle(installed: Path, folder: Pa
 
 
 def test_python_opens_a_bundle_by_its_name(installed: Path, folder: Path) -> None:
-    imports = "from voxelgate.bundle.opened import open_bundle; from voxelgate.bundle.shipped import find_bundle"
-    program = f"{imports}; print(open_bundle(find_bundle({NAME!r})).name)"
-    assert run(folder, installed / "python", "-c", program).split() == [NAME]
+    program = f"import voxelgate; print(voxelgate.open_bundle({NAME!r}).name)"
+    assert run(folder, installed / "python", "-P", "-c", program).split() == [NAME]
 
 
 def test_a_bundle_of_the_package_is_not_written_into(installed: Path, folder: Path) -> None:
