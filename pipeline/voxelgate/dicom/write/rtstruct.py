@@ -9,13 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
-from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from scipy import ndimage
@@ -29,6 +27,7 @@ from voxelgate.dicom.write.segmented import (
     MANUFACTURER,
     SOFTWARE_VERSION,
     SegmentedSeries,
+    algorithm_item,
     new_uid,
     published,
     read_back,
@@ -127,13 +126,7 @@ def _roi(segmented: SegmentedSeries, value: int) -> Dataset:
     roi.ROIName = segmented.table.names[value]
     roi.ROIGenerationAlgorithm = algorithm.generation
     roi.ROIGenerationDescription = algorithm.description
-    roi.ROIDerivationAlgorithmIdentificationSequence = highdicom.AlgorithmIdentificationSequence(
-        name=algorithm.name,
-        family=codes.DCM.ArtificialIntelligence,
-        version=algorithm.version,
-        source=MANUFACTURER,
-        parameters={"fingerprint": algorithm.fingerprint},
-    )
+    roi.ROIDerivationAlgorithmIdentificationSequence = algorithm_item(algorithm)
     return roi
 
 

@@ -7,10 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import highdicom
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from voxelgate.core.errors import OutputError
@@ -135,6 +137,17 @@ class SegmentedSeries:
     def planes(self) -> LabelPlanes:
         """Return the labels as planes that run like those of the source."""
         return LabelPlanes.of(self.labels, self.grid, self.source)
+
+
+def algorithm_item(algorithm: Algorithm) -> highdicom.AlgorithmIdentificationSequence:
+    """Return the item by which segments and regions name what made them (PS3.3 table 10-19)."""
+    return highdicom.AlgorithmIdentificationSequence(
+        name=algorithm.name,
+        family=codes.DCM.ArtificialIntelligence,
+        version=algorithm.version,
+        source=MANUFACTURER,
+        parameters={"fingerprint": algorithm.fingerprint},
+    )
 
 
 def check_text(text: str, what: str) -> None:
