@@ -1,8 +1,10 @@
 """Windows that sweep along one axis give what MONAI's sliding window gives, and never hold more than a few slices."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -227,3 +229,25 @@ def test_a_network_is_measured_by_the_tensors_it_makes() -> None:
 
 def test_free_memory_is_known() -> None:
     assert 2**20 < available_bytes(torch.device("cpu")) < 2**45
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "available"),
+    [
+        (str(3 * 2**20), str(2**20), 2**20),
+        (str(2**50), str(2**20), 2**29),  # more than the machine has
+        ("max", str(2**20), 2**29),
+        (None, None, 2**29),
+    ],
+)
+def test_half_of_what_the_machine_and_its_control_group_leave_is_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, used: str | None, available: int
+) -> None:
+    machine = psutil.virtual_memory()._replace(available=2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr("voxelgate.inference.memory.CONTROL_GROUP", tmp_path)
+    for name, text in (("memory.max", limit), ("memory.current", used)):
+        if text is not None:
+            (tmp_path / name).write_text(f"{text}\n", encoding="utf-8")
+
+    assert available_bytes(torch.device("cpu")) == available

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from voxelgate.core.errors import UsageError
@@ -20,6 +21,9 @@ PROBE_VOX = 48
 
 WORKSPACE = 1.3
 """What convolutions take beside the tensors PyTorch shows; oneDNN and cuDNN stay below a third for 3x3x3 kernels."""
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells the limit of this process's group, as a container has one, which psutil does not look at."""
 
 SHARE = 0.5
 """Part of the available memory that is used when no limit is given."""
@@ -135,22 +139,13 @@ def _sizes(size: int, smallest: int, overlap: float, steps: tuple[int, int]) -> 
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return a share of the memory that is free on a device now; of the control group where that has a limit.
-
-    Raises:
-        UsageError: the system does not tell (anything but Linux or CUDA).
-    """
+    """Return a share of the memory that is free on a device now; of the control group where that has a limit."""
     if device.type == "cuda":
         return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    table = Path("/proc/meminfo")
-    if not table.exists():
-        raise UsageError("this system does not tell how much memory is free; set max_memory to a number of bytes.")
-    rows = table.read_text(encoding="utf-8").splitlines()
-    free = next(int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
+    free = psutil.virtual_memory().available
     try:
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        limit = int((CONTROL_GROUP / "memory.max").read_text(encoding="utf-8"))
+        used = int((CONTROL_GROUP / "memory.current").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no control group, or "max"
         return int(SHARE * free)
     return int(SHARE * min(free, limit - used))

@@ -110,11 +110,8 @@ def _remarks(found: Forecast) -> list[str]:
 
 
 def free_bytes() -> float:
-    """Return the memory that is free on this machine now, or in this control group; infinite if nobody tells."""
-    try:
-        return available_bytes(torch.device("cpu")) / SHARE
-    except UsageError:
-        return math.inf
+    """Return the memory that is free on this machine now, or in this control group."""
+    return available_bytes(torch.device("cpu")) / SHARE
 
 
 def _left(cases: Sequence[Case], setup: Setup) -> list[Case]:
