@@ -93,7 +93,7 @@ def test_a_scan_is_segmented_by_the_name_of_a_bundle(installed: Path, folder: Pa
 
 def test_python_opens_a_bundle_by_its_name(installed: Path, folder: Path) -> None:
     program = f"import voxelgate; print(voxelgate.open_bundle({NAME!r}).name)"
-    assert run(folder, installed / "python", "-P", "-c", program).split() == [NAME]
+    assert run(folder, installed / "python", "-c", program).split() == [NAME]
 
 
 def test_a_bundle_of_the_package_is_not_written_into(installed: Path, folder: Path) -> None:

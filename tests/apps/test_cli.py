@@ -180,6 +180,7 @@ def test_an_unknown_device_is_refused(run: Run, scan: Path) -> None:
     assert_refused(result, 2, "UsageError: device 'gpu' is not there; use cpu, or cuda where PyTorch finds a GPU")
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_and_its_absence_hides_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "voxelgate", "plan", "missing.json", "--out", "b"]
     plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

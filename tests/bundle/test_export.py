@@ -112,6 +112,7 @@ def test_torchscript_takes_windows_of_any_size(build: Callable[..., nn.Module], 
         assert differs_by(run, network, window(*size)) < PARITY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [Format.TORCH_EXPORT, Format.TORCHSCRIPT, pytest.param(Format.ONNX, marks=needs_onnx)])
 def test_a_file_of_one_size_refuses_another_instead_of_computing_something(form: Format, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1)).eval()
@@ -209,6 +210,7 @@ def texts_of(path: Path, form: Format) -> dict[str, Any]:
     return {name: json.loads(found[name]) for name in names}
 
 
+@pytest.mark.slow
 @every_format
 def test_an_exported_file_says_what_it_takes_and_gives(bundle: Path, tmp_path: Path, form: Format) -> None:
     out = tmp_path / f"some{SUFFIXES[form][0]}"
@@ -299,6 +301,7 @@ def test_the_command_compares_on_an_image_and_prints_the_difference(bundle: Path
     assert Path("model.ts").is_file()
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_onnx_segments_as_eager_does(
     bundle: Path, volume: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,7 @@ def test_the_mm_of_the_file_fill_the_labels_on_any_grid(
         assert np.array_equal(filled(contours, turned.shape), turned == value)
 
 
+@pytest.mark.slow
 def test_all_48_orientations_give_the_same_contours_on_the_same_images(tmp_path: Path) -> None:
     grid = source_grid((5, 4, 3))
     labels, headers = LABELS[:5, :4, :3], headers_of(grid)

@@ -100,6 +100,7 @@ def refusal(path: Path, labels: np.ndarray, grid: Grid, headers: list[Dataset], 
     return sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(labels=label_maps(), angles=ANGLES, turn=st.sampled_from(ORIENTATIONS), random=st.randoms(use_true_random=False))
@@ -117,6 +118,7 @@ def test_highdicom_reads_the_labels_back_from_any_grid_and_any_order_of_sources(
     assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", turned_grid, values), turned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_48_orientations_give_the_same_frames_with_their_source_images(tmp_path: Path, kind: SegKind) -> None:
     headers = headers_of(GRID)

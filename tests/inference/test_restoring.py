@@ -326,6 +326,7 @@ print(used)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     used = [
         int(subprocess.run([sys.executable, "-c", MEMORY, str(slices)], capture_output=True, check=True).stdout)

@@ -185,6 +185,7 @@ def test_what_was_built_gives_the_same_logits_from_a_file_too(
     assert [path.name for path in stored.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("runtime", BUILT)
 def test_a_damaged_file_is_built_anew(
@@ -212,6 +213,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog:
     assert "cannot be kept" in caplog.text
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
     code = (
@@ -225,6 +227,7 @@ def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*cid*")) == []
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_onnx_runtime_reports_its_use_to_nobody_and_marks_no_machine(tmp_path: Path) -> None:
     code = (

@@ -524,6 +524,7 @@ assert inferer(image, network)[0, 0, :, 0, slices - 1].unique().numel() == 20
 """
 
 
+@pytest.mark.slow
 def test_full_volumes_stay_below_a_limit_of_memory_that_their_class_scores_would_break() -> None:
     slices = 400
     scores_bytes = 4 * 20 * 96 * 96 * slices

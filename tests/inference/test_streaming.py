@@ -101,6 +101,7 @@ INSIDE_LINEAR = {"in_channels": 2, "strides": [(2, 2, 2)] * 2, "gating": "inside
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(architecture=ARCHITECTURES, size=SIZES, axis=st.integers(0, 2), chunk=st.integers(1, 20))
 @example(architecture=INSIDE_LINEAR, size=(23, 9, 7), axis=0, chunk=3)

@@ -185,6 +185,7 @@ def test_any_size_works(size: tuple[int, ...]) -> None:
     assert network().eval()(torch.randn(1, 1, *size)).shape == (1, 3, *size)
 
 
+@pytest.mark.slow
 def test_an_exported_program_gives_the_same_logits() -> None:
     net, x = network(2).eval(), image(2)
     exported = torch.export.export(net, (x,)).module()

@@ -90,6 +90,7 @@ def test_cases_that_hang_or_kill_their_worker_on_a_cluster_are_given_up_and_the_
     assert {report.status for report in reports.values()} == {CaseStatus.DONE}
 
 
+@pytest.mark.slow
 def test_all_workers_are_listed_while_the_client_refreshes_what_it_knows_without_them(
     cluster: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_scheduler_that_went_away_ends_the_run() -> None:
     engine.close(is_abandoned=True)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_wrong_usage(tmp_path: Path, bundle: Path) -> None:
     setup = setup_of(bundle, tmp_path / "out", Options())
 

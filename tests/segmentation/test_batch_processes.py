@@ -40,6 +40,7 @@ def fault() -> None:
     raise LookupError("Doe^Jane")
 
 
+@pytest.mark.slow
 def test_a_worker_hands_back_results_and_our_errors_and_only_the_kind_of_others() -> None:
     with WorkerProcess(Share()) as worker:
         results = [worker.submit(pow, 2, exponent) for exponent in range(5)]
@@ -115,6 +116,7 @@ def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_oth
     assert status(tmp_path / "out").bad[0].case_id == "b_deadly"
 
 
+@pytest.mark.slow
 def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path: Path, bundle: Path) -> None:
     save_case(tmp_path / "in" / "a.nii.gz", HANGING_HU)
     save_case(tmp_path / "in" / "b.nii.gz")
@@ -128,6 +130,7 @@ def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path
     assert reports["b"].status is CaseStatus.DONE
 
 
+@pytest.mark.slow
 def test_a_case_whose_neighbour_hangs_with_the_files_is_done(tmp_path: Path, bundle: Path) -> None:
     save_case(tmp_path / "in" / "a.nii.gz", SLOW_HU)
     save_case(tmp_path / "in" / "b.nii.gz")

@@ -150,6 +150,7 @@ def test_a_folder_that_is_gone_for_good_ends_the_watch(tmp_path: Path) -> None:
         clock.look(1)
 
 
+@pytest.mark.slow
 def test_what_comes_in_during_a_run_is_segmented_and_idleness_ends_it(tmp_path: Path) -> None:
     bundle = make_moody_bundle(tmp_path / "bundle")
     (tmp_path / "in").mkdir()
