@@ -13,6 +13,7 @@ from torch import nn
 from voxelgate.bundle.predict import flip_dice
 from voxelgate.core import structures
 from voxelgate.core.errors import UsageError
+from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, StructureRange, measure_structures, structure_ranges
@@ -227,8 +228,12 @@ def test_strong_disagreement_with_the_mirrored_image_is_told() -> None:
     )
 
 
-def test_only_findings_with_a_code_ask_for_a_review() -> None:
-    findings = ("LOSSY: the images were compressed.", "3f2a was not taken: has 3 slices", "NOT_A_CODE: nothing.")
+def test_only_warnings_ask_for_a_review() -> None:
+    findings = (
+        Finding(FindingCode.LOSSY, Severity.WARN, "the images were compressed."),
+        Finding(FindingCode.DERIVED, Severity.NOTE, "derived, not as the scanner made them."),
+        remark("LOSSY: of another series."),
+    )
 
     assert assess(measure_structures(two_organs(), GRID, TABLE), TABLE, None, findings=findings).reasons == (
         "image: LOSSY: the images were compressed.",

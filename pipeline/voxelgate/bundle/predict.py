@@ -15,7 +15,7 @@ from torch import nn
 
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
 from voxelgate.core.errors import BundleError, UsageError
-from voxelgate.core.findings import Allow
+from voxelgate.core.findings import Allow, Finding
 from voxelgate.core.geometry import Affine, Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, measure_structures
@@ -216,13 +216,13 @@ class Bundle:
         grid = Grid(tuple(image.shape[2:]), image.affine.reshape(4, 4).cpu().numpy())
         return gate_maps(self.network, image.as_tensor(), grid, self.window_vox or grid.shape)
 
-    def review(self, found: Prediction, grid: Grid, findings: Sequence[str] = ()) -> Segmentation:
+    def review(self, found: Prediction, grid: Grid, findings: Sequence[Finding] = ()) -> Segmentation:
         """Measure and judge what was found.
 
         Args:
             found: labels (I, J, K) and what is known of them.
             grid: of the labels, RAS+ mm.
-            findings: sentences on the image.
+            findings: on the image; warnings among them are doubts.
 
         Raises:
             BundleError: a label has no name.
@@ -281,7 +281,7 @@ class Bundle:
         found = self.predict(prepared, grid, runtime=runtime, check_flips=check_flips)
         return self.review(found, grid, findings)
 
-    def _read_and_prepare(self, source: Source, allow: Sequence[Allow]) -> tuple[MetaTensor, Grid, tuple[str, ...]]:
+    def _read_and_prepare(self, source: Source, allow: Sequence[Allow]) -> tuple[MetaTensor, Grid, tuple[Finding, ...]]:
         """Return the prepared image, and grid and findings of the one that was read, whose voxels are let go."""
         read = self._read(source, allow)
         return self.prepare(as_image(read.voxels, read.grid)), read.grid, read.findings

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.errors import InputError
-from voxelgate.core.findings import Allow, Finding, refusals
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, refusals
 from voxelgate.core.geometry import Affine, Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule, choose
@@ -28,12 +28,12 @@ class Image(NamedTuple):
     Args:
         voxels: (C, I, J, K), any real type.
         grid: of each channel, RAS+ mm.
-        findings: a sentence for each thing worth knowing.
+        findings: each thing worth knowing.
     """
 
     voxels: npt.NDArray[Any]
     grid: Grid
-    findings: tuple[str, ...]
+    findings: tuple[Finding, ...]
 
     @property
     def shown(self) -> npt.NDArray[Any]:
@@ -73,14 +73,14 @@ def read_source(  # each is one rule of what can be segmented
         if images != ImageSpec(images.channels[:1]):
             raise InputError(f"{name}: a DICOM series has one channel, the bundle takes {images}; give such files.")
         volume = read_series(source, allow=allow)
-        image = Image(volume.voxels[None], volume.grid, tuple(str(finding) for finding in volume.findings))
+        image = Image(volume.voxels[None], volume.grid, volume.findings)
         further = check_values(volume.voxels, volume.grid, source.modality)
     _refuse_unusable(image, name, images)
     if refused := refusals(further):
         raise InputError(f"{name}: {refused[0]}")
     if expected is not None:
         further += check_against(image.grid, expected)
-    return image._replace(findings=image.findings + tuple(map(str, further)))
+    return image._replace(findings=image.findings + further)
 
 
 def take_array(voxels: Voxels, affine: Affine, *, expected: Expected | None, images: ImageSpec) -> Image:
@@ -105,7 +105,7 @@ def take_array(voxels: Voxels, affine: Affine, *, expected: Expected | None, ima
     image = Image(channels, grid, ())
     _refuse_unusable(image, "the image", images)
     found = () if expected is None else check_against(grid, expected)
-    return image._replace(findings=tuple(map(str, found)))
+    return image._replace(findings=found)
 
 
 def series_in(paths: Sequence[Path], rule: SeriesRule, allow: Iterable[Allow] = ()) -> Series:
@@ -141,7 +141,13 @@ def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageSpec) ->
     return Image(
         voxels,
         grid,
-        (f"NO_ORIENTATION: {sentence}; the default of its format was assumed, check the result against the image.",),
+        (
+            Finding(
+                FindingCode.NO_ORIENTATION,
+                Severity.WARN,
+                f"{sentence}; the default of its format was assumed, check the result against the image.",
+            ),
+        ),
     )
 
 

@@ -86,6 +86,8 @@ class FindingCode(StrEnum):
     # what was done on request
     FILLED_SLICES = "FILLED_SLICES"
     CORRECTED_TILT = "CORRECTED_TILT"
+    # what is said of a case rather than of its image
+    REMARK = "REMARK"
 
 
 class Allow(StrEnum):
@@ -117,8 +119,15 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        """Return code and sentence, as in reports; a note says that it is one, so that it is taken for no warning."""
+        """Return code and sentence, as in reports; a note says that it is one, and a remark is its sentence alone."""
+        if self.code is FindingCode.REMARK:
+            return self.message
         return f"{self.code}{' (note)' if self.severity is Severity.NOTE else ''}: {self.message}"
+
+
+def remark(sentence: str) -> Finding:
+    """Return a sentence on a case that follows from no rule on images; nobody has to look again because of it."""
+    return Finding(FindingCode.REMARK, Severity.NOTE, sentence)
 
 
 def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:

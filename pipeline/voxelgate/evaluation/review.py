@@ -1,12 +1,11 @@
 """Whether a result can be taken as it is: what is odd about a label map, and about how it was made."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from voxelgate.core.findings import FindingCode
+from voxelgate.core.findings import Finding, Severity
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, StructureRange
 from voxelgate.evaluation.expectations import Expected
@@ -50,8 +49,6 @@ NAMED = 4
 UNKNOWN = StructureRange((1.0, 1.0, 1.0))
 """Of a structure of which the bundle says nothing; its volume is then not judged."""
 
-_CODED = re.compile(r"([A-Z0-9_]+): ")
-
 
 class Verdict(StrEnum):
     """What to do with a result before anybody relies on it.
@@ -93,7 +90,7 @@ def assess(
     table: LabelTable,
     expected: Expected | None,
     *,
-    findings: Sequence[str] = (),
+    findings: Sequence[Finding] = (),
     confidence: Sequence[float] | None = None,
     flip_dice: Mapping[str, float] | None = None,
 ) -> Quality:
@@ -108,7 +105,7 @@ def assess(
         measured: the structures of the result, from `measure_structures`.
         table: what the labels mean.
         expected: what the bundle was trained on, if it says so.
-        findings: sentences about the image; those that start with a code count (`Finding`; notes have none).
+        findings: about the image; warnings count, notes do not.
         confidence: mean probability of each class where it won, background first; NaN where it never did.
         flip_dice: from `flip_dice`, by name of the structure.
     """
@@ -116,7 +113,7 @@ def assess(
     doubts = [
         *doubts_about(measured, table, ranges),
         *_doubts_about_network(table, confidence, flip_dice or {}),
-        *(Doubt(Verdict.REVIEW, f"image: {sentence}") for sentence in findings if _is_warning(sentence)),
+        *(Doubt(Verdict.REVIEW, f"image: {finding}") for finding in findings if finding.severity is Severity.WARN),
     ]
     worst = max((doubt.verdict for doubt in doubts), key=list(Verdict).index, default=Verdict.ACCEPT)
     return Quality(worst, tuple(doubt.reason for doubt in doubts))
@@ -206,11 +203,6 @@ def _doubts_about_network(
     unlike = [f"{name} (Dice {dice:.2f})" for name, dice in dice_of.items() if dice < LOW_FLIP_DICE]
     if unlike:
         yield Doubt(Verdict.REVIEW, f"mirror: the mirrored image gives another result for {_listed(unlike)}.")
-
-
-def _is_warning(finding: str) -> bool:
-    coded = _CODED.match(finding)
-    return coded is not None and coded[1] in list(FindingCode)
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from voxelgate.bundle.predict import Bundle, Prediction
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch, publish, refuse_existing
+from voxelgate.core.findings import Finding
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.write.segmented import Algorithm
 from voxelgate.dicom.write.sources import SourceSeries
@@ -134,7 +135,7 @@ def _segment_or_raise(
             found.gates,
         )
         staged = write_results(result, case, options.outputs, prepared.source, scratch)
-        findings = prepared.findings
+        findings = tuple(map(str, prepared.findings))
         names = output_paths(case, out_dir, options.outputs, options.attention)
         if not any(made.volumes_ml.values()):
             older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
@@ -172,7 +173,7 @@ class _Prepared:
 
     image: MetaTensor
     grid: Grid
-    findings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     source: SourceSeries | None
     algorithm: Algorithm | None
     sketch: Sketch | None
@@ -186,7 +187,7 @@ def _prepare(case: Case, bundle: Bundle, options: Options) -> _Prepared:
     scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.image_spec)
     small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
     image = bundle.prepare(as_image(scan.voxels, scan.grid))
-    findings = tuple(map(case.redacted, scan.findings))
+    findings = tuple(replace(finding, message=case.redacted(finding.message)) for finding in scan.findings)
     elapsed_s = time.perf_counter() - started_s
     return _Prepared(image, scan.grid, findings, source, algorithm, small, elapsed_s)
 
