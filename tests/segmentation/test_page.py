@@ -205,6 +205,17 @@ def test_a_page_is_made_of_the_ledger_of_an_output_folder(tmp_path: Path) -> Non
     assert "<b>1</b> not finished" in path.read_text(encoding="utf-8")
 
 
+def test_a_page_above_the_outputs_links_to_them(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    fill_ledger(tmp_path / "out", [done(tmp_path / "out", "case_1", 1400.0)])
+
+    path = build_page(tmp_path / "out", page=tmp_path / "index.html")
+
+    assert path == tmp_path / "index.html"
+    (row,) = Page(path).island("facts")["cases"]  # type: ignore[misc]  # JSON
+    assert row["links"] == [["nifti", "./out/case_1.nii.gz"]]
+
+
 def test_a_folder_without_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="ledger"):
         build_page(tmp_path)

@@ -1,17 +1,16 @@
 """A data set as tables for the terminal, and as a page with plots that needs no network."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import write_text
+from voxelgate.core.page import page_style, page_templates, policy_hash
 from voxelgate.datasets.survey import Fingerprint, Survey
 
 SIDES = ("right to left", "back to front", "foot to head")
 
-NAMES_PX, PLOT_PX, VALUES_PX, ROW_PX = 150, 420, 150, 26
+NAMES_PX, PLOT_PX, VALUES_PX, ROW_PX = 150, 420, 190, 26
 """Width of the names, of the bars and of the values of a plot, and height of a row."""
 
 
@@ -34,6 +33,20 @@ class BoxPlotBar:
     high: float
 
 
+@dataclass(frozen=True)
+class BoxPlot:
+    """Bars on one scale, from the least of all values to the largest."""
+
+    title: str
+    bars: tuple[BoxPlotBar, ...]
+
+    def places_px(self, bar: BoxPlotBar) -> tuple[float, float, float]:
+        """Return where a bar begins, has its mark, and ends."""
+        low, high = min(one.low for one in self.bars), max(one.high for one in self.bars)
+        scale = PLOT_PX / ((high - low) or 1.0)
+        return scale * (bar.low - low), scale * (bar.middle - low), scale * (bar.high - low)
+
+
 def facts_tables(found: Survey) -> list[FactsTable]:
     """Return the tables of a data set: its sizes, its structures, its defects."""
     tables = [_sizes(found.fingerprint), _structures(found.fingerprint)]
@@ -47,13 +60,21 @@ def write_facts_page(found: Survey, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    parts = [_html(table) for table in facts_tables(found)]
-    plots = [f"<h2>{escape(title)}</h2>{_svg(bars)}" for title, bars in _plots(found.fingerprint)]
-    name = escape(found.fingerprint.name)
-    style = "body{font:14px sans-serif;margin:2em}td,th{padding:2px 12px;text-align:left}svg{font:12px sans-serif}"
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{style}</style>'
+    style = page_style("voxelgate.datasets", "facts.css")
+    page = page_templates("voxelgate.datasets").get_template("facts.html.j2")
+    text = page.render(
+        name=found.fingerprint.name,
+        tables=facts_tables(found),
+        plots=_plots(found.fingerprint),
+        names_px=NAMES_PX,
+        plot_px=PLOT_PX,
+        values_px=VALUES_PX,
+        row_px=ROW_PX,
+        style=style,
+        style_hash=policy_hash(style),
+    )
     try:
-        write_text(path, f"{page}<h1>{name}</h1>{''.join(parts + plots)}</html>\n")
+        write_text(path, text + "\n")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
@@ -100,38 +121,14 @@ def _values(intensity: tuple[tuple[float, ...], ...]) -> tuple[str, str, str]:
     return low, middle, high
 
 
-def _plots(facts: Fingerprint) -> list[tuple[str, list[BoxPlotBar]]]:
+def _plots(facts: Fingerprint) -> list[BoxPlot]:
     there = [one for one in facts.structures if one.cases]
-    plots = [("volume, ml: least, median, largest", [BoxPlotBar(one.name, *one.volume_ml) for one in there])]
+    volumes = tuple(BoxPlotBar(one.name, *one.volume_ml) for one in there)
+    plots = [BoxPlot("volume, ml: least, median, largest", volumes)]
     for channel, name in enumerate(facts.channel_names):
-        spreads = [(one.name, one.intensity[channel]) for one in there]
-        title = f"values in {name}: 1 %, 50 %, 99 %"
-        plots.append((title, [BoxPlotBar(label, values[0], values[2], values[4]) for label, values in spreads]))
+        spreads = ((one.name, one.intensity[channel]) for one in there)
+        bars = tuple(BoxPlotBar(label, values[0], values[2], values[4]) for label, values in spreads)
+        plots.append(BoxPlot(f"values in {name}: 1 %, 50 %, 99 %", bars))
     sides = zip(SIDES, facts.extent_range_mm, facts.shape_vox, facts.spacing_mm, strict=True)
-    views = [BoxPlotBar(side, low, min(high, max(low, n * gap)), high) for side, (low, high), n, gap in sides]
-    return [*plots, ("field of view, mm: least, median, largest", views)]
-
-
-def _html(table: FactsTable) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f"<h2>{escape(table.title)}</h2><table><tr>{head}</tr>{body}</table>"
-
-
-def _svg(bars: Sequence[BoxPlotBar]) -> str:
-    low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
-    scale = PLOT_PX / ((high - low) or 1.0)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{NAMES_PX + PLOT_PX + VALUES_PX}" '
-        f'height="{ROW_PX * len(bars) + 4}">'
-    ]
-    for row, bar in enumerate(bars):
-        y = ROW_PX * row
-        start, mark, end = (NAMES_PX + scale * (value - low) for value in (bar.low, bar.middle, bar.high))
-        lines += [
-            f'<text x="{NAMES_PX - 8}" y="{y + 17}" text-anchor="end">{escape(bar.name)}</text>',
-            f'<rect x="{start:.1f}" y="{y + 6}" width="{max(1.0, end - start):.1f}" height="14" fill="#86b6d6"/>',
-            f'<rect x="{mark - 1.5:.1f}" y="{y + 3}" width="3" height="20" fill="#1f4e79"/>',
-            f'<text x="{NAMES_PX + PLOT_PX + 8}" y="{y + 17}">{bar.low:g} | {bar.middle:g} | {bar.high:g}</text>',
-        ]
-    return "".join([*lines, "</svg>"])
+    views = tuple(BoxPlotBar(side, low, min(high, max(low, n * gap)), high) for side, (low, high), n, gap in sides)
+    return [*plots, BoxPlot("field of view, mm: least, median, largest", views)]

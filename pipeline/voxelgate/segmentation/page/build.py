@@ -1,7 +1,6 @@
 """Build the report of an output folder: read the ledger, embed the previews, write one page."""
 
 import base64
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,10 +8,9 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.files import whole_file
+from voxelgate.core.page import page_style, page_templates, policy_hash
 from voxelgate.evaluation.review import Verdict
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunRecord
@@ -34,16 +32,18 @@ def build_page(
     out_dir: Path,
     reference: Path | None = None,
     *,
+    page: Path | None = None,
     data_root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `report.html` into an output folder, from its ledger and previews; an older one is replaced.
+    """Write the report of an output folder, from its ledger and previews; an older one is replaced.
 
     A run may go on meanwhile; the page then shows what has ended.
 
     Args:
         out_dir: that `voxelgate segment` wrote into.
         reference: manifest or folder with true labels, shown beside those that were found; see `references_of`.
+        page: file to write, in `out_dir` or in a folder above it; `report.html` in `out_dir` if None.
         data_root: folder that the manifest's paths start from, if not its own.
         progress: called with the number of cases compared with their true labels and the number of all.
 
@@ -57,28 +57,30 @@ def build_page(
         ManifestError: the manifest cannot be used.
     """
     entries, runs = read_ledger(out_dir)
-    facts = run_facts(out_dir, entries, runs)
+    path = page or out_dir / REPORT_NAME
+    facts = run_facts(path.parent, entries, runs)
     if reference is not None:
         paths = references_of(facts.cases, out_dir, reference, data_root, read_inputs(out_dir))
         facts = replace(facts, truths=compared(facts.cases, paths, progress))
-    return write_report(facts)
+    return write_report(facts, path.name)
 
 
-def run_facts(out_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord]) -> RunFacts:
+def run_facts(page_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord]) -> RunFacts:
     """Return what a ledger says of all runs on a folder."""
     cases = [entry.report for entry in entries if entry.report is not None]
     last_s = max((entry.ended_s for entry in entries), default=0.0)
     busy_s = sum(max(0.0, (run.ended_s or last_s) - run.started_s) for run in runs)
     started = _for_people(runs[0].started_s) if runs else ""
     ended = _for_people(last_s) if last_s else ""
-    return RunFacts(cases, out_dir, len(entries) - len(cases), started, ended, busy_s)
+    return RunFacts(cases, page_dir, len(entries) - len(cases), started, ended, busy_s)
 
 
-def write_report(facts: RunFacts) -> Path:
+def write_report(facts: RunFacts, name: str = REPORT_NAME) -> Path:
     """Write the page, whole or not at all; an older one is replaced.
 
     Args:
-        facts: of the run; outputs lie below its `out_dir`.
+        facts: of the run; outputs lie below its `page_dir`.
+        name: of the file in `page_dir`.
 
     Returns:
         The path of the page.
@@ -86,7 +88,7 @@ def write_report(facts: RunFacts) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    path = facts.out_dir / REPORT_NAME
+    path = facts.page_dir / name
     try:
         with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(_page(facts))
@@ -112,31 +114,27 @@ def embedded_cases(facts: RunFacts, limit: int = EMBEDDED_BYTES) -> set[str]:
 
 def _page(facts: RunFacts) -> Iterator[str]:
     """Yield the page piece by piece; one preview at a time is in memory."""
-    environment = Environment(
-        loader=PackageLoader("voxelgate.segmentation.page", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates("voxelgate.segmentation.page")
     environment.filters |= {"duration": _duration}
-    folder = files("voxelgate.segmentation.page")
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    parts = [(folder / "js" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    style = page_style("voxelgate.segmentation.page", "page.css")
+    folder = files("voxelgate.segmentation.page") / "js"
+    parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     script = "\n".join(['"use strict";', "{", *parts, "}"])
     embedded = embedded_cases(facts)
     rows = case_rows(facts)
     for row, case in zip(rows, facts.cases, strict=True):
         path = case.outputs.get(PREVIEW_KIND)
-        row["preview"] = "embedded" if case.case_id in embedded else None if path is None else link(path, facts.out_dir)
+        row["preview"] = (
+            "embedded" if case.case_id in embedded else None if path is None else link(path, facts.page_dir)
+        )
     yield from environment.get_template("page.html.j2").generate(
         facts=facts,
         rows=rows,
         previews=_previews(facts.cases, embedded, facts.truths),
         style=style,
         script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=policy_hash(style),
+        script_hash=policy_hash(script),
         version=version("voxelgate"),
     )
 
@@ -168,11 +166,6 @@ def _previews(
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _hash(text: str) -> str:
-    """Return what a content security policy calls a text."""
-    return f"sha256-{_base64(hashlib.sha256(text.encode()).digest())}"
 
 
 def _for_people(time_s: float) -> str:

@@ -28,7 +28,7 @@ class RunFacts:
 
     Args:
         cases: all reports, in the order of the table.
-        out_dir: folder that the outputs lie in, and the page.
+        page_dir: folder that the page lies in, with the outputs in it or below it.
         unfinished: cases that still wait or run.
         started: when the first run started, for people.
         ended: when the last case ended, for people.
@@ -37,7 +37,7 @@ class RunFacts:
     """
 
     cases: Sequence[CaseReport]
-    out_dir: Path
+    page_dir: Path
     unfinished: int = 0
     started: str = ""
     ended: str = ""
@@ -127,15 +127,17 @@ def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
             "gates": [str(gate) for gate in case.attention],
             "truth": None if (truth := facts.truths.get(case.case_id)) is None else _truth_row(truth, structures),
             "software": software.index(_software(case)),
-            "links": [[kind, link(path, facts.out_dir)] for kind, path in case.outputs.items() if kind != PREVIEW_KIND],
+            "links": [
+                [kind, link(path, facts.page_dir)] for kind, path in case.outputs.items() if kind != PREVIEW_KIND
+            ],
         }
         for case in facts.cases
     ]
 
 
-def link(path: Path, out_dir: Path) -> str:
+def link(path: Path, page_dir: Path) -> str:
     """Return a relative link to an output; what a case is called can then neither be a scheme nor leave the folder."""
-    return "./" + quote(path.relative_to(out_dir).as_posix())
+    return "./" + quote(path.relative_to(page_dir).as_posix())
 
 
 def _truth_row(truth: Truth, structures: Sequence[str]) -> dict[str, Any]:
