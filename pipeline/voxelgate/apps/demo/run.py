@@ -1,16 +1,13 @@
-"""The whole way on data made on the spot: cohort, manifest, plan, training, segmentation, page."""
+"""The whole way on data made on the spot: cohort, manifest, plan, training, segmentation, report."""
 
-import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from voxelgate.apps.demo.cohort import LABELS, make_cohort
-from voxelgate.apps.demo.page import Command, DemoRun, HeldOutCase, write_page
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import refuse_file
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
@@ -21,7 +18,8 @@ from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.page import build_page
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Budget, Training, plan
 from voxelgate.training.train import TrainingJob, train
@@ -35,8 +33,16 @@ CHANNELS = (16, 32, 64)
 STRIDES = ((2, 2, 2), (2, 2, 2))
 """Coarse and small, so that the training ends within two minutes on two cores."""
 
-SPLITS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "pictures", "index.html")
+SPLITS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "index.html")
 """What a demo leaves in its folder, and what the next one there may replace."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line for the command line, and what it is good for."""
+
+    purpose: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class DemoResult:
 
     Args:
         scores: of every structure in every held-out case.
-        page: the page to look at.
+        page: the report of the segmentation, to look at in a browser.
         next_commands: the same for data of one's own.
     """
 
@@ -88,31 +94,16 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
 
     say("Planning a bundle, and training it: one to two minutes on two cores.")
     _write_small_bundle(manifest, out / "bundle", seed)
-    start_s = time.monotonic()
     trained = train(TrainingJob(out / "bundle", manifest, out / "trained_bundle", fold=ALL_FOLDS))
-    training_s = time.monotonic() - start_s
 
     say("Segmenting the volumes that the network has not seen.")
-    setup = setup_of(trained, out / "segmented", Options())
-    reports = list(segment_cases(cases_in([case.image for case in held_out], setup), setup))
-    pairs = pair_files(out / "segmented", out / "held_out" / "labels")
-    scores = list(evaluate_pairs(pairs, LABELS))
-    commands = _next_commands()
-    run = DemoRun(
-        network="an attention U-Net",
-        device=f"{os.cpu_count()} processor cores",
-        seed=seed,
-        training_cases=TRAINING_CASES,
-        steps=EPOCHS * Training.steps_per_epoch,
-        training_s=training_s,
-        segmentation_s=_mean_s(reports),
-    )
-    cases = [
-        HeldOutCase(case.case_id, case.image, case.label, out / "segmented" / f"{case.case_id}.nii.gz", tuple(rows))
-        for case, rows in zip(held_out, scores, strict=True)
-    ]
-    page = write_page(out, run, cases, LABELS, commands)
-    return DemoResult(tuple(row for rows in scores for row in rows), page, commands)
+    setup = setup_of(trained, out / "segmented", Options(outputs=(Output.NIFTI, Output.PREVIEW)))
+    for _ in segment_cases(cases_in([case.image for case in held_out], setup), setup):
+        pass
+    references = out / "held_out" / "labels"
+    scores = tuple(row for rows in evaluate_pairs(pair_files(out / "segmented", references), LABELS) for row in rows)
+    page = build_page(out / "segmented", references, page=out / "index.html")
+    return DemoResult(scores, page, _next_commands())
 
 
 def _clear(out: Path, *, overwrite: bool) -> None:
@@ -148,10 +139,6 @@ def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:
     }
     facts = survey(load_manifest(manifest)).fingerprint
     write_bundle(plan(facts, Budget(minutes=2), overrides), root, facts)
-
-
-def _mean_s(reports: Sequence[CaseReport]) -> float:
-    return sum(sum(report.seconds.values()) for report in reports) / len(reports)
 
 
 def _next_commands() -> tuple[Command, ...]:
