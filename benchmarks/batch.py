@@ -1,4 +1,4 @@
-"""Time what the batch runner adds to the cases: the same volumes by `segment()` in a loop, and by the runner.
+"""Time what the batch runner adds to the cases: the same volumes by `segment_case()` in a loop, and by the runner.
 
 The time runs from the first report to the last, so that opening the bundle and starting workers is in neither. On a
 busy machine look at processor time, which counts the workers too.
@@ -27,7 +27,7 @@ from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, s
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import segment
+from voxelgate.segmentation.segment import segment_case
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "hippocampus_mri_segmentation"
 OPTIONS = Options((Output.NIFTI, Output.PREVIEW))
@@ -47,7 +47,7 @@ def looped(bundle: Path, volumes: Path, out: Path) -> Iterator[CaseReport]:
     """Segment one volume after the other, without a runner."""
     opened = open_bundle(bundle.absolute(), "cpu")
     for case in cases_in([volumes], setup_of(bundle, out, OPTIONS)):
-        yield segment(case, opened, out, OPTIONS)
+        yield segment_case(case, opened, out, OPTIONS)
 
 
 def by_runner(engine: str) -> Callable[[Path, Path, Path], Iterator[CaseReport]]:

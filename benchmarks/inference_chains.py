@@ -38,7 +38,7 @@ from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import segment
+from voxelgate.segmentation.segment import segment_case
 from voxelgate.transforms import ResampleToSpacingd, WindowHUd
 from voxelgate.transforms.io import VolumeReader
 
@@ -90,7 +90,7 @@ def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: An
         patch.object(Restorer, "push", watch.measured("restore", Restorer.push)),
         patch.object(MirroredViews, "stream", noted(MirroredViews.stream, streamed_vox)),
     ):
-        report = segment(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
+        report = segment_case(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
     if report.status is not CaseStatus.DONE:
         raise SystemExit(f"not done: {report.findings}")
     return streamed_vox

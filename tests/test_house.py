@@ -35,8 +35,8 @@ RandBalancedPatchd RandSideSafeFlipd ResampleToSpacingd RestoringSlidingWindowIn
 ScoreCleanings SeedEpochs Series ShardedRandomSampler ShowProgress Status StopOnBadLoss Survey TrainingJob
 UpdateAverage UsageError Verdict VolumeReader VoxelgateError WatchTraining WindowHUd build_manifest choose_precision
 datalist evaluate export find_cases identify image_spec_of keep_large_buffers load_manifest needs_scaler open_bundle
-plan presets read_image scan_dicom set_aside start_from start_process_group status stream survey train train_folds
-world_size write_bundle write_label_map write_manifest
+plan presets read_image scan_dicom segment set_aside start_from start_process_group status stream survey train
+train_folds watch world_size write_bundle write_label_map write_manifest
 """
 
 

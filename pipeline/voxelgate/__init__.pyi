@@ -25,6 +25,7 @@ from .networks.flat import FlatNetwork
 from .networks.guided_attention import GuidedAttentionNet
 from .networks.losses import BCEDiceLoss, NetworkLoss
 from .networks.nonlocal_unet import NonLocalUNet
+from .segmentation.batch.run_batch import segment, watch
 from .segmentation.batch.status import Status, status
 from .segmentation.cases import find_cases
 from .segmentation.outputs import Output
@@ -127,6 +128,7 @@ __all__ = [
     "presets",
     "read_image",
     "scan_dicom",
+    "segment",
     "set_aside",
     "start_from",
     "start_process_group",
@@ -135,6 +137,7 @@ __all__ = [
     "survey",
     "train",
     "train_folds",
+    "watch",
     "world_size",
     "write_bundle",
     "write_label_map",

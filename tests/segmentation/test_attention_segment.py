@@ -30,7 +30,7 @@ from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.preview import read_preview, sketch, write_preview
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import segment
+from voxelgate.segmentation.segment import segment_case
 
 MAPS = {f"attention-{level}" for level in LEVELS}
 
@@ -42,7 +42,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def segment_one(inputs: Path, bundle: Path, out: Path, options: Options) -> CaseReport:
     (case,) = find_cases([inputs])
-    return segment(case, open_bundle(bundle, "cpu"), out, options)
+    return segment_case(case, open_bundle(bundle, "cpu"), out, options)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

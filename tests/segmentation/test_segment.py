@@ -29,7 +29,7 @@ from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseStatus
-from voxelgate.segmentation.segment import segment
+from voxelgate.segmentation.segment import segment_case
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
 BRIGHT = np.zeros((9, 8, 7), np.float32)
@@ -86,7 +86,7 @@ def save(path: Path, voxels: np.ndarray = BRIGHT, affine: np.ndarray | None = AF
 def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: Bundle) -> None:
     image = save(tmp_path / "image.nii.gz")
 
-    report = segment(Case("sub/image", image), bundle, tmp_path / "out")
+    report = segment_case(Case("sub/image", image), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.DONE, report.findings
     assert report.findings == ()
@@ -101,7 +101,7 @@ def test_a_case_is_written_on_its_own_grid_and_reported(tmp_path: Path, bundle: 
 
 
 def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: Bundle) -> None:
-    report = segment(Case("Kopf\nä", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
+    report = segment_case(Case("Kopf\nä", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     line = report.to_json()
 
@@ -115,7 +115,7 @@ def test_a_report_is_one_line_of_json(tmp_path: Path, bundle: Bundle) -> None:
 def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path: Path, bundle: Bundle) -> None:
     resampling = replace(bundle, preprocessing=preprocess(Spacingd("image", (1.5, 1.5, 1.5), mode="bilinear")))
 
-    report = segment(Case("labels", save(tmp_path / "image.nii.gz")), resampling, tmp_path)
+    report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), resampling, tmp_path)
 
     labels, _ = read_volume(tmp_path / "labels.nii.gz")
     assert labels.shape == BRIGHT.shape
@@ -126,7 +126,7 @@ def test_resampling_in_the_bundle_still_gives_labels_on_the_source_grid(tmp_path
 def test_other_formats_are_segmented_alike(tmp_path: Path, bundle: Bundle, suffix: str) -> None:
     sitk.WriteImage(sitk.ReadImage(str(save(tmp_path / "image.nii.gz"))), str(tmp_path / f"image{suffix}"))
 
-    report = segment(Case("labels", tmp_path / f"image{suffix}"), bundle, tmp_path)
+    report = segment_case(Case("labels", tmp_path / f"image{suffix}"), bundle, tmp_path)
 
     assert report.status is CaseStatus.DONE, report.findings
     np.testing.assert_array_equal(read_volume(tmp_path / "labels.nii.gz")[0], BRIGHT)
@@ -137,7 +137,7 @@ def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path
     for image in ("sub-ct_label-22_ct", "two_grids/sub-strokecase0009_ses-0001_dwi"):
         path = real_data / "small" / f"{image}.nii.gz"
 
-        report = segment(Case("labels", path), bundle, tmp_path, Options(overwrite=True))
+        report = segment_case(Case("labels", path), bundle, tmp_path, Options(overwrite=True))
 
         assert report.status is CaseStatus.DONE, report.findings
         assert read_grid(path).agrees(read_grid(tmp_path / "labels.nii.gz"), 1e-9)
@@ -145,7 +145,7 @@ def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path
 
 
 def refusal(image: Path, bundle: Bundle, tmp_path: Path) -> str:
-    report = segment(Case("labels", image), bundle, tmp_path / "out")
+    report = segment_case(Case("labels", image), bundle, tmp_path / "out")
     assert report.status is CaseStatus.REFUSED
     assert not (tmp_path / "out").exists()
     assert report.outputs == {}
@@ -177,7 +177,7 @@ def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path:
     sided = replace(bundle, labels=LabelTable(("background", "left eye", "right eye")))
 
     assert "does not say where left and right are" in refusal(image, sided, tmp_path)
-    report = segment(Case("labels", image), bundle, tmp_path)
+    report = segment_case(Case("labels", image), bundle, tmp_path)
     assert report.status is CaseStatus.DONE
     assert "does not say where left and right are" in report.findings[0]
 
@@ -187,17 +187,17 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Bu
     output = tmp_path / "labels.nii.gz"
     output.write_bytes(b"older")
 
-    refused = segment(case, bundle, tmp_path)
+    refused = segment_case(case, bundle, tmp_path)
 
     assert refused.status is CaseStatus.REFUSED
     assert "exists already" in refused.findings[0]
     assert output.read_bytes() == b"older"
-    assert segment(case, bundle, tmp_path, Options(overwrite=True)).status is CaseStatus.DONE
+    assert segment_case(case, bundle, tmp_path, Options(overwrite=True)).status is CaseStatus.DONE
     assert read_volume(output)[0].any()
 
 
 def test_an_empty_result_is_told(tmp_path: Path, bundle: Bundle) -> None:
-    report = segment(Case("labels", save(tmp_path / "image.nii.gz", BRIGHT / 4)), bundle, tmp_path)
+    report = segment_case(Case("labels", save(tmp_path / "image.nii.gz", BRIGHT / 4)), bundle, tmp_path)
 
     assert report.status is CaseStatus.DONE
     assert "no structure was found" in report.findings[0]
@@ -210,7 +210,7 @@ def test_an_unforeseen_error_fails_the_case_in_one_sentence(
         raise RuntimeError("out of memory\nand a long story")
 
     with caplog.at_level(logging.DEBUG, "voxelgate.segmentation.segment"):
-        report = segment(Case("one", save(tmp_path / "image.nii.gz")), replace(bundle, inferer=explode), tmp_path)
+        report = segment_case(Case("one", save(tmp_path / "image.nii.gz")), replace(bundle, inferer=explode), tmp_path)
 
     assert report.status is CaseStatus.FAILED
     assert report.findings == ("RuntimeError: out of memory",)
@@ -248,7 +248,7 @@ def test_a_network_with_more_classes_than_names_is_refused(tmp_path: Path, bundl
 def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, bundle: Bundle) -> None:
     (tmp_path / "out").write_bytes(b"a file")
 
-    report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
+    report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED
     assert "cannot be made" in report.findings[0]
@@ -261,8 +261,8 @@ def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_pa
         return labels
 
     case = Case("labels", save(tmp_path / "image.nii.gz"))
-    sure = segment(case, bundle, tmp_path / "a", Options(check_flips=True))
-    doubted = segment(case, replace(bundle, inferer=unsure), tmp_path / "b")
+    sure = segment_case(case, bundle, tmp_path / "a", Options(check_flips=True))
+    doubted = segment_case(case, replace(bundle, inferer=unsure), tmp_path / "b")
 
     assert sure.quality.verdict is not Verdict.REFUSE
     assert not any("bright" in reason for reason in sure.quality.reasons)
@@ -273,7 +273,7 @@ def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_pa
 def test_a_preview_is_one_of_the_files_of_a_case(tmp_path: Path, bundle: Bundle) -> None:
     options = Options((Output.NIFTI, Output.PREVIEW))
 
-    report = segment(Case("sub/image", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out", options)
+    report = segment_case(Case("sub/image", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out", options)
 
     assert report.outputs[Output.PREVIEW] == tmp_path / "out" / "previews" / "sub" / "image.webp"
     assert report.outputs[Output.PREVIEW].read_bytes()[:4] == b"RIFF"
@@ -286,7 +286,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("voxelgate.core.files.os.fsync", fail)
-    report = segment(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
+    report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED
     assert "No space left on device" in report.findings[0]
@@ -305,7 +305,7 @@ def test_a_cleaned_result_is_compared_with_the_cleaned_one_of_the_mirrored_image
         cleaned[:, :, :4] = 0
         return cleaned
 
-    report = segment(
+    report = segment_case(
         Case("labels", save(tmp_path / "image.nii.gz", image)),
         replace(bundle, cleaning=without_the_first_half),
         tmp_path,

@@ -26,7 +26,7 @@ from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import segment
+from voxelgate.segmentation.segment import segment_case
 
 THRESHOLD_HU = 150
 ALL = (Output.NIFTI, Output.SEG, Output.RTSTRUCT, Output.SR)
@@ -39,7 +39,7 @@ def bundle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def segment_one(inputs: Path, root: Path, out: Path, options: Options) -> CaseReport:
     (case,) = find_cases([inputs], allow=options.allow)
-    return segment(case, open_bundle(root, "cpu"), out, options)
+    return segment_case(case, open_bundle(root, "cpu"), out, options)
 
 
 def test_a_study_goes_in_and_every_kind_of_output_comes_out(tmp_path: Path, bundle_root: Path) -> None:
@@ -136,8 +136,8 @@ def test_a_bundle_may_bring_its_own_codes(tmp_path: Path) -> None:
     report = segment_one(tmp_path / "in", root, tmp_path / "out", Options(ALL))
 
     assert report.status is CaseStatus.DONE, report.findings
-    segment = dcmread(report.outputs[Output.SEG]).SegmentSequence[0]
-    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "71341001"
+    segment_case = dcmread(report.outputs[Output.SEG]).SegmentSequence[0]
+    assert segment_case.SegmentedPropertyTypeCodeSequence[0].CodeValue == "71341001"
 
 
 @pytest.mark.parametrize(
@@ -382,8 +382,8 @@ def test_a_bundle_whose_name_is_too_long_for_dicom_still_gives_nifti(tmp_path: P
     bundle = dataclasses.replace(open_bundle(bundle_root, "cpu"), name="n" * 100)
     (case,) = find_cases([tmp_path / "in"])
 
-    done = segment(case, bundle, tmp_path / "out", Options())
-    refused = segment(case, bundle, tmp_path / "out", Options((Output.SEG,)))
+    done = segment_case(case, bundle, tmp_path / "out", Options())
+    refused = segment_case(case, bundle, tmp_path / "out", Options((Output.SEG,)))
 
     assert done.status is CaseStatus.DONE, done.findings
     assert "of an algorithm must be 1 to 64 characters" in refused.findings[0]

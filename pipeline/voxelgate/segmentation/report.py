@@ -39,6 +39,10 @@ class CaseReport:
         quality: whether the result can be taken as it is, if done.
         peak_mib: highest resident memory of the process so far, if done.
         attention: what each attention gate does, finest first, if its maps were asked for.
+
+    >>> (report,) = vg.segment("my_bundle", "scan.nii.gz", "reported", workers="serial")
+    >>> report.case_id, str(report.status), [path.name for path in report.outputs.values()]
+    ('scan', 'done', ['scan.nii.gz'])
     """
 
     case_id: str

@@ -52,7 +52,7 @@ class Attempt:
     fault: Fault | None = None
 
 
-def segment(case: Case, bundle: Bundle, out_dir: Path, options: Options | None = None) -> CaseReport:
+def segment_case(case: Case, bundle: Bundle, out_dir: Path, options: Options | None = None) -> CaseReport:
     """Segment one volume and write its label map on the grid of the volume; never raise on a bad case.
 
     Refused are images that `read_case` refuses, an output that exists, and DICOM outputs of what is not DICOM or lacks

@@ -2,9 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -15,20 +14,8 @@ from voxelgate.apps.cli.terminal import console, errors, progress_bar
 from voxelgate.core.findings import Allow
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.inference.runtimes.runtimes import Runtime
-from voxelgate.segmentation.batch.dispatch import Limits
-from voxelgate.segmentation.batch.run_batch import (
-    DEFAULT_ENGINE,
-    ExecutionOptions,
-    attention_of,
-    cases_in,
-    plan_resources,
-    segment_arrivals,
-    segment_cases,
-    setup_of,
-)
-from voxelgate.segmentation.batch.watch import Patience
+from voxelgate.segmentation.batch.run_batch import DEFAULT_ENGINE, Reports, segment, watch
 from voxelgate.segmentation.cases import is_manifest
-from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output, is_of_picture
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
@@ -107,21 +94,29 @@ def run(
         refuse_given(context, ["data_root"], "is for a manifest, and none is given")
     if not is_watching:
         refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
-    wanted = choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
-    gates = attention_of(bundle, is_ensemble=is_ensemble) if attention else ()
-    options = Options(wanted, overwrite, choices(Allow, allow, "--allow"), runtime, check_flips, gates, hashed_names)
-    setup = setup_of(bundle, out, options, device, is_ensemble=is_ensemble)
-    means = ExecutionOptions(engine, Limits(timeout, attempts), max_memory)
+    asked: dict[str, Any] = {
+        "outputs": choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs"),
+        "workers": engine,
+        "overwrite": overwrite,
+        "allow": choices(Allow, allow, "--allow"),
+        "runtime": runtime,
+        "device": device,
+        "ensemble": is_ensemble,
+        "check_flips": check_flips,
+        "attention": attention,
+        "hashed_names": hashed_names,
+        "timeout_s": timeout,
+        "attempts": attempts,
+        "max_memory_gib": max_memory,
+    }
     if is_watching:
-        reports, total = segment_arrivals(inputs, setup, Patience(settle, idle_exit), means), None
+        reports = watch(bundle, inputs, out, settle_s=settle, idle_s=idle_exit, **asked)
     else:
         with progress_bar("reading headers") as progress:
-            cases = cases_in(inputs, setup, progress, data_root=data_root)
-        foretold, setup, means = plan_resources(cases, setup, means) if forecast else ("", setup, means)
-        if foretold:
-            errors.print(foretold, markup=False, soft_wrap=True)
-        reports, total = segment_cases(cases, setup, means), len(cases)
-    ended, is_interrupted = _show_reports(reports, total, as_json=as_json)
+            reports = segment(bundle, inputs, out, forecast=forecast, data_root=data_root, progress=progress, **asked)
+    if reports.forecast:
+        errors.print(reports.forecast, markup=False, soft_wrap=True)
+    ended, is_interrupted = _show_reports(reports, as_json=as_json)
     if not as_json:
         _print_reports(ended, out)
     if is_interrupted:
@@ -131,17 +126,17 @@ def run(
         raise typer.Exit(1)
 
 
-def _show_reports(reports: Iterator[CaseReport], total: int | None, *, as_json: bool) -> tuple[list[CaseReport], bool]:
+def _show_reports(reports: Reports, *, as_json: bool) -> tuple[list[CaseReport], bool]:
     """Print reports as they come; return them, and whether Ctrl-C ended them."""
     ended: list[CaseReport] = []
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind `nohup`
         signal.signal(signal.SIGINT, _interrupt_once)
-    with progress_bar("segmenting", total) as progress:
+    with progress_bar("segmenting", reports.total) as progress:
         try:
             for report in reports:
                 ended.append(report)
-                if total is not None:
-                    progress(len(ended), total)
+                if reports.total is not None:
+                    progress(len(ended), reports.total)
                 if as_json:
                     sys.stdout.write(report.to_json() + "\n")
                     sys.stdout.flush()

@@ -19,7 +19,7 @@ from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-from voxelgate.segmentation.segment import segment
+from voxelgate.segmentation.segment import segment_case
 
 GOLDEN_RATIO = 0.618034
 """Steps of so much around the circle of hues never come close to an earlier one."""
@@ -71,7 +71,7 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
         with self.turn:
             version = self.versions.current
             bundle, options = open_bundle(self.versions.path(version)), Options(tuple(outputs))
-            report = in_network_thread(segment, case, bundle, folder, options)  # requests come in any thread
+            report = in_network_thread(segment_case, case, bundle, folder, options)  # requests come in any thread
         if report.status is CaseStatus.REFUSED:
             raise InputError(" ".join(report.findings))
         if report.status is CaseStatus.FAILED:

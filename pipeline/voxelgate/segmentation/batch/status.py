@@ -60,6 +60,10 @@ class Status:
         bad: cases without a result, by id.
         ended_per_hour: cases that the last run brought to an end; 0 before the first.
         left_s: time for the cases that wait, at that rate; None if it is not known or nothing runs.
+
+    >>> _ = list(vg.segment("my_bundle", "scan.nii.gz", "seen", workers="serial"))
+    >>> vg.status("seen").is_running
+    False
     """
 
     is_running: bool
@@ -75,12 +79,17 @@ class Status:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
-def status(out_dir: Path) -> Status:
+def status(out: Path | str) -> Status:
     """Return what is known of an output folder; it is only read, and a run may go on meanwhile.
 
     Raises:
         OutputError: it has no ledger, or that cannot be read.
+
+    >>> _ = list(vg.segment("my_bundle", "scan.nii.gz", "counted", workers="serial"))
+    >>> vg.status("counted").counts["done"]
+    1
     """
+    out_dir = Path(out)
     is_running = is_held(out_dir)
     entries, runs = read_ledger(out_dir)
     now_s = time.time()

@@ -155,7 +155,7 @@ class Inbox:
         return cases
 
 
-def watch(
+def complete_cases(
     folders: Sequence[Path],
     patience: Patience,
     *,
