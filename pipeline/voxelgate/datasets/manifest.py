@@ -424,3 +424,8 @@ def _datalist_row(case: ManifestCase) -> dict[str, str | list[str]]:
     files = [str(path) for path in case.channels]
     row = {"image": files if case.further_channels else files[0], "case_id": case.case_id, "subject": case.subject}
     return row if case.label is None else {**row, "label": str(case.label)}
+
+
+def is_manifest(given: Path) -> bool:
+    """Return whether an input is named like a manifest."""
+    return given.suffix.lower() == ".json"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow
-from voxelgate.datasets.manifest import load_manifest
+from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import Series, scan_files
@@ -210,11 +210,6 @@ def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageSpec
     wanted = missing if found & set(names) else []
     first, *further = sorted([*relative_of, *wanted], key=lambda path: path.name)
     return Case((relative_of[some].parent / name).as_posix(), first, further_channels=tuple(further))
-
-
-def is_manifest(given: Path) -> bool:
-    """Return whether an input is named like a manifest."""
-    return given.suffix.lower() == ".json"
 
 
 def manifest_cases(path: Path, images: ImageSpec, data_root: Path | None = None) -> list[Case]:

@@ -14,7 +14,7 @@ from voxelgate.apps.cli.tables import print_facts
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
-from voxelgate.datasets.manifest import load_manifest
+from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.datasets.page import facts_tables, write_facts_page
 from voxelgate.datasets.survey import survey
 from voxelgate.dicom.inspect import InspectedSeries, inspect
@@ -41,12 +41,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data."""
-    is_manifest = len(inputs) == 1 and inputs[0].suffix == ".json"
-    if not is_manifest and (page is not None or data_root is not None):
+    is_of_manifest = len(inputs) == 1 and is_manifest(inputs[0])
+    if not is_of_manifest and (page is not None or data_root is not None):
         raise UsageError("--page and --data-root are for a manifest; name one, or leave them out.")
-    if is_manifest and (as_json or headers_only or allow):
+    if is_of_manifest and (as_json or headers_only or allow):
         raise UsageError("--json, --headers-only and --allow are for DICOM; leave them out for a manifest.")
-    if is_manifest:
+    if is_of_manifest:
         _inspect_manifest(inputs[0], data_root, page)
         return
     with progress_bar("reading headers") as headers, progress_bar("reading pixels") as pixels:

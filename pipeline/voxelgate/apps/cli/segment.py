@@ -12,10 +12,10 @@ from rich.table import Table
 from voxelgate.apps.cli.options import Allowed, AsJson, BundleArgument, DataRoot, Overwrite, choices, refuse_given
 from voxelgate.apps.cli.terminal import console, errors, progress_bar
 from voxelgate.core.findings import Allow
+from voxelgate.datasets.manifest import is_manifest
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.batch.run_batch import DEFAULT_ENGINE, Reports, segment, watch
-from voxelgate.segmentation.cases import is_manifest
 from voxelgate.segmentation.outputs import Output, is_of_picture
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 

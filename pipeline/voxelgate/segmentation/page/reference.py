@@ -12,7 +12,7 @@ import numpy.typing as npt
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.manifest import load_manifest
+from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.evaluation.pairs import label_maps_in
 from voxelgate.evaluation.scores import LabelScores, read_label_map, score
 from voxelgate.images.volumes import read_channels, volume_stem
@@ -64,7 +64,7 @@ def references_of(
     """
     found = {case.case_id: case.outputs[Output.NIFTI] for case in cases if Output.NIFTI in case.outputs}
     images = {case_id: path for case_id, path in (inputs or {}).items() if case_id in found}
-    if reference.suffix == ".json":
+    if is_manifest(reference):
         listed = load_manifest(reference, data_root).all_cases
         known = {case.case_id: case.label for case in listed}
         names = {case_id: case_id for case_id in found}
