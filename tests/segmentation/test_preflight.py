@@ -210,6 +210,7 @@ def setup(bundle: Path, out: Path) -> Setup:
     return setup_of(bundle, out, Options((Output.NIFTI, Output.PREVIEW)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bundle", "shape"),
     [("threshold", (256, 256, 200)), ("hippocampus", (35, 51, 35))],
@@ -244,6 +245,7 @@ def test_a_case_that_takes_long_is_not_tried_and_its_disk_is_a_bound(
     assert found.measured.written is None
 
 
+@pytest.mark.slow
 def test_attention_maps_are_in_the_forecast(tmp_path: Path) -> None:
     case = save(tmp_path / "case.nii.gz", (35, 51, 35))
     plain, gated = (
@@ -265,6 +267,7 @@ def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: P
     assert summary(found).endswith("of disk; 1 more does not fit in memory.")
 
 
+@pytest.mark.slow
 def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equal_results(
     tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +393,7 @@ def test_a_scaled_image_counts_as_the_numbers_it_becomes(tmp_path: Path) -> None
     assert volume[1] == read_volume(tmp_path / "case.nii.gz")[0].dtype == np.float64
 
 
+@pytest.mark.slow
 def test_a_case_that_does_not_fit_is_refused_and_the_others_are_done(tmp_path: Path, threshold: Path) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("huge", 240))]
 

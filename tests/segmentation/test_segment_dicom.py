@@ -58,6 +58,7 @@ def test_a_study_goes_in_and_every_kind_of_output_comes_out(tmp_path: Path, bund
     assert {dcmread(report.outputs[kind]).Modality for kind in ALL[1:]} == {"SEG", "RTSTRUCT", "SR"}
 
 
+@pytest.mark.slow
 def test_real_studies_go_the_same_way(tmp_path: Path, bundle_root: Path, real_data: Path) -> None:
     study = real_data / "dicom" / "ct_philips_study_mixed"
 

@@ -75,6 +75,7 @@ def trained_on(manifest: Path, folder: Path) -> tuple[Plan, float]:
     return made, float(np.mean([score.dice for score in scores]))
 
 
+@pytest.mark.slow
 def test_flat_images_plan_and_train_as_one_slice(tmp_path: Path) -> None:
     manifest = write_data(tmp_path / "data", (40, 36, 1), channels=1)
     made, dice = trained_on(manifest, tmp_path)
@@ -94,6 +95,7 @@ def test_flat_images_are_turned_in_their_plane_only(tmp_path: Path) -> None:
     assert affine["scale_range"] == [0.2, 0.2, 0.0]
 
 
+@pytest.mark.slow
 def test_two_channels_plan_and_train_where_one_alone_would_not_do(tmp_path: Path) -> None:
     manifest = write_data(tmp_path / "data", (28, 26, 14), channels=2)
     made, dice = trained_on(manifest, tmp_path)

@@ -131,6 +131,7 @@ def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_and_resumed_training_ends_with_the_weights_of_an_unbroken_one(
     processes: ForkServerContext, whole: TrainingJob, tmp_path: Path, seed: int
