@@ -17,10 +17,10 @@ def record_problem(error: ValidationError) -> str:
     if first["type"] in UNKNOWN:
         return f"{field} is not a value of it"
     reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{field} is {_shown(first['input'])}, {reason}" if field else reason
+    return f"{field} is {_shortened(first['input'])}, {reason}" if field else reason
 
 
-def _shown(value: Any) -> str:  # what was found may be anything
+def _shortened(value: Any) -> str:  # what was found may be anything
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 

@@ -91,15 +91,15 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     rule = ImageSpec(is_picture=modality == Modality.PICTURE)
     pairs, problems = find_pairs(root, rule)
     if not pairs:
-        raise ManifestError(problems or [_nothing_found(root, rule)])
+        raise ManifestError(problems or [_no_pairs(root, rule)])
     subject_of, without_subject = _subjects_of(pairs, subjects, notes)
     problems += without_subject
     document = {
         "name": name,
         "licence": licence,
-        **_channels(pairs, modality),
+        **_channel_fields(pairs, modality),
         "labels": dict(labels or notes.labels or _default_labels(pairs)),
-        "training": [_row(pair, root, subject_of[pair.case_id]) for pair in pairs],
+        "training": [_row_of_pair(pair, root, subject_of[pair.case_id]) for pair in pairs],
     }
     manifest = manifest_from_document(document, root)
     dealt = manifest if problems else manifest.with_folds(folds, seed)
@@ -109,7 +109,7 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     return replace(dealt, cases=tuple(map(_with_checksums, dealt.cases)))
 
 
-def _nothing_found(root: Path, rule: ImageSpec) -> str:
+def _no_pairs(root: Path, rule: ImageSpec) -> str:
     wanted = f"pictures ({PICTURE_NAMES})" if rule.is_picture else f"volumes ({', '.join(SUFFIXES)})"
     other = ImageSpec(is_picture=not rule.is_picture)
     has_others = any(other.admits(path) for path in root.rglob("*"))
@@ -117,7 +117,7 @@ def _nothing_found(root: Path, rule: ImageSpec) -> str:
     return f"{root.name}: holds no {wanted}; {hint}."
 
 
-def _channels(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
+def _channel_fields(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
     """Return what the manifest says of the channels; each picture is compared with it by `check_manifest`."""
     if modality != Modality.PICTURE or not _is_in_colours(pairs[0].image):
         return {"modality": {"0": modality}}
@@ -223,7 +223,7 @@ def _highest_value(path: Path) -> int:
     return int(voxels[(voxels >= 1) & (voxels <= MOST_LABEL_VALUES)].max(initial=1))
 
 
-def _row(pair: Pair, root: Path, subject: str) -> dict[str, Any]:
+def _row_of_pair(pair: Pair, root: Path, subject: str) -> dict[str, Any]:
     row = {"image": pair.image.relative_to(root).as_posix(), "label": pair.label.relative_to(root).as_posix()}
     named = {} if pair.case_id == volume_stem(pair.image) else {"case_id": pair.case_id}
     return {**named, **row, "subject": subject}

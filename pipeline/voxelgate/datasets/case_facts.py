@@ -144,14 +144,14 @@ def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
     return CaseFacts(
         case_id=case.case_id,
         content=found.content,
-        shape_vox=_three(labels.shape),
+        shape_vox=_three_sizes(labels.shape),
         spacing_mm=tuple(map(float, spacing_mm)),  # type: ignore[arg-type]  # three of them
         foreground_vox=_extent(labels > 0),
         body_share=_body_share(channels[0]),
         darkest=darkest,
         tissue=_tissue(channels[0]),
         structures=tuple(
-            _structure(
+            _structure_of_case(
                 value,
                 labels[box] == value,
                 channels[(slice(None), *box)],
@@ -180,7 +180,7 @@ def _sameness(channels: npt.NDArray[Any], modality: Modality) -> str | None:
     return None
 
 
-def _structure(  # where a box lies, and what is in it
+def _structure_of_case(  # where a box lies, and what is in it
     value: int, mask: Labels, channels: npt.NDArray[Any], look: Structure, start_mm: float, right_step_mm: float
 ) -> StructureOfCase:
     voxels = int(mask.sum())
@@ -213,7 +213,7 @@ def _extent(mask: Labels) -> tuple[int, int, int]:
     if not mask.any():
         return (0, 0, 0)
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    return _three([span.stop - span.start for span in box])
+    return _three_sizes([span.stop - span.start for span in box])
 
 
 def _body_share(image: npt.NDArray[Any]) -> float:
@@ -232,6 +232,6 @@ def _tissue(image: npt.NDArray[Any]) -> float:
     return float(edges[counts.argmax()] + BIN_WIDTH / 2)
 
 
-def _three(values: Any) -> tuple[int, int, int]:  # list or tuple
+def _three_sizes(values: Any) -> tuple[int, int, int]:  # list or tuple
     i, j, k = (int(value) for value in values)
     return i, j, k

@@ -92,7 +92,7 @@ def manifest_defects(manifest: Manifest, *, progress: Progress | None = None) ->
             "the folder that the paths start from (--data-root)."
         ]
     with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(_checked, case, manifest) for case in cases]
+        futures = [pool.submit(_checked_case, case, manifest) for case in cases]
         for done, _ in enumerate(as_completed(futures), start=1):
             if progress is not None:
                 progress(done, len(cases))
@@ -137,7 +137,7 @@ def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
     return InspectedCase(case, tuple(problems), tuple(channels), label)
 
 
-def _checked(case: ManifestCase, manifest: Manifest) -> _Checked:
+def _checked_case(case: ManifestCase, manifest: Manifest) -> _Checked:
     found = inspect_case(case, manifest)
     return _Checked(case, found.problems, found.content)
 

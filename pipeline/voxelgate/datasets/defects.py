@@ -93,7 +93,7 @@ def _swapped(facts: Sequence[CaseFacts], labels: LabelTable, modality: Modality)
         is_right = {
             one.case_id: centres[left] <= centres[right]
             for one in facts
-            if {left, right} <= (centres := _centres_mm(one.structures)).keys()
+            if {left, right} <= (centres := _right_mm_of(one.structures)).keys()
         }
         wrong = sorted(case_id for case_id, is_so in is_right.items() if not is_so)
         if modality is Modality.PICTURE:
@@ -128,5 +128,5 @@ def _of_doubtful_scale(facts: Sequence[CaseFacts]) -> dict[str, list[Defect]]:
     return found
 
 
-def _centres_mm(structures: Sequence[StructureOfCase]) -> dict[int, float]:
+def _right_mm_of(structures: Sequence[StructureOfCase]) -> dict[int, float]:
     return {one.value: one.right_mm for one in structures}

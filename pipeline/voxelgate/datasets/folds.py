@@ -29,7 +29,7 @@ def assign_folds(subject_of: Mapping[str, str], folds: int, seed: int = 0) -> di
         raise UsageError(f"{folds} folds asked for, but there are {len(size)} subjects; choose 1 to {len(size)} folds.")
     cases_in = [0] * folds
     fold_of_subject: dict[str, int] = {}
-    for subject in sorted(size, key=lambda subject: (-size[subject], _digest(f"{seed}/{subject}"), subject)):
+    for subject in sorted(size, key=lambda subject: (-size[subject], _order_key(f"{seed}/{subject}"), subject)):
         fold = cases_in.index(min(cases_in))
         fold_of_subject[subject] = fold
         cases_in[fold] += size[subject]
@@ -45,5 +45,5 @@ def closed_up(folds: Iterable[int | None]) -> dict[int | None, int | None]:
     return {None: None} | {fold: number for number, fold in enumerate(sorted({f for f in folds if f is not None}))}
 
 
-def _digest(text: str) -> str:
+def _order_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -251,8 +251,8 @@ def manifest_from_document(document: object, data_root: Path) -> Manifest:
         modality=Modality(modality["0"]),
         labels=labels,
         licence=document["licence"],
-        cases=tuple(_case(row, root) for row in document["training"]),
-        test_cases=tuple(_case(row, root) for row in document.get("test", [])),
+        cases=tuple(_case_of_row(row, root) for row in document["training"]),
+        test_cases=tuple(_case_of_row(row, root) for row in document.get("test", [])),
         data_root=root,
         description=document.get("description", ""),
         reference=document.get("reference", ""),
@@ -333,7 +333,7 @@ def _schema_errors(document: object) -> list[ValidationError]:
     return sorted(_validator().iter_errors(document), key=lambda error: [f"{step:>9}" for step in error.absolute_path])
 
 
-def _case(row: Mapping[str, Any], root: Path) -> ManifestCase:
+def _case_of_row(row: Mapping[str, Any], root: Path) -> ManifestCase:
     named = row["image"]
     image, *further = (root / path for path in ([named] if isinstance(named, str) else named))
     checksums = row.get("sha256", {})

@@ -49,7 +49,7 @@ class BoxPlot:
 
 def facts_tables(found: Survey) -> list[FactsTable]:
     """Return the tables of a data set: its sizes, its structures, its defects."""
-    tables = [_sizes(found.fingerprint), _structures(found.fingerprint)]
+    tables = [_size_table(found.fingerprint), _structures(found.fingerprint)]
     rows = tuple((defect.case_id, defect.found, defect.action) for defect in found.defects)
     return [*tables, FactsTable("defects", ("case", "found", "done"), rows)] if rows else tables
 
@@ -79,7 +79,7 @@ def write_facts_page(found: Survey, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _sizes(facts: Fingerprint) -> FactsTable:
+def _size_table(facts: Fingerprint) -> FactsTable:
     columns = ("side", "median voxels", "median mm", "mm from", "mm to", "field of view mm from", "to", "structures")
     rows = tuple(
         (side, f"{shape:g}", f"{gap:g}", *(f"{v:g}" for v in gaps), *(f"{v:g}" for v in views), f"{box:g}")

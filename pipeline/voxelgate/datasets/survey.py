@@ -172,7 +172,7 @@ def survey(
         with ThreadPoolExecutor(_readers(manifest)) as threads:
             return survey(manifest, cache=cache, executor=threads, progress=progress)
     measured = []
-    for done, facts in enumerate(executor.map(partial(_measured, manifest, cache), range(len(manifest.cases))), 1):
+    for done, facts in enumerate(executor.map(partial(_measured_case, manifest, cache), range(len(manifest.cases))), 1):
         measured.append(facts)
         if progress is not None:
             progress(done, len(manifest.cases))
@@ -184,7 +184,7 @@ def survey(
     if not any(facts.structures for facts in sound):
         raise ManifestError([f"{manifest.name}: no case holds any structure; give label maps that were drawn."])
     rest = manifest.without(left_out)
-    return Survey(rest, sound, _summary(rest, sound), defects)
+    return Survey(rest, sound, _fingerprint_of(rest, sound), defects)
 
 
 def _readers(manifest: Manifest) -> int:
@@ -201,7 +201,7 @@ def _voxels(case: ManifestCase) -> int:
         return 0
 
 
-def _measured(manifest: Manifest, cache: Path | None, index: int) -> CaseFacts:
+def _measured_case(manifest: Manifest, cache: Path | None, index: int) -> CaseFacts:
     """Measure a case, or take what was measured of the same files before."""
     case = manifest.cases[index]
     if cache is None:
@@ -238,7 +238,7 @@ def _keep(path: Path, record: Mapping[str, Any]) -> None:
         raise OutputError(f"{path.parent}: cannot be written ({error.strerror}); name another cache") from error
 
 
-def _summary(manifest: Manifest, facts: Sequence[CaseFacts]) -> Fingerprint:
+def _fingerprint_of(manifest: Manifest, facts: Sequence[CaseFacts]) -> Fingerprint:
     shapes, spacings = np.array([one.shape_vox for one in facts]), np.array([one.spacing_mm for one in facts])
     spacing_mm = np.median(spacings, axis=0)
     boxes_mm = np.array([one.foreground_vox for one in facts]) * spacings
@@ -260,15 +260,17 @@ def _summary(manifest: Manifest, facts: Sequence[CaseFacts]) -> Fingerprint:
         body_share=round(float(np.median([one.body_share for one in facts])), 3),
         hu_offset=offset_hu,
         structures=tuple(
-            _structure(value, manifest.labels, facts, labelled, offset_hu) for value in manifest.labels.foreground
+            _structure_facts(value, manifest.labels, facts, labelled, offset_hu) for value in manifest.labels.foreground
         ),
-        ranges={name: one.to_mapping() for name, one in structure_ranges(_looks(facts, manifest.labels)).items()},
+        ranges={
+            name: one.to_mapping() for name, one in structure_ranges(_looks_of_cases(facts, manifest.labels)).items()
+        },
         licence=manifest.licence,
         reference=manifest.reference,
     )
 
 
-def _looks(facts: Sequence[CaseFacts], labels: LabelTable) -> list[dict[str, Structure]]:
+def _looks_of_cases(facts: Sequence[CaseFacts], labels: LabelTable) -> list[dict[str, Structure]]:
     return [
         {
             labels.names[s.value]: Structure(s.volume_ml, 0.0, s.cut_at, s.outside_main, s.away_mm)
@@ -278,7 +280,7 @@ def _looks(facts: Sequence[CaseFacts], labels: LabelTable) -> list[dict[str, Str
     ]
 
 
-def _structure(
+def _structure_facts(
     value: int, labels: LabelTable, facts: Sequence[CaseFacts], labelled: Counter[int], offset_hu: float
 ) -> StructureFacts:
     """Return the facts of one structure; its values with what was added to HU, if that was added in any image."""

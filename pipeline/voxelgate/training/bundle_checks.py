@@ -120,7 +120,7 @@ def pass_checks(root: Path) -> Iterator[Passed]:
             raise BundleError(f"{name}: {error}") from error
 
 
-def _files(root: Path) -> str:
+def _check_files(root: Path) -> str:
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing:
         raise BundleError(f"{root.name} lacks {', '.join(missing)}; restore them, or plan the bundle anew")
@@ -183,7 +183,9 @@ def _agreement(root: Path) -> str:
     if not (root / "plan.json").is_file():
         return "one network, one preprocessing; no plan to compare with"
     for name, text in bundle_files(Plan.from_json(root / "plan.json")).items():
-        if name.endswith(".json") and _numbers(json.loads(text)) != _numbers(json.loads((root / name).read_text())):
+        if name.endswith(".json") and _numbers_in(json.loads(text)) != _numbers_in(
+            json.loads((root / name).read_text())
+        ):
             raise BundleError(f"{name} is not what plan.json generates; change the plan, and write the bundle anew")
     return "one network, one preprocessing, all as plan.json says"
 
@@ -198,7 +200,7 @@ def _preparation(parser: ConfigParser, path: str) -> list[dict[str, Any]]:
     return [step for step in steps if not step["_target_"].startswith(("LoadImage", "EnsureChannelFirst"))]
 
 
-def _numbers(config: dict[str, Any]) -> dict[str, Any]:
+def _numbers_in(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in INSTALLED}
 
 
@@ -224,7 +226,7 @@ def _trial_cases(root: Path, folder: Path) -> Path:
     """Write images of noise on the network's grid with a box of each structure, and their manifest."""
     formats, rng, rule = read_metadata(root)["network_data_format"], np.random.default_rng(0), image_spec_of(root)
     labels, image = formats["outputs"]["pred"]["channel_def"], formats["inputs"]["image"]
-    is_ct, shape, suffix = image["modality"] == "CT", tuple(image["spatial_shape"]), _suffix(rule)
+    is_ct, shape, suffix = image["modality"] == "CT", tuple(image["spatial_shape"]), _trial_suffix(rule)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     rows = []
@@ -240,17 +242,17 @@ def _trial_cases(root: Path, folder: Path) -> Path:
         named: str | list[str] = names[0] if len(names) == 1 else names
         rows.append({"image": named, "label": f"labels/{case}{suffix}", "subject": str(case), "fold": case})
     channels = {str(number): name for number, name in enumerate(rule.channels)}
-    modality = dict.fromkeys(channels, _modality(rule, is_ct=is_ct))
+    modality = dict.fromkeys(channels, _trial_modality(rule, is_ct=is_ct))
     head = {"name": "trial", "licence": "CC0-1.0", "modality": modality, "channels": channels, "labels": labels}
     write_manifest(manifest_from_document(head | {"training": rows}, folder), folder / "manifest.json")
     return folder / "manifest.json"
 
 
-def _suffix(rule: ImageSpec) -> str:
+def _trial_suffix(rule: ImageSpec) -> str:
     return ".png" if rule.is_picture else ".nii.gz"
 
 
-def _modality(rule: ImageSpec, *, is_ct: bool) -> Modality:
+def _trial_modality(rule: ImageSpec, *, is_ct: bool) -> Modality:
     if rule.is_picture:
         return Modality.PICTURE
     return Modality.CT if is_ct else Modality.MRI
@@ -272,7 +274,7 @@ def _image(root: Path) -> torch.Tensor:
 
 
 CHECKS: Mapping[str, Callable[[Path], str]] = {
-    "files": _files,
+    "files": _check_files,
     "metadata": _metadata,
     "network": _network_format,
     "configs": _agreement,

@@ -88,7 +88,7 @@ def _largest(mask: Mask) -> Mask:
     return largest
 
 
-def _filled(mask: Mask) -> Mask:
+def _without_holes(mask: Mask) -> Mask:
     filled: Mask = ndimage.binary_fill_holes(mask, _TOUCHING)
     return filled
 
@@ -98,7 +98,7 @@ _TOUCHING = np.ones((3, 3, 3))
 
 Like those, filling gives a structure all that it encloses, other structures too."""
 
-_STEPS: Mapping[Step, Callable[[Mask], Mask]] = {Step.KEEP_LARGEST: _largest, Step.FILL_HOLES: _filled}
+_STEPS: Mapping[Step, Callable[[Mask], Mask]] = {Step.KEEP_LARGEST: _largest, Step.FILL_HOLES: _without_holes}
 
 
 def _dice(prediction: Mask, reference: Mask) -> float:

@@ -42,7 +42,7 @@ def run(
         refuse_given(context, ["engine"], "goes with --folds")
     else:
         refuse_given(context, ["fold"], "goes without --folds")
-    overrides = _overrides(settings) | ({} if epochs is None else {"epochs": epochs})
+    overrides = _settings_given(settings) | ({} if epochs is None else {"epochs": epochs})
     job = TrainingJob(bundle, manifest, find_own_bundle(out), data_root, fold, resume, overrides)
     if folds is not None:
         _train_folds(job, folds, engine)
@@ -73,7 +73,7 @@ def _train_folds(job: TrainingJob, folds: int, engine: str) -> None:
     )
 
 
-def _overrides(settings: list[str] | None) -> dict[str, Any]:
+def _settings_given(settings: list[str] | None) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for setting in settings or []:
         name, separator, text = setting.partition("=")

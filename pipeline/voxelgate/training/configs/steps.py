@@ -59,11 +59,11 @@ def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:
             "spacing_mm": list(plan.spacing_mm),
             "mode": ["nearest" if key == "label" else "bilinear" for key in keys],
         },
-        *_intensity(plan),
+        *_intensity_steps(plan),
     ]
 
 
-def _intensity(plan: Plan) -> list[Config]:
+def _intensity_steps(plan: Plan) -> list[Config]:
     rule = plan.intensity
     if plan.modality is Modality.PICTURE:
         return [{"_target_": "voxelgate.NormalizeImaged", "keys": "image", **_PICTURE_VALUES[plan.is_colour]}]

@@ -21,7 +21,7 @@ def explain(plan: Plan) -> list[Explained]:
     rows = {
         "spacing_mm": _times(plan.spacing_mm, "mm"),
         "orientation": "RAS",
-        "intensity": _intensity(plan),
+        "intensity": _intensity_text(plan),
         "patch_vox": _times(plan.patch_vox, "voxels"),
         "strides": ", ".join("x".join(map(str, stride)) for stride in plan.strides),
         "channels": ", ".join(map(str, plan.channels)),
@@ -31,7 +31,7 @@ def explain(plan: Plan) -> list[Explained]:
         "window_vox": _times(plan.window_vox, "voxels"),
         "overlap": f"{plan.overlap:g}",
         "flip_test": "yes" if plan.flip_test else "no",
-        "cleaning": _cleaning(plan),
+        "cleaning": _cleaning_text(plan),
         "folds": "by subject",
     }
     return [Explained(name, value, plan.reasons[name]) for name, value in rows.items() if name in plan.reasons]
@@ -41,12 +41,12 @@ def _times(values: Sequence[float], unit: str) -> str:
     return " x ".join(f"{value:g}" for value in values) + f" {unit}"
 
 
-def _intensity(plan: Plan) -> str:
+def _intensity_text(plan: Plan) -> str:
     rule = plan.intensity
     return "z-score" if rule.low_hu is None else f"HU {rule.low_hu:g} to {rule.high_hu:g}"
 
 
-def _cleaning(plan: Plan) -> str:
+def _cleaning_text(plan: Plan) -> str:
     names = plan.labels
     steps = [f"largest piece of {names[value]}" for value in plan.cleaning.keep_largest]
     steps += [f"no holes in {names[value]}" for value in plan.cleaning.fill_holes]

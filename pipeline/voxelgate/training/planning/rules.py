@@ -117,13 +117,13 @@ def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[st
     """
     chosen = budget or Budget()
     patch = _patch(facts, chosen)
-    strides = _strides(facts, patch.value)
+    strides = _stride_choice(facts, patch.value)
     batch = _batch(patch.value, chosen)
-    channels = _channels(len(strides.value) + 1, chosen)
+    channels = _channel_choice(len(strides.value) + 1, chosen)
     is_flat = facts.shape_vox.count(1) == 1
     choices = {
         "spacing_mm": _spacing(facts),
-        "intensity": _intensity(facts),
+        "intensity": _intensity_choice(facts),
         "patch_vox": patch,
         "strides": strides,
         "channels": channels,
@@ -215,7 +215,7 @@ def _spacing(facts: Fingerprint) -> _Choice:
     return _Choice(facts.spacing_mm, "the median of the data set, so that most images change little")
 
 
-def _intensity(facts: Fingerprint) -> _Choice:
+def _intensity_choice(facts: Fingerprint) -> _Choice:
     if facts.modality is Modality.PICTURE:
         return _Choice(
             Intensity(),
@@ -259,7 +259,7 @@ def _patch(facts: Fingerprint, budget: Budget) -> _Choice:
     return _Choice(_three(int, patch), reason)
 
 
-def _strides(facts: Fingerprint, patch: Three) -> _Choice:
+def _stride_choice(facts: Fingerprint, patch: Three) -> _Choice:
     strides: list[Three] = []
     size, spacing = np.array(patch), np.array(facts.spacing_mm)
     while len(strides) < MOST_LEVELS - 1:
@@ -282,7 +282,7 @@ def _finest(size: npt.NDArray[np.int64], spacing: npt.NDArray[np.float64]) -> fl
     return float(spacing[left].min() if left.any() else spacing.min())
 
 
-def _channels(levels: int, budget: Budget) -> _Choice:
+def _channel_choice(levels: int, budget: Budget) -> _Choice:
     base = BASE_CHANNELS[budget.device]
     widths = tuple(min(MOST_CHANNELS, base * 2**level) for level in range(levels))
     return _Choice(

@@ -30,7 +30,7 @@ def step_time_s(plan: Plan, device: torch.device) -> float:
     optimizer = torch.optim.AdamW(module.parameters())
     criterion, run = build_component(loss(plan)), MixedPrecisionInferer(_precision(device))
     draw = build_component({"_target_": "Compose", "transforms": augmentation_steps(plan)})
-    case = _case(plan)
+    case = _random_case(plan)
     times_s = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         start_s = time.perf_counter()
@@ -49,7 +49,7 @@ def _precision(device: torch.device) -> Precision:
     return choose_precision(device, Precision.AUTO)
 
 
-def _case(plan: Plan) -> dict[str, MetaTensor]:
+def _random_case(plan: Plan) -> dict[str, MetaTensor]:
     """Return an image of noise a little larger than a patch, with one structure in its middle."""
     rng = np.random.default_rng(0)
     shape = [n if n == 1 else n + n // 2 for n in plan.patch_vox]
