@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import Run
 from tests.manifest_files import write_document
 from voxelgate.bundle.metadata import image_spec_of
-from voxelgate.bundle.opened import _placed
+from voxelgate.bundle.opened import _on_device
 from voxelgate.core.errors import InputError, ManifestError
 from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.core.labels import LabelTable
@@ -342,4 +342,4 @@ def test_a_flat_network_refuses_several_slices() -> None:
 
 def test_networks_of_all_folds_are_placed_one_by_one() -> None:
     folds = torch.nn.ModuleList(FlatNetwork(network=torch.nn.Conv2d(1, 1, 1)) for _ in range(2))
-    assert _placed(folds, torch.device("cpu")) is folds
+    assert _on_device(folds, torch.device("cpu")) is folds

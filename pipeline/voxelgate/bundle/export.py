@@ -115,17 +115,19 @@ def export(
     """
     chosen = _format_named(form)
     require_format(chosen)
-    paths = _paths(out or bundle.root / "models" / f"model{SUFFIXES[chosen][0]}", chosen)
+    paths = _paths_of_format(out or bundle.root / "models" / f"model{SUFFIXES[chosen][0]}", chosen)
     refuse_existing(paths, overwrite=overwrite)
     network = copy.deepcopy(bundle.network)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
     patches = _windows(bundle.prepare(_phantom(bundle) if image is None else image), _window_vox(bundle))
     sizes = sizes_of(network, patches[0], chosen)
-    evidence = tuple(_evidence(network, patches, sizes, bundle))
+    evidence = tuple(_evidence_of(network, patches, sizes, bundle))
     scratch = new_scratch(paths[0].parent)
     make_folder(scratch)
     try:
-        agreement = _compared(chosen, scratch / paths[0].name, evidence, sizes, _texts(bundle, chosen, sizes))
+        agreement = _written_and_compared(
+            chosen, scratch / paths[0].name, evidence, sizes, _texts(bundle, chosen, sizes)
+        )
         for path in paths:
             sync(scratch / path.name)
         publish({path: scratch / path.name for path in paths}, (), scratch / "older")
@@ -142,13 +144,15 @@ def _format_named(name: Format | str) -> Format:
         raise UsageError(f"format {name!r}: expected {', '.join(Format)}.") from error
 
 
-def _paths(path: Path, form: Format) -> list[Path]:
+def _paths_of_format(path: Path, form: Format) -> list[Path]:
     if path.suffix != SUFFIXES[form][0]:
         raise UsageError(f"--out {path.name}: a file of format {form} ends in {SUFFIXES[form][0]}; name it so.")
     return [path.with_suffix(suffix) for suffix in SUFFIXES[form]]
 
 
-def _compared(form: Format, path: Path, evidence: Sequence[Evidence], sizes: Sizes, texts: Texts) -> Agreement:
+def _written_and_compared(
+    form: Format, path: Path, evidence: Sequence[Evidence], sizes: Sizes, texts: Texts
+) -> Agreement:
     """Write a file and compare it; raise if it cannot be, or is not the network's equal."""
     try:
         run = write_format(evidence[0].network, form, sizes, path, texts)
@@ -180,7 +184,7 @@ def _window_vox(bundle: Bundle) -> tuple[int, ...]:
 def _phantom(bundle: Bundle) -> MetaTensor:
     """Return spots of several sizes in an ellipsoid, one window large, as the bundle's images are read."""
     shape, rng = _window_vox(bundle), torch.Generator().manual_seed(0)
-    spacing_mm = _stated(_steps(bundle), ("spacing_mm", "pixdim"), [1.0] * 3)
+    spacing_mm = _stated(_preprocessing_steps(bundle), ("spacing_mm", "pixdim"), [1.0] * 3)
     is_ct = read_metadata(bundle.root)["network_data_format"].get("inputs", {}).get("image", {}).get("modality") == "CT"
     mean, spread = HU_OF_BODY if is_ct else MAGNITUDE_OF_BODY
     around = AIR_HU if is_ct else 0.0
@@ -215,7 +219,7 @@ def _cut(image: torch.Tensor, corner: Sequence[int], window_vox: Sequence[int]) 
     return image.contiguous()
 
 
-def _evidence(
+def _evidence_of(
     network: nn.Module, patches: tuple[torch.Tensor, ...], sizes: Sizes, bundle: Bundle
 ) -> Iterator[Evidence]:
     yield Evidence(network, patches, are_regions=bundle.are_regions)
@@ -245,7 +249,7 @@ def _texts(bundle: Bundle, form: Format, sizes: Sizes) -> Texts:
 
 
 def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
-    steps = _steps(bundle)
+    steps = _preprocessing_steps(bundle)
     return {
         "bundle": bundle.name,
         "version": bundle.version,
@@ -275,7 +279,7 @@ def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _steps(bundle: Bundle) -> list[dict[str, Any]]:
+def _preprocessing_steps(bundle: Bundle) -> list[dict[str, Any]]:
     """Return the preprocessing as `inference.json` has it, as far as it is plain."""
     config = read_configs(bundle.root, ["inference"], {}).get("preprocessing")
     steps = config.get("transforms", []) if isinstance(config, Mapping) else []

@@ -58,16 +58,16 @@ def open_bundle(path: str | Path, device: str | None = None, *, ensemble: bool =
     >>> bundle.labels.names
     ('background', 'femur')
     """
-    return _opened(find_bundle(path), device, is_ensemble=ensemble)
+    return _open_once(find_bundle(path), device, is_ensemble=ensemble)
 
 
 def forget_opened() -> None:
     """Let go of every bundle that this process has opened."""
-    _opened.cache_clear()
+    _open_once.cache_clear()
 
 
 @functools.cache
-def _opened(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
+def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     fingerprint = verify(root)
     metadata = read_metadata(root)
     parser = read_configs(
@@ -91,23 +91,23 @@ def _opened(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         labels=labels_of(root),
         preprocessing=_after_reading(parser.get_parsed_content("preprocessing"), root),
         inferer=parser.get_parsed_content("inferer"),
-        network=_placed(network, where).eval(),
+        network=_on_device(network, where).eval(),
         device=where,
         series_rule=series_rule_of(root),
         expected=expected_of(root),
-        cleaning=_cleaning(parser),
+        cleaning=_cleaning_of(parser),
         image_spec=image_spec_of(root),
     )
 
 
-def _placed(network: nn.Module, device: torch.device) -> nn.Module:
+def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network, or those of an ensemble one by one, since each knows its own memory format."""
     for one in network if isinstance(network, nn.ModuleList) else (network,):
         one.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # stubs lack it
     return network
 
 
-def _cleaning(parser: ConfigParser) -> Callable[[MetaTensor], MetaTensor]:
+def _cleaning_of(parser: ConfigParser) -> Callable[[MetaTensor], MetaTensor]:
     """Return what the steps before `SaveImaged` do to one label map."""
     steps = parser.get_parsed_content("postprocessing") if "postprocessing" in parser.get() else None
     transforms = list(steps.transforms) if isinstance(steps, Compose) else []

@@ -65,10 +65,10 @@ class Case:
         UID to several patients.
         """
         if isinstance(self.image, Path):
-            return _hashed(*(path.resolve() for path in self.channels))
+            return _sha256_of(*(path.resolve() for path in self.channels))
         if self.image is None:
-            return _study_identity(self.unusable) if self.unusable else _hashed("nothing", self.case_id)
-        return _hashed("series", self.image.series_id, self.image.study_id, *_whose((self.image,)))
+            return _study_identity(self.unusable) if self.unusable else _sha256_of("nothing", self.case_id)
+        return _sha256_of("series", self.image.series_id, self.image.study_id, *_patients_of((self.image,)))
 
     @property
     def supersedes(self) -> str:
@@ -252,15 +252,15 @@ def with_hashed_name(case: Case) -> Case:
     return replace(case, case_id=f"case-{case.identity[:HASHED_NAME_DIGITS]}", hides_names=True)
 
 
-def _hashed(*facts: Path | str) -> str:
+def _sha256_of(*facts: Path | str) -> str:
     return hashlib.sha256(b"\0".join(map(os.fsencode, facts))).hexdigest()
 
 
 def _study_identity(study: Sequence[Series]) -> str:
-    return _hashed("study", study[0].study_id, *_whose(study))
+    return _sha256_of("study", study[0].study_id, *_patients_of(study))
 
 
-def _whose(study: Sequence[Series]) -> list[str]:
+def _patients_of(study: Sequence[Series]) -> list[str]:
     """Return the hashed patients of some series, or where nobody is named, their folders."""
     patients = {header.patient for series in study for header in series.headers}
     if any(map(any, patients)):
@@ -276,7 +276,7 @@ def study_cases(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
         taken, reasons = choose(study, rule)
         others = tuple(f"{name} was not taken: {reason}" for name, reason in reasons.items())
         if taken is None:
-            cases.append(Case(_name_of(study, found), None, others, tuple(study)))
+            cases.append(Case(_name_of_study(study, found), None, others, tuple(study)))
         else:
             cases.append(Case(taken.series_id, taken, others))
     return cases
@@ -297,7 +297,7 @@ def _studies(found: Sequence[Series]) -> list[list[Series]]:
     return list(studies.values())
 
 
-def _name_of(study: Sequence[Series], found: Sequence[Series]) -> str:
+def _name_of_study(study: Sequence[Series], found: Sequence[Series]) -> str:
     """Return what to call a study of which nothing can be used; its own id if no other patient shares it."""
     first = study[0]
     is_shared = any(series.study_id == first.study_id for series in found if series not in study)

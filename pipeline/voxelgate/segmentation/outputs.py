@@ -158,14 +158,14 @@ def write_results(
     staged = {kind: scratch / path.name for kind, path in names.items()}
     make_folder(scratch)
     try:
-        _write(result, case, staged, source)
+        _write_files(result, case, staged, source)
         sync(scratch)
     except OSError as error:
         raise unwritable(case.case_id, error) from error
     return staged
 
 
-def _write(result: Result, case: Case, paths: Mapping[str, Path], source: SourceSeries | None) -> None:
+def _write_files(result: Result, case: Case, paths: Mapping[str, Path], source: SourceSeries | None) -> None:
     like = case.image if isinstance(case.image, Path) else None
     if Output.NIFTI in paths:
         write_label_map(paths[Output.NIFTI], result.labels, result.grid, like=like)

@@ -139,7 +139,7 @@ def _segment_or_raise(
         names = output_paths(case, out_dir, options.outputs, options.attention)
         if not any(made.volumes_ml.values()):
             older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
-            findings += (_nothing_found(case, older),)
+            findings += (_sentence_on_nothing(case, older),)
         attention = diagnose(found.gates, found.labels, prepared.grid)
     seconds = {"read": prepared.elapsed_s, "network": network_s, "write": time.perf_counter() - started_s}
     return CaseReport(
@@ -205,7 +205,7 @@ def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Predi
     return found, time.perf_counter() - started_s
 
 
-def _nothing_found(case: Case, removed: Sequence[str]) -> str:
+def _sentence_on_nothing(case: Case, removed: Sequence[str]) -> str:
     sentence = f"{case.case_id}: no structure was found; check that it shows what the bundle segments."
     return f"{sentence} The {', '.join(sorted(removed))} of an earlier run were removed." if removed else sentence
 

@@ -30,11 +30,11 @@ def write_tables(ledger: Ledger) -> None:
     Raises:
         OutputError: one cannot be written; the older one stays.
     """
-    _write(ledger.out_dir / TABLE_NAME, table_text(ledger.out_dir, ledger.entries()))
-    _write(ledger.out_dir / INPUTS_NAME, _as_csv([("case", "input"), *sorted(ledger.inputs().items())]))
+    _write_table(ledger.out_dir / TABLE_NAME, table_text(ledger.out_dir, ledger.entries()))
+    _write_table(ledger.out_dir / INPUTS_NAME, _as_csv([("case", "input"), *sorted(ledger.inputs().items())]))
 
 
-def _write(path: Path, text: str) -> None:
+def _write_table(path: Path, text: str) -> None:
     try:
         write_text(path, text)
     except OSError as error:
@@ -48,7 +48,7 @@ def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
     unit = "px" if structures and in_pixels else "ml"
     header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
     ordered = sorted(entries, key=lambda entry: entry.case_id)
-    rows = (_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in ordered)
+    rows = (_table_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in ordered)
     return _as_csv([[*header, "findings", "reasons"], *rows])
 
 
@@ -56,11 +56,11 @@ def _as_csv(rows: Iterable[Iterable[str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     for row in rows:
-        writer.writerow(map(_cell, row))
+        writer.writerow(map(_table_cell, row))
     return text.getvalue()
 
 
-def _row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: bool) -> Iterable[str]:
+def _table_row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: bool) -> Iterable[str]:
     report = entry.report
     if report is None or entry.state in {EntryState.WAITING, EntryState.RUNNING, EntryState.PUBLISHING}:
         return (entry.case_id, EntryState.WAITING)
@@ -70,16 +70,16 @@ def _row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: b
         entry.case_id,
         entry.state,
         report.quality.verdict if entry.state is EntryState.DONE else "",
-        *("" if volume is None else _size(volume, in_pixels=in_pixels) for volume in volumes),
+        *("" if volume is None else _shown_size(volume, in_pixels=in_pixels) for volume in volumes),
         *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
         BETWEEN.join(report.findings),
         BETWEEN.join(report.quality.reasons),
     )
 
 
-def _size(volume_ml: float, *, in_pixels: bool) -> str:
+def _shown_size(volume_ml: float, *, in_pixels: bool) -> str:
     return f"{volume_ml * PIXELS_PER_ML:.0f}" if in_pixels else f"{volume_ml:.4f}"
 
 
-def _cell(text: str) -> str:
+def _table_cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text

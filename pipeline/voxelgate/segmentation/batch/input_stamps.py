@@ -28,7 +28,7 @@ def content_sha256(case: Case) -> str:
     Raises:
         OSError: a file cannot be read.
     """
-    digests = list(map(_digest, _all_files(case)))
+    digests = list(map(_digest_of_files, _all_files(case)))
     return hashlib.sha256(b"".join(digests if case.further_channels else sorted(digests))).hexdigest()
 
 
@@ -59,7 +59,7 @@ def stamp_of_path(paths: Iterable[Path]) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def _digest(file: FileRef) -> bytes:
+def _digest_of_files(file: FileRef) -> bytes:
     with file.open() as stream:
         return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]  # IO of the stubs lacks readinto
 

@@ -100,7 +100,7 @@ class Ledger:
 
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
-        with _reworded(out_dir):
+        with _as_output_error(out_dir):
             self._connection = sqlite3.connect(
                 out_dir / LEDGER_NAME, LOCKED_S, isolation_level=None, check_same_thread=False
             )
@@ -113,7 +113,7 @@ class Ledger:
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self._transaction():
-            if (found := _version(self._connection, self.out_dir)) < SCHEMA_VERSION:
+            if (found := _schema_version(self._connection, self.out_dir)) < SCHEMA_VERSION:
                 for statement in (FROM_VERSION_1 if found else SCHEMA).split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -163,10 +163,11 @@ class Ledger:
         with the start of its identity appended. Of an id that no file or text can have, the rest is taken.
         """
         named = [(case.identity, replace(case, case_id=_storable(case.case_id))) for case in cases]
-        wanted = Counter({identity: _folded(case.case_id) for identity, case in named}.values())
+        wanted = Counter({identity: _case_folded(case.case_id) for identity, case in named}.values())
         with self._transaction():
             enrolled = [
-                self._enrolled(case, identity, is_shared=wanted[_folded(case.case_id)] > 1) for identity, case in named
+                self._enrolled(case, identity, is_shared=wanted[_case_folded(case.case_id)] > 1)
+                for identity, case in named
             ]
             self._connection.executemany(
                 "UPDATE cases SET input = ? WHERE case_id = ?",
@@ -189,7 +190,7 @@ class Ledger:
         name = next(name for name in names if not self._is_taken(name))
         self._connection.execute(
             "INSERT INTO cases (case_id, folded, identity, state) VALUES (?, ?, ?, ?)",
-            (name, _folded(name), identity, EntryState.WAITING),
+            (name, _case_folded(name), identity, EntryState.WAITING),
         )
         return replace(case, case_id=name)
 
@@ -199,32 +200,32 @@ class Ledger:
 
     def _is_taken(self, name: str) -> bool:
         """Return whether an input has the id."""
-        found = self._connection.execute("SELECT 1 FROM cases WHERE folded = ?", (_folded(name),)).fetchone()
+        found = self._connection.execute("SELECT 1 FROM cases WHERE folded = ?", (_case_folded(name),)).fetchone()
         return found is not None
 
     def entry(self, case_id: str) -> Entry:
         """Return what is known of an enrolled case."""
-        with _reworded(self.out_dir):
+        with _as_output_error(self.out_dir):
             return next(_entries(self._connection, self.out_dir, "WHERE case_id = ?", (case_id,)))
 
     def entries(self) -> list[Entry]:
         """Return what is known of every case, by id."""
-        with _reworded(self.out_dir):
+        with _as_output_error(self.out_dir):
             return list(_entries(self._connection, self.out_dir))
 
     def inputs(self) -> dict[str, str]:
         """Return where the input of every case lies, by id, as paths from the output folder."""
-        with _reworded(self.out_dir):
+        with _as_output_error(self.out_dir):
             return dict(self._connection.execute("SELECT case_id, input FROM cases ORDER BY case_id").fetchall())
 
     def files_of(self, case_id: str) -> list[FileRecord]:
         """Return the files that were written of a case, whether they still stand or not."""
-        with _reworded(self.out_dir):
-            return _files(self._connection, case_id)
+        with _as_output_error(self.out_dir):
+            return _files_of_record(self._connection, case_id)
 
     def owner_of(self, path: Path) -> str:
         """Return which case wrote a file, relative to the output folder; empty if none did."""
-        with _reworded(self.out_dir):
+        with _as_output_error(self.out_dir):
             row = self._connection.execute("SELECT case_id FROM outputs WHERE path = ?", (str(path),)).fetchone()
         return "" if row is None else row[0]
 
@@ -247,12 +248,12 @@ class Ledger:
             self._connection.execute(
                 "UPDATE cases SET state = ?, plan = ?, report = ?, input_sha256 = ?, input_stamp = ?, "
                 "bundle_sha256 = ?, options = ? WHERE case_id = ?",
-                (EntryState.PUBLISHING, plan.to_json(), self._to_json(report), *_columns(versions), case_id),
+                (EntryState.PUBLISHING, plan.to_json(), self._to_json(report), *_columns_of_entry(versions), case_id),
             )
 
     def open_plans(self) -> dict[str, PublishPlan]:
         """Return the plans that an earlier run wrote down and did not bring to their end, by case id."""
-        with _reworded(self.out_dir):
+        with _as_output_error(self.out_dir):
             rows = self._connection.execute("SELECT case_id, plan FROM cases WHERE state = ?", (EntryState.PUBLISHING,))
             return {case_id: PublishPlan.from_json(plan) for case_id, plan in rows}
 
@@ -280,7 +281,13 @@ class Ledger:
             self._connection.execute(
                 "UPDATE cases SET state = ?, plan = NULL, report = ?, ended_s = ?, input_sha256 = ?, input_stamp = ?, "
                 "bundle_sha256 = ?, options = ? WHERE case_id = ?",
-                (EntryState(report.status), self._to_json(report), time.time(), *_columns(versions), report.case_id),
+                (
+                    EntryState(report.status),
+                    self._to_json(report),
+                    time.time(),
+                    *_columns_of_entry(versions),
+                    report.case_id,
+                ),
             )
 
     def confirm(self, case_id: str, input_stamp: str) -> None:
@@ -302,7 +309,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self, *, is_durable: bool = False) -> Iterator[None]:
-        with _reworded(self.out_dir):
+        with _as_output_error(self.out_dir):
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -321,7 +328,7 @@ def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
         OutputError: the folder has no ledger, or it cannot be read.
     """
     with _read_only(out_dir) as connection:
-        if not _version(connection, out_dir):  # a run has begun this moment
+        if not _schema_version(connection, out_dir):  # a run has begun this moment
             return [], []
         runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY rowid")
         return list(_entries(connection, out_dir)), [RunRecord(*row) for row in runs]
@@ -334,7 +341,7 @@ def read_inputs(out_dir: Path) -> dict[str, Path]:
         OutputError: the folder has no ledger, or it cannot be read.
     """
     with _read_only(out_dir) as connection:
-        if _version(connection, out_dir) < SCHEMA_VERSION:
+        if _schema_version(connection, out_dir) < SCHEMA_VERSION:
             return {}
         rows = connection.execute("SELECT case_id, input FROM cases WHERE input != ''")
         return {case_id: out_dir / places.partition(BETWEEN)[0] for case_id, places in rows}
@@ -346,12 +353,15 @@ def _read_only(out_dir: Path) -> Iterator[sqlite3.Connection]:
     path = out_dir / LEDGER_NAME
     if not path.is_file():
         raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
-    with _reworded(out_dir), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+    with (
+        _as_output_error(out_dir),
+        closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection,
+    ):
         connection.execute("BEGIN")
         yield connection
 
 
-def _version(connection: sqlite3.Connection, out_dir: Path) -> int:
+def _schema_version(connection: sqlite3.Connection, out_dir: Path) -> int:
     """Return the version of a ledger, 0 of one without tables.
 
     Raises:
@@ -370,25 +380,25 @@ def _entries(
 ) -> Iterator[Entry]:
     rows = connection.execute(f"SELECT {ENTRY_COLUMNS}, report FROM cases {where}", tuple(values))  # noqa: S608 - no input is in it
     for case_id, identity, state, *versions, attempts, worker, started_s, ended_s, report in rows:
-        known = _report(report, out_dir)
+        known = _report_of_record(report, out_dir)
         yield Entry(
             case_id, identity, EntryState(state), RunVersions(*versions), attempts, worker, started_s, ended_s, known
         )
 
 
-def _report(text: str | None, out_dir: Path) -> CaseReport | None:
+def _report_of_record(text: str | None, out_dir: Path) -> CaseReport | None:
     if text is None:
         return None
     report = CaseReport.from_json(text)
     return replace(report, outputs={kind: out_dir / path for kind, path in report.outputs.items()})
 
 
-def _files(connection: sqlite3.Connection, case_id: str) -> list[FileRecord]:
+def _files_of_record(connection: sqlite3.Connection, case_id: str) -> list[FileRecord]:
     rows = connection.execute("SELECT path, kind, sha256, stamp FROM outputs WHERE case_id = ?", (case_id,))
     return [FileRecord(Path(path), kind, sha256, stamp) for path, kind, sha256, stamp in rows]
 
 
-def _folded(name: str) -> str:
+def _case_folded(name: str) -> str:
     """Return what names share that are one where a file system ignores case, or how an accent is written."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
@@ -416,12 +426,12 @@ def _place_of(case: Case, out_dir: Path) -> str:
     return shown(BETWEEN.join(Path(os.path.relpath(place, out_dir)).as_posix() for place in places))
 
 
-def _columns(versions: RunVersions) -> tuple[str, str, str, str]:
+def _columns_of_entry(versions: RunVersions) -> tuple[str, str, str, str]:
     return versions.input_sha256, versions.input_stamp, versions.bundle_sha256, versions.options
 
 
 @contextmanager
-def _reworded(out_dir: Path) -> Iterator[None]:
+def _as_output_error(out_dir: Path) -> Iterator[None]:
     """Turn what SQLite raises into one sentence."""
     try:
         yield

@@ -222,8 +222,8 @@ def _options_of(
 ) -> Options:
     """Return the options of a case; switches are `overwrite`, `check_flips` and `hashed_names`."""
     overwrite, check_flips, hashed_names = switches
-    way = None if runtime is None else _members(Runtime, [runtime])[0]
-    wanted, mended = _members(Output, outputs), _members(Allow, allow)
+    way = None if runtime is None else _members_of(Runtime, [runtime])[0]
+    wanted, mended = _members_of(Output, outputs), _members_of(Allow, allow)
     return Options(wanted, overwrite, mended, way, check_flips, gates, hashed_names)
 
 
@@ -235,7 +235,7 @@ def _paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
     return [Path(path) for path in ([given] if isinstance(given, Path | str) else given)]
 
 
-def _members(kind: type[Choice], given: Sequence[str]) -> tuple[Choice, ...]:
+def _members_of(kind: type[Choice], given: Sequence[str]) -> tuple[Choice, ...]:
     """Return the members of a closed set that are named.
 
     Raises:

@@ -101,7 +101,7 @@ def status(out: Path | str) -> Status:
         is_running,
         {state.value: states[state] for state in EntryState},
         {verdict.value: Counter(done)[verdict] for verdict in Verdict},
-        tuple(_running(entry, now_s) for entry in entries if entry.state is EntryState.RUNNING and is_running),
+        tuple(_running_case(entry, now_s) for entry in entries if entry.state is EntryState.RUNNING and is_running),
         tuple(_bad(entry) for entry in entries if entry.state in BAD),
         round(3600 * rate, 1),
         round(waiting / rate, 1) if rate and is_running else None,
@@ -118,7 +118,7 @@ def _ended_per_s(entries: Sequence[Entry], run: RunRecord, now_s: float | None) 
     return len(ended_s) / (until_s - run.started_s) if until_s > run.started_s else 0.0
 
 
-def _running(entry: Entry, now_s: float) -> RunningCase:
+def _running_case(entry: Entry, now_s: float) -> RunningCase:
     return RunningCase(entry.case_id, entry.worker, entry.attempts, round(now_s - entry.started_s, 1))
 
 

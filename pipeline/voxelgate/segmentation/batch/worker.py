@@ -161,12 +161,15 @@ def _is_as_found(case: Case) -> bool:
         return True
     with SHARED.files, quiet_pydicom():
         try:
-            return all(_whose(read_header(header.file)) == _whose(header) for header in case.image.headers)
+            return all(
+                _identity_of_header(read_header(header.file)) == _identity_of_header(header)
+                for header in case.image.headers
+            )
         except UnreadableFileError:
             return False
 
 
-def _whose(header: Header | None) -> tuple[object, ...]:
+def _identity_of_header(header: Header | None) -> tuple[object, ...]:
     """Return which image of which patient a file holds, and where."""
     if header is None:
         return ()

@@ -165,7 +165,7 @@ def serve_calls(connection: Connection, share: Share) -> None:
         bytearray(LEAST_BYTES)  # ends the process where this cannot be had
     with quiet_pydicom(), threads:  # for good, since contexts of several threads would end each other's
         for number, fn, args, kwargs in _calls(connection):
-            threads.submit(fn, *args, **kwargs).add_done_callback(partial(_answer, connection, sending, number))
+            threads.submit(fn, *args, **kwargs).add_done_callback(partial(_send_answer, connection, sending, number))
 
 
 def _step_back(network_threads: int) -> None:
@@ -200,7 +200,7 @@ def _calls(connection: Connection) -> Iterator[tuple[int, Callable[..., Any], An
             yield call
 
 
-def _answer(connection: Connection, sending: threading.Lock, number: int, ended: Future[Any]) -> None:
+def _send_answer(connection: Connection, sending: threading.Lock, number: int, ended: Future[Any]) -> None:
     error = ended.exception()
     if error is not None and not isinstance(error, VoxelgateError):
         error = RuntimeError(f"ended with {type(error).__name__}")  # any other may not survive the way

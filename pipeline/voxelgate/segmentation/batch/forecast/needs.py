@@ -210,7 +210,7 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
     fitting = [size for size in sizes if least[size.case_id] <= limit_bytes]
     held_bytes = max((_held_bytes(size, measured) for size in fitting), default=0)
     network_bytes = limit_bytes - held_bytes if measured.is_on_host else math.inf  # of all cases, for the one inferer
-    found = [_case(size, measured, network_bytes, given.outputs) for size in fitting]
+    found = [_needs_of_case(size, measured, network_bytes, given.outputs) for size in fitting]
     cases = tuple(case for case in found if case.alone_bytes <= limit_bytes)
     needed = least | {case.case_id: case.alone_bytes for case in found}
     unfit = {case_id: most for case_id, most in needed.items() if most > limit_bytes}
@@ -231,7 +231,7 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
     )
 
 
-def _case(size: Size, measured: Measured, room_bytes: float, outputs: Iterable[Output]) -> CaseForecast:
+def _needs_of_case(size: Size, measured: Measured, room_bytes: float, outputs: Iterable[Output]) -> CaseForecast:
     source, box = math.prod(size.source_vox), _box(size, measured)
     way, work_bytes, computed = _work(box, measured, room_bytes)
     return CaseForecast(

@@ -61,7 +61,9 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
     samples = _sampled(setup, middling, processes)
     if not samples:
         return Forecast(cases_at_a_time=CASES_AT_A_TIME, done=len(cases) - len(left), unknown=len(left))
-    sizes = [_size(case_id, grid, voxel_type, samples[0].scale) for case_id, (grid, voxel_type) in volumes.items()]
+    sizes = [
+        _size_of_input(case_id, grid, voxel_type, samples[0].scale) for case_id, (grid, voxel_type) in volumes.items()
+    ]
     room = Room(
         process_bytes=math.inf if max_gib is None else max_gib * GIB,
         machine_bytes=free_bytes(),
@@ -219,7 +221,7 @@ def _type_of(case: Case) -> "np.dtype[Any]":
     return np.dtype(stored.dtype if (stored.slope, stored.inter) == (1, 0) else np.float64)
 
 
-def _size(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale: Scale) -> Size:
+def _size_of_input(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale: Scale) -> Size:
     axes = axes_of(grid, is_turned=scale.is_turned)
     source = [grid.shape[axis] for axis in axes]
     spacing_mm = [grid.spacing_mm[axis] for axis in axes]

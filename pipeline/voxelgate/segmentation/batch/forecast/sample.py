@@ -102,7 +102,7 @@ def sample(setup: Setup, cases: Sequence[Case]) -> list[Sample]:
     samples = []
     for case in cases:
         try:
-            samples.append(_sample(case, bundle, setup, (base_bytes, idle_bytes)))
+            samples.append(_sample_of(case, bundle, setup, (base_bytes, idle_bytes)))
         except UNREADABLE:
             continue
     return samples
@@ -120,7 +120,7 @@ def axes_of(grid: Grid, *, is_turned: bool) -> list[int]:
     return [int(np.flatnonzero(towards == axis)[0]) if is_turned else axis for axis in range(3)]
 
 
-def _sample(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, int]) -> Sample:
+def _sample_of(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int, int]) -> Sample:
     scan, read_s = _timed(
         lambda: read_case(case, bundle.labels, bundle.expected, setup.options.allow, bundle.image_spec)
     )
@@ -214,14 +214,14 @@ class _Run:
 
 def _run_long_enough(bundle: Bundle, choice: RuntimeChoice, scan: Image, side_mm: float) -> _Run:
     """Run a block as large as a window, then, now that all is warm, one that takes its time."""
-    run = _run(bundle, choice, _block(scan, side_mm))
+    run = _run_block(bundle, choice, _block(scan, side_mm))
     if run.elapsed_s > 2 * LEAST_S:
         return run
     larger = max(1.0, math.cbrt(LEAST_S / max(run.elapsed_s, 1e-3)))
-    return replace(_run(bundle, choice, _block(scan, side_mm * larger)), grown_bytes=run.grown_bytes)
+    return replace(_run_block(bundle, choice, _block(scan, side_mm * larger)), grown_bytes=run.grown_bytes)
 
 
-def _run(bundle: Bundle, choice: RuntimeChoice, block: Image) -> _Run:
+def _run_block(bundle: Bundle, choice: RuntimeChoice, block: Image) -> _Run:
     image = _prepared(bundle, block).to(bundle.device)
     network = choice.for_image(image).network
     before_bytes = memory_bytes("VmRSS")
@@ -269,7 +269,8 @@ def _middle(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:
 def _window_mm(bundle: Bundle, image: MetaTensor) -> float:
     """Return the longest side of a window; of the image, where the inferer has none."""
     return max(
-        n * gap_mm for n, gap_mm in zip(bundle.window_vox or _shape(image), _grid(image).spacing_mm, strict=True)
+        n * gap_mm
+        for n, gap_mm in zip(bundle.window_vox or _shape(image), _network_grid_of(image).spacing_mm, strict=True)
     )
 
 
@@ -297,7 +298,7 @@ def _body(bundle: Bundle, image: MetaTensor) -> tuple[float, float, float]:
     return i, j, k
 
 
-def _grid(image: MetaTensor) -> Grid:
+def _network_grid_of(image: MetaTensor) -> Grid:
     return Grid(_shape(image), image.affine.reshape(4, 4).cpu().numpy())
 
 
