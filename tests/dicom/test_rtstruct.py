@@ -251,7 +251,7 @@ def test_the_comparison_finds_every_fault(tmp_path: Path, fault: str) -> None:
     read.save_as(path)
 
     with pytest.raises((OutputError, ValueError), match=r"reads back with|do not fill|too long"):
-        rtstruct_module._compare(path, path.name, case)
+        rtstruct_module._compare_outlines(path, path.name, case)
 
 
 def _lengthen(contour: Dataset) -> None:

@@ -410,7 +410,7 @@ def test_the_comparison_finds_every_fault(tmp_path: Path, kind: SegKind, fault: 
     read.save_as(path)
 
     with pytest.raises(OutputError, match="reads back with"):
-        seg_module._compare(path, path.name, case, written.segments)
+        seg_module._compare_segments(path, path.name, case, written.segments)
 
 
 def test_no_text_of_the_source_leaves_it_but_patient_and_study(

@@ -133,7 +133,7 @@ def test_the_comparison_finds_every_fault(tmp_path: Path, fault: str) -> None:
     read.save_as(path)
 
     with pytest.raises(OutputError, match="reads back with other volumes"):
-        sr_module._compare(path, path.name, case, seg)
+        sr_module._compare_volumes(path, path.name, case, seg)
 
 
 def test_names_that_are_not_ascii_are_kept_in_the_report(tmp_path: Path) -> None:

@@ -80,10 +80,10 @@ class SeriesRule:
     def _objection_to_kind(self, series: Series) -> str | None:
         header, plane = series.slices[0]
         if not _is_within(spacing_mm(series), self.spacing_mm):
-            return f"has slices every {spacing_mm(series):.2f} mm, the bundle wants {_range(self.spacing_mm)}"
+            return f"has slices every {spacing_mm(series):.2f} mm, the bundle wants {_wanted_range(self.spacing_mm)}"
         if not _is_within(plane.thickness_mm, self.thickness_mm):
             found = "of unknown thickness" if plane.thickness_mm is None else f"{plane.thickness_mm:.2f} mm thick"
-            return f"has slices {found}, the bundle wants {_range(self.thickness_mm)}"
+            return f"has slices {found}, the bundle wants {_wanted_range(self.thickness_mm)}"
         if self.description and not re.search(self.description, header.description, re.IGNORECASE):
             return "has a description that does not match the bundle's rule"
         if self.contrast is not None and header.has_contrast is not self.contrast:
@@ -124,5 +124,5 @@ def _is_within(value: float | None, limits: tuple[float, float] | None) -> bool:
     return limits is None or (value is not None and limits[0] <= value <= limits[1])
 
 
-def _range(limits: tuple[float, float] | None) -> str:
+def _wanted_range(limits: tuple[float, float] | None) -> str:
     return "any" if limits is None else f"{limits[0]:g} to {limits[1]:g} mm"

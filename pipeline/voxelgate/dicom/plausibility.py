@@ -59,7 +59,7 @@ def check_values(voxels: npt.NDArray[Any], grid: Grid, modality: str) -> tuple[F
         )
     if low == high:
         return (_finding(FindingCode.CONSTANT, f"all voxels are {low:g}, expected an image.", Severity.REFUSE),)
-    reason = _why_not_hu(_sample(voxels), low, high) if modality == "CT" else None
+    reason = _why_not_hu(_sampled_voxels(voxels), low, high) if modality == "CT" else None
     return () if reason is None else (_finding(FindingCode.NOT_HU, f"{reason}; check Rescale Slope and Intercept."),)
 
 
@@ -95,7 +95,7 @@ def _share(sample: npt.NDArray[np.float64], limits: Limits) -> float:
     return float(np.mean((sample >= limits[0]) & (sample <= limits[1]))) if sample.size else 0.0
 
 
-def _sample(voxels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _sampled_voxels(voxels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return evenly spread voxels; an odd step does not run along columns."""
     flat = voxels.reshape(-1, order="A")
     return flat[:: (flat.size // SAMPLE_VOXELS) | 1].astype(np.float64)

@@ -59,7 +59,7 @@ class Guard:
             return
         refusal = self._refusal(scope)
         if refusal is not None:
-            await _answer(send, *refusal)
+            await _http_answer(send, *refusal)
             return
         await self._limited(scope, receive, send)
 
@@ -106,7 +106,7 @@ class Guard:
                 await send(message)
             elif not has_answered:
                 has_answered = True
-                await _answer(send, *_too_large(limit))
+                await _http_answer(send, *_too_large(limit))
 
         try:
             await self.app(scope, counted, watched)
@@ -144,7 +144,7 @@ def _check_query(query: bytes) -> None:
             check_tag(value)
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
+async def _http_answer(send: Send, status: int, sentence: str) -> None:
     body = json.dumps({"detail": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -108,7 +108,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             InputError: the id is none, or belongs to another image; the file is no volume.
         """
         path = Path(image_filename)
-        suffix = _suffix(path.name)
+        suffix = _suffix_of_image(path.name)
         check_id(image_id)
         if not suffix:
             raise InputError(f"an image of this format is not taken; send {', '.join(SUFFIXES)}.")
@@ -214,7 +214,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             return {}
         earlier = list(label.info.get("earlier", ()))
         path = self._label_path(image_id, tag, label.ext)
-        if path.is_file() and not _holds(path, labels):
+        if path.is_file() and not _holds_label(path, labels):
             folder = self._earlier_path(image_id)
             folder.mkdir(parents=True, exist_ok=True)
             kept = folder / f"{tag}-{len(list(folder.iterdir())) + 1}{label.ext}"
@@ -254,9 +254,9 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             InputError: the file is damaged.
         """
         path = Path(self._datastore_config_path)
-        if not path.is_file() or self._config_ts == _version(path):
+        if not path.is_file() or self._config_ts == _label_version(path):
             return
-        version = _version(path)
+        version = _label_version(path)
         try:
             known = LocalDatastoreModel.model_validate_json(path.read_bytes())
         except ValueError as error:
@@ -270,7 +270,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
     def _update_datastore_file(self, lock: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002  # MONAI Label's interface
         path = Path(self._datastore_config_path)
         write_text(path, self._datastore.model_dump_json(exclude={"base_path"}, indent=2))
-        self._config_ts = _version(path)
+        self._config_ts = _label_version(path)
 
     def _on_any_event(self, event: Any) -> None:  # noqa: ARG002  # watchdog's interface
         try:
@@ -299,7 +299,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
         suffixes: dict[str, list[str]] = defaultdict(list)
         names = [path.name for path in Path(self._datastore.image_path()).iterdir() if path.is_file()]
         for suffix in SUFFIXES:
-            for name in sorted(name for name in names if _suffix(name) == suffix):
+            for name in sorted(name for name in names if _suffix_of_image(name) == suffix):
                 suffixes[name.removesuffix(suffix)].append(suffix)
         found = {image_id: offered for image_id, offered in suffixes.items() if is_id(image_id)}
         passed_over = sum(map(len, suffixes.values())) - len(found)
@@ -329,7 +329,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             known.labels = labels
 
 
-def _suffix(name: str) -> str:
+def _suffix_of_image(name: str) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
@@ -343,13 +343,13 @@ def file_stamp(name: str) -> dict[str, Any]:
     return {"ts": int(time.time()), "name": name}
 
 
-def _version(path: Path) -> tuple[int, int, int]:
+def _label_version(path: Path) -> tuple[int, int, int]:
     """Return what changes with every write: another file takes the name each time."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _holds(path: Path, labels: npt.NDArray[Any]) -> bool:
+def _holds_label(path: Path, labels: npt.NDArray[Any]) -> bool:
     try:
         return np.array_equal(read_volume(path)[0], labels)
     except InputError:

@@ -29,11 +29,11 @@ def remember_label_names(folder: Path, table: LabelTable, *, has_maps: bool) -> 
         return
     if found is not None and has_maps:
         raise UsageError(
-            f"{folder}: its label maps are of {_listed(found)}, but the model knows {_listed(names)}; serve it on a "
+            f"{folder}: its label maps are of {_worded(found)}, but the model knows {_worded(names)}; serve it on a "
             "folder of its own, or move these label maps away."
         )
     write_text(path, json.dumps(names, indent=0, ensure_ascii=False) + "\n")
 
 
-def _listed(names: dict[str, str]) -> str:
+def _worded(names: dict[str, str]) -> str:
     return ", ".join(f"{value} {name}" for value, name in names.items() if value != "0")

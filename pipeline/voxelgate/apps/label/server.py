@@ -102,10 +102,10 @@ def serve_label(serving: Serving) -> None:
     serving.work.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(serving.work):
         prepare_server(serving)
-        _run(serving)
+        _run_server(serving)
 
 
-def _run(serving: Serving) -> None:
+def _run_server(serving: Serving) -> None:
     logging.getLogger("monailabel").setLevel(logging.ERROR)
     import uvicorn  # noqa: PLC0415 - of the optional extra
     from monailabel.config import settings  # noqa: PLC0415 - made of what `prepare_server` set, as the next ones

@@ -50,16 +50,16 @@ def read_submitted(path: Path, image: Grid, table: LabelTable, segments: Segment
     Raises:
         InputError: another grid, no whole numbers, or a value or name that the bundle does not know.
     """
-    voxels = _raw(path, image) if path.name.endswith(RAW_SUFFIX) else _volume(path, image)
+    voxels = _raw(path, image) if path.name.endswith(RAW_SUFFIX) else _submitted_volume(path, image)
     with np.errstate(invalid="ignore"):
         labels = voxels.astype(np.uint16)
     if not np.array_equal(labels, voxels):
         raise InputError("the label map holds values that are no whole numbers from 0 to 65535; send a label map.")
-    meaning = _meaning(segments, table)
+    meaning = _meaning_of_values(segments, table)
     unknown = sorted(set(np.unique(labels).tolist()) - meaning.keys())
     if unknown:
         raise InputError(
-            f"the label map holds {', '.join(map(str, unknown))}, expected {_listed(meaning, table)}; rename the "
+            f"the label map holds {', '.join(map(str, unknown))}, expected {_as_words(meaning, table)}; rename the "
             "segments as the model calls them."
         )
     translation: npt.NDArray[Any] = np.zeros(max(meaning) + 1, np.uint8 if len(table.names) <= 256 else np.uint16)
@@ -69,7 +69,7 @@ def read_submitted(path: Path, image: Grid, table: LabelTable, segments: Segment
     return mapped
 
 
-def _volume(path: Path, image: Grid) -> npt.NDArray[Any]:
+def _submitted_volume(path: Path, image: Grid) -> npt.NDArray[Any]:
     if not is_volume(path):
         raise InputError("the label map has no known file format; send .nii.gz, .nrrd or .mha.")
     grid = read_grid(path)
@@ -85,7 +85,7 @@ def _raw(path: Path, image: Grid) -> npt.NDArray[Any]:
     return np.fromfile(path, dtype=np.uint8).reshape(image.shape, order="F")
 
 
-def _meaning(segments: Segments, table: LabelTable) -> dict[int, int]:
+def _meaning_of_values(segments: Segments, table: LabelTable) -> dict[int, int]:
     """Return what each value of the file is called in the bundle."""
     if not segments:
         return {value: value for value in range(len(table.names))}
@@ -103,5 +103,5 @@ def _meaning(segments: Segments, table: LabelTable) -> dict[int, int]:
     return meaning
 
 
-def _listed(meaning: Mapping[int, int], table: LabelTable) -> str:
+def _as_words(meaning: Mapping[int, int], table: LabelTable) -> str:
     return ", ".join(f"{value} ({table.names[meant]})" for value, meant in sorted(meaning.items()))

@@ -118,7 +118,7 @@ def _train(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace, labe
     split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in cases], pace.val_split)
     candidate = _candidate(versions)
     try:
-        run_workflow(candidate, ["train"], _overrides(bundle, split, pace))
+        run_workflow(candidate, ["train"], _training_overrides(bundle, split, pace))
         seal(candidate)
         origin = Origin(
             parent,
@@ -144,7 +144,7 @@ def split_cases(versions: ModelVersions, cases: Sequence[Annotated], share: floa
     """
     path = versions.root / SPLITS
     parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    new = sorted((case.image_id for case in cases if case.image_id not in parts), key=_hashed)
+    new = sorted((case.image_id for case in cases if case.image_id not in parts), key=_hashed_name)
     validating = sum(parts.get(case.image_id) == Split.VALIDATION for case in cases)
     lacking = round(share * len(cases)) - validating
     parts |= {name: Split.VALIDATION if place < lacking else Split.TRAINING for place, name in enumerate(new)}
@@ -199,7 +199,7 @@ def _candidate(versions: ModelVersions) -> Path:
     return candidate
 
 
-def _overrides(bundle: Bundle, split: DealtCases, pace: Pace) -> dict[str, Any]:
+def _training_overrides(bundle: Bundle, split: DealtCases, pace: Pace) -> dict[str, Any]:
     parts = ([{"image": str(case.image), "label": str(case.label)} for case in part] for part in split)
     training, validation = parts
     return {
@@ -222,5 +222,5 @@ def _published(versions: ModelVersions, candidate: Path, origin: Origin) -> Roun
     return Round(number, origin, is_used)
 
 
-def _hashed(name: str) -> str:
+def _hashed_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()

@@ -139,7 +139,7 @@ def add_image(
     facts = _facts(params, user)
     with tempfile.TemporaryDirectory() as folder:
         path = _saved(file, Path(folder), SUFFIXES)
-        suffix = _suffix(file, SUFFIXES)
+        suffix = _upload_suffix(file, SUFFIXES)
         image_id = image or Path(file.filename or "").name[: -len(suffix)]
         return {"image": voxelgate_app().datastore().add_image(check_id(image_id), str(path), facts)}
 
@@ -244,7 +244,7 @@ def _wanted(app: VoxelgateApp, image: str, session_id: str, file: UploadFile | N
     return store.case(check_id(image))
 
 
-def _suffix(file: UploadFile, allowed: tuple[str, ...]) -> str:
+def _upload_suffix(file: UploadFile, allowed: tuple[str, ...]) -> str:
     name = Path(file.filename or "").name.lower()
     suffix = next((suffix for suffix in allowed if name.endswith(suffix)), None)
     if suffix is None:
@@ -254,7 +254,7 @@ def _suffix(file: UploadFile, allowed: tuple[str, ...]) -> str:
 
 def _saved(file: UploadFile, folder: Path, allowed: tuple[str, ...]) -> Path:
     """Write an upload under a name of ours; of the client's name only a known suffix counts."""
-    path = folder / f"upload{_suffix(file, allowed)}"
+    path = folder / f"upload{_upload_suffix(file, allowed)}"
     with path.open("wb") as stream:
         shutil.copyfileobj(file.file, stream)
     if is_volume(path) and math.prod(read_grid(path).shape) > MOST_VOXELS:

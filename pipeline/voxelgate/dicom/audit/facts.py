@@ -74,11 +74,11 @@ def share(found: Sequence[Header] | Sequence[Slice], of: Sequence[Header] | Sequ
     """
     if len(found) == len(of):
         return f"all {len(of)} images" if len(of) != 1 else "the only image"
-    return f"{len(found)} of {len(of)} images{_numbers(found)}"
+    return f"{len(found)} of {len(of)} images{_listed_numbers(found)}"
 
 
-def _numbers(found: Sequence[Header] | Sequence[Slice]) -> str:
-    numbers = sorted({number for part in found if (number := _number(part)) is not None})
+def _listed_numbers(found: Sequence[Header] | Sequence[Slice]) -> str:
+    numbers = sorted({number for part in found if (number := _number_of_slice(part)) is not None})
     if not numbers:
         return ""
     shown = ", ".join(str(number) for number in numbers[:SHOWN_NUMBERS])
@@ -86,7 +86,7 @@ def _numbers(found: Sequence[Header] | Sequence[Slice]) -> str:
     return f" (number {shown}{more})"
 
 
-def _number(part: Header | Slice) -> int | None:
+def _number_of_slice(part: Header | Slice) -> int | None:
     if isinstance(part, Header):
         return part.instance_number
     return part.plane.frame + 1 if part.header.frames > 1 else part.header.instance_number

@@ -120,11 +120,11 @@ def modality(facts: SeriesFacts) -> Iterator[Finding]:
     found = {header.modality for header in facts.headers}
     if len(found) == 1 and found <= READ_MODALITIES:
         return
-    names = sorted({_shown(name) for name in found})
+    names = sorted({_shown_modality(name) for name in found})
     yield refuse(FindingCode.MODALITY, f"the modality is {' and '.join(names)}, expected one of CT, MR or PT.")
 
 
-def _shown(name: str) -> str:
+def _shown_modality(name: str) -> str:
     return name if name in KNOWN_MODALITIES else "unknown" if name else "missing"
 
 

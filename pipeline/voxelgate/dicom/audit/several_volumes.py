@@ -99,10 +99,10 @@ def mixed_acquisitions(facts: SeriesFacts) -> Iterator[Finding]:
             sentence = f"{kinds} different {feature.noun} alternate along the stack; check that it is one acquisition."
         yield (refuse if feature.mixed is Severity.REFUSE else warn)(FindingCode.MIXED_ACQUISITIONS, sentence)
         return
-    yield from _blocks(facts)
+    yield from _settings_in_blocks(facts)
 
 
-def _blocks(facts: SeriesFacts) -> Iterator[Finding]:
+def _settings_in_blocks(facts: SeriesFacts) -> Iterator[Finding]:
     for feature in FEATURES:
         values = [feature.value(part) for part in facts.stack]
         kinds = len(set(values))

@@ -172,14 +172,16 @@ def truncated(facts: SeriesFacts) -> Iterator[Finding]:
 def _wrong_size(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse pixel data that rows and columns do not explain; a line too much shears the whole image."""
     found = [
-        header for header in facts.headers if 0 < _expected_bytes(header) <= (header.pixel_bytes or 0) - _line(header)
+        header
+        for header in facts.headers
+        if 0 < _expected_bytes(header) <= (header.pixel_bytes or 0) - _edge_bytes(header)
     ]
     if found and not any(_is_truncated(header) for header in found):
         sentence = f"{share(found, facts.headers)}: more pixel data than Rows x Columns; the header is wrong."
         yield refuse(FindingCode.BAD_VALUE, sentence)
 
 
-def _line(header: Header) -> int:
+def _edge_bytes(header: Header) -> int:
     """Return the bytes of the shorter edge of the image; less than that is padding."""
     return max(2, min(header.rows or 0, header.columns or 0) * ((header.bits_allocated or 0) // 8))
 

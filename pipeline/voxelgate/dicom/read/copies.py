@@ -20,12 +20,12 @@ def without_copies(headers: Sequence[Header]) -> tuple[tuple[Header, ...], tuple
         headers: of one series, in any order.
     """
     families: dict[tuple[object, ...], list[Header]] = defaultdict(list)
-    for header in sorted(headers, key=_identity):
-        families[_place(header)].append(header)
+    for header in sorted(headers, key=_header_order):
+        families[_place_of_header(header)].append(header)
     kept: list[Header] = []
     for family in families.values():
         if any(not _is_copy(header, family[0]) for header in family[1:]):
-            return tuple(sorted(headers, key=_identity)), ()
+            return tuple(sorted(headers, key=_header_order)), ()
         kept.append(family[0])
     dropped = len(headers) - len(kept)
     if dropped == 0:
@@ -35,7 +35,7 @@ def without_copies(headers: Sequence[Header]) -> tuple[tuple[Header, ...], tuple
     return tuple(kept), (Finding(FindingCode.DUPLICATE_FILE, Severity.NOTE if same else Severity.WARN, sentence),)
 
 
-def _place(header: Header) -> tuple[object, ...]:
+def _place_of_header(header: Header) -> tuple[object, ...]:
     """Return what two copies of an image share; without any position they are told by their UID alone."""
     planes = tuple((plane.position_lps_mm, plane.orientation_lps) for plane in header.planes)
     has_place = any(plane.position_lps_mm for plane in header.planes)
@@ -44,7 +44,7 @@ def _place(header: Header) -> tuple[object, ...]:
 
 def _is_copy(header: Header, other: Header) -> bool:
     if _kind(header) != _kind(other) or any(
-        _meaning(a) != _meaning(b) for a, b in zip(header.planes, other.planes, strict=False)
+        _meaning_of_header(a) != _meaning_of_header(b) for a, b in zip(header.planes, other.planes, strict=False)
     ):
         return False
     try:
@@ -61,10 +61,10 @@ def _kind(header: Header) -> tuple[object, ...]:
     return (*shape, header.modality, header.photometric, header.has_modality_lut, *whose)
 
 
-def _meaning(plane: ImagePlane) -> tuple[object, ...]:
+def _meaning_of_header(plane: ImagePlane) -> tuple[object, ...]:
     return (plane.slope, plane.intercept, plane.rescale_type, plane.pixel_spacing_mm)
 
 
-def _identity(header: Header) -> tuple[bool, int, str, str]:
+def _header_order(header: Header) -> tuple[bool, int, str, str]:
     number = header.instance_number
     return (number is None, number or 0, header.sop_instance_uid, str(header.file))

@@ -138,7 +138,7 @@ def stored_frames(header: Header, frames: Sequence[int]) -> Iterator[Values]:
         start = stream.tell()
         _check_inflated(header, layout, stream)
         for frame in frames:
-            with _reworded():
+            with _reworded_fault():
                 stream.seek(start)
                 values = (_read_raw if is_raw(header) else _read_encoded)(header, layout, stream, frame)
             yield values
@@ -175,7 +175,7 @@ def layout_of(header: Header) -> FrameLayout:
 
 
 @contextmanager
-def _reworded() -> Iterator[None]:
+def _reworded_fault() -> Iterator[None]:
     """Turn whatever the decoders raise into a sentence; their own texts may hold values of the header."""
     try:
         yield
@@ -189,7 +189,7 @@ def _reworded() -> Iterator[None]:
 
 def _open(header: Header) -> IO[bytes]:
     """Return a stream that stands where the value of Pixel Data starts; what is packed is unpacked into memory."""
-    with _reworded():
+    with _reworded_fault():
         if header.pixel_offset is None:
             return BytesIO(dcmread(BytesIO(header.file.read())).PixelData)
         stream: IO[bytes] = BytesIO(header.file.read()) if header.file.member else header.file.open()
@@ -203,7 +203,8 @@ def _check_inflated(header: Header, layout: FrameLayout, stream: IO[bytes]) -> N
         found, expected = stream.getbuffer().nbytes, header.frames * layout.frame_bytes
         if found > expected + expected % 2:
             raise PixelError(
-                FindingCode.UNDECODABLE, f"its pixel data have {found} bytes, expected {expected} for {_size(layout)}"
+                FindingCode.UNDECODABLE,
+                f"its pixel data have {found} bytes, expected {expected} for {_pixel_size(layout)}",
             )
 
 
@@ -213,7 +214,7 @@ def _read_raw(header: Header, layout: FrameLayout, stream: IO[bytes], frame: int
     if 0 <= promised < (frame + 1) * size:
         raise PixelError(
             FindingCode.TRUNCATED,
-            f"its pixel data have {promised} bytes, expected {header.frames * size} for {_size(layout)}",
+            f"its pixel data have {promised} bytes, expected {header.frames * size} for {_pixel_size(layout)}",
         )
     first = frame * size
     is_swapped = layout.bits_allocated == 8 and not header.is_little_endian and _is_in_words(stream)
@@ -272,7 +273,7 @@ def _decode_pydicom(codestream: bytes, layout: FrameLayout, syntax: UID, plugin:
 def _plugin(syntax: UID) -> str:
     """Return the name of the decoder to use."""
     if syntax not in DECODERS:
-        raise PixelError(FindingCode.UNDECODABLE, f"its transfer syntax{_shown(syntax)} is not supported")
+        raise PixelError(FindingCode.UNDECODABLE, f"its transfer syntax{_shown_syntax(syntax)} is not supported")
     installed = get_decoder(syntax).available_plugins
     chosen = next((name for name in DECODERS[syntax] if name in installed), None)
     if chosen is None:
@@ -280,7 +281,7 @@ def _plugin(syntax: UID) -> str:
     return chosen
 
 
-def _shown(syntax: UID) -> str:
+def _shown_syntax(syntax: UID) -> str:
     """Return the name that DICOM gives to a syntax; any other text may be a patient's."""
     return f" {syntax.name}" if syntax in UID_dictionary else ""
 
@@ -293,7 +294,7 @@ def _check_codestream(codestream: bytes, layout: FrameLayout) -> None:
     if (found.rows, found.columns) != (layout.rows, layout.columns):
         raise PixelError(
             FindingCode.UNDECODABLE,
-            f"its compressed pixel data have {found.rows} x {found.columns} pixels, expected {_size(layout)}",
+            f"its compressed pixel data have {found.rows} x {found.columns} pixels, expected {_pixel_size(layout)}",
         )
     if found.components != 1 or _bytes(found.bits) > layout.bits_allocated // 8:
         raise PixelError(
@@ -348,5 +349,5 @@ def _decode_gdcm(codestream: bytes, layout: FrameLayout) -> Values:
     return np.frombuffer(content, layout.dtype).reshape(layout.rows, layout.columns)
 
 
-def _size(layout: FrameLayout) -> str:
+def _pixel_size(layout: FrameLayout) -> str:
     return f"{layout.rows} x {layout.columns}"

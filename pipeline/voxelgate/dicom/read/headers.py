@@ -331,13 +331,13 @@ def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[ImagePlane,
         values.malformed.add("NumberOfFrames")
     shared = _first(dataset.get("SharedFunctionalGroupsSequence"))
     planes = tuple(
-        _plane(_Values(group, shared, dataset, malformed=values.malformed), index)
+        _image_plane(_Values(group, shared, dataset, malformed=values.malformed), index)
         for index, group in enumerate(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     )
-    return max(frames or 1, 1), planes or (_plane(values, 0),)
+    return max(frames or 1, 1), planes or (_image_plane(values, 0),)
 
 
-def _plane(values: "_Values", frame: int) -> ImagePlane:
+def _image_plane(values: "_Values", frame: int) -> ImagePlane:
     return ImagePlane(
         frame=frame,
         position_lps_mm=values.numbers("ImagePositionPatient", 3, inside="PlanePositionSequence"),

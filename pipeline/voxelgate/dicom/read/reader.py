@@ -158,13 +158,13 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
             return usable[0]
         if len(asked) == 1:
             raise InputError(f"{asked[0].series_id}: {refusals(asked[0].findings)[0]}")
-        listed = "; ".join(_described(series) for series in found) or "no DICOM image"
+        listed = "; ".join(_described_sources(series) for series in found) or "no DICOM image"
         wish = "give series_id" if usable else "none can be read"
         wanted = "one series" if self.series_id is None else f"the series {self.series_id}"
         raise InputError(f"found {listed}; expected {wanted}; {wish}.")
 
 
-def _described(series: Series) -> str:
+def _described_sources(series: Series) -> str:
     count = len(series.headers) or len(series.files)
     refused = refusals(series.findings)
     return f"{series.series_id} ({count} files, {refused[0] if refused else 'usable'})"

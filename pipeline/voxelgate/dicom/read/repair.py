@@ -79,7 +79,7 @@ def fill_gaps(voxels: Voxels, slices: Sequence[Slice]) -> Repaired:
         for step in range(1, int(steps[index])):
             weight = np.float32(step / steps[index])
             filled[places[index] + step] = planes[index] * (1 - weight) + planes[index + 1] * weight
-    return Repaired(filled.transpose(2, 1, 0), _respaced(grid_of(slices), total), (_filled(steps),))
+    return Repaired(filled.transpose(2, 1, 0), _respaced(grid_of(slices), total), (_filled_finding(steps),))
 
 
 def correct_tilt(voxels: Voxels, slices: Sequence[Slice]) -> Repaired:
@@ -138,7 +138,7 @@ def _respaced(grid: Grid, count: int) -> Grid:
     return Grid((*grid.shape[:2], count), affine)
 
 
-def _filled(steps: npt.NDArray[np.int64]) -> Finding:
+def _filled_finding(steps: npt.NDArray[np.int64]) -> Finding:
     wide = np.flatnonzero(steps > 1)
     named = [f"{int(steps[index]) - 1} after slice {int(index) + 1}" for index in wide[:SHOWN_PLACES]]
     more = f" and {len(wide) - SHOWN_PLACES} more places" if len(wide) > SHOWN_PLACES else ""

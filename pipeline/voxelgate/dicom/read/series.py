@@ -46,7 +46,7 @@ class Series:
     @property
     def modality(self) -> str:
         """Return the modality, or `other` for a text that DICOM does not define."""
-        return _modality(self.headers)
+        return _common_modality(self.headers)
 
     @property
     def has_study(self) -> bool:
@@ -138,7 +138,7 @@ def group(
     broken_folders = {file.folder for file in unreadable}
     found = [_series(family, broken_folders, tuple(allow)) for family in families.values()]
     found += [_unreadable_series(unreadable)] if unreadable else []
-    return sorted(found, key=lambda series: (series.study_id, _number(series), series.series_id))
+    return sorted(found, key=lambda series: (series.study_id, _series_number(series), series.series_id))
 
 
 def _family(header: Header) -> tuple[str, ...]:
@@ -165,8 +165,8 @@ def _series(headers: Sequence[Header], broken_folders: set[tuple[Path, str]], al
     ranks = list(Severity)
     ordered = tuple(sorted(found, key=lambda finding: (ranks.index(finding.severity), finding)))
     files = tuple(sorted(header.file for header in headers))
-    series_id = f"{_modality(kept).lower()}-{_hashed(_name_of(kept))}"
-    return Series(series_id, _hashed(kept[0].study_uid), kept, ordered, files)
+    series_id = f"{_common_modality(kept).lower()}-{_short_hash(_identifying_text(kept))}"
+    return Series(series_id, _short_hash(kept[0].study_uid), kept, ordered, files)
 
 
 def _unreadable_series(files: Sequence[FileRef]) -> Series:
@@ -181,7 +181,7 @@ def _unreadable_series(files: Sequence[FileRef]) -> Series:
     return Series("unreadable", "", (), tuple(findings), tuple(files))
 
 
-def _name_of(headers: Sequence[Header]) -> str:
+def _identifying_text(headers: Sequence[Header]) -> str:
     """Return what identifies a series: its UID, or where that is empty what its images say of themselves."""
     if headers[0].series_uid:
         return headers[0].series_uid
@@ -193,15 +193,15 @@ def _described_planes(header: Header) -> str:
     return str(header.planes).replace(f"{ImagePlane.__name__}(", "Plane(")
 
 
-def _modality(headers: Sequence[Header]) -> str:
+def _common_modality(headers: Sequence[Header]) -> str:
     found = {header.modality for header in headers}
     name = next(iter(found)) if len(found) == 1 else ""
     return name if name in KNOWN_MODALITIES else "other"
 
 
-def _number(series: Series) -> int:
+def _series_number(series: Series) -> int:
     return min((header.series_number or 0 for header in series.headers), default=0)
 
 
-def _hashed(text: str) -> str:
+def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]

@@ -47,7 +47,7 @@ def in_order(slices: Sequence[Slice]) -> tuple[Slice, ...]:
     Planes at one position follow by instance number, SOP instance UID and frame, so that the order of the files never
     matters.
     """
-    ordered = sorted(slices, key=_identity)
+    ordered = sorted(slices, key=_slice_order)
     orientation = ordered[0].plane.orientation_lps
     distances_mm = positions_lps_mm(ordered) @ normal_lps(orientation or ())
     steps = np.argsort(distances_mm, kind="stable")
@@ -99,6 +99,6 @@ def _rectangular(orientation_lps: Sequence[float]) -> tuple[Vectors, Vectors]:
     return row, column / np.linalg.norm(column)
 
 
-def _identity(part: Slice) -> tuple[int, int, str, int, str]:
+def _slice_order(part: Slice) -> tuple[int, int, str, int, str]:
     number = part.header.instance_number
     return (number is None, number or 0, part.header.sop_instance_uid, part.plane.frame, str(part.header.file.path))

@@ -49,8 +49,8 @@ def image_placeholders(source: SourceSeries, planes: LabelPlanes) -> list[Datase
             if keyword in source.header:
                 header[keyword] = source.header[keyword]
     images = sorted(source.images, key=lambda image: image.frame or 0)  # frames are named by their place
-    frames = [_placed(positions.get(image, image.position_lps_mm)) for image in images]
-    oriented, measured = _oriented(orientation), _measured(spacing_mm, planes.spacing_mm[0])
+    frames = [_position_item(positions.get(image, image.position_lps_mm)) for image in images]
+    oriented, measured = _oriented(orientation), _measures_item(spacing_mm, planes.spacing_mm[0])
     if source.is_multi_frame:
         _fill_multi_frame(headers[0], frames, oriented, measured)
         return headers
@@ -83,7 +83,7 @@ def _orientation(planes: LabelPlanes) -> tuple[float, ...]:
     return (*cosines[:, 2].tolist(), *cosines[:, 1].tolist())
 
 
-def _placed(position_lps_mm: Sequence[float]) -> Dataset:
+def _position_item(position_lps_mm: Sequence[float]) -> Dataset:
     item = Dataset()
     item.ImagePositionPatient = [decimal_string(value) for value in position_lps_mm]
     return item
@@ -95,7 +95,7 @@ def _oriented(cosines: Sequence[float]) -> Dataset:
     return item
 
 
-def _measured(spacing_mm: Sequence[float], between_slices_mm: float) -> Dataset:
+def _measures_item(spacing_mm: Sequence[float], between_slices_mm: float) -> Dataset:
     item = Dataset()
     item.PixelSpacing = [decimal_string(value) for value in spacing_mm]
     item.SliceThickness = item.SpacingBetweenSlices = decimal_string(between_slices_mm)

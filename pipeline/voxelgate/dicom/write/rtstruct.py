@@ -69,7 +69,7 @@ def write_rtstruct(path: Path, segmented: SegmentedSeries, *, overwrite: bool = 
     planes = segmented.planes()
     with published(path, overwrite=overwrite) as partial:
         save_dicom(_structure_set(segmented, planes), partial)
-        _compare(partial, path.name, segmented)
+        _compare_outlines(partial, path.name, segmented)
 
 
 def _structure_set(segmented: SegmentedSeries, planes: LabelPlanes) -> Dataset:
@@ -195,7 +195,7 @@ def _decimals(points_lps_mm: Points) -> RawDataElement:
     return RawDataElement(CONTOUR_DATA, "DS", len(value), value, 0, True, True)  # noqa: FBT003 - a named tuple of pydicom
 
 
-def _compare(path: Path, name: str, segmented: SegmentedSeries) -> None:
+def _compare_outlines(path: Path, name: str, segmented: SegmentedSeries) -> None:
     """Refuse a file whose outlines do not give back the voxels of each structure, and no others."""
     written = read_back(path)
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in written.StructureSetROISequence}

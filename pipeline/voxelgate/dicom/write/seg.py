@@ -111,13 +111,15 @@ def write_seg(
     codings = {segment.value: segmented.table.coding(segment.value) for segment in segments}
     planes = _straight(segmented.planes())
     with published(path, overwrite=overwrite) as partial:
-        dataset = _segmentation(segmented, planes, kind, [_described(segmented, s, codings[s.value]) for s in segments])
+        dataset = _segmentation(
+            segmented, planes, kind, [_segment_description(segmented, s, codings[s.value]) for s in segments]
+        )
         save_dicom(dataset, partial)
         written = WrittenSeg(
             str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(dataset.SeriesInstanceUID), segments
         )
         del dataset
-        _compare(partial, path.name, segmented, segments)
+        _compare_segments(partial, path.name, segmented, segments)
     return written
 
 
@@ -145,7 +147,7 @@ def _segmentation(
     source, algorithm = segmented.source, segmented.algorithm
     seg = highdicom.seg.Segmentation(
         source_images=image_placeholders(source, planes),
-        pixel_array=_volume(segmented, planes, kind),
+        pixel_array=_segment_volume(segmented, planes, kind),
         segmentation_type=kind.value,
         segment_descriptions=descriptions,
         series_instance_uid=new_uid(),
@@ -200,7 +202,7 @@ def _derivation(image: SourceImage, *, is_preserved: bool) -> Dataset:
     return derivation
 
 
-def _volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> highdicom.Volume:
+def _segment_volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> highdicom.Volume:
     """Return segment numbers as a volume; highdicom places a bare array by the order of the sources (DESIGN.md)."""
     unsigned = np.uint8 if max(segmented.present) <= 255 else np.uint16
     numbers = np.arange(len(segmented.table.names), dtype=unsigned)
@@ -215,7 +217,9 @@ def _volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> h
     )
 
 
-def _described(segmented: SegmentedSeries, segment: Segment, coding: Coding) -> highdicom.seg.SegmentDescription:
+def _segment_description(
+    segmented: SegmentedSeries, segment: Segment, coding: Coding
+) -> highdicom.seg.SegmentDescription:
     algorithm, name = segmented.algorithm, segmented.table.names[segment.value]
     description = highdicom.seg.SegmentDescription(
         segment_number=segment.number,
@@ -243,7 +247,7 @@ def pydicom_code(code: Code) -> PydicomCode:
     return PydicomCode(code.value, code.scheme, code.meaning)
 
 
-def _compare(path: Path, name: str, segmented: SegmentedSeries, segments: tuple[Segment, ...]) -> None:
+def _compare_segments(path: Path, name: str, segmented: SegmentedSeries, segments: tuple[Segment, ...]) -> None:
     """Refuse a file that does not give back the labels, names and codes that were meant."""
     written = read_back(path)
     meant = {s.number: (segmented.table.names[s.value], segmented.table.coding(s.value).type.value) for s in segments}
@@ -266,7 +270,7 @@ def _labels_of(written: Dataset, values: dict[int, int], segmented: SegmentedSer
     labels = np.zeros(grid.shape, dtype=segmented.labels.dtype, order="F")  # a frame is then one piece of memory
     shared = written.SharedFunctionalGroupsSequence[0]
     to_voxels = np.linalg.inv(grid.affine) @ LPS_TO_RAS
-    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, _frames(written), strict=True):
+    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, _pixel_frames(written), strict=True):
         plane = _plane_of(labels, to_voxels @ _frame_affine(frame, shared), pixels.shape, grid)
         if plane is None or (written.SegmentationType == SegKind.BINARY and plane[pixels != 0].any()):
             raise OutputError(f"{name}: reads back with a frame in another place; report this.")
@@ -310,20 +314,20 @@ def _plane_of(labels: Voxels, to_voxels: Affine, size: tuple[int, ...], grid: Gr
     if not is_inside or row_axis == column_axis or (np.abs(found - ends) > tolerance_vox).any():
         return None
     index: list[Any] = ends[0].tolist()
-    index[row_axis] = _steps(ends[0][row_axis], ends[1][row_axis])
-    index[column_axis] = _steps(ends[0][column_axis], ends[2][column_axis])
+    index[row_axis] = _index_steps(ends[0][row_axis], ends[1][row_axis])
+    index[column_axis] = _index_steps(ends[0][column_axis], ends[2][column_axis])
     plane = labels[tuple(index)]
     plane = plane if row_axis < column_axis else plane.T
     return plane if plane.shape == size else None
 
 
-def _steps(first: int, last: int) -> slice:
+def _index_steps(first: int, last: int) -> slice:
     if last >= first:
         return slice(first, last + 1)
     return slice(first, last - 1 if last else None, -1)
 
 
-def _frames(written: Dataset) -> Iterator[Voxels]:
+def _pixel_frames(written: Dataset) -> Iterator[Voxels]:
     """Yield the pixels of each frame, (rows, columns); bits are unpacked here, other pixels by pydicom."""
     if written.BitsAllocated != 1:
         yield from iter_pixels(written)

@@ -62,16 +62,16 @@ def write_sr(path: Path, segmented: SegmentedSeries, seg: WrittenSeg, *, overwri
         raise OutputError(f"{path.name}: the segmentation does not hold the segments of these labels; write it first.")
     codings = {segment.value: segmented.table.coding(segment.value) for segment in seg.segments}
     with published(path, overwrite=overwrite) as partial:
-        groups = [_measured(segmented, seg, segment, codings[segment.value]) for segment in seg.segments]
-        save_dicom(_report(segmented, seg, groups), partial)
-        _compare(partial, path.name, segmented, seg)
+        groups = [_measurement_group(segmented, seg, segment, codings[segment.value]) for segment in seg.segments]
+        save_dicom(_measurement_report(segmented, seg, groups), partial)
+        _compare_volumes(partial, path.name, segmented, seg)
 
 
 def _volume_ml(segmented: SegmentedSeries, value: int) -> float:
     return float(f"{segmented.counts[value] * segmented.grid.voxel_ml:.{DIGITS}g}")
 
 
-def _measured(
+def _measurement_group(
     segmented: SegmentedSeries, seg: WrittenSeg, segment: Segment, coding: Coding
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     algorithm = segmented.algorithm
@@ -108,7 +108,7 @@ def _sites(coding: Coding) -> list[sr.FindingSite] | None:
     return None
 
 
-def _report(
+def _measurement_report(
     segmented: SegmentedSeries,
     seg: WrittenSeg,
     groups: list[sr.VolumetricROIMeasurementsAndQualitativeEvaluations],
@@ -156,7 +156,7 @@ def _observed_by(segmented: SegmentedSeries) -> sr.ObservationContext:
     )
 
 
-def _compare(path: Path, name: str, segmented: SegmentedSeries, seg: WrittenSeg) -> None:
+def _compare_volumes(path: Path, name: str, segmented: SegmentedSeries, seg: WrittenSeg) -> None:
     """Refuse a report whose content tree does not hold the volume of each segment, in ml."""
     meant = [
         (

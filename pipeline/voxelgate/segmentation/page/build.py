@@ -115,7 +115,7 @@ def embedded_cases(facts: RunFacts, limit: int = EMBEDDED_BYTES) -> set[str]:
 def _page(facts: RunFacts) -> Iterator[str]:
     """Yield the page piece by piece; one preview at a time is in memory."""
     environment = page_templates("voxelgate.segmentation.page")
-    environment.filters |= {"duration": _duration}
+    environment.filters |= {"duration": _shown_duration}
     style = page_style("voxelgate.segmentation.page", "page.css")
     folder = files("voxelgate.segmentation.page") / "js"
     parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
@@ -172,7 +172,7 @@ def _for_people(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _duration(elapsed_s: float) -> str:
+def _shown_duration(elapsed_s: float) -> str:
     """Say a time as a person would."""
     if elapsed_s < 60:
         return f"{elapsed_s:.2g} s" if elapsed_s < 10 else f"{elapsed_s:.0f} s"

@@ -138,10 +138,10 @@ def _truth(case: CaseReport, path: Path) -> Truth:
         )
     scores = score(found, labels, grid, table, case.case_id)
     labels = labels.astype(np.uint16)
-    return Truth(_shown(case, labels, grid), scores, list(_gates(case, labels, grid)))
+    return Truth(_shown_picture(case, labels, grid), scores, list(_gates(case, labels, grid)))
 
 
-def _shown(case: CaseReport, labels: npt.NDArray[Any], grid: Grid) -> bytes | None:
+def _shown_picture(case: CaseReport, labels: npt.NDArray[Any], grid: Grid) -> bytes | None:
     path = case.outputs.get(Output.PREVIEW)
     if path is None:
         return None
