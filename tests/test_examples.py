@@ -3,6 +3,7 @@
 import doctest
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from tests.threshold_bundle import make_threshold_bundle
 SHAPE = (32, 36, 28)
 NAMES = {
     "vg": vg, "np": np, "torch": torch, "Path": Path, "MetaTensor": MetaTensor, "Engine": Engine,
-    "DiceCELoss": DiceCELoss, "LoadImaged": LoadImaged,
+    "DiceCELoss": DiceCELoss, "shutil": shutil, "LoadImaged": LoadImaged,
 }  # fmt: skip
 """What examples use without an import; readers know where it comes from."""
 

@@ -1,9 +1,9 @@
 from .bundle.export import export
 from .bundle.metadata import image_spec_of
 from .bundle.opened import open_bundle
-from .bundle.predict import Bundle
+from .bundle.predict import Bundle, Segmentation
 from .core.errors import BundleError, EngineError, InputError, ManifestError, OutputError, UsageError, VoxelgateError
-from .core.findings import Finding
+from .core.findings import Finding, Severity
 from .core.geometry import Grid
 from .core.labels import LabelTable
 from .datasets.build_manifest import build_manifest, write_manifest
@@ -25,10 +25,11 @@ from .networks.flat import FlatNetwork
 from .networks.guided_attention import GuidedAttentionNet
 from .networks.losses import BCEDiceLoss, NetworkLoss
 from .networks.nonlocal_unet import NonLocalUNet
-from .segmentation.batch.run_batch import segment, watch
+from .segmentation.batch.run_batch import Reports, segment, watch
 from .segmentation.batch.status import Status, status
 from .segmentation.cases import find_cases
 from .segmentation.outputs import Output
+from .segmentation.page.build import write_page
 from .segmentation.report import CaseReport, CaseStatus
 from .training.configs.bundle_files import write_bundle
 from .training.cross_validation import CrossValidation, ScoreCleanings, train_folds
@@ -92,13 +93,16 @@ __all__ = [
     "Quality",
     "RandBalancedPatchd",
     "RandSideSafeFlipd",
+    "Reports",
     "ResampleToSpacingd",
     "RestoringSlidingWindowInferer",
     "ResumeState",
     "ScoreCases",
     "ScoreCleanings",
     "SeedEpochs",
+    "Segmentation",
     "Series",
+    "Severity",
     "ShardedRandomSampler",
     "ShowProgress",
     "Status",
@@ -142,4 +146,5 @@ __all__ = [
     "write_bundle",
     "write_label_map",
     "write_manifest",
+    "write_page",
 ]

@@ -17,7 +17,7 @@ from voxelgate.core.errors import OutputError
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.cases import Case
-from voxelgate.segmentation.page import REPORT_NAME, build_page
+from voxelgate.segmentation.page import REPORT_NAME, write_page
 from voxelgate.segmentation.page.build import embedded_cases, write_report
 from voxelgate.segmentation.page.rows import RunFacts, case_rows, link
 from voxelgate.segmentation.report import CaseStatus
@@ -194,7 +194,7 @@ def test_a_page_is_made_of_the_ledger_of_an_output_folder(tmp_path: Path) -> Non
     reports = [done(out_dir, "case_1", 1400.0), some_cases(out_dir)[5]]
     fill_ledger(out_dir, reports)
 
-    path = build_page(out_dir)
+    path = write_page(out_dir)
 
     assert path == out_dir / REPORT_NAME
     facts = Page(path).island("facts")
@@ -209,7 +209,7 @@ def test_a_page_above_the_outputs_links_to_them(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     fill_ledger(tmp_path / "out", [done(tmp_path / "out", "case_1", 1400.0)])
 
-    path = build_page(tmp_path / "out", page=tmp_path / "index.html")
+    path = write_page(tmp_path / "out", page=tmp_path / "index.html")
 
     assert path == tmp_path / "index.html"
     (row,) = Page(path).island("facts")["cases"]  # type: ignore[misc]  # JSON
@@ -218,7 +218,7 @@ def test_a_page_above_the_outputs_links_to_them(tmp_path: Path) -> None:
 
 def test_a_folder_without_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="ledger"):
-        build_page(tmp_path)
+        write_page(tmp_path)
 
 
 def fill_ledger(out_dir: Path, reports: list) -> None:

@@ -63,6 +63,10 @@ class Segmentation(NamedTuple):
         grid: of the labels, which is that of the image; RAS+ mm.
         volumes_ml: of each structure by name, 0 if it was not found.
         review: whether the result can be taken as it is.
+
+    >>> found = vg.open_bundle("my_bundle").segment("scan.nii.gz")
+    >>> found.labels.shape == found.grid.shape, sorted(found.volumes_ml)
+    (True, ['femur'])
     """
 
     labels: npt.NDArray[Any]

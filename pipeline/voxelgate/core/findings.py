@@ -6,7 +6,11 @@ from enum import StrEnum
 
 
 class Severity(StrEnum):
-    """What follows from a finding."""
+    """What follows from a finding.
+
+    >>> [severity.value for severity in vg.Severity]
+    ['refuse', 'warn', 'note']
+    """
 
     REFUSE = "refuse"
     """The series is not read."""

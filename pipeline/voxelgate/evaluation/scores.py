@@ -87,7 +87,7 @@ class LabelScores:
         difference_ml: `volume_ml - reference_ml`; negative if the prediction is too small.
         counts_pixels: whether it is a picture, whose pixels are cubes of 1 mm: sizes are to be told as in `IN_PIXELS`.
 
-    >>> (scores,) = vg.evaluate(Path("labels.nii.gz"), Path("labels.nii.gz"))
+    >>> (scores,) = vg.evaluate("labels.nii.gz", "labels.nii.gz")
     >>> scores.dice, scores.hd95_mm
     (1.0, 0.0)
     """
@@ -165,7 +165,7 @@ def read_label_map(path: Path, highest: int) -> tuple[npt.NDArray[Any], Grid]:
 
 
 def evaluate(
-    predictions: Path, references: Path, labels: LabelTable | None = None, *, workers: int = 1
+    predictions: Path | str, references: Path | str, labels: LabelTable | None = None, *, workers: int = 1
 ) -> list[LabelScores]:
     """Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD in mm, RAVD in %, volumes in ml.
 
@@ -182,7 +182,7 @@ def evaluate(
         InputError: files have no partner, lie on different grids, cannot be read, or hold other values than the names
             allow.
 
-    >>> scores = vg.evaluate(Path("labels.nii.gz"), Path("labels.nii.gz"))
+    >>> scores = vg.evaluate("labels.nii.gz", "labels.nii.gz")
     >>> [(score.label, score.dice) for score in scores]
     [('label_1', 1.0)]
     """

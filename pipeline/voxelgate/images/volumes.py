@@ -153,7 +153,7 @@ def read_channels(path: Path) -> tuple[Voxels, Grid]:
 
 
 def write_label_map(
-    path: Path, labels: Voxels, grid: Grid, *, like: Path | None = None, overwrite: bool = False
+    path: Path | str, labels: Voxels, grid: Grid, *, like: Path | str | None = None, overwrite: bool = False
 ) -> None:
     """Write a label map: under a temporary name, re-read, compared, and only then renamed to `path`.
 
@@ -174,8 +174,9 @@ def write_label_map(
 
     >>> image = vg.read_image("scan.nii.gz")
     >>> labels = np.zeros(image.grid.shape, np.uint8)
-    >>> vg.write_label_map(Path("empty.nii.gz"), labels, image.grid, like=Path("scan.nii.gz"))
+    >>> vg.write_label_map("empty.nii.gz", labels, image.grid, like="scan.nii.gz")
     """
+    path, like = Path(path), None if like is None else Path(like)
     suffix = next((suffix for suffix in LABEL_SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise OutputError(f"{path.name}: label maps are written as {', '.join(LABEL_SUFFIXES)}; choose such a name.")

@@ -8,7 +8,7 @@ import typer
 from voxelgate.apps.cli.options import DataRoot
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
-from voxelgate.segmentation.page import build_page as build_report
+from voxelgate.segmentation.page import write_page as build_report
 
 app = typer.Typer(add_completion=False)
 

@@ -19,7 +19,7 @@ from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
-from voxelgate.segmentation.page import build_page
+from voxelgate.segmentation.page import write_page
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Budget, Training, plan
 from voxelgate.training.train import TrainingJob, train
@@ -102,7 +102,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
         pass
     references = out / "held_out" / "labels"
     scores = tuple(row for rows in evaluate_pairs(pair_files(out / "segmented", references), LABELS) for row in rows)
-    page = build_page(out / "segmented", references, page=out / "index.html")
+    page = write_page(out / "segmented", references, page=out / "index.html")
     return DemoResult(scores, page, _next_commands())
 
 

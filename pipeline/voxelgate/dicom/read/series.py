@@ -32,7 +32,7 @@ class Series:
         findings: what was found, worst first.
         files: all its files, copies and unreadable ones too.
 
-    >>> (series,) = vg.scan_dicom(Path("study"))
+    >>> (series,) = vg.scan_dicom("study")
     >>> series.modality, len(series.files)
     ('CT', 5)
     """
@@ -80,7 +80,7 @@ class Series:
 
 
 def scan_dicom(
-    root: Path, *, allow: Iterable[Allow] = (), progress: Callable[[int, int], None] | None = None
+    root: Path | str, *, allow: Iterable[Allow] = (), progress: Callable[[int, int], None] | None = None
 ) -> list[Series]:
     """Find every series below a path, whatever the files are called and wherever they lie.
 
@@ -95,7 +95,7 @@ def scan_dicom(
     >>> [(series.modality, series.is_usable) for series in vg.scan_dicom(Path("study"))]
     [('CT', True)]
     """
-    return scan_files(list_files(root), allow=allow, progress=progress)
+    return scan_files(list_files(Path(root)), allow=allow, progress=progress)
 
 
 def scan_files(

@@ -65,6 +65,10 @@ class Reports(Iterator[CaseReport]):
         reports: what is handed on.
         total: how many cases there are; None where more may come.
         forecast: a line on what the run will need; empty if nothing was foretold.
+
+    >>> reports = vg.segment("my_bundle", ["data/images"], "reported", workers="serial")
+    >>> reports.total, [report.case_id for report in reports]
+    (4, ['case_0', 'case_1', 'case_2', 'case_3'])
     """
 
     def __init__(

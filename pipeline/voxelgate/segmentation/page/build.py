@@ -28,9 +28,9 @@ EMBEDDED_BYTES = 120_000_000
 """Previews, as text, that a page holds at most; browsers open larger ones slowly."""
 
 
-def build_page(
-    out_dir: Path,
-    reference: Path | None = None,
+def write_page(
+    out: Path | str,
+    reference: Path | str | None = None,
     *,
     page: Path | None = None,
     data_root: Path | None = None,
@@ -41,9 +41,9 @@ def build_page(
     A run may go on meanwhile; the page then shows what has ended.
 
     Args:
-        out_dir: that `voxelgate segment` wrote into.
+        out: folder that `voxelgate segment` wrote into.
         reference: manifest or folder with true labels, shown beside those that were found; see `references_of`.
-        page: file to write, in `out_dir` or in a folder above it; `report.html` in `out_dir` if None.
+        page: file to write, in `out` or in a folder above it; `report.html` in `out` if None.
         data_root: folder that the manifest's paths start from, if not its own.
         progress: called with the number of cases compared with their true labels and the number of all.
 
@@ -55,12 +55,17 @@ def build_page(
         UsageError: true labels were given, but of no case.
         InputError: true labels cannot be read, or do not fit the result.
         ManifestError: the manifest cannot be used.
+
+    >>> _ = list(vg.segment("my_bundle", "scan.nii.gz", "shown", workers="serial"))
+    >>> vg.write_page("shown").name
+    'report.html'
     """
+    out_dir = Path(out)
     entries, runs = read_ledger(out_dir)
     path = page or out_dir / REPORT_NAME
     facts = run_facts(path.parent, entries, runs)
     if reference is not None:
-        paths = references_of(facts.cases, out_dir, reference, data_root, read_inputs(out_dir))
+        paths = references_of(facts.cases, out_dir, Path(reference), data_root, read_inputs(out_dir))
         facts = replace(facts, truths=compared(facts.cases, paths, progress))
     return write_report(facts, path.name)
 

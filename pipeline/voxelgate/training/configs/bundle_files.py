@@ -37,7 +37,7 @@ DICOM_MODALITY = {Modality.CT: "CT", Modality.MRI: "MR"}
 """Pictures come in no DICOM."""
 
 
-def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> None:
+def write_bundle(plan: Plan, root: Path | str, facts: Fingerprint | None = None) -> None:
     """Write every file of a bundle but its weights; all of them appear at once, or none.
 
     Args:
@@ -49,20 +49,21 @@ def write_bundle(plan: Plan, root: Path, facts: Fingerprint | None = None) -> No
         OutputError: `root` exists.
 
     >>> made = vg.plan(vg.survey(vg.load_manifest("data/manifest.json")).fingerprint)
-    >>> vg.write_bundle(made, Path("planned"))
+    >>> vg.write_bundle(made, "planned")
     >>> Path("planned/configs/train.json").is_file()
     True
     """
-    refuse_existing_bundle(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as partial:
-        folder = Path(partial) / root.name
+    target = Path(root)
+    refuse_existing_bundle(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as partial:
+        folder = Path(partial) / target.name
         texts = bundle_files(plan) | ({} if facts is None else {FINGERPRINT: facts.to_json()})
         for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "models").mkdir()
-        shutil.move(os.fspath(folder), root)
+        shutil.move(os.fspath(folder), target)
 
 
 def refuse_existing_bundle(root: Path) -> None:
