@@ -14,11 +14,8 @@ from filelock import FileLock, Timeout
 
 from voxelgate.core.errors import OutputError
 
-PARTIAL = ".partial"
-"""In the name of every file and folder that is not finished; it also begins with a dot."""
-
-SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", PARTIAL
-"""Names of the folders in which files are finished before they get their names."""
+SCRATCH_PREFIX, SCRATCH_SUFFIX = ".voxelgate-", ".partial"
+"""Names of what is not finished: files, and folders in which several are finished before they get their names."""
 
 LOCK_NAME = ".voxelgate.lock"
 
@@ -48,7 +45,7 @@ def whole_file(path: Path, *, suffix: str = "", overwrite: bool = True) -> Itera
         FileExistsError: something has the name by then, and `overwrite` is not given.
         OSError: the file cannot be written, or its name cannot be given.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}{suffix}")
+    partial = path.with_name(f"{new_scratch(path.parent).name}{suffix}")
     try:
         yield partial
         sync(partial)
@@ -131,7 +128,7 @@ def make_folder(folder: Path) -> None:
 
 
 def new_scratch(folder: Path) -> Path:
-    """Return a name in a folder, used by nobody, for the folder in which files are finished."""
+    """Return a name in a folder, used by nobody, for what is not finished."""
     return folder / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{SCRATCH_SUFFIX}"
 
 

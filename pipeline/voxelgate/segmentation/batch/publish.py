@@ -169,7 +169,10 @@ def _has(path: Path, sha256: str) -> bool:
 
 
 def _remove_scratch(ledger: Ledger) -> None:
-    """Remove the folders in which files were finished, save those of open plans; no worker may be at work."""
+    """Remove what was not finished, save the folders of open plans; no worker may be at work."""
     needed = {ledger.out_dir / plan.scratch for plan in ledger.open_plans().values()}
-    for folder in set(ledger.out_dir.glob(f"{SCRATCH_PREFIX}*{SCRATCH_SUFFIX}")) - needed:
-        shutil.rmtree(folder, ignore_errors=True)
+    for left in set(ledger.out_dir.glob(f"{SCRATCH_PREFIX}*{SCRATCH_SUFFIX}")) - needed:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
