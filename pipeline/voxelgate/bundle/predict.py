@@ -217,7 +217,7 @@ class Bundle:
             raise UsageError(
                 f"attention maps of gates {asked}, but the network has gates {levels}; ask for all of them."
             )
-        grid = Grid(tuple(image.shape[2:]), image.affine.reshape(4, 4).cpu().numpy())
+        grid = Grid.of(image)
         return gate_maps(self.network, image.as_tensor(), grid, self.window_vox or grid.shape)
 
     def review(self, found: Prediction, grid: Grid, findings: Sequence[Finding] = ()) -> Segmentation:
@@ -333,7 +333,7 @@ def _confidence(result: MetaTensor) -> list[float] | None:
 
 def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:
     """Return labels (I, J, K), provided that they lie on the grid of the file."""
-    found = Grid(tuple(labels.shape[2:]), labels.affine.reshape(4, 4).cpu().numpy())
+    found = Grid.of(labels)
     if (difference := grid.difference(found)) is not None:
         raise BundleError(
             f"the bundle's result does not lie on the image's grid: {difference}; let the bundle infer with "

@@ -2,11 +2,18 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 Affine = npt.NDArray[np.float64]
+
+Shape = tuple[int, int, int]
+"""Voxels along three axes."""
+
+Box = tuple[slice, slice, slice]
+"""A part of a volume, from the first voxel along each axis to the one behind the last."""
 
 AGREEMENT_TOLERANCE_MM = 0.1
 """Largest distance between matching corners of two grids that count as one.
@@ -26,6 +33,18 @@ AXES_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Right and down in a picture are left and back of the patient, as in an axial slice of DICOM and ITK."""
 
 
+class Placed(Protocol):
+    """Voxels that know where they lie, as MONAI's `MetaTensor`: the last three axes are spatial."""
+
+    @property
+    def shape(self) -> Any:
+        """Return the extents, whole numbers."""
+
+    @property
+    def affine(self) -> Any:
+        """Return index to RAS+ mm, (4, 4), or (1, 4, 4) of a batch of one; a tensor on any device."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Shape and position of a volume; two grids are compared with `agrees`, never with `==`.
@@ -42,7 +61,7 @@ class Grid:
     (0.5, 0.5, 2.0)
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     affine: Affine
 
     def __post_init__(self) -> None:
@@ -56,6 +75,27 @@ class Grid:
         affine.setflags(write=False)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", affine)
+
+    @classmethod
+    def of(cls, image: Placed) -> Self:
+        """Return where the voxels of an image lie, channels and a batch of one aside.
+
+        Raises:
+            ValueError: it has fewer than three axes, or an affine that is no invertible (4, 4) one.
+        """
+        affine = image.affine.numpy(force=True)
+        return cls(tuple(image.shape[-3:]), affine[0] if affine.ndim == 3 else affine)
+
+    def cropped(self, box: Box) -> "Grid":
+        """Return the part of the grid in a box of its voxels, which may reach beyond it.
+
+        >>> Grid((4, 4, 4), np.eye(4)).cropped((slice(1, 3), slice(0, 4), slice(2, 4))).affine[:3, 3].tolist()
+        [1.0, 0.0, 2.0]
+        """
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ np.array([span.start for span in box], dtype=np.float64)
+        i, j, k = (span.stop - span.start for span in box)
+        return Grid((i, j, k), affine)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

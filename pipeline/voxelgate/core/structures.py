@@ -9,11 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from voxelgate.core.geometry import Grid, counts_pixels
+from voxelgate.core.geometry import Box, Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
-
-Box = tuple[slice, slice, slice]
-
 
 PIECE_CELLS = 500_000
 """Cells in which pieces are told apart; a larger box is pooled, and gaps of less than a cell then count as closed."""

@@ -42,12 +42,10 @@ class ScoreCases:
     def _score(self, engine: Engine) -> None:
         for row, case in zip(engine.state.output, engine.state.batch, strict=True):
             prediction, reference = row[self.pred_key], row[self.label_key]
-            shape = tuple(prediction.shape[1:])
-            grid = Grid((shape[0], shape[1], shape[2]), prediction.affine.cpu().numpy())
             self.scores += score(
                 prediction.argmax(0).cpu().numpy().astype(np.uint16),
                 reference.argmax(0).cpu().numpy().astype(np.uint16),
-                grid,
+                Grid.of(prediction),
                 self.labels,
                 str(case["case_id"]),
             )

@@ -14,7 +14,7 @@ from monai.inferers import Inferer
 from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.core.geometry import Affine, Grid
+from voxelgate.core.geometry import Box, Grid, Shape
 from voxelgate.inference.memory import (
     available_bytes,
     check_memory,
@@ -36,9 +36,7 @@ from voxelgate.inference.streaming.stream import (
 )
 from voxelgate.inference.windows import (
     MODES,
-    Box,
     Predictor,
-    Shape,
     WindowPlan,
     body_box,
     is_finite,
@@ -193,17 +191,22 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
                 in which no window fits.
             BundleError: the network gives one class only, other shapes than its windows, or values that are not finite.
         """
-        source = _source_grid(inputs)
-        restored, is_unstreamed = self._run(inputs, network, args, kwargs)
+        grids = _grids(inputs)
+        restored, is_unstreamed = self._run(inputs, grids, network, args, kwargs)
         channels = restored.probabilities if self.probabilities_of else restored.labels[None]
         facts: Facts = {"confidence": torch.from_numpy(restored.confidence), UNSTREAMED: is_unstreamed}
-        return _on_source(torch.from_numpy(channels), inputs, source, facts)
+        return _on_source(torch.from_numpy(channels), inputs, grids[0], facts)
 
     def _run(
-        self, inputs: MetaTensor, network: Networks, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        inputs: MetaTensor,
+        grids: tuple[Grid, Grid],
+        network: Networks,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> tuple[Restored, bool]:
         """Return what was found, and whether windows were taken because there was too little memory to stream."""
-        source, grid = _source_grid(inputs), _network_grid(inputs)
+        source, grid = grids
         if self.side_pairs and 0 in self.flip_axes:
             _check_sagittal(grid)
         image = inputs.as_tensor().float()
@@ -223,7 +226,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         box = self._box(image, networks)
         if box is None:
             return nothing(source, len(self.probabilities_of)), False
-        place = _Place(_cropped(grid, box), source, self._steps(networks))
+        place = _Place(grid.cropped(box), source, self._steps(networks))
         part = image[(slice(None), slice(None), *box)]
         is_streamed = self.all_stream(networks) and not (args or kwargs)
         with torch.no_grad():
@@ -366,8 +369,12 @@ def _bound(network: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     return lambda windows: network(windows, *args, **kwargs)
 
 
-def _source_grid(image: MetaTensor) -> Grid:
-    """Return the grid of the file that was read, from metadata as they are or collated to a batch of one."""
+def _grids(image: MetaTensor) -> tuple[Grid, Grid]:
+    """Return the grid of the file that was read, from metadata as they are or collated to a batch of one; and its own.
+
+    Raises:
+        InputError: it is not one volume, or its metadata do not name the two.
+    """
     if image.ndim != 5 or image.shape[0] != 1 or image.numel() == 0:
         raise InputError(f"an image of shape {tuple(image.shape)}, expected one volume (1, C, i, j, k) at a time.")
     meta = image.meta if isinstance(image, MetaTensor) else {}
@@ -376,27 +383,10 @@ def _source_grid(image: MetaTensor) -> Grid:
         raise InputError(f"an image without {' and '.join(missing)} in its metadata; load it with MONAI's LoadImage.")
     shape = np.asarray(meta["spatial_shape"]).reshape(-1)[:3]
     affine = np.asarray(meta["original_affine"], dtype=np.float64).reshape(4, 4)
-    return _grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
-
-
-def _network_grid(image: MetaTensor) -> Grid:
-    return _grid((image.shape[2], image.shape[3], image.shape[4]), image.affine.reshape(4, 4).cpu().numpy())
-
-
-def _grid(shape: Shape, affine: Affine) -> Grid:
     try:
-        return Grid(shape, affine)
+        return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine), Grid.of(image)
     except ValueError as error:
         raise InputError(f"the metadata of the image describe no grid: {error}.") from error
-
-
-def _cropped(grid: Grid, box: Box) -> Grid:
-    """Return the part of a grid that lies in a box of its voxels."""
-    corner = np.array([span.start for span in box], dtype=np.float64)
-    affine = grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ corner
-    i, j, k = (span.stop - span.start for span in box)
-    return Grid((i, j, k), affine)
 
 
 def _check_sagittal(grid: Grid) -> None:

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from monai.data.utils import compute_importance_map
 
 from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.core.geometry import Box, Shape
 from voxelgate.inference.restoring.class_scores import ScoreKind
 
 Predictor = Callable[[torch.Tensor], torch.Tensor]
-Shape = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
 
 MODES = ("gaussian", "constant")
 """Weights of overlapping windows, those of MONAI's `sliding_window_inference`; sigma is an eighth of the window."""

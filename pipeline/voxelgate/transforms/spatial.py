@@ -94,7 +94,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
         source: Grid | None = None
         shape: tuple[int, ...] | None = None
         for key, mode in self.key_iterator(out, self.mode):
-            grid = _grid(key, out[key])
+            grid = _checked_grid(key, out[key])
             if source is None or not source.agrees(grid):
                 source, shape = grid, None
             if not np.allclose(source.spacing_mm, self.spacing_mm, rtol=SPACING_TOLERANCE, atol=0.0):
@@ -203,7 +203,7 @@ class RandSideSafeFlipd(Randomizable, MapTransform):  # type: ignore[misc]  # MO
 
     def _check(self, data: Mapping[Hashable, Any]) -> None:
         """Refuse before drawing, so that a case that cannot be flipped is refused every time."""
-        grids = {key: _grid(key, data[key]) for key in self.key_iterator(data)}
+        grids = {key: _checked_grid(key, data[key]) for key in self.key_iterator(data)}
         if len({grid.shape for grid in grids.values()}) > 1:
             shapes = {key: grid.shape for key, grid in grids.items()}
             raise InputError(f"image and label must have one shape, found {shapes}; resample them to one grid first.")
@@ -241,13 +241,13 @@ def _checked_pairs(pairs: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...
     return tuple((int(first), int(second)) for first, second in pairs)
 
 
-def _grid(key: Hashable, image: object) -> Grid:
+def _checked_grid(key: Hashable, image: object) -> Grid:
     if not isinstance(image, MetaTensor):
         raise InputError(f"{key!r} is no MetaTensor, so its position is unknown; load it with LoadImaged.")
     if image.ndim != 4:
         raise InputError(f"{key!r} must be a 3D volume with channels first, found the shape {tuple(image.shape)}.")
     try:
-        return Grid(tuple(image.shape[1:]), image.affine.numpy(force=True))
+        return Grid.of(image)
     except ValueError as error:
         raise InputError(f"{key!r} has no usable geometry: {error}.") from error
 
@@ -298,7 +298,7 @@ class PlaceLabeld(MapTransform):  # type: ignore[misc]  # MONAI ships no types f
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the label map on the grid of the image; one that lies there already is left alone."""
         image, label = data[self.image_key], data[self.label_key]
-        target, source = _grid_of_batch(image), _grid_of_batch(label)
+        target, source = Grid.of(image), Grid.of(label)
         if target.agrees(source):
             return dict(data)
         voxels = place_labels(label.as_tensor()[0].numpy(), source, target)
@@ -334,7 +334,3 @@ def _refuse_between(places: npt.NDArray[np.float64]) -> None:
             f"the voxels of a label map lie up to {away:.2f} voxels between those of its image; resample it first, and "
             "check that it belongs to it."
         )
-
-
-def _grid_of_batch(volume: MetaTensor) -> Grid:
-    return Grid(tuple(volume.shape[1:]), volume.affine.numpy(force=True))

@@ -15,13 +15,12 @@ from scipy.special import xlogy
 from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, Shape
 from voxelgate.inference.restoring.placement import SNAP_VOX
 from voxelgate.networks import AttentionUNet
 from voxelgate.networks.flat import FlatNetwork
 from voxelgate.transforms.linear import interpolate_rows
 
-Shape = tuple[int, int, int]
 Floats = npt.NDArray[np.float32]
 
 OVERLAP = 0.25

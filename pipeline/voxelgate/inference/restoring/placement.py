@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.geometry import Affine, Grid
+from voxelgate.core.geometry import Affine, Grid, Shape
 
 Integers = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.floating[Any]]
-Shape = tuple[int, int, int]
 PlaneBox = tuple[tuple[int, int], tuple[int, int]]
 """First and last cell along the second and third swept axis."""
 

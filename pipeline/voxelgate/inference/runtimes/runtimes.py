@@ -11,10 +11,10 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes import onnx_model, openvino_model
+from voxelgate.inference.streaming.folding import fold_batch_norm
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Logits (B, classes, i, j, k) for windows (B, C, i, j, k)."""
@@ -104,8 +104,7 @@ def folded(network: nn.Module) -> nn.Module:
         for (parent, name), (norm_parent, norm_name) in pairwise(_places(chain)):
             conv, norm = getattr(parent, name), getattr(norm_parent, norm_name)
             if _can_fold(conv, norm) and uses[id(conv)] == uses[id(norm)] == 1:
-                is_transposed = isinstance(conv, nn.ConvTranspose3d)
-                fused = fuse_conv_bn_eval(conv.double(), norm.double(), is_transposed).float()
+                fused = fold_batch_norm(conv, norm).float()
                 setattr(parent, name, fused)
                 setattr(norm_parent, norm_name, nn.Identity())
                 uses[id(fused)] = 1

@@ -95,10 +95,15 @@ class Folding:
         )  # `contiguous` leaves one channel as it is, and features would come channels first
 
 
+def fold_batch_norm(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> nn.Conv3d:
+    """Return a convolution, perhaps transposed, that does what the batch norm behind it did too; a copy, float64."""
+    is_transposed = isinstance(conv, nn.ConvTranspose3d)
+    return fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double(), is_transposed)
+
+
 def _folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias, float64, of a convolution and the batch norm behind it, if there is one."""
-    conv = cast("nn.Conv3d", copy.deepcopy(layer).double())  # or a transposed one, which has the same attributes
-    if isinstance(norm, nn.BatchNorm3d):
-        conv = fuse_conv_bn_eval(conv, copy.deepcopy(norm).double())
+    conv = cast("nn.Conv3d", layer)  # or a transposed one, which has the same attributes
+    conv = fold_batch_norm(conv, norm) if isinstance(norm, nn.BatchNorm3d) else copy.deepcopy(conv).double()
     bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
     return conv.weight.detach(), bias.detach()

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from voxelgate.core.geometry import Shape
 from voxelgate.inference.memory import MemoryModel, available_bytes, enlarged, measure_memory, narrowest
 from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from voxelgate.inference.streaming.stream import CHUNK, LOGITS_BYTES, reserved_bytes, streamed_axis
 from voxelgate.inference.windows import PIECE_SCORES, WindowPlan
-
-Shape = tuple[int, int, int]
 
 ALLOCATED = 1.45
 """What buffers of streaming take of the allocator, as a multiple of their size: 1.3 to 1.6 were measured with glibc in

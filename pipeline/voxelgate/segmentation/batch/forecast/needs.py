@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from voxelgate.segmentation.batch.forecast.memory_models import Shape, StreamingModel, WindowModel, computed_vox
+from voxelgate.core.geometry import Shape
+from voxelgate.segmentation.batch.forecast.memory_models import StreamingModel, WindowModel, computed_vox
 from voxelgate.segmentation.outputs import Output
 
 BLOCK_BYTES = 40 * 2**20

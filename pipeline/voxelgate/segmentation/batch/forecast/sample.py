@@ -20,7 +20,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.reading import Image
 from voxelgate.core.errors import VoxelgateError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Box, Grid, Shape
 from voxelgate.core.structures import measure_structures
 from voxelgate.evaluation.review import assess
 from voxelgate.inference.runtimes.choice import RuntimeChoice
@@ -28,7 +28,6 @@ from voxelgate.inference.sliding_window import AIR_MARGIN_VOX
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.inference.windows import body_box, with_margin
 from voxelgate.segmentation.batch.forecast.memory_models import (
-    Shape,
     StreamingModel,
     WindowModel,
     computed_vox,
@@ -256,21 +255,18 @@ def _block(scan: Image, side_mm: float) -> Image:
         min(n, max(1, math.ceil(side_mm / gap))) for n, gap in zip(scan.grid.shape, scan.grid.spacing_mm, strict=True)
     )
     spans = _middle(scan.grid.shape, (i, j, k))
-    affine = scan.grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [span.start for span in spans]
-    return Image(np.asfortranarray(scan.voxels[:, *spans]), Grid((i, j, k), affine), ())
+    return Image(np.asfortranarray(scan.voxels[:, *spans]), scan.grid.cropped(spans), ())
 
 
-def _middle(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:
-    starts = [(n - m) // 2 for n, m in zip(shape, size, strict=True)]
-    return tuple(slice(start, start + m) for start, m in zip(starts, size, strict=True))
+def _middle(shape: Shape, size: Shape) -> Box:
+    i, j, k = (slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, size, strict=True))
+    return i, j, k
 
 
 def _window_mm(bundle: Bundle, image: MetaTensor) -> float:
     """Return the longest side of a window; of the image, where the inferer has none."""
     return max(
-        n * gap_mm
-        for n, gap_mm in zip(bundle.window_vox or _shape(image), _network_grid_of(image).spacing_mm, strict=True)
+        n * gap_mm for n, gap_mm in zip(bundle.window_vox or _shape(image), Grid.of(image).spacing_mm, strict=True)
     )
 
 
@@ -296,10 +292,6 @@ def _body(bundle: Bundle, image: MetaTensor) -> tuple[float, float, float]:
         box = with_margin(box, size, AIR_MARGIN_VOX, (1, 1, 1), inferer.flip_axes)
     i, j, k = ((span.stop - span.start) / n for span, n in zip(box, size, strict=True))
     return i, j, k
-
-
-def _network_grid_of(image: MetaTensor) -> Grid:
-    return Grid(_shape(image), image.affine.reshape(4, 4).cpu().numpy())
 
 
 def _shape(image: torch.Tensor) -> Shape:
