@@ -210,10 +210,10 @@ def _windows(image: MetaTensor, window_vox: tuple[int, ...]) -> tuple[torch.Tens
     padded = F.pad(image.as_tensor().float(), padding)[None]
     rest = [n - most for n, most in zip(padded.shape[2:], window_vox, strict=True)]
     corners = dict.fromkeys((tuple(n // 2 for n in rest), (0,) * len(rest), tuple(rest)))
-    return tuple(_cut(padded, corner, window_vox) for corner in corners)
+    return tuple(_window_at(padded, corner, window_vox) for corner in corners)
 
 
-def _cut(image: torch.Tensor, corner: Sequence[int], window_vox: Sequence[int]) -> torch.Tensor:
+def _window_at(image: torch.Tensor, corner: Sequence[int], window_vox: Sequence[int]) -> torch.Tensor:
     for dim, (first, length) in enumerate(zip(corner, window_vox, strict=True), start=2):
         image = image.narrow(dim, first, length)
     return image.contiguous()

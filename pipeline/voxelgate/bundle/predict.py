@@ -373,7 +373,7 @@ def flip_dice(
     mirror_of = np.arange(len(table.names))
     for low, high in table.side_pairs:
         mirror_of[[low, high]] = high, low
-    mirrored = inferer(_mirrored(image), network).as_tensor()[0, 0].cpu().numpy()
+    mirrored = inferer(_mirror_image(image), network).as_tensor()[0, 0].cpu().numpy()
     sizes = np.zeros((3, len(table.names)))
     for plane, other in zip(labels, mirrored, strict=True):  # one at a time: bincount makes int64 of them
         renamed = mirror_of[other]
@@ -384,7 +384,7 @@ def flip_dice(
     return {name: float(dice[value]) for value, name in table.foreground.items()}
 
 
-def _mirrored(image: MetaTensor) -> MetaTensor:
+def _mirror_image(image: MetaTensor) -> MetaTensor:
     """Return the image as a network sees it in a mirror; the affine tells that its voxels run the other way."""
     affine = image.affine.reshape(4, 4).clone()
     axis = int((affine[0, :3].abs() / affine[:3, :3].norm(dim=0)).argmax())  # the one that runs from left to right

@@ -98,7 +98,7 @@ class LabelTable:
         pairs = {
             tuple(sorted((index, index_of[mirrored])))
             for name, index in index_of.items()
-            if (mirrored := _mirrored(name)) != name and mirrored in index_of
+            if (mirrored := _other_side(name)) != name and mirrored in index_of
         }
         return tuple(sorted((low, high) for low, high in pairs))
 
@@ -109,5 +109,5 @@ class LabelTable:
         return tuple(name for index, name in enumerate(self.names) if _SIDE.search(name) and index not in paired)
 
 
-def _mirrored(name: str) -> str:
+def _other_side(name: str) -> str:
     return _SIDE.sub(lambda side: _OTHER_SIDE[side.group().lower()], name)

@@ -1,4 +1,7 @@
-"""Distances between the surfaces of two masks, in mm."""
+"""Distances between the surfaces of two masks, in mm.
+
+Our own, since MONAI counts the volume's edge as surface: in a test its ASSD is 0.357 mm where 0.5 mm is true.
+"""
 
 import math
 from typing import NamedTuple

@@ -100,7 +100,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         InputError: the file is missing, is no image, is damaged, has not three axes, or has no usable affine.
     """
-    return read_picture_header(path).grid if is_picture(path) else _grid(path, _read_header(path))
+    return read_picture_header(path).grid if is_picture(path) else _grid_of_header(path, _read_header(path))
 
 
 def has_orientation(path: Path) -> bool:
@@ -223,7 +223,7 @@ def _reworded(path: Path) -> Iterator[None]:
         raise InputError(f"{path.name}: cannot be read as an image ({reason}); copy or export it again.") from error
 
 
-def _grid(path: Path, header: _Header) -> Grid:
+def _grid_of_header(path: Path, header: _Header) -> Grid:
     shape = header.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

@@ -128,7 +128,7 @@ def sweep(
         InputError: the network refuses the window with a ValueError.
     """
     across = [plan.starts[axis] for axis in range(3) if axis != plan.axis]
-    blend: _Blend | None = None
+    blend: _WindowBlend | None = None
     along = plan.starts[plan.axis]
     for start, following in pairwise((*along, plan.size_vox[plan.axis])):
         corners = [_corner(start, plan.axis, rest) for rest in product(*across)]
@@ -137,8 +137,8 @@ def sweep(
             corners = seen if seen or blend is not None else corners[:1]
         for first in range(0, len(corners), plan.batch):
             batch = corners[first : first + plan.batch]
-            scores = _checked(predict, torch.cat([_cut(image, corner, plan) for corner in batch]))
-            blend = blend or _Blend(plan, scores, kind or ScoreKind())
+            scores = _checked(predict, torch.cat([_window_of(image, corner, plan) for corner in batch]))
+            blend = blend or _WindowBlend(plan, scores, kind or ScoreKind())
             for corner, window in zip(batch, scores, strict=True):
                 blend.add(corner, window)
         if blend is not None:
@@ -202,7 +202,7 @@ def is_finite(values: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values.permute(in_memory_order)))
 
 
-class _Blend:
+class _WindowBlend:
     """Weighted sums of the windows that reach the slices in work; `first` is the lowest of these."""
 
     def __init__(self, plan: WindowPlan, scores: torch.Tensor, kind: ScoreKind) -> None:
@@ -253,19 +253,19 @@ def _corner(start: int, axis: int, rest: tuple[int, ...]) -> Shape:
     return corner[0], corner[1], corner[2]
 
 
-def _inside(image: torch.Tensor, corner: Shape, plan: WindowPlan) -> torch.Tensor:
+def _inside_volume(image: torch.Tensor, corner: Shape, plan: WindowPlan) -> torch.Tensor:
     """Return the part of a window that lies on the grid."""
     spans = (slice(max(0, start), start + n) for start, n in zip(corner, plan.window_vox, strict=True))
     return image[(slice(None), slice(None), *spans)]
 
 
 def _has_content(image: torch.Tensor, corner: Shape, plan: WindowPlan, skip_below: float) -> bool:
-    return bool(_inside(image, corner, plan).amax() > skip_below)
+    return bool(_inside_volume(image, corner, plan).amax() > skip_below)
 
 
-def _cut(image: torch.Tensor, corner: Shape, plan: WindowPlan) -> torch.Tensor:
+def _window_of(image: torch.Tensor, corner: Shape, plan: WindowPlan) -> torch.Tensor:
     """Return a window (1, C, *window), padded with 0 around the grid."""
-    inside = _inside(image, corner, plan)
+    inside = _inside_volume(image, corner, plan)
     padding: list[int] = []
     for start, window, n in zip(corner, plan.window_vox, inside.shape[2:], strict=True):
         before = max(0, -start)

@@ -67,7 +67,7 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
     model = copy.deepcopy(model).to("meta")
     parameters = sum(p.numel() for p in model.parameters())
     sizes: list[tuple[str, tuple[int, ...]]] = []
-    hooks = [block.register_forward_hook(_recorder(sizes, name)) for name, block in _blocks(model)]
+    hooks = [block.register_forward_hook(_recorder(sizes, name)) for name, block in _blocks_of(model)]
     try:
         image = torch.empty(tuple(shape), device="meta")
         with torch.no_grad(), _Fused(), FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
@@ -91,7 +91,7 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
     )
 
 
-def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the members of the lists a network is made of, or its children where it has no lists."""
     blocks = []
     for name, child in model.named_children():

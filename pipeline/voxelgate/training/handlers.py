@@ -1,6 +1,9 @@
 """Ignite handlers that MONAI's trainers lack: exact resume, a running average of the weights, time left.
 
 Each goes into the `train_handlers` of any MONAI trainer and needs nothing else of this package.
+
+Ignite's `EMAHandler` is not used: it blends by other arithmetic than `AveragedModel`, so that trainings would not
+repeat earlier weights bit for bit. Its `Checkpoint` and `EarlyStopping` keep nothing of a training without validation.
 """
 
 import logging

@@ -183,7 +183,7 @@ class RandSideSafeFlipd(Randomizable, MapTransform):  # type: ignore[misc]  # MO
         self.label_key = label_key
         self.side_pairs = _checked_pairs(side_pairs)
         self.planes = tuple(
-            plane for plane in map(_plane, axes) if not (plane is Plane.SAGITTAL and len(unpaired_sides) > 0)
+            plane for plane in map(_named_plane, axes) if not (plane is Plane.SAGITTAL and len(unpaired_sides) > 0)
         )
         self.prob = prob
 
@@ -196,7 +196,7 @@ class RandSideSafeFlipd(Randomizable, MapTransform):  # type: ignore[misc]  # MO
         if not drawn:
             return out
         for key in keys:
-            out[key] = _mirrored(out[key], drawn)
+            out[key] = _flipped_across(out[key], drawn)
             if key == self.label_key and Plane.SAGITTAL in drawn:
                 out[key] = _sides_changed(out[key], self.side_pairs)
         return out
@@ -226,7 +226,7 @@ def _modes(mode: str | Sequence[str], count: int) -> tuple[Interpolation, ...]:
     return tuple(Interpolation(each) for each in modes)
 
 
-def _plane(axis: str | int) -> Plane:
+def _named_plane(axis: str | int) -> Plane:
     if isinstance(axis, int) and 0 <= axis < len(PLANES):
         return PLANES[axis]
     if axis not in PLANES:
@@ -257,7 +257,7 @@ def _with_own_meta(image: MetaTensor) -> MetaTensor:
     return MetaTensor(image, applied_operations=list(image.applied_operations))
 
 
-def _mirrored(image: MetaTensor, planes: Sequence[Plane]) -> MetaTensor:
+def _flipped_across(image: MetaTensor, planes: Sequence[Plane]) -> MetaTensor:
     flipped = torch.flip(image.as_tensor(), [PLANES.index(plane) + 1 for plane in planes])
     return convert_to_dst_type(flipped, image)[0]
 

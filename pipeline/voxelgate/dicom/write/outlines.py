@@ -3,6 +3,8 @@
 An outline runs where a pixel inside meets one outside, so its corners lie half a pixel from pixel centres, its area is
 that of its pixels, and filling it gives them back. Pixels that touch only at a corner are separate. A hole is joined to
 its outline by a channel of no width (PS3.3 C.8.8.6.3), which runs along pixel edges and meets no pixel centre.
+
+Our own, since contours of scikit-image and OpenCV run through pixel centres, from which the mask cannot be had back.
 """
 
 from collections.abc import Iterator, Sequence

@@ -50,20 +50,20 @@ def write_attention_map(path: Path, gate: GateMap, grid: Grid, *, like: Path | N
             partial.open("xb") as file,
             igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream,
         ):
-            for block in _blocks(gate, grid, like):
+            for block in _byte_blocks(gate, grid, like):
                 written.update(block)
                 stream.write(block)
-        _compare(partial, path.name, grid, written.digest())
+        _compare_map(partial, path.name, grid, written.digest())
 
 
-def _blocks(gate: GateMap, grid: Grid, like: Path | None) -> Iterator[bytes]:
-    yield _header(grid, like).binaryblock
+def _byte_blocks(gate: GateMap, grid: Grid, like: Path | None) -> Iterator[bytes]:
+    yield _map_header(grid, like).binaryblock
     yield NO_EXTENSIONS
     for span in slabs(grid):
         yield np.rint(STEPS * on_grid(gate, grid, span)).astype(np.uint8).tobytes(order="F")
 
 
-def _header(grid: Grid, like: Path | None) -> Any:  # nibabel ships no stubs
+def _map_header(grid: Grid, like: Path | None) -> Any:  # nibabel ships no stubs
     header = nib.Nifti1Header()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(grid.shape)
@@ -84,7 +84,7 @@ def _header(grid: Grid, like: Path | None) -> Any:  # nibabel ships no stubs
     return header
 
 
-def _compare(written: Path, name: str, grid: Grid, sha256: bytes) -> None:
+def _compare_map(written: Path, name: str, grid: Grid, sha256: bytes) -> None:
     try:
         difference = grid.difference(read_grid(written), REWRITE_TOLERANCE_MM)
     except InputError as error:

@@ -1,4 +1,7 @@
-"""Gate maps of an `AttentionUNet` over whole volumes, on the grid of the file, and what they say about each gate."""
+"""Gate maps of an `AttentionUNet` over whole volumes, on the grid of the file, and what they say about each gate.
+
+Our own, since MONAI's sliding window makes maps of another size of odd windows: 30 voxels where there are 31.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,7 +140,7 @@ def gate_maps(network: nn.Module, image: torch.Tensor, grid: Grid, window_vox: S
         raise UsageError("attention maps are those of a network in use; call eval() first.")
     size = (image.shape[2], image.shape[3], image.shape[4])
     spans = _spans(size, window_vox, gated.deepest)
-    blends = [_Blend(size, step, spans) for step in gated.reductions]
+    blends = [_MapBlend(size, step, spans) for step in gated.reductions]
     device = next(network.parameters()).device
     for window in product(*spans):
         try:
@@ -317,7 +320,7 @@ def _spans(size: Shape, window_vox: Shape, multiple: Sequence[int]) -> list[list
     return spans
 
 
-class _Blend:
+class _MapBlend:
     """Weighted mean of the maps of one gate from many windows; whole when every window was added once.
 
     The weight of a voxel is a product of one number for each axis, and so is the sum of all its weights.

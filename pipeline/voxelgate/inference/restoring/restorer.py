@@ -207,7 +207,7 @@ class _Block:
         self.corners = list(product(*((0, 1) if between else (0,) for between in is_between)))
         self.least, self.most = codes, codes
         for axis in (axis for axis in range(3) if is_between[axis]):
-            lower, upper = _neighbours(axis)
+            lower, upper = _pairs_along(axis)
             self.least = np.minimum(self.least[lower], self.least[upper])
             self.most = np.maximum(self.most[lower], self.most[upper])
         self.is_mixed = self.least != self.most
@@ -325,7 +325,7 @@ def _gathered(scores: tuple[Scores, ...], flat: npt.NDArray[np.int64], scratch: 
     return columns
 
 
-def _neighbours(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _pairs_along(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return indices of all voxels but the last, and all but the first, along an axis."""
     before = (slice(None),) * axis
     return (*before, slice(None, -1)), (*before, slice(1, None))

@@ -44,9 +44,9 @@ def build_onnx(network: nn.Module, patch: torch.Tensor, stored: Path | None) -> 
     engine = _library(ENGINE)
     built = read_built(stored)
     if built is None:
-        built = _converted(of_one_shape(network, patch)).model_proto.SerializeToString()
+        built = _as_onnx(of_one_shape(network, patch)).model_proto.SerializeToString()
         keep_built(built, stored)
-    return _running(engine, built)
+    return _running_onnx(engine, built)
 
 
 def save_onnx(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
@@ -62,7 +62,7 @@ def save_onnx(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, 
         UsageError: the exporter's packages are not installed.
         RuntimeError: it cannot convert this network.
     """
-    program = _converted(of_many_sizes(network, sizes))
+    program = _as_onnx(of_many_sizes(network, sizes))
     program.model.metadata_props.update(texts)
     program.save(path, external_data=False)
 
@@ -74,7 +74,7 @@ def load_onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         UsageError: ONNX Runtime is not installed.
         RuntimeError: it cannot read the file.
     """
-    return _running(_library(ENGINE), str(path))
+    return _running_onnx(_library(ENGINE), str(path))
 
 
 def require_onnx() -> None:
@@ -99,14 +99,14 @@ def _library(name: str) -> Any:  # an optional extra, so mypy cannot count on it
         raise UsageError(f"ONNX needs {name}, which is not installed; pip install 'voxelgate[onnx]'.") from error
 
 
-def _converted(program: ExportedProgram) -> Any:
+def _as_onnx(program: ExportedProgram) -> Any:
     for name in EXPORTER:
         _library(name)
     with torch.no_grad(), quiet():
         return torch.onnx.export(program, dynamo=True, input_names=[IMAGE], output_names=[PRED], verbose=False)
 
 
-def _running(engine: Any, model: bytes | str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _running_onnx(engine: Any, model: bytes | str) -> Callable[[torch.Tensor], torch.Tensor]:
     options = engine.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = ONLY_ERRORS

@@ -38,9 +38,9 @@ def build_openvino(
     if built is not None:
         model = core.import_model(built, "CPU", _settings())
     else:
-        model = core.compile_model(_converted(of_one_shape(network, patch), is_dynamic=False), "CPU", _settings())
+        model = core.compile_model(_as_openvino(of_one_shape(network, patch), is_dynamic=False), "CPU", _settings())
         keep_built(bytes(model.export_model().getvalue()), stored)
-    return _running(model)
+    return _running_openvino(model)
 
 
 def save_openvino(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[str, str]) -> None:
@@ -57,7 +57,7 @@ def save_openvino(network: nn.Module, sizes: Sizes, path: Path, texts: Mapping[s
         RuntimeError: it cannot convert this network.
     """
     openvino = library()
-    model = _converted(of_many_sizes(network, sizes), is_dynamic=True)
+    model = _as_openvino(of_many_sizes(network, sizes), is_dynamic=True)
     model.inputs[0].get_tensor().set_names({IMAGE})
     model.outputs[0].get_tensor().set_names({PRED})
     model.reshape({IMAGE: openvino.PartialShape([-1, sizes.channels, *(n or -1 for n in sizes.fixed_vox)])})
@@ -73,7 +73,7 @@ def load_openvino(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         UsageError: OpenVINO is not installed.
         RuntimeError: it cannot read the file.
     """
-    return _running(library().Core().compile_model(path, "CPU", _settings()))
+    return _running_openvino(library().Core().compile_model(path, "CPU", _settings()))
 
 
 def library() -> Any:  # an optional extra, so mypy cannot count on its types
@@ -99,14 +99,14 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _running(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _running_openvino(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     def run(windows: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(model(windows.contiguous().numpy(), share_inputs=True)[0])
 
     return run
 
 
-def _converted(program: ExportedProgram, *, is_dynamic: bool) -> Any:
+def _as_openvino(program: ExportedProgram, *, is_dynamic: bool) -> Any:
     """Return OpenVINO's model; its `convert_model` does the same, and reports each use."""
     decoder = importlib.import_module("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
     frontend = importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("pytorch")

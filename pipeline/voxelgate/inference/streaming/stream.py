@@ -208,7 +208,7 @@ class Stream(Iterator[tuple[int, torch.Tensor]]):
     def _sizes(self) -> list[Size]:
         """Return the size of every level, finest first; a strided convolution rounds up."""
         image = streamed_first(tuple(self._image.shape[2:]), self._network.axis)
-        return list(accumulate(self._network.strides, _reduced, initial=image))
+        return list(accumulate(self._network.strides, _reduced_size, initial=image))
 
     def _decoded(self) -> Iterator[SlabTensor]:
         """Chain all layers, and return the features in front of the head, cut to what logits may take."""
@@ -304,6 +304,6 @@ def _one_format(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False)
 
 
-def _reduced(size: Size, stride: Size) -> Size:
+def _reduced_size(size: Size, stride: Size) -> Size:
     i, j, k = (-(-n // step) for n, step in zip(size, stride, strict=True))
     return i, j, k

@@ -5,6 +5,8 @@ attempts, worker, and the report as JSON with findings, seconds and peak memory 
 Table `outputs` has a row for each file with its SHA-256. While a run is on the file is in WAL mode, which needs a file
 system of this machine, or one that only this machine uses (https://www.sqlite.org/wal.html); afterwards it can be read
 from anywhere, by those too who may not write.
+
+SQL by hand, since an object mapper knows no plan of renames that is undone or finished after a crash.
 """
 
 import os

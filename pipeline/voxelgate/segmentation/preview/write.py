@@ -77,7 +77,8 @@ def write_preview(
     }
     pictures = [sketch.cells, *(np.rint(255 * alpha).astype(np.uint8) for alpha in (attention or {}).values())]
     grey, *maps = (
-        _sprite([[_cut(cells, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]) for cells in pictures
+        _sprite([[_shown_part(cells, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES])
+        for cells in pictures
     )
     write_file(path, grey, _coded(laid, labels, chosen, shown, bits), layout, maps)
 
@@ -112,7 +113,7 @@ def _coded(laid: Lattice, labels: npt.NDArray[Any], chosen: Chosen, shown: Shown
     return zlib.compress(_sprite(slices).astype("u1" if bits == 8 else "<u2").tobytes(), 9)
 
 
-def _cut(cells: npt.NDArray[np.uint8], plane: ViewPlane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
+def _shown_part(cells: npt.NDArray[np.uint8], plane: ViewPlane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
     """Return a slice of cells (x, y, z) as it is seen."""
     across, down = plane.others
     return _as_seen(np.moveaxis(cells, plane.axis, 0)[cell][np.ix_(shown[across], shown[down])])
