@@ -9,7 +9,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from tests.conftest import REPOSITORY
-from voxelgate.bundle.metadata import labels_of, read_metadata
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.configs.train_config import PLACE_LABEL
@@ -61,14 +61,14 @@ def test_training_and_inference_prepare_images_in_the_same_way(root: Path) -> No
 
 def test_the_bundle_is_whole_and_its_weights_fit(root: Path) -> None:
     opened = open_bundle(root, "cpu")
-    assert opened.labels == labels_of(root)
+    assert opened.labels == Metadata.read(root).labels
     assert isinstance(opened.preprocessing, Compose)
     assert (root / "models" / "model.pt").stat().st_size < 25e6
 
 
 def test_the_network_takes_and_gives_what_the_metadata_say(root: Path) -> None:
-    formats = read_metadata(root)["network_data_format"]
-    inputs, outputs = formats["inputs"]["image"], formats["outputs"]["pred"]
+    stated = Metadata.read(root)
+    size, outputs = stated.spatial_shape_vox, stated.document["network_data_format"]["outputs"]["pred"]
     with torch.no_grad():
-        logits = open_bundle(root, "cpu").network(torch.zeros(1, inputs["num_channels"], *inputs["spatial_shape"]))
+        logits = open_bundle(root, "cpu").network(torch.zeros(1, len(stated.image_spec.channels), *size))
     assert tuple(logits.shape) == (1, outputs["num_channels"], *outputs["spatial_shape"])

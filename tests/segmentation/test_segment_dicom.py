@@ -14,7 +14,7 @@ from pydicom import dcmread
 from tests.conftest import Run
 from tests.planted import CANARY, at_mm, ct_series, deleting, setting, tilted, with_canaries, write
 from tests.threshold_bundle import make_threshold_bundle
-from voxelgate.bundle.metadata import series_rule_of
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.findings import Allow
@@ -167,7 +167,7 @@ def test_the_rule_of_a_bundle_chooses_the_series(tmp_path: Path) -> None:
     write(ct_series(6, series=1), tmp_path / "in")
     write(setting("SliceThickness", "5")(ct_series(5, series=2)), tmp_path / "in", prefix="T")
 
-    (case,) = find_cases([tmp_path / "in"], rule=series_rule_of(root))
+    (case,) = find_cases([tmp_path / "in"], rule=Metadata.read(root).series_rule)
 
     assert len(case.files) == 5
 
@@ -175,7 +175,7 @@ def test_the_rule_of_a_bundle_chooses_the_series(tmp_path: Path) -> None:
 def test_a_rule_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     root = make_threshold_bundle(tmp_path / "odd", series_rule={"modality": "XA"})
     with pytest.raises(BundleError, match="series_rule"):
-        series_rule_of(root)
+        _ = Metadata.read(root).series_rule
 
 
 def test_what_a_bundle_was_not_trained_on_is_told(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from voxelgate.bundle.metadata import read_metadata
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.core.errors import BundleError
 from voxelgate.core.files import file_sha256, write_text
 
@@ -38,7 +38,7 @@ def seal(root: Path) -> str:
     Raises:
         BundleError: `root` is no bundle.
     """
-    read_metadata(root)
+    Metadata.read(root)
     checksums = _checksums(root)
     write_text(root / CHECKSUMS, json.dumps(checksums, indent=2) + "\n")
     return _fingerprint(checksums)
@@ -50,7 +50,7 @@ def verify(root: Path) -> str:
     Raises:
         BundleError: not sealed, or files are missing, altered or new; each is named.
     """
-    read_metadata(root)
+    Metadata.read(root)
     path = root / CHECKSUMS
     if not path.is_file():
         raise BundleError(

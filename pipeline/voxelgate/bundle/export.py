@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from torch import nn
 from torch.nn import functional as F
 
-from voxelgate.bundle.metadata import read_metadata
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
@@ -175,17 +175,14 @@ def _written_and_compared(
 
 
 def _window_vox(bundle: Bundle) -> tuple[int, ...]:
-    stated: Sequence[int] | None = bundle.window_vox
-    if stated is None:
-        stated = read_metadata(bundle.root)["network_data_format"]["inputs"]["image"]["spatial_shape"]
-    return tuple(int(size) for size in stated)
+    return bundle.window_vox or Metadata.read(bundle.root).spatial_shape_vox
 
 
 def _phantom(bundle: Bundle) -> MetaTensor:
     """Return spots of several sizes in an ellipsoid, one window large, as the bundle's images are read."""
     shape, rng = _window_vox(bundle), torch.Generator().manual_seed(0)
     spacing_mm = _stated(_preprocessing_steps(bundle), ("spacing_mm", "pixdim"), [1.0] * 3)
-    is_ct = read_metadata(bundle.root)["network_data_format"].get("inputs", {}).get("image", {}).get("modality") == "CT"
+    is_ct = Metadata.read(bundle.root).modality == "CT"
     mean, spread = HU_OF_BODY if is_ct else MAGNITUDE_OF_BODY
     around = AIR_HU if is_ct else 0.0
     spots = torch.zeros(1, len(bundle.image_spec.channels), *shape)
@@ -241,7 +238,7 @@ def other_window(sizes: Sizes) -> tuple[int, ...]:
 def _texts(bundle: Bundle, form: Format, sizes: Sizes) -> Texts:
     """Return the documents that a file carries, as JSON on one line."""
     documents = {
-        METADATA: read_metadata(bundle.root),
+        METADATA: Metadata.read(bundle.root).document,
         INFERENCE: json.loads((bundle.root / "configs" / INFERENCE).read_text(encoding="utf-8")),
         ABOUT: _about(bundle, form, sizes),
     }

@@ -1,13 +1,14 @@
 """What a bundle says of itself in `metadata.json`."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 from voxelgate.core.errors import BundleError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
-from voxelgate.dicom.choose import SeriesRule
+from voxelgate.dicom.choose import READABLE_MODALITIES, SeriesRule
 from voxelgate.evaluation.expectations import Expected
 from voxelgate.images.spec import ImageSpec
 
@@ -20,83 +21,90 @@ def is_bundle(path: Path) -> bool:
     return (path / "configs" / "metadata.json").is_file()
 
 
-def read_metadata(root: Path) -> dict[str, Any]:
-    """Read `metadata.json`.
+@dataclass(frozen=True)
+class Metadata:
+    """What `metadata.json` in a bundle's folder says; a part that is unfit is a `BundleError` when it is asked for."""
 
-    Raises:
-        BundleError: no bundle at `root`, or no valid metadata.
-    """
-    path = root / "configs" / "metadata.json"
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(
-            f"{root} is no bundle: it has no configs/metadata.json; name the folder of a bundle"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: no readable JSON ({error}); restore the bundle") from error
-    if not isinstance(metadata, dict) or not {"name", "version", "network_data_format"} <= metadata.keys():
-        raise BundleError(f"{path}: expected name, version and network_data_format; restore the bundle")
-    return metadata
+    root: Path
+    name: str
+    version: str
+    document: dict[str, Any]
 
+    @classmethod
+    def read(cls, root: Path) -> Self:
+        """Read it; no bundle at `root`, or no valid metadata, is a `BundleError` at once."""
+        path = root / "configs" / "metadata.json"
+        try:
+            stated = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            found = f"{root} is no bundle: it has no configs/metadata.json; name the folder of a bundle"
+            raise BundleError(found) from error
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: no readable JSON ({error}); restore the bundle") from error
+        if not isinstance(stated, dict) or not {"name", "version", "network_data_format"} <= stated.keys():
+            raise BundleError(f"{path}: expected name, version and network_data_format; restore the bundle")
+        return cls(root, stated["name"], stated["version"], stated)
 
-def series_rule_of(root: Path) -> SeriesRule:
-    """Return which series of a DICOM study a bundle wants: `series_rule` of its metadata, else its modality.
+    @property
+    def _image(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.document["network_data_format"].get("inputs", {}).get("image", {}))
 
-    Raises:
-        BundleError: the rule is none.
-    """
-    metadata = read_metadata(root)
-    stated = str(metadata["network_data_format"].get("inputs", {}).get("image", {}).get("modality", "")).upper()
-    default = {"modality": MODALITY_OF[stated]} if stated in MODALITY_OF else {}
-    try:
-        return SeriesRule.from_mapping(metadata.get("series_rule", default))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise BundleError(f"{root.name}: series_rule in metadata.json is none ({error})") from error
+    @property
+    def modality(self) -> str:
+        """Return the modality of the images as it is written there; empty if it is not."""
+        return str(self._image.get("modality", ""))
+
+    @property
+    def spatial_shape_vox(self) -> tuple[int, ...]:
+        """Return the size of the network's input."""
+        return tuple(map(int, self._image["spatial_shape"]))
+
+    @property
+    def series_rule(self) -> SeriesRule:
+        """Return which series of a DICOM study the bundle wants: `series_rule`, else those of its modality."""
+        default = {"modality": MODALITY_OF.get(self.modality.upper(), READABLE_MODALITIES)}
+        try:
+            return SeriesRule.from_mapping(self.document.get("series_rule", default))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.root.name}: series_rule in metadata.json is none ({error})") from error
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Return what the images consist of; their channels must be 0, 1, 2, ..."""
+        count = int(self._image.get("num_channels", 1))
+        names = self._image.get("channel_def", {str(index): f"channel {index}" for index in range(count)})
+        if list(names) != [str(index) for index in range(count)]:
+            raise BundleError(
+                f"{self.root.name}: metadata.json names the channels {', '.join(names)} of its image, expected 0 to "
+                f"{count - 1} as num_channels says; correct it"
+            )
+        return ImageSpec(tuple(map(str, names.values())), self.modality == Modality.PICTURE)
+
+    @property
+    def expected(self) -> Expected | None:
+        """Return what the bundle was trained on, if its metadata say so."""
+        try:
+            return Expected.from_mapping(self.document["trained_on"]) if "trained_on" in self.document else None
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise BundleError(f"{self.root.name}: trained_on in metadata.json cannot be used ({error})") from error
+
+    @property
+    def labels(self) -> LabelTable:
+        """Return what the label values of the bundle's output mean."""
+        try:
+            names = self.document["network_data_format"]["outputs"]["pred"]["channel_def"]
+            return LabelTable.from_mapping(names, self.document.get("label_codes"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.root.name}: metadata.json does not name the output labels ({error})") from error
 
 
 def image_spec_of(root: str | Path) -> ImageSpec:
     """Return what the images of a bundle consist of, as its metadata name channels and modality.
 
     Raises:
-        BundleError: the channels are not 0, 1, 2, ...
+        BundleError: no valid metadata, or the channels are not 0, 1, 2, ...
 
     >>> vg.image_spec_of("my_bundle").files
     1
     """
-    stated = read_metadata(Path(root))["network_data_format"].get("inputs", {}).get("image", {})
-    count = int(stated.get("num_channels", 1))
-    names = stated.get("channel_def", {str(index): f"channel {index}" for index in range(count)})
-    if list(names) != [str(index) for index in range(count)]:
-        raise BundleError(
-            f"{Path(root).name}: metadata.json names the channels {', '.join(names)} of its image, expected 0 to "
-            f"{count - 1} as num_channels says; correct it"
-        )
-    return ImageSpec(tuple(map(str, names.values())), stated.get("modality") == Modality.PICTURE)
-
-
-def expected_of(root: Path) -> Expected | None:
-    """Return what a bundle was trained on, if its metadata say so.
-
-    Raises:
-        BundleError: `trained_on` cannot be used.
-    """
-    metadata = read_metadata(root)
-    try:
-        return Expected.from_mapping(metadata["trained_on"]) if "trained_on" in metadata else None
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise BundleError(f"{root.name}: trained_on in metadata.json cannot be used ({error})") from error
-
-
-def labels_of(root: Path) -> LabelTable:
-    """Return what the label values of a bundle's output mean.
-
-    Raises:
-        BundleError: the metadata do not say it.
-    """
-    metadata = read_metadata(root)
-    try:
-        names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-        return LabelTable.from_mapping(names, metadata.get("label_codes"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{root.name}: metadata.json does not name the output labels ({error})") from error
+    return Metadata.read(Path(root)).image_spec

@@ -16,7 +16,7 @@ from monai.transforms import CastToTyped, Compose, EnsureChannelFirstd, LoadImag
 from torch import nn
 
 from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerprint, verify
-from voxelgate.bundle.metadata import expected_of, image_spec_of, labels_of, read_metadata, series_rule_of
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
@@ -69,7 +69,7 @@ def forget_opened() -> None:
 @functools.cache
 def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     fingerprint = verify(root)
-    metadata = read_metadata(root)
+    metadata = Metadata.read(root)
     parser = read_configs(
         root, ["inference"], {} if device is None else {"device": f"$torch.device({_known(device)!r})"}
     )
@@ -85,18 +85,18 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         _load_weights(network, root / WEIGHTS)
     return Bundle(
         root=root,
-        name=metadata["name"],
-        version=metadata["version"],
+        name=metadata.name,
+        version=metadata.version,
         fingerprint=fingerprint,
-        labels=labels_of(root),
+        labels=metadata.labels,
         preprocessing=_after_reading(parser.get_parsed_content("preprocessing"), root),
         inferer=parser.get_parsed_content("inferer"),
         network=_on_device(network, where).eval(),
         device=where,
-        series_rule=series_rule_of(root),
-        expected=expected_of(root),
+        series_rule=metadata.series_rule,
+        expected=metadata.expected,
         cleaning=_cleaning_of(parser),
-        image_spec=image_spec_of(root),
+        image_spec=metadata.image_spec,
     )
 
 

@@ -15,7 +15,7 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.export import export
-from voxelgate.bundle.metadata import image_spec_of, read_metadata
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.workflow import (
     ConfigParser,
@@ -128,23 +128,24 @@ def _check_files(root: Path) -> str:
 
 
 def _metadata(root: Path) -> str:
+    metadata = Metadata.read(root)
     problems = [
         f"{'.'.join(map(str, error.absolute_path)) or 'metadata.json'}: {error.message}"
-        for error in METADATA.iter_errors(read_metadata(root))
+        for error in METADATA.iter_errors(metadata.document)
     ]
     if problems:
         raise BundleError(f"{root.name}: {'; '.join(problems)}")
-    metadata = read_metadata(root)
-    if metadata["version"] not in metadata["changelog"]:
-        raise BundleError(f"{root.name}: changelog does not say what version {metadata['version']} changed; add it")
+    if metadata.version not in metadata.document["changelog"]:
+        raise BundleError(f"{root.name}: changelog does not say what version {metadata.version} changed; add it")
     return "all mandatory fields"
 
 
 def _network_format(root: Path) -> str:
-    formats = read_metadata(root)["network_data_format"]
-    wanted = (formats["outputs"]["pred"]["num_channels"], *formats["outputs"]["pred"]["spatial_shape"])
+    bundle, metadata, generator = open_bundle(root, "cpu"), Metadata.read(root), torch.Generator().manual_seed(0)
+    pred = metadata.document["network_data_format"]["outputs"]["pred"]
+    wanted, channels = (pred["num_channels"], *pred["spatial_shape"]), len(metadata.image_spec.channels)
     with torch.no_grad():
-        logits = open_bundle(root, "cpu").network(_image(root))
+        logits = bundle.network(torch.rand(1, channels, *metadata.spatial_shape_vox, generator=generator))
     if not bool(torch.isfinite(logits).all()):
         raise BundleError(f"{root.name}: the network gives values that are not finite; restore the weights")
     if tuple(logits.shape[1:]) != wanted:
@@ -224,9 +225,10 @@ def _two_iterations(root: Path) -> str:
 
 def _trial_cases(root: Path, folder: Path) -> Path:
     """Write images of noise on the network's grid with a box of each structure, and their manifest."""
-    formats, rng, rule = read_metadata(root)["network_data_format"], np.random.default_rng(0), image_spec_of(root)
-    labels, image = formats["outputs"]["pred"]["channel_def"], formats["inputs"]["image"]
-    is_ct, shape, suffix = image["modality"] == "CT", tuple(image["spatial_shape"]), _trial_suffix(rule)
+    metadata, rng = Metadata.read(root), np.random.default_rng(0)
+    labels, rule = metadata.labels.to_mapping(), metadata.image_spec
+    is_ct, shape = metadata.modality == "CT", metadata.spatial_shape_vox
+    suffix = ".png" if rule.is_picture else ".nii.gz"
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     rows = []
@@ -248,10 +250,6 @@ def _trial_cases(root: Path, folder: Path) -> Path:
     return folder / "manifest.json"
 
 
-def _trial_suffix(rule: ImageSpec) -> str:
-    return ".png" if rule.is_picture else ".nii.gz"
-
-
 def _trial_modality(rule: ImageSpec, *, is_ct: bool) -> Modality:
     if rule.is_picture:
         return Modality.PICTURE
@@ -265,12 +263,6 @@ def _save(path: Path, voxels: np.typing.NDArray[Any]) -> None:
         write_picture(path, np.clip(voxels + 128, 0, 255).astype(np.uint8) if is_image else voxels)
     else:
         nib.save(nib.Nifti1Image(voxels[0].astype(np.float32) if is_image else voxels[0], np.eye(4)), path)
-
-
-def _image(root: Path) -> torch.Tensor:
-    size = read_metadata(root)["network_data_format"]["inputs"]["image"]
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, size["num_channels"], *size["spatial_shape"], generator=generator)
 
 
 CHECKS: Mapping[str, Callable[[Path], str]] = {

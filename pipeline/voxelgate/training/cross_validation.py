@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal
-from voxelgate.bundle.metadata import labels_of
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import copy_file
@@ -123,7 +123,7 @@ def train_folds(
     2
     """
     manifest = load_manifest(job.manifest, job.data_root)
-    refuse_other_labels(labels_of(job.bundle).names, manifest)
+    refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
     dealt = None if manifest.folds == tuple(range(folds)) else manifest.with_folds(folds)
     prepare_folder(job)
     rooted = replace(job, data_root=(job.data_root or job.manifest.parent).resolve())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelgate.bundle.checksums import seal
-from voxelgate.bundle.metadata import labels_of
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.files import write_text
@@ -90,7 +90,7 @@ def train(job: TrainingJob, *, progress: Callable[[int, int], None] | None = Non
     'quick_trained'
     """
     manifest = load_manifest(job.manifest, job.data_root)
-    refuse_other_labels(labels_of(job.bundle).names, manifest)
+    refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
     if job.fold != ALL_FOLDS and job.fold not in manifest.folds:
         raise UsageError(
             f"{manifest.name} has the folds {manifest.folds}, not {job.fold}; choose one of them, or -1 for all"

@@ -10,7 +10,7 @@ from voxelgate.apps.cli.options import BundleArgument, Overwrite, OwnBundleArgum
 from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
 from voxelgate.bundle.export import export
-from voxelgate.bundle.metadata import read_metadata
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
@@ -30,8 +30,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a
 def list_bundles() -> None:
     """Name the bundles that came with the program; every command takes them by these names, from any folder."""
     for name, root in shipped_bundles().items():
-        metadata = read_metadata(root)
-        console.print(f"{name} {metadata['version']}: {metadata['description']}", markup=False, soft_wrap=True)
+        metadata = Metadata.read(root)
+        console.print(f"{name} {metadata.version}: {metadata.document['description']}", markup=False, soft_wrap=True)
 
 
 @app.command("verify")

@@ -10,7 +10,7 @@ from voxelgate.apps.cli.options import DataRoot, Overwrite, refuse_given
 from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import progress_bar
 from voxelgate.bundle.checksums import verify
-from voxelgate.bundle.metadata import is_bundle, labels_of
+from voxelgate.bundle.metadata import Metadata, is_bundle
 from voxelgate.bundle.shipped import find_bundle, shipped_bundles
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.pairs import pair_files
@@ -59,7 +59,7 @@ def run(
         subjects = reference
     else:
         refuse_given(context, ["fold", "data_root"], "is for a bundle, and these are label maps")
-        table = None if labels_from is None else labels_of(labels_from)
+        table = None if labels_from is None else Metadata.read(labels_from).labels
         pairs = pair_files(prediction, reference, is_attention_map)
         with progress_bar("measuring") as progress:
             found = evaluate_pairs(pairs, table, workers=workers, progress=progress)

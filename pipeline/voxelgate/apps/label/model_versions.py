@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from voxelgate.bundle.checksums import verify
-from voxelgate.bundle.metadata import labels_of, read_metadata
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.files import write_text
 
@@ -152,13 +152,13 @@ def import_bundle(bundle: Path, models: Path) -> ModelVersions:
         BundleError: it is no sealed bundle, or its files have changed.
         UsageError: the versions of its name that are known have other labels.
     """
-    fingerprint = verify(bundle)
-    versions = ModelVersions(models / str(read_metadata(bundle)["name"]))
+    fingerprint, metadata = verify(bundle), Metadata.read(bundle)
+    versions = ModelVersions(models / str(metadata.name))
     versions.root.mkdir(parents=True, exist_ok=True)
     versions.remove_left_behind()
     if fingerprint in {verify(versions.path(number)) for number in versions.numbers()}:
         return versions
-    if versions.numbers() and labels_of(versions.current_path).names != labels_of(bundle).names:
+    if versions.numbers() and Metadata.read(versions.current_path).labels.names != metadata.labels.names:
         raise UsageError(
             f"{bundle.name}: {models.parent} holds versions of {versions.root.name} with other labels, which it cannot "
             "replace; choose another folder with --work."

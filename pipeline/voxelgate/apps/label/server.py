@@ -17,7 +17,7 @@ import torch
 
 from voxelgate.apps.label.guard import Guard
 from voxelgate.apps.label.model_versions import MODELS, import_bundle
-from voxelgate.bundle.metadata import labels_of
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import locked
@@ -176,7 +176,7 @@ def _refuse_taken_port(serving: Serving) -> None:
 
 def _refuse_other_labels(bundles: Sequence[Path]) -> None:
     """Refuse bundles whose label maps mean different things, for the images have one label map each."""
-    first, *others = [(bundle.name, labels_of(bundle).names) for bundle in bundles]
+    first, *others = [(bundle.name, Metadata.read(bundle).labels.names) for bundle in bundles]
     for name, names in others:
         if names != first[1]:
             raise UsageError(f"{name} segments other structures than {first[0]}; start a server for each of them.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from voxelgate.bundle.checksums import ensemble_fingerprint, verify
-from voxelgate.bundle.metadata import image_spec_of, read_metadata, series_rule_of
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
@@ -262,11 +262,11 @@ def setup_of(
         BundleError: the bundle is none, or was altered.
     """
     refuse_file(out_dir)
-    fingerprint, metadata = verify(bundle), read_metadata(bundle)
+    fingerprint, metadata = verify(bundle), Metadata.read(bundle)
     if is_ensemble:
         fingerprint = ensemble_fingerprint(fingerprint)
-    name, version = metadata["name"], metadata["version"]
-    return Setup(bundle.absolute(), fingerprint, name, version, out_dir.absolute(), options, device, is_ensemble)
+    named = metadata.name, metadata.version
+    return Setup(bundle.absolute(), fingerprint, *named, out_dir.absolute(), options, device, is_ensemble)
 
 
 def attention_of(bundle: Path, *, is_ensemble: bool = False) -> tuple[int, ...]:
@@ -291,10 +291,11 @@ def cases_in(
     Raises:
         InputError: as for `find_cases`.
     """
+    metadata = Metadata.read(setup.bundle)
     found = find_cases(
         [path.absolute() for path in inputs],  # workers may have another working directory
-        rule=series_rule_of(setup.bundle),
-        images=image_spec_of(setup.bundle),
+        rule=metadata.series_rule,
+        images=metadata.image_spec,
         data_root=data_root,
         allow=setup.options.allow,
         out_dir=setup.out_dir,
@@ -368,7 +369,8 @@ def segment_arrivals(
         VoxelgateError: as for `segment_cases`.
     """
     folders = [path.absolute() for path in inputs]
-    rule, images = series_rule_of(setup.bundle), image_spec_of(setup.bundle)
+    metadata = Metadata.read(setup.bundle)
+    rule, images = metadata.series_rule, metadata.image_spec
     if images.files > 1:
         raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
     arrivals = complete_cases(
