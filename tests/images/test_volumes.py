@@ -378,7 +378,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_file_alone(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match="No space left on device"):
-        write_label_map(path, LABELS, GRID, like=None)
+        write_label_map(path, LABELS, GRID, overwrite=True)
 
     assert os.listdir(tmp_path) == ["labels.nii.gz"]  # noqa: PTH208 - hidden files too
     assert path.read_bytes() == b"older"
@@ -407,6 +407,18 @@ def test_real_images_keep_their_grid_when_labels_are_written(tmp_path: Path, rea
         voxels, grid = read_volume(image)
         labels = (voxels > voxels.mean()).astype(np.uint8)
 
-        write_label_map(tmp_path / "labels.nii.gz", labels, grid, like=image)
+        write_label_map(tmp_path / "labels.nii.gz", labels, grid, like=image, overwrite=True)
 
         assert grid.agrees(read_grid(tmp_path / "labels.nii.gz"), 1e-9)
+
+
+def test_a_label_map_that_is_there_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "labels.nii.gz"
+    path.write_bytes(b"older")
+
+    with pytest.raises(OutputError, match="exists already"):
+        write_label_map(path, LABELS, GRID)
+    assert path.read_bytes() == b"older"
+
+    write_label_map(path, LABELS, GRID, overwrite=True)
+    assert np.array_equal(read_volume(path)[0], LABELS)
