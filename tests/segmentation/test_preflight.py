@@ -19,10 +19,9 @@ from tests.dicom_files import stack, write_all
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.images.volumes import is_nifti, read_volume
-from voxelgate.inference.memory import EARLIER_AXIS, MemoryModel
+from voxelgate.inference.memory import EARLIER_AXIS, MemoryModel, StreamingModel, Windows
 from voxelgate.segmentation.batch.dispatch import Limits
-from voxelgate.segmentation.batch.forecast.memory_models import StreamingModel, WindowModel
-from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, forecast
+from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, WindowModel, forecast
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary, volume_of
 from voxelgate.segmentation.batch.forecast.sample import sample
 from voxelgate.segmentation.batch.run_batch import (
@@ -53,7 +52,7 @@ WINDOWS = Measured(
     classes=5,
     body=(1.0, 0.5, 0.8),
     streaming=None,
-    windows=WindowModel(MemoryModel(600.0, 5), (96, 96, 96), 0.25),
+    windows=WindowModel(MemoryModel(600.0, 5), Windows((96, 96, 96), 0.25)),
     whole_bytes=0.0,
     network_s=1e-6,
     files_s=1e-7,
@@ -73,7 +72,7 @@ def size(shape: tuple[int, int, int], case_id: str = "case") -> Size:
 
 def with_classes(measured: Measured, classes: int) -> Measured:
     streaming = None if measured.streaming is None else replace(measured.streaming, classes=classes)
-    windows = WindowModel(MemoryModel(600.0, classes), (96, 96, 96), 0.25)
+    windows = WindowModel(MemoryModel(600.0, classes), Windows((96, 96, 96), 0.25))
     return replace(measured, classes=classes, streaming=streaming, windows=windows)
 
 

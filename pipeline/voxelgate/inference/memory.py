@@ -1,4 +1,9 @@
-"""How large a window may be: a memory model of the network, and the window that computes fewest voxels within it."""
+"""How much memory a network takes, in windows or streamed, and the windows that compute fewest voxels within a limit.
+
+There are two estimates of one model. What is needed is the most that may be taken: the inferer decides by it, and must
+not run out of memory. What is expected is the peak that runs were seen to reach: a forecast tells it, and must not
+refuse what would fit.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +16,10 @@ import psutil
 import torch
 
 from voxelgate.core.errors import UsageError
+from voxelgate.core.geometry import Shape
 from voxelgate.inference.restoring.placement import GROUP_VOXELS
 from voxelgate.inference.restoring.restorer import BLOCK_SCORES
+from voxelgate.inference.streaming.stream import CHUNK, LOGITS_BYTES, reserved_bytes, streamed_axis
 from voxelgate.inference.windows import PIECE_SCORES, Predictor, WindowPlan, axis_starts
 from voxelgate.networks.describe import LiveMemory
 
@@ -35,8 +42,20 @@ the time that slices along the last axis take."""
 GROUP_BYTES = 120
 """Bytes for each source voxel in work while restoring: three positions, cells and weights, and what they pick."""
 
-GIB = 2**30
+WINDOW_ALLOCATED = 1.2
+"""What tensors of a window take of the allocator, as a multiple of their size: 1 to 1.6 were measured."""
 
+PIECES = 5
+"""Pieces of blended scores that are alive at a time: two in the sweep, three while they are restored."""
+
+STREAMING_ALLOCATED = 1.45
+"""What buffers of streaming take of the allocator, as a multiple of their size: 1.3 to 1.6 were measured with glibc in
+the threads of a worker, more on longer volumes."""
+
+SLABS = 6
+"""Slabs of scores that are alive at a time while one is restored: logits, copies in work, and what they pick."""
+
+GIB = 2**30
 
 Result = TypeVar("Result")
 
@@ -57,14 +76,106 @@ class MemoryModel:
     classes: int
 
     def needed_bytes(self, plan: WindowPlan) -> int:
-        """Return the peak of running a plan and restoring its slabs, beside the image and the result."""
+        """Return the most that running a plan and restoring its slabs take, beside the image and the result."""
+        plane = self.classes * math.prod(plan.plane_vox)
+        grid = plane * plan.size_vox[plan.axis]
+        piece, block = (min(grid, max(most, 2 * plane)) for most in (PIECE_SCORES, BLOCK_SCORES))
+        return self._peak_bytes(plan, 2 * piece + 3 * block) + GROUP_BYTES * GROUP_VOXELS
+
+    def expected_bytes(self, plan: WindowPlan) -> int:
+        """Return the peak to expect of the same, in which no more slices than those in work are finished at a time."""
+        piece = min(PIECE_SCORES, self.classes * math.prod(plan.plane_vox) * plan.depth_vox)
+        return min(self._peak_bytes(plan, PIECES * piece, WINDOW_ALLOCATED), self.needed_bytes(plan))
+
+    def _peak_bytes(self, plan: WindowPlan, restored_scores: int, allocated: float = 1.0) -> int:
         plane = math.prod(plan.plane_vox)
-        grid = self.classes * plane * plan.size_vox[plan.axis]
-        blended = (self.classes + 1) * plane * plan.depth_vox
-        restored = [min(grid, max(most, 2 * self.classes * plane)) for most in (PIECE_SCORES, BLOCK_SCORES)]
-        scores = blended + 2 * restored[0] + 3 * restored[1] + 3 * self.classes * plane
-        network = self.bytes_per_voxel * math.prod(plan.window_vox) * plan.batch
-        return int(network) + 4 * scores + GROUP_BYTES * GROUP_VOXELS
+        scores = (self.classes + 1) * plane * plan.depth_vox + restored_scores + 3 * self.classes * plane
+        return int(allocated * self.bytes_per_voxel * math.prod(plan.window_vox) * plan.batch) + 4 * scores
+
+
+@dataclass(frozen=True)
+class StreamingModel:
+    """What streaming takes, which grows with the plane and not with the slices.
+
+    Args:
+        fixed_bytes: weights, and what does not depend on the plane.
+        plane_bytes: for each voxel of a plane; both of all views together.
+        axes: that may be streamed.
+        classes: of the scores.
+        views: networks times mirrorings.
+        is_on_host: the buffers lie in the memory of the process, not in that of a GPU.
+    """
+
+    fixed_bytes: int
+    plane_bytes: float
+    axes: tuple[int, ...]
+    classes: int
+    views: int = 1
+    is_on_host: bool = True
+
+    def least_bytes(self, box_vox: Shape) -> float:
+        """Return the memory below which the inferer will not stream a part of the network grid."""
+        return reserved_bytes(self._buffer_bytes(box_vox))
+
+    def expected_bytes(self, box_vox: Shape) -> int:
+        """Return the peak to expect of streaming and restoring, beside the image and the result."""
+        slice_bytes = 4 * self.classes * self._plane_vox(box_vox)
+        slab_bytes = max(slice_bytes, min(LOGITS_BYTES, CHUNK * slice_bytes))
+        buffers = self._buffer_bytes(box_vox) if self.is_on_host else 0
+        return int(STREAMING_ALLOCATED * buffers) + (SLABS + self.views - 1) * slab_bytes
+
+    def _plane_vox(self, box_vox: Shape) -> int:
+        return math.prod(box_vox) // box_vox[streamed_axis(box_vox, self.axes)]
+
+    def _buffer_bytes(self, box_vox: Shape) -> float:
+        return self.fixed_bytes + self.plane_bytes * self._plane_vox(box_vox)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of an inferer, wherever they will lie.
+
+    Args:
+        trained_vox: size of a window, as trained.
+        overlap: part of a window that the next one repeats.
+        batch: windows at a time.
+        multiple: sizes that the network accepts.
+        is_enlarged: windows become as large as memory allows.
+        mode: weight of a window.
+        steps_vox: in which windows begin (`WindowPlan`).
+    """
+
+    trained_vox: Shape
+    overlap: float
+    batch: int = 1
+    multiple: int = 1
+    is_enlarged: bool = False
+    mode: str = "gaussian"
+    steps_vox: Shape = (1, 1, 1)
+
+    def clipped(self, size_vox: Shape) -> Shape:
+        """Return the window as trained, no larger than a grid of this size needs."""
+        i, j, k = (
+            min(most, math.ceil(n / self.multiple) * self.multiple)
+            for n, most in zip(size_vox, self.trained_vox, strict=True)
+        )
+        return i, j, k
+
+    def smallest(self, size_vox: Shape) -> WindowPlan:
+        """Return where the windows as trained lie on a grid."""
+        plan = WindowPlan(size_vox, self.clipped(size_vox), self.overlap, steps_vox=self.steps_vox)
+        return narrowest(replace(plan, mode=self.mode, batch=self.batch))
+
+    def within(self, size_vox: Shape, model: MemoryModel, max_bytes: float) -> WindowPlan:
+        """Return where windows lie on a grid, as large as memory allows if they are enlarged.
+
+        Raises:
+            UsageError: even the windows as trained do not fit.
+        """
+        plan = self.smallest(size_vox)
+        if self.is_enlarged:
+            return enlarged(plan, model, max_bytes, self.multiple)
+        return check_memory(plan, model, max_bytes)
 
 
 def measure_memory(
@@ -92,7 +203,7 @@ def narrowest(plan: WindowPlan) -> WindowPlan:
     return next(one for one, count in zip(plans, in_work, strict=True) if count <= EARLIER_AXIS * min(in_work))
 
 
-def check_memory(plan: WindowPlan, model: MemoryModel, max_bytes: int) -> WindowPlan:
+def check_memory(plan: WindowPlan, model: MemoryModel, max_bytes: float) -> WindowPlan:
     """Return the plan if it fits.
 
     Raises:
@@ -108,7 +219,7 @@ def check_memory(plan: WindowPlan, model: MemoryModel, max_bytes: int) -> Window
     return plan
 
 
-def enlarged(plan: WindowPlan, model: MemoryModel, max_bytes: int, multiple: int = 1) -> WindowPlan:
+def enlarged(plan: WindowPlan, model: MemoryModel, max_bytes: float, multiple: int = 1) -> WindowPlan:
     """Return the plan of fewest computed voxels that fits, with windows no smaller than those of `plan`.
 
     Few large windows overlap less than many small ones. With norms over the window (instance norm, attention over all
@@ -124,9 +235,8 @@ def enlarged(plan: WindowPlan, model: MemoryModel, max_bytes: int, multiple: int
     best, fewest = check_memory(plan, model, max_bytes), math.inf
     for i, j, k in product(*sizes):
         candidate = narrowest(replace(plan, window_vox=(i, j, k)))
-        computed = i * j * k * math.prod(map(len, candidate.starts))
-        if computed < fewest and model.needed_bytes(candidate) <= max_bytes:
-            best, fewest = candidate, computed
+        if candidate.computed_vox < fewest and model.needed_bytes(candidate) <= max_bytes:
+            best, fewest = candidate, candidate.computed_vox
     return best
 
 

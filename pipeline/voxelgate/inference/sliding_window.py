@@ -1,6 +1,5 @@
 """A MONAI inferer whose result lies on the grid of the file that was read, so that no caller inverts anything."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,14 +14,7 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Box, Grid, Shape
-from voxelgate.inference.memory import (
-    available_bytes,
-    check_memory,
-    enlarged,
-    measure_memory,
-    narrowest,
-    with_less_memory,
-)
+from voxelgate.inference.memory import Windows, available_bytes, measure_memory, with_less_memory
 from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.restoring.class_scores import ScoreKind
 from voxelgate.inference.restoring.restorer import Restored, Restorer, nothing, restore
@@ -37,7 +29,6 @@ from voxelgate.inference.streaming.stream import (
 from voxelgate.inference.windows import (
     MODES,
     Predictor,
-    WindowPlan,
     body_box,
     is_finite,
     sweep,
@@ -68,11 +59,11 @@ class WindowSize(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Where the part that is run lies on the network grid, where its result goes, and the steps between windows."""
+    """Where the part that is run lies on the network grid, where its result goes, and the windows on it."""
 
     grid: Grid
     source: Grid
-    steps_vox: Shape
+    windows: Windows
 
 
 class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
@@ -214,19 +205,12 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             raise InputError(
                 "the image has voxels that are not finite (NaN or infinite); repair or leave out the file."
             )
-        networks = network if isinstance(network, Sequence | nn.ModuleList) else [network]
-        views = MirroredViews(
-            [_bound(one, args, kwargs) for one in networks],
-            self.flip_axes,
-            self.side_pairs,
-            compute_dtype=self.compute_dtype,
-            channels_last=self.channels_last,
-            regions=self.regions,
-        )
+        networks = networks_of(network)
+        views = self.views([_bound(one, args, kwargs) for one in networks])
         box = self._box(image, networks)
         if box is None:
             return nothing(source, len(self.probabilities_of)), False
-        place = _Place(grid.cropped(box), source, self._steps(networks))
+        place = _Place(grid.cropped(box), source, self.windows(networks))
         part = image[(slice(None), slice(None), *box)]
         is_streamed = self.all_stream(networks) and not (args or kwargs)
         with torch.no_grad():
@@ -249,10 +233,34 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         body = body_box(image, self.skip_below)
         if body is None:
             return None
-        steps = self._steps(networks)
+        windows = self.windows(networks)
+        steps = windows.steps_vox
         if self.all_stream(networks):
             return with_margin(body, size, AIR_MARGIN_VOX, steps, self.flip_axes)
-        return widened(with_margin(body, size, 0, steps), size, self._clipped(size), steps)
+        return widened(with_margin(body, size, 0, steps), size, windows.clipped(size), steps)
+
+    def views(self, networks: Sequence[Network] | nn.ModuleList) -> MirroredViews:
+        """Return some networks as one, which also sees windows mirrored."""
+        return MirroredViews(
+            list(networks),
+            self.flip_axes,
+            self.side_pairs,
+            compute_dtype=self.compute_dtype,
+            channels_last=self.channels_last,
+            regions=self.regions,
+        )
+
+    def windows(self, networks: Sequence[Network] | nn.ModuleList) -> Windows:
+        """Return the windows that some networks get."""
+        return Windows(
+            self.roi_size,
+            self.overlap,
+            self.sw_batch_size,
+            self.window_multiple,
+            self.window is WindowSize.LARGEST,
+            self.mode,
+            self._steps(networks),
+        )
 
     def _steps(self, networks: Sequence[Network] | nn.ModuleList) -> Shape:
         """Return in what steps windows begin, so that all meet the strides of the network alike."""
@@ -266,7 +274,12 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         return len(networks) > 0 and all(self.streams(one) for one in networks)
 
     def _swept(self, image: torch.Tensor, views: MirroredViews, place: _Place, limit: int | None) -> Restored:
-        plan = self._plan(image, place, views, limit)
+        windows, size = place.windows, place.grid.shape
+        if limit is None:
+            plan = windows.smallest(size)
+        else:
+            model = measure_memory(views, image, windows.clipped(size), self.window_multiple)
+            plan = windows.within(size, model, limit)
         slabs = sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind)
         return restore(slabs, self._restorer(place, plan.axis, views.kind))
 
@@ -315,24 +328,10 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             return None
         return [StreamingNetwork(module, axis=axis, dtype=self._streamed_dtype) for module in modules]
 
-    def _plan(self, image: torch.Tensor, place: _Place, views: MirroredViews, limit: int | None) -> WindowPlan:
-        size, window_vox = place.grid.shape, self._clipped(place.grid.shape)
-        asked = WindowPlan(
-            size, window_vox, self.overlap, mode=self.mode, batch=self.sw_batch_size, steps_vox=place.steps_vox
-        )
-        plan = narrowest(asked)
-        if limit is None:
-            return plan
-        model = measure_memory(views, image, window_vox, self.window_multiple)
-        if self.window is WindowSize.AS_TRAINED:
-            return check_memory(plan, model, limit)
-        return enlarged(plan, model, limit, self.window_multiple)
 
-    def _clipped(self, size: Shape) -> Shape:
-        """Return the window, no larger than a grid of this size needs."""
-        multiple = self.window_multiple
-        i, j, k = (min(most, math.ceil(n / multiple) * multiple) for n, most in zip(size, self.roi_size, strict=True))
-        return i, j, k
+def networks_of(network: Networks) -> Sequence[Network] | nn.ModuleList:
+    """Return the networks whose probabilities are averaged, most often the one."""
+    return network if isinstance(network, Sequence | nn.ModuleList) else [network]
 
 
 def _check_windows(roi_size: Sequence[int], overlap: float, mode: str, counts: tuple[int, int]) -> None:

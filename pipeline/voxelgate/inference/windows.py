@@ -73,6 +73,11 @@ class WindowPlan:
         return i, j, k
 
     @property
+    def computed_vox(self) -> int:
+        """Return the voxels of all windows."""
+        return math.prod(self.window_vox) * math.prod(map(len, self.starts))
+
+    @property
     def depth_vox(self) -> int:
         """Return how many slices along the sweep axis are blended at a time."""
         return min(self.window_vox[self.axis], self.size_vox[self.axis])

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from voxelgate.core.geometry import Shape
-from voxelgate.segmentation.batch.forecast.memory_models import StreamingModel, WindowModel, computed_vox
+from voxelgate.inference.memory import MemoryModel, StreamingModel, Windows
+from voxelgate.inference.windows import WindowPlan
 from voxelgate.segmentation.outputs import Output
 
 BLOCK_BYTES = 40 * 2**20
@@ -70,6 +71,32 @@ class Size:
     network_vox: Shape
     stored_bytes: int
     turned_bytes: int
+
+
+@dataclass(frozen=True)
+class WindowModel:
+    """Where the windows of an inferer will lie, and the least they take.
+
+    Args:
+        memory: of the network.
+        windows: of the inferer.
+        most_bytes: what they may take by the settings of the bundle, if they are enlarged.
+    """
+
+    memory: MemoryModel
+    windows: Windows
+    most_bytes: float = math.inf
+
+    def least_bytes(self, box_vox: Shape) -> int:
+        """Return what the windows that were trained take in a part of the network grid."""
+        return self.memory.needed_bytes(self.windows.smallest(box_vox))
+
+    def plan(self, box_vox: Shape, room_bytes: float) -> WindowPlan:
+        """Return where windows will lie in a part of the network grid, if so much memory is enough for any."""
+        room = min(room_bytes, self.most_bytes)
+        if not self.windows.is_enlarged or self.least_bytes(box_vox) > room:
+            return self.windows.smallest(box_vox)
+        return self.windows.within(box_vox, self.memory, room)
 
 
 @dataclass(frozen=True)
@@ -279,10 +306,10 @@ def _work(box: Shape, measured: Measured, room_bytes: float) -> tuple[Way, float
     if windows is None:
         return Way.WHOLE, measured.whole_bytes * math.prod(box), math.prod(box)
     if streaming is not None and streaming.least_bytes(box) <= room_bytes:
-        return Way.STREAMING, streaming.needed_bytes(box), math.prod(box)
+        return Way.STREAMING, streaming.expected_bytes(box), math.prod(box)
     plan = windows.plan(box, room_bytes)
     slower = 1.0 if streaming is None else WINDOWS_SLOWER
-    return Way.WINDOWS, windows.needed_bytes(plan) * measured.is_on_host, slower * computed_vox(plan)
+    return Way.WINDOWS, windows.memory.expected_bytes(plan) * measured.is_on_host, slower * plan.computed_vox
 
 
 def _together_bytes(cases: Sequence[CaseForecast], base_bytes: int) -> float:

@@ -23,19 +23,12 @@ from voxelgate.core.errors import VoxelgateError
 from voxelgate.core.geometry import Box, Grid, Shape
 from voxelgate.core.structures import measure_structures
 from voxelgate.evaluation.review import assess
+from voxelgate.inference.memory import StreamingModel, available_bytes, measure_memory
 from voxelgate.inference.runtimes.choice import RuntimeChoice
-from voxelgate.inference.sliding_window import AIR_MARGIN_VOX
+from voxelgate.inference.sliding_window import AIR_MARGIN_VOX, networks_of
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.inference.windows import body_box, with_margin
-from voxelgate.segmentation.batch.forecast.memory_models import (
-    StreamingModel,
-    WindowModel,
-    computed_vox,
-    is_streamed,
-    streaming_model,
-    window_model,
-)
-from voxelgate.segmentation.batch.forecast.needs import Measured, Written
+from voxelgate.segmentation.batch.forecast.needs import Measured, WindowModel, Written
 from voxelgate.segmentation.batch.worker import SHARED, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.outputs import Output, Result, write_results
@@ -53,6 +46,9 @@ LEAST_S = 0.5
 
 TRIED_S = 10.0
 """Longest time of the network in a case that is done on trial."""
+
+PLANES_VOX = (48, 144)
+"""Sides of the planes with which streaming is measured; its memory grows in a straight line with their area."""
 
 UNREADABLE = (VoxelgateError, OSError, RuntimeError, ValueError)
 """What a case may raise that is damaged or too large; its report will say what is wrong with it."""
@@ -154,7 +150,7 @@ def _sample_of(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int,
 
 def _computed(box: Shape, windows: WindowModel | None, streaming: StreamingModel | None) -> int:
     """Return how many voxels the network computes of a part of its grid: each once, but for windows."""
-    return computed_vox(windows.plan(box, math.inf)) if windows is not None and streaming is None else math.prod(box)
+    return windows.plan(box, math.inf).computed_vox if windows is not None and streaming is None else math.prod(box)
 
 
 def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels: tuple[int, int]) -> Measured:
@@ -183,13 +179,29 @@ def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels:
 
 
 def _models(bundle: Bundle, run: "_Run") -> tuple[WindowModel | None, StreamingModel | None]:
-    """Return what windows take and, if volumes are streamed, what that takes; nothing of inferers of other kinds."""
-    if bundle.sliding is None:
+    """Return what windows take and, if volumes are streamed, what that takes; nothing of inferers of other kinds.
+
+    Streaming is measured on PyTorch's meta device; all axes are taken to cost what the first does.
+    """
+    inferer, networks = bundle.sliding, networks_of(bundle.network)
+    if inferer is None:
         return None, None
-    windows = window_model(bundle.sliding, bundle.network, run.image)
-    if not (isinstance(run.network, nn.Module) and is_streamed(bundle.sliding, run.network)):
+    memory = measure_memory(inferer.views(networks), run.image, inferer.roi_size, inferer.window_multiple)
+    most_bytes = inferer.max_memory or available_bytes(run.image.device)
+    windows = WindowModel(memory, inferer.windows(networks), most_bytes)
+    if not (isinstance(run.network, nn.Module) and inferer.all_stream(networks_of(run.network))):
         return windows, None
-    return windows, streaming_model(bundle.sliding, bundle.network, windows.memory.classes)
+    axes = inferer.streamable_axes
+    low, high = (inferer.streaming_bytes(networks, (n, n), axes[0]) for n in PLANES_VOX)
+    plane_bytes = (high - low) / (PLANES_VOX[1] ** 2 - PLANES_VOX[0] ** 2)
+    return windows, StreamingModel(
+        fixed_bytes=max(0, int(low - plane_bytes * PLANES_VOX[0] ** 2)),
+        plane_bytes=plane_bytes,
+        axes=axes,
+        classes=memory.classes,
+        views=len(networks) * 2 ** len(inferer.flip_axes),
+        is_on_host=bundle.device.type == "cpu",
+    )
 
 
 @dataclass(frozen=True, eq=False)
