@@ -92,7 +92,7 @@ def ours(image: Path, out: Path, net: nn.Module, watch: Stopwatch, **inferer: An
     ):
         report = segment_case(Case(image.name.removesuffix(".nii.gz"), image), bundle, out, Options(overwrite=True))
     if report.status is not CaseStatus.DONE:
-        raise SystemExit(f"not done: {report.findings}")
+        raise SystemExit(f"not done: {' '.join(map(str, report.findings))}")
     return streamed_vox
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.review import Quality, Verdict
@@ -49,7 +50,7 @@ def done(out_dir: Path, name: str, liver_ml: float, quality: Quality | None = No
         CaseStatus.DONE,
         "ab" * 32,
         VERSIONS,
-        ("LOSSY: the images were compressed.",),
+        (Finding(FindingCode.LOSSY, Severity.WARN, "the images were compressed."),),
         {"nifti": out_dir / f"{name}.nii.gz", "preview": preview_of(out_dir, name)},
         {"liver": liver_ml, "spleen": 200.0},
         {"read": 0.5, "network": 2.0, "write": 0.25},
@@ -82,7 +83,9 @@ def some_cases(out_dir: Path) -> list[CaseReport]:
     review = Quality(Verdict.REVIEW, ("border: the image ends within liver (head).",))
     refuse = Quality(Verdict.REFUSE, ("volume: liver 9000 ml, absurdly large; training had 900 ml to 2400 ml.",))
     hostile = replace(
-        done(out_dir, "hostile", 1500.0, Quality(Verdict.REVIEW, (HOSTILE,))), case_id=HOSTILE, findings=(HOSTILE,)
+        done(out_dir, "hostile", 1500.0, Quality(Verdict.REVIEW, (HOSTILE,))),
+        case_id=HOSTILE,
+        findings=(remark(HOSTILE),),
     )
     return [
         done(out_dir, "case_10", 1400.0),
@@ -90,8 +93,16 @@ def some_cases(out_dir: Path) -> list[CaseReport]:
         done(out_dir, "case_3", 900.0, review),
         done(out_dir, "case_4", 9000.0, refuse),
         hostile,
-        CaseReport("scan_5", CaseStatus.REFUSED, "ab" * 32, VERSIONS, ("scan_5: all voxels are 0.",)),
-        CaseReport("scan_6", CaseStatus.FAILED, "ab" * 32, VERSIONS, ("the worker ended by signal 9.",)),
+        CaseReport(
+            "scan_5", CaseStatus.REFUSED, "ab" * 32, VERSIONS, (remark("scan_5: all voxels are 0.", Severity.REFUSE),)
+        ),
+        CaseReport(
+            "scan_6",
+            CaseStatus.FAILED,
+            "ab" * 32,
+            VERSIONS,
+            (remark("the worker ended by signal 9.", Severity.REFUSE),),
+        ),
     ]
 
 

@@ -126,7 +126,7 @@ def test_a_map_of_somebody_else_is_not_overwritten(tmp_path: Path, bundle: Path)
     refused = segment_one(image, bundle, tmp_path / "out", options)
 
     assert refused.status is CaseStatus.REFUSED
-    assert "a.attention-1.nii.gz: exists already" in refused.findings[0]
+    assert "a.attention-1.nii.gz: exists already" in str(refused.findings[0])
     assert tree(tmp_path / "out") == {"a.attention-1.nii.gz": b"mine"}
     replaced = segment_one(image, bundle, tmp_path / "out", Options(overwrite=True, attention=LEVELS))
     assert replaced.status is CaseStatus.DONE
@@ -136,7 +136,7 @@ def test_other_gates_than_the_network_has_are_refused(tmp_path: Path, bundle: Pa
     report = segment_one(save_case(tmp_path / "a.nii.gz"), bundle, tmp_path / "out", Options(attention=(0, 1, 2)))
 
     assert report.status is CaseStatus.REFUSED
-    assert "the network has gates (0, 1)" in report.findings[0]
+    assert "the network has gates (0, 1)" in str(report.findings[0])
 
 
 # --- report ---------------------------------------------------------------------------------------------------------

@@ -75,7 +75,9 @@ def test_names_that_no_text_can_hold_are_reworded_and_each_case_is_done(tmp_path
     assert [report.status for report in reports.values()].count(DONE) == 3
     assert sorted(reports)[2:] == ["two_lines_[31m", "z", "z_"]
     assert all(name.startswith("M_ller-") for name in sorted(reports)[:2])
-    assert all(text.isprintable() for report in reports.values() for text in (report.case_id, *report.findings))
+    assert all(
+        text.isprintable() for report in reports.values() for text in (report.case_id, *map(str, report.findings))
+    )
     assert [entry.case_id for entry in read_ledger(tmp_path / "out")[0]] == sorted(reports)
     with (tmp_path / "out" / TABLE_NAME).open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 5
@@ -153,7 +155,7 @@ def test_an_image_is_never_overwritten_whatever_is_allowed(tmp_path: Path, bundl
     reports = list(segment_cases([other, Case("z", image)], setup, SERIAL))
 
     assert [report.status for report in reports] == [CaseStatus.REFUSED, DONE]
-    assert "is an image to segment" in reports[0].findings[0]
+    assert "is an image to segment" in str(reports[0].findings[0])
     assert image.read_bytes() == before
 
 
@@ -179,7 +181,7 @@ def test_attention_maps_are_made_for_cases_that_were_done_without_and_never_repl
     (full,) = segment_cases(cases_in([image], setup), gated, SERIAL)
 
     assert set(plain.outputs) == {"nifti"}
-    assert "a.attention-0.nii.gz: exists already" in refused.findings[0]
+    assert "a.attention-0.nii.gz: exists already" in str(refused.findings[0])
     assert set(full.outputs) == {"nifti", "attention-0", "attention-1"}
 
 
@@ -337,7 +339,7 @@ def test_a_series_whose_files_became_those_of_another_patient_is_refused(tmp_pat
     (now,) = segment_cases(cases_in([tmp_path / "in"], setup), setup, SERIAL)
 
     assert before.status is CaseStatus.REFUSED
-    assert "its files are others than those that were found" in before.findings[0]
+    assert "its files are others than those that were found" in str(before.findings[0])
     assert (now.status, now.case_id != before.case_id) == (DONE, True)
 
 
@@ -368,4 +370,4 @@ def test_results_of_an_image_that_was_replaced_by_an_unusable_one_stay_and_are_w
 
     assert (tmp_path / "out" / "a.nii.gz").exists()
     assert report.status is CaseStatus.REFUSED
-    assert report.findings[-1] == "a: a.nii.gz of an earlier run may be of another image."
+    assert str(report.findings[-1]) == "a: a.nii.gz of an earlier run may be of another image."

@@ -108,9 +108,9 @@ def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_oth
 
     deadly, hungry = reports.pop("b_deadly"), reports.pop("c_hungry")
     assert deadly.status is CaseStatus.FAILED
-    assert "its worker was killed by SIGKILL in attempt 2 of 2" in deadly.findings[0]
+    assert "its worker was killed by SIGKILL in attempt 2 of 2" in str(deadly.findings[0])
     assert hungry.status is CaseStatus.DONE
-    assert "windows of 32 x 32 x 32 voxels" in hungry.findings[0]
+    assert "windows of 32 x 32 x 32 voxels" in str(hungry.findings[0])
     assert {report.status for report in reports.values()} == {CaseStatus.DONE}
     assert all(not report.findings for report in reports.values())
     assert status(tmp_path / "out").bad[0].case_id == "b_deadly"
@@ -126,7 +126,7 @@ def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path
     reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, means)}
 
     assert reports["a"].status is CaseStatus.FAILED
-    assert "took longer than 15 s in attempt 1 of 1" in reports["a"].findings[0]
+    assert "took longer than 15 s in attempt 1 of 1" in str(reports["a"].findings[0])
     assert reports["b"].status is CaseStatus.DONE
 
 
@@ -185,7 +185,7 @@ def test_an_executor_that_broke_for_good_fails_its_cases_in_words(tmp_path: Path
         reports = list(run_cases(cases, setup, ExecutorEngine(pool), ledger, Limits(attempts=2)))
 
     assert [report.status for report in reports] == [CaseStatus.FAILED] * 2
-    assert all("its worker " in report.findings[0] for report in reports)
+    assert all("its worker " in str(report.findings[0]) for report in reports)
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2])

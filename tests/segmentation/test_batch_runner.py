@@ -73,7 +73,7 @@ def test_a_batch_goes_on_after_a_bad_case_and_names_it(tmp_path: Path, segment: 
     reports = segment(tmp_path / "in")
 
     assert statuses(reports) == {"a": CaseStatus.DONE, "b": CaseStatus.REFUSED, "c": CaseStatus.DONE}
-    assert "b.nii.gz" in reports[1].findings[0]
+    assert "b.nii.gz" in str(reports[1].findings[0])
     assert sorted(written_at(tmp_path / "out")) == ["a.nii.gz", "c.nii.gz"]
     entries, runs = read_ledger(tmp_path / "out")
     assert [entry.report for entry in entries] == reports
@@ -162,7 +162,7 @@ def test_a_result_that_somebody_changed_is_kept_until_overwriting_is_asked_for(
     replaced = segment(tmp_path / "in", options=Options(overwrite=True))
 
     assert statuses(refused) == {"a": CaseStatus.REFUSED}
-    assert "was changed since it was written" in refused[0].findings[0]
+    assert "was changed since it was written" in str(refused[0].findings[0])
     assert kept == b"corrected by hand"
     assert statuses(replaced) == {"a": CaseStatus.DONE}
     assert tree(tmp_path / "out") == wanted
@@ -176,7 +176,7 @@ def test_a_file_that_stood_there_before_is_never_taken_for_ours(tmp_path: Path, 
     reports = [*segment(tmp_path / "in"), *segment(tmp_path / "in")]
 
     assert [report.status for report in reports] == [CaseStatus.REFUSED] * 2
-    assert all("exists already" in report.findings[0] for report in reports)
+    assert all("exists already" in str(report.findings[0]) for report in reports)
     assert (tmp_path / "out" / "a.nii.gz").read_bytes() == b"somebody's"
 
 
@@ -274,7 +274,7 @@ def test_the_table_maps_cases_to_outputs_volumes_and_findings_and_holds_no_formu
     assert (done["case"], done["status"], done["nifti"]) == ("'=1+1", "done", "'=1+1.nii.gz")
     assert float(done["femur ml"]) == pytest.approx(reports["=1+1"].volumes_ml["femur"], abs=1e-4)
     assert (bad["case"], bad["status"], bad["nifti"]) == ("bad", "refused", "")
-    assert bad["findings"] == reports["bad"].findings[0]
+    assert bad["findings"] == str(reports["bad"].findings[0])
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, segment: Segment) -> None:
@@ -344,7 +344,7 @@ def test_a_folder_in_the_place_of_a_result_refuses_its_case_alone(tmp_path: Path
     reports = segment(tmp_path / "in")
 
     assert statuses(reports) == {"a": CaseStatus.REFUSED, "b": CaseStatus.DONE}
-    assert "is a folder" in reports[0].findings[0]
+    assert "is a folder" in str(reports[0].findings[0])
 
 
 def test_any_executor_gives_the_same_tree_in_any_order(tmp_path: Path, bundle: Path, segment: Segment) -> None:

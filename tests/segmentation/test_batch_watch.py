@@ -67,7 +67,7 @@ def test_a_study_is_taken_when_all_its_series_have_settled(tmp_path: Path) -> No
     assert clock.look(5) == []
     (case,) = clock.look(6)
 
-    assert any("was not taken" in finding for finding in case.findings)
+    assert any("was not taken" in str(finding) for finding in case.findings)
 
 
 def test_a_series_that_comes_late_means_that_its_study_is_looked_at_again(tmp_path: Path) -> None:

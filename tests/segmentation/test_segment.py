@@ -19,6 +19,7 @@ from torch import nn
 
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError
+from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.evaluation.review import Verdict
@@ -28,7 +29,7 @@ from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
-from voxelgate.segmentation.report import CaseStatus
+from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
@@ -149,8 +150,8 @@ def refusal(image: Path, bundle: Bundle, tmp_path: Path) -> str:
     assert report.status is CaseStatus.REFUSED
     assert not (tmp_path / "out").exists()
     assert report.outputs == {}
-    (sentence,) = report.findings
-    return sentence
+    (finding,) = report.findings
+    return str(finding)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -179,7 +180,7 @@ def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path:
     assert "does not say where left and right are" in refusal(image, sided, tmp_path)
     report = segment_case(Case("labels", image), bundle, tmp_path)
     assert report.status is CaseStatus.DONE
-    assert "does not say where left and right are" in report.findings[0]
+    assert "does not say where left and right are" in str(report.findings[0])
 
 
 def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Bundle) -> None:
@@ -190,7 +191,7 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Bu
     refused = segment_case(case, bundle, tmp_path)
 
     assert refused.status is CaseStatus.REFUSED
-    assert "exists already" in refused.findings[0]
+    assert "exists already" in str(refused.findings[0])
     assert output.read_bytes() == b"older"
     assert segment_case(case, bundle, tmp_path, Options(overwrite=True)).status is CaseStatus.DONE
     assert read_volume(output)[0].any()
@@ -200,7 +201,7 @@ def test_an_empty_result_is_told(tmp_path: Path, bundle: Bundle) -> None:
     report = segment_case(Case("labels", save(tmp_path / "image.nii.gz", BRIGHT / 4)), bundle, tmp_path)
 
     assert report.status is CaseStatus.DONE
-    assert "no structure was found" in report.findings[0]
+    assert "no structure was found" in str(report.findings[0])
 
 
 def test_an_unforeseen_error_fails_the_case_in_one_sentence(
@@ -213,7 +214,7 @@ def test_an_unforeseen_error_fails_the_case_in_one_sentence(
         report = segment_case(Case("one", save(tmp_path / "image.nii.gz")), replace(bundle, inferer=explode), tmp_path)
 
     assert report.status is CaseStatus.FAILED
-    assert report.findings == ("RuntimeError: out of memory",)
+    assert report.findings == (remark("RuntimeError: out of memory", Severity.REFUSE),)
     assert not (tmp_path / "labels.nii.gz").exists()
     assert "Traceback" in caplog.text
     assert all(record.levelno == logging.DEBUG for record in caplog.records)
@@ -251,7 +252,7 @@ def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, b
     report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED
-    assert "cannot be made" in report.findings[0]
+    assert "cannot be made" in str(report.findings[0])
 
 
 def test_the_inferers_confidence_and_the_mirrored_image_reach_the_quality(tmp_path: Path, bundle: Bundle) -> None:
@@ -289,7 +290,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
     report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
     assert report.status is CaseStatus.REFUSED
-    assert "No space left on device" in report.findings[0]
+    assert "No space left on device" in str(report.findings[0])
     assert not list((tmp_path / "out").iterdir())
     shutil.rmtree(tmp_path / "out")
 
@@ -313,3 +314,33 @@ def test_a_cleaned_result_is_compared_with_the_cleaned_one_of_the_mirrored_image
     )
 
     assert not any("mirror" in reason for reason in report.quality.reasons)
+
+
+def test_a_report_keeps_findings_as_code_severity_and_sentence() -> None:
+    told = Finding(FindingCode.LOSSY, Severity.WARN, "the images were compressed.")
+    report = CaseReport("a", CaseStatus.DONE, "ab", {}, (told, remark("a: memory ran out.")))
+
+    assert CaseReport.from_json(report.to_json()) == report
+    assert json.loads(report.to_json())["findings"] == [
+        {"code": "LOSSY", "severity": "warn", "message": "the images were compressed."},
+        {"code": "REMARK", "severity": "note", "message": "a: memory ran out."},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ("LOSSY: compressed.", Finding(FindingCode.LOSSY, Severity.WARN, "compressed.")),
+        ("MONOCHROME1 (note): inverted.", Finding(FindingCode.MONOCHROME1, Severity.NOTE, "inverted.")),
+        ("RuntimeError: out of memory", remark("RuntimeError: out of memory")),
+        ("LOSSY_COPY: no code.", remark("LOSSY_COPY: no code.")),
+        ("a: LOSSY: was not taken.", remark("a: LOSSY: was not taken.")),
+    ],
+)
+def test_findings_of_an_older_ledger_are_read_from_their_text(text: str, finding: Finding) -> None:
+    record = json.loads(CaseReport("a", CaseStatus.DONE, "ab", {}).to_json()) | {"findings": [text]}
+
+    report = CaseReport.from_json(json.dumps(record))
+
+    assert report.findings == (finding,)
+    assert str(report.findings[0]) == text

@@ -129,9 +129,9 @@ class Finding:
         return f"{self.code}{' (note)' if self.severity is Severity.NOTE else ''}: {self.message}"
 
 
-def remark(sentence: str) -> Finding:
-    """Return a sentence on a case that follows from no rule on images; nobody has to look again because of it."""
-    return Finding(FindingCode.REMARK, Severity.NOTE, sentence)
+def remark(sentence: str, severity: Severity = Severity.NOTE) -> Finding:
+    """Return a sentence on a case that follows from no rule on images; by default nobody has to look again for it."""
+    return Finding(FindingCode.REMARK, severity, sentence)
 
 
 def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from voxelgate.core.errors import InputError
-from voxelgate.core.findings import Allow
+from voxelgate.core.findings import Allow, Finding, remark
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
@@ -38,7 +38,7 @@ class Case:
         case_id: its name in reports and logs, and of its results: a relative path without a suffix. For DICOM it is
             made of hashes, never of what the header or a folder is called.
         image: file or series to read, of the first channel if it has several; None if there is none.
-        findings: a sentence for each thing worth knowing before it is read; without image, the reasons.
+        findings: each thing worth knowing before it is read; without image, the reasons.
         unusable: without image, the series of its study.
         further_channels: files of the second channel and those that follow; some may be missing.
         hides_names: nothing that is said of it may name its files, which are called after patients perhaps.
@@ -46,7 +46,7 @@ class Case:
 
     case_id: str
     image: Path | Series | None
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     unusable: tuple[Series, ...] = ()
     further_channels: tuple[Path, ...] = ()
     hides_names: bool = False
@@ -102,7 +102,7 @@ class Case:
             InputError: there is no image, or its files are inside an archive.
         """
         if self.image is None:
-            raise InputError(f"{self.case_id}: {' '.join(self.findings)}")
+            raise InputError(f"{self.case_id}: {' '.join(map(str, self.findings))}")
         if isinstance(self.image, Path):
             return [str(path) for path in self.channels]
         if any(header.file.member for header in self.image.headers):
@@ -274,7 +274,7 @@ def study_cases(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
     cases = []
     for study in _studies(found):
         taken, reasons = choose(study, rule)
-        others = tuple(f"{name} was not taken: {reason}" for name, reason in reasons.items())
+        others = tuple(remark(f"{name} was not taken: {reason}") for name, reason in reasons.items())
         if taken is None:
             cases.append(Case(_name_of_study(study, found), None, others, tuple(study)))
         else:

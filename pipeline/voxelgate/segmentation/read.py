@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from voxelgate.bundle.reading import Image, read_source
 from voxelgate.core.errors import InputError
-from voxelgate.core.findings import Allow, remark
+from voxelgate.core.findings import Allow
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.read.series import Series
 from voxelgate.evaluation.expectations import Expected
@@ -25,7 +25,7 @@ def read_case(
         InputError: there is no image, or as for `read_source`.
     """
     if case.image is None:
-        raise InputError(" ".join(case.findings))
+        raise InputError(" ".join(map(str, case.findings)))
     source = case.image if isinstance(case.image, Series) else case.channels
     image = read_source(source, case.case_id, labels, expected=expected, allow=allow, images=images)
-    return image._replace(findings=(*map(remark, case.findings), *image.findings))
+    return image._replace(findings=case.findings + image.findings)

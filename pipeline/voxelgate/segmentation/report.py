@@ -1,14 +1,19 @@
 """What became of one case: the record that commands print, the ledger keeps and the report page shows."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.evaluation.review import Quality, Verdict
 from voxelgate.inference.attention.maps import GateReport, GateVerdict
+
+OLD_FINDING = re.compile(rf"({'|'.join(FindingCode)})( \(note\))?: (.*)", re.DOTALL)
+"""A finding with a code as ledgers before 0.4.0 hold it: its text alone."""
 
 
 class CaseStatus(StrEnum):
@@ -32,7 +37,7 @@ class CaseReport:
         status: done, refused (the user can mend it) or failed (a fault of ours, or of the machine).
         bundle_sha256: fingerprint of the bundle that ran.
         versions: of the bundle and of the software.
-        findings: a sentence for each thing worth knowing; if not done, the reason.
+        findings: each thing worth knowing; if not done, the reason.
         outputs: the files that were written, if done, by their kind.
         volumes_ml: volume of each structure, if done.
         seconds: for reading and preprocessing ("read"), network and restoring ("network"), and "write", if done.
@@ -49,7 +54,7 @@ class CaseReport:
     status: CaseStatus
     bundle_sha256: str
     versions: Mapping[str, str]
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     outputs: Mapping[str, Path] = field(default_factory=dict)
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +67,7 @@ class CaseReport:
         record = {
             "case_id": self.case_id,
             "status": self.status,
-            "findings": list(self.findings),
+            "findings": [asdict(finding) for finding in self.findings],
             "quality": {"verdict": self.quality.verdict, "reasons": list(self.quality.reasons)},
             "outputs": {str(kind): str(path) for kind, path in self.outputs.items()},
             "volumes_ml": dict(self.volumes_ml),
@@ -83,9 +88,20 @@ class CaseReport:
             **record
             | {
                 "status": CaseStatus(record["status"]),
-                "findings": tuple(record["findings"]),
+                "findings": tuple(map(_as_finding, record["findings"])),
                 "outputs": {kind: Path(path) for kind, path in record["outputs"].items()},
                 "quality": Quality(Verdict(quality["verdict"]), tuple(quality["reasons"])),
                 "attention": tuple(GateReport(**gate | {"verdict": GateVerdict(gate["verdict"])}) for gate in gates),
             }
         )
+
+
+def _as_finding(record: Mapping[str, str] | str) -> Finding:
+    """Return a finding from its JSON; of a text, as older ledgers have it, the severity is a guess unless a note."""
+    if not isinstance(record, str):
+        return Finding(FindingCode(record["code"]), Severity(record["severity"]), record["message"])
+    found = OLD_FINDING.fullmatch(record)
+    if found is None:
+        return remark(record)
+    code, note, sentence = found.groups()
+    return Finding(FindingCode(code), Severity.NOTE if note else Severity.WARN, sentence)

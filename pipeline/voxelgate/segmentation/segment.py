@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from voxelgate.bundle.predict import Bundle, Prediction
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch, publish, refuse_existing
-from voxelgate.core.findings import Finding
+from voxelgate.core.findings import Finding, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.write.segmented import Algorithm
 from voxelgate.dicom.write.sources import SourceSeries
@@ -111,7 +111,7 @@ def unfinished(
     case_id: str, status: CaseStatus, bundle_sha256: str, versions: Mapping[str, str], sentence: str
 ) -> CaseReport:
     """Return the report of a case without a result."""
-    return CaseReport(case_id, status, bundle_sha256, versions, (sentence,))
+    return CaseReport(case_id, status, bundle_sha256, versions, (remark(sentence, Severity.REFUSE),))
 
 
 def _segment_or_raise(
@@ -135,11 +135,11 @@ def _segment_or_raise(
             found.gates,
         )
         staged = write_results(result, case, options.outputs, prepared.source, scratch)
-        findings = tuple(map(str, prepared.findings))
+        findings = prepared.findings
         names = output_paths(case, out_dir, options.outputs, options.attention)
         if not any(made.volumes_ml.values()):
             older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
-            findings += (_sentence_on_nothing(case, older),)
+            findings += (remark(_sentence_on_nothing(case, older), Severity.WARN),)
         attention = diagnose(found.gates, found.labels, prepared.grid)
     seconds = {"read": prepared.elapsed_s, "network": network_s, "write": time.perf_counter() - started_s}
     return CaseReport(

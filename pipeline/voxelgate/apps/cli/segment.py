@@ -160,7 +160,7 @@ def _interrupt_once(_number: int, _frame: object) -> None:
 def _print_findings(report: CaseReport) -> None:
     """Print why a case ended badly, or what should be looked at."""
     if report.status is not CaseStatus.DONE:
-        line = f"{report.case_id}: {report.status}: {' '.join(report.findings)}"
+        line = f"{report.case_id}: {report.status}: {' '.join(map(str, report.findings))}"
         errors.print(line, markup=False, soft_wrap=True)
         return
     for finding in report.findings:

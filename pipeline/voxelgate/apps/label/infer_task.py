@@ -73,9 +73,9 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
             bundle, options = open_bundle(self.versions.path(version)), Options(tuple(outputs))
             report = in_network_thread(segment_case, case, bundle, folder, options)  # requests come in any thread
         if report.status is CaseStatus.REFUSED:
-            raise InputError(" ".join(report.findings))
+            raise InputError(" ".join(map(str, report.findings)))
         if report.status is CaseStatus.FAILED:
-            raise VoxelgateError(" ".join(report.findings))
+            raise VoxelgateError(" ".join(map(str, report.findings)))
         return Proposal(report, version)
 
 
@@ -97,7 +97,7 @@ def facts_of(proposal: Proposal, task: InferTask) -> dict[str, Any]:
         "label_names": task.labels,
         "label_colors": colours(task.bundle().labels),
         "volumes_ml": dict(report.volumes_ml),
-        "findings": list(report.findings),
+        "findings": list(map(str, report.findings)),
         "quality": {"verdict": str(report.quality.verdict), "reasons": list(report.quality.reasons)},
         "version": proposal.version,
         "bundle_sha256": report.bundle_sha256,

@@ -87,7 +87,7 @@ class PacsStore(ImageStore):
         cases = find_cases([folder], rule=self.rule)
         found = [case.image for case in cases if isinstance(case.image, Series)]
         if len(found) != 1:
-            raise InputError(" ".join(finding for case in cases for finding in case.findings))
+            raise InputError(" ".join(str(finding) for case in cases for finding in case.findings))
         return found[0]
 
     def case(self, image_id: str) -> Case:

@@ -72,7 +72,7 @@ def _table_row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pix
         report.quality.verdict if entry.state is EntryState.DONE else "",
         *("" if volume is None else _shown_size(volume, in_pixels=in_pixels) for volume in volumes),
         *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
-        BETWEEN.join(report.findings),
+        BETWEEN.join(map(str, report.findings)),
         BETWEEN.join(report.quality.reasons),
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch
+from voxelgate.core.findings import Severity, remark
 from voxelgate.segmentation.batch.case_table import write_tables
 from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Limits, Ticket
 from voxelgate.segmentation.batch.engines import Engine
@@ -190,7 +191,7 @@ class _Runner:
         if outcome.report is None:
             return self._confirmed(case_id, outcome)
         if outcome.fault is Fault.STORAGE:
-            raise OutputError(outcome.report.findings[-1])
+            raise OutputError(str(outcome.report.findings[-1]))
         if outcome.report.status is CaseStatus.DONE:
             return self._published(ended.job, _legible(outcome.report), outcome)
         return self._end(self._with_older(outcome.report), outcome)
@@ -205,7 +206,7 @@ class _Runner:
         sentence = (
             f"{report.case_id}: {', '.join(path.name for path in files)} of an earlier run may be of another image."
         )
-        return replace(report, findings=(*report.findings, sentence))
+        return replace(report, findings=(*report.findings, remark(sentence, Severity.WARN)))
 
     def _published(self, job: CaseJob, report: CaseReport, outcome: Outcome) -> CaseReport:
         try:
@@ -243,7 +244,8 @@ class _Runner:
 
 def _legible(report: CaseReport) -> CaseReport:
     """Return a report whose findings can be stored and shown; they name files, which may be called anything."""
-    return replace(report, findings=tuple(map(shown, report.findings)))
+    findings = tuple(replace(finding, message=shown(finding.message)) for finding in report.findings)
+    return replace(report, findings=findings)
 
 
 def _is_unchanged(case: Case, entry: Entry) -> bool:

@@ -123,4 +123,5 @@ def _running_case(entry: Entry, now_s: float) -> RunningCase:
 
 
 def _bad(entry: Entry) -> BadCase:
-    return BadCase(entry.case_id, entry.state.value, "" if entry.report is None else " ".join(entry.report.findings))
+    reason = "" if entry.report is None else " ".join(map(str, entry.report.findings))
+    return BadCase(entry.case_id, entry.state.value, reason)

@@ -18,6 +18,7 @@ from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import BundleError
 from voxelgate.core.files import file_sha256
+from voxelgate.core.findings import Finding, remark
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import Series
@@ -228,10 +229,10 @@ def _halved(size_vox: int, multiple: int, halvings: int) -> int:
     return min(size_vox, max(half, SMALLEST_WINDOW_VOX))
 
 
-def memory_note(bundle: Bundle, job: CaseJob) -> tuple[str, ...]:
+def memory_note(bundle: Bundle, job: CaseJob) -> tuple[Finding, ...]:
     """Return what a report says of an attempt with less memory."""
     if not job.shrinks:
         return ()
     size = bundle.window_vox
     windows = "" if size is None else f" with windows of {' x '.join(map(str, size))} voxels"
-    return (f"{job.case.case_id}: memory ran out, so it was done{windows} on {bundle.device.type}.",)
+    return (remark(f"{job.case.case_id}: memory ran out, so it was done{windows} on {bundle.device.type}."),)
