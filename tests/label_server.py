@@ -35,9 +35,9 @@ MODEL = "blobs"
 START = """
 import json, sys
 from pathlib import Path
-from voxelgate.apps.label.server import Serving, serve
+from voxelgate.apps.label.server import Serving, serve_label
 given = json.loads(sys.argv[1])
-serve(Serving(tuple(map(Path, given.pop("bundles"))), given.pop("studies"), Path(given.pop("work")), **given))
+serve_label(Serving(tuple(map(Path, given.pop("bundles"))), given.pop("studies"), Path(given.pop("work")), **given))
 """
 
 
