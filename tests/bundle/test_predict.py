@@ -1,6 +1,7 @@
 """`Bundle.segment`: what it gives in memory is what `segment` writes, whatever form the image comes in."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.planted import ct_series, write
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
-from voxelgate.core.errors import InputError
+from voxelgate.core.errors import InputError, UsageError
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.images.volumes import read_volume
@@ -121,3 +122,24 @@ def test_an_array_that_is_no_image_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         bundle.segment((voxels, affine))
+
+
+def test_a_flipped_view_of_an_array_gives_what_its_copy_gives(bundle: Bundle) -> None:
+    voxels = np.random.default_rng(0).normal(0, 300, (9, 8, 7)).astype(np.int16)
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+
+    view, copy = bundle.segment((voxels[::-1], affine)), bundle.segment((voxels[::-1].copy(), affine))
+
+    assert np.array_equal(view.labels, copy.labels)
+
+
+@pytest.mark.parametrize("wrong", [(), None, 3, np.zeros((4, 4, 4)), (np.zeros((4, 4, 4)),), b"scan.nii.gz"])
+def test_what_is_not_an_image_is_refused_in_one_sentence(bundle: Bundle, wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"an image is a path|no image is given"):
+        bundle.segment(wrong)
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, object])
+def test_an_array_of_other_than_numbers_is_refused(bundle: Bundle, dtype: type) -> None:
+    with pytest.raises(InputError, match="expected integers or real numbers"):
+        bundle.segment((np.arange(64).reshape(4, 4, 4).astype(dtype), np.eye(4)))

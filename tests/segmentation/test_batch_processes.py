@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -12,6 +14,7 @@ import pytest
 
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, HUNGRY_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import start, tree, wait_until
+from tests.conftest import REPOSITORY
 from voxelgate.core.errors import EngineError, InputError, OutputError, UsageError
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.dispatch import Limits
@@ -292,3 +295,18 @@ def running(out: Path) -> list[str]:
         return [case.worker for case in status(out).running]
     except OutputError:  # the tables are not there yet
         return []
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_run_once(tmp_path: Path, bundle: Path) -> None:
+    save_case(tmp_path / "a.nii.gz")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.append({str(REPOSITORY)!r}); import voxelgate as vg\n"
+        f"print([r.status.value for r in vg.segment({str(bundle)!r}, 'a.nii.gz', 'out', workers='processes:1')])\n",
+        encoding="utf-8",
+    )
+
+    plain = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert plain.stdout.strip() == "['done']"

@@ -399,3 +399,9 @@ def test_the_planned_network_runs_on_the_planned_patch() -> None:
     ).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 1, *made.patch_vox)).shape == (1, 4, *made.patch_vox)
+
+
+@pytest.mark.parametrize("limits", [(100.0, -100.0), (1.0, 1.0)], ids=["reversed", "empty"])
+def test_a_window_without_width_is_refused(limits: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="low_hu of a HU window lies below high_hu"):
+        Intensity(*limits)

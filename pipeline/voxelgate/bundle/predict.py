@@ -294,10 +294,10 @@ class Bundle:
         if isinstance(source, MetaTensor):
             affine = source.affine.reshape(4, 4).cpu().numpy()
             return take_array(source.as_tensor().cpu().numpy(), affine, expected=self.expected, images=self.image_spec)
-        if isinstance(source, tuple) and isinstance(source[0], np.ndarray):
+        if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray):  # voxels and affine
             affine = np.asarray(source[1])
             return take_array(source[0], affine, expected=self.expected, images=self.image_spec)
-        given = source if isinstance(source, Series) else _paths(cast("Path | str | Sequence[Path | str]", source))
+        given = source if isinstance(source, Series) else _paths(source)
         if not isinstance(given, Series) and not all(is_volume(path) or is_picture(path) for path in given):
             given = series_in(given, self.series_rule, allow)
         name = given.series_id if isinstance(given, Series) else given[0].name
@@ -312,11 +312,18 @@ class Bundle:
         return replace(self, inferer=limited)
 
 
-def _paths(source: Path | str | Sequence[Path | str]) -> list[Path]:
-    given = [source] if isinstance(source, Path | str) else list(source)
+def _paths(source: object) -> list[Path]:
+    given = list(source) if isinstance(source, list | tuple) else [source]
     if not given:
         raise UsageError("no image is given; name its files.")
-    return [Path(path) for path in given]
+    paths = [Path(one) for one in given if isinstance(one, Path | str)]
+    if len(paths) < len(given):
+        other = next(one for one in given if not isinstance(one, Path | str))
+        raise UsageError(
+            "an image is a path, several paths, a DICOM series, a MetaTensor, or an array with its affine, "
+            f"(voxels, affine); found {type(other).__name__}."
+        )
+    return paths
 
 
 @functools.lru_cache(maxsize=4)

@@ -95,6 +95,8 @@ def take_array(voxels: Voxels, affine: Affine, *, expected: Expected | None, ima
     Raises:
         InputError: it is not what the bundle takes, or a channel holds NaN, infinite or all equal voxels.
     """
+    if voxels.dtype.kind not in "iuf":
+        raise InputError(f"the image holds values of type {voxels.dtype}, expected integers or real numbers.")
     channels = voxels[None] if voxels.ndim == 3 else voxels  # spatial axes
     if channels.ndim != 4 or len(channels) != len(images.channels):  # and one of channels
         raise InputError(f"the image has the shape {voxels.shape}, but the bundle takes {images}; give such an array.")

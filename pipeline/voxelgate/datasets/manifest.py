@@ -311,7 +311,7 @@ def _read_json(path: Path) -> object:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except OSError as error:
         raise ManifestError([f"{path}: cannot be read as a manifest: {error.strerror}."]) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError([f"{path.name}: not valid JSON: {error}."]) from error
 
 

@@ -15,7 +15,7 @@ from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import Series, scan_files
-from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec
+from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec, Paths, as_paths
 from voxelgate.images.volumes import SUFFIXES, volume_stem
 
 CHANNEL_ENDING = re.compile(r"_(\d{4})$")
@@ -111,7 +111,7 @@ class Case:
 
 
 def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
-    inputs: Sequence[Path],
+    inputs: Paths,
     *,
     rule: SeriesRule | None = None,
     images: ImageSpec = ONE_VOLUME,
@@ -142,11 +142,12 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     Raises:
         InputError: an input does not exist, is no readable volume, or holds none; a manifest whose channels are others.
 
-    >>> [case.case_id for case in vg.find_cases([Path("scan.nii.gz")])]
+    >>> [case.case_id for case in vg.find_cases("scan.nii.gz")]
     ['scan']
     """
-    manifests = [given for given in inputs if is_manifest(given)]
-    others = [given for given in inputs if given not in manifests]
+    paths = as_paths(inputs)
+    manifests = [given for given in paths if is_manifest(given)]
+    others = [given for given in paths if given not in manifests]
     listings = [list_input(given, out_dir, images) for given in others]
     dicom_files = dict.fromkeys(file for listing in listings for file in listing.others if not images.is_picture)
     found = scan_files(list(dicom_files), allow=allow, progress=progress)

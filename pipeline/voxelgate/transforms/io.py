@@ -29,6 +29,8 @@ def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
     meta = meta_of(grid) | {"original_channel_dim": 0}
     dtype = voxels.dtype.newbyteorder("=") if voxels.dtype.name in {"uint8", "int8", "int16"} else np.float32
     array = np.require(voxels, dtype=dtype, requirements="W")
+    if any(stride < 0 for stride in array.strides):  # a flipped view, which PyTorch does not take
+        array = array.copy()
     return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(meta.pop("affine")), meta=meta)
 
 

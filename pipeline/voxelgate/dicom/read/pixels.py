@@ -1,6 +1,5 @@
 """Stored values of DICOM images: raw ones straight from the bytes, compressed ones through pydicom's decoders."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +12,9 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from multiprocessing import get_context
-from types import ModuleType
 from typing import NamedTuple
 
 import gdcm
@@ -25,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.findings import FindingCode
+from voxelgate.core.process import without_main
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.decoding import EXACT_FLOAT32, PixelError, Values, is_raw, layout_of, stored_frames
 from voxelgate.dicom.read.headers import Header, ImagePlane
@@ -149,7 +147,7 @@ def _shared_out(
         while waiting or running:
             while waiting and len(running) < most:
                 chunk = waiting.popleft()
-                with _without_main():
+                with without_main():
                     running[executor.submit(read, chunk)] = chunk
             if waiting:
                 chunk = waiting.popleft()
@@ -160,17 +158,6 @@ def _shared_out(
         raise PixelError(FindingCode.UNDECODABLE, "a process that decoded its pixel data has crashed") from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep new processes from importing the caller's script, which may be heavy or start everything anew."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _rescale(stored: Values, plane: ImagePlane, out: npt.NDArray[np.float32]) -> None:

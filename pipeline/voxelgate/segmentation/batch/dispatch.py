@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from voxelgate.core.errors import EngineError, VoxelgateError
+from voxelgate.core.errors import EngineError, UsageError, VoxelgateError
 from voxelgate.segmentation.batch.engines import Engine, Worker
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome
 from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME
@@ -45,6 +45,12 @@ class Limits:
     attempts: int = 3
     refused: Mapping[str, str] = field(default_factory=dict)
     cases_at_a_time: int = CASES_AT_A_TIME
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0 or self.attempts < 1:
+            raise UsageError(
+                f"a case is tried once or more, for some time; found {self.attempts} x {self.timeout_s} s."
+            )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from voxelgate.core.errors import VoxelgateError
+from voxelgate.core.process import without_main
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.threads import compute_with, start_network_thread
@@ -64,10 +65,11 @@ class WorkerProcess(Executor):
 
     def __init__(self, share: Share) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", "voxelgate.segmentation.batch.worker"])
+        context.set_forkserver_preload(["voxelgate.segmentation.batch.worker"])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve_calls, args=(theirs, share), daemon=True)
-        self._process.start()
+        with without_main():
+            self._process.start()
         theirs.close()
         self._lock = threading.Lock()
         self._is_over = False

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.files import whole_file
 from voxelgate.core.page import page_style, page_templates, policy_hash
 from voxelgate.evaluation.review import Verdict
@@ -32,8 +32,8 @@ def write_page(
     out: Path | str,
     reference: Path | str | None = None,
     *,
-    page: Path | None = None,
-    data_root: Path | None = None,
+    page: Path | str | None = None,
+    data_root: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the report of an output folder, from its ledger and previews; an older one is replaced.
@@ -62,10 +62,13 @@ def write_page(
     """
     out_dir = Path(out)
     entries, runs = read_ledger(out_dir)
-    path = page or out_dir / REPORT_NAME
+    path = out_dir / REPORT_NAME if page is None else Path(page)
+    if not out_dir.absolute().is_relative_to(path.parent.absolute()):
+        raise UsageError(f"{path}: a page lies in {out_dir} or in a folder above it; choose such a name.")
     facts = run_facts(path.parent, entries, runs)
     if reference is not None:
-        paths = references_of(facts.cases, out_dir, Path(reference), data_root, read_inputs(out_dir))
+        root = None if data_root is None else Path(data_root)
+        paths = references_of(facts.cases, out_dir, Path(reference), root, read_inputs(out_dir))
         facts = replace(facts, truths=compared(facts.cases, paths, progress))
     return write_report(facts, path.name)
 

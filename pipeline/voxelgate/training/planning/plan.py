@@ -102,6 +102,8 @@ class Intensity:
     def __post_init__(self) -> None:
         if (self.low_hu is None) != (self.high_hu is None):
             raise UsageError(f"a HU window has two limits or none, found {self.low_hu} and {self.high_hu}")
+        if self.low_hu is not None and self.high_hu is not None and self.low_hu >= self.high_hu:
+            raise UsageError(f"low_hu of a HU window lies below high_hu, found {self.low_hu:g} and {self.high_hu:g}")
 
 
 @dataclass(frozen=True, config=_NO_OTHERS)
@@ -307,5 +309,5 @@ class Plan:
         """
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, UsageError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, UsageError) as error:
             raise UsageError(f"{path.name} is not a plan ({error}); `voxelgate plan` writes one") from error

@@ -164,7 +164,7 @@ def read_overrides(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path.name} cannot be read as overrides ({error}); write a JSON object") from error
     if not isinstance(values, dict):
         raise UsageError(f'{path.name} holds no JSON object; write one such as {{"spacing_mm": [1, 1, 3]}}')
