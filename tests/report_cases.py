@@ -11,7 +11,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.review import Quality, Verdict
 from voxelgate.evaluation.scores import LabelScores
-from voxelgate.inference.attention.maps import GateReport, GateVerdict
+from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.segmentation.page.reference import Truth
 from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.preview import labels_as_shown, read_preview, sketch, write_preview

@@ -149,3 +149,11 @@ def test_configs_of_every_kind_of_plan_name_only_public_names(kind: dict[str, An
 
     assert named
     assert named <= PUBLIC_PATHS
+
+
+def test_asking_how_far_a_run_is_loads_no_torch() -> None:
+    code = "import sys, voxelgate.apps.cli.status; print({'torch', 'monai'} & sys.modules.keys())"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"

@@ -12,7 +12,8 @@ from scipy.ndimage import map_coordinates
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.attention import maps as attention_maps
-from voxelgate.inference.attention.maps import GateMap, GateVerdict, diagnose, gate_levels, gate_maps, on_grid, slabs
+from voxelgate.inference.attention.gate_report import GateVerdict
+from voxelgate.inference.attention.maps import GateMap, diagnose, gate_levels, gate_maps, on_grid, slabs
 from voxelgate.networks import AttentionUNet, NonLocalUNet
 from voxelgate.networks.flat import FlatNetwork
 

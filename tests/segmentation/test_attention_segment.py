@@ -22,7 +22,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_grid, read_volume
-from voxelgate.inference.attention.maps import GateReport, GateVerdict
+from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, plan_resources, segment_cases, setup_of
 from voxelgate.segmentation.cases import find_cases

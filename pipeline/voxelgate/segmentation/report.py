@@ -10,7 +10,7 @@ from typing import Any
 
 from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.evaluation.review import Quality, Verdict
-from voxelgate.inference.attention.maps import GateReport, GateVerdict
+from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 
 OLD_FINDING = re.compile(rf"({'|'.join(FindingCode)})( \(note\))?: (.*)", re.DOTALL)
 """A finding with a code as ledgers before 0.4.0 hold it: its text alone."""

@@ -5,7 +5,6 @@ Our own, since MONAI's sliding window makes maps of another size of odd windows:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import product
 from math import prod
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid, Shape
+from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.inference.restoring.placement import SNAP_VOX
 from voxelgate.networks import AttentionUNet
 from voxelgate.networks.flat import FlatNetwork
@@ -53,46 +53,6 @@ SATURATED_ABOVE = 0.95
 
 SELECTIVE_CONTRAST = 0.1
 """Difference between the means inside and outside the labels from which on a gate tells them apart."""
-
-
-class GateVerdict(StrEnum):
-    """What a gate does: the same everywhere, nothing or everything, tell the labels apart, or vary without them."""
-
-    UNIFORM = "uniform"
-    SATURATED = "saturated"
-    SELECTIVE = "selective"
-    UNRELATED = "unrelated"
-
-
-@dataclass(frozen=True)
-class GateReport:
-    """What the coefficients of one attention gate say.
-
-    Args:
-        level: of its skip connection, 0 the finest.
-        verdict: in a word.
-        low: value that all but a thousandth of the voxels exceed.
-        high: value that only a thousandth of the voxels exceed.
-        entropy: of the coefficients as a distribution over the voxels, 1 where all are equal, 0 for a single voxel.
-        mass_inside: part of the sum of the coefficients that lies inside the labels.
-        label_share: part of the voxels inside the labels: `mass_inside` of a gate that is the same everywhere.
-        contrast: mean inside minus mean outside the labels; 0 if one of them is empty.
-    """
-
-    level: int
-    verdict: GateVerdict
-    low: float
-    high: float
-    entropy: float
-    mass_inside: float
-    label_share: float
-    contrast: float
-
-    def __str__(self) -> str:
-        return (
-            f"gate {self.level} is {self.verdict}: {self.low:.2f} to {self.high:.2f}, entropy {self.entropy:.3f}, "
-            f"{100 * self.mass_inside:.1f} % of its mass on {100 * self.label_share:.1f} % of the voxels, the labels"
-        )
 
 
 @dataclass(frozen=True, eq=False)
