@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.geometry import LPS_TO_RAS
-from voxelgate.core.terminology import ANATOMICAL_STRUCTURE, Code, Coding
+from voxelgate.core.terminology import ANATOMICAL_STRUCTURE, Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.outlines import filled, outlines
 from voxelgate.dicom.write.segmented import (
@@ -28,12 +28,13 @@ from voxelgate.dicom.write.segmented import (
     SOFTWARE_VERSION,
     SegmentedSeries,
     algorithm_item,
+    code_item,
     new_uid,
     published,
     read_back,
     save_dicom,
 )
-from voxelgate.dicom.write.sources import SourceImage, SourceSeries
+from voxelgate.dicom.write.sources import SourceSeries
 
 Points = npt.NDArray[np.float64]
 
@@ -101,22 +102,13 @@ def _structure_set(segmented: SegmentedSeries, planes: LabelPlanes) -> Dataset:
 def _frame_of_reference(source: SourceSeries) -> Dataset:
     series, study, frame_of_reference = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.series_uid
-    series.ContourImageSequence = [_reference(image._replace(frame=None)) for image in source.instances]
+    series.ContourImageSequence = [image._replace(frame=None).reference() for image in source.instances]
     study.ReferencedSOPClassUID = STUDY_CLASS
     study.ReferencedSOPInstanceUID = source.study_uid
     study.RTReferencedSeriesSequence = [series]
     frame_of_reference.FrameOfReferenceUID = source.frame_of_reference_uid
     frame_of_reference.RTReferencedStudySequence = [study]
     return frame_of_reference
-
-
-def _reference(image: SourceImage) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = image.class_uid
-    item.ReferencedSOPInstanceUID = image.instance_uid
-    if image.frame is not None:
-        item.ReferencedFrameNumber = image.frame
-    return item
 
 
 def _roi(segmented: SegmentedSeries, value: int) -> Dataset:
@@ -138,26 +130,20 @@ def _observation(segmented: SegmentedSeries, value: int) -> Dataset:
     observation.RTROIInterpretedType = "ORGAN" if is_organ else ""
     observation.ROIInterpreter = ""
     if coding is not None:
-        observation.SegmentedPropertyCategoryCodeSequence = [_code_item(coding.category)]
+        observation.SegmentedPropertyCategoryCodeSequence = [code_item(coding.category)]
         observation.RTROIIdentificationCodeSequence = [_identification(coding)]
     return observation
 
 
 def _identification(coding: Coding) -> Dataset:
-    item = _code_item(coding.type)
+    item = code_item(coding.type)
     if coding.modifier is not None:
-        item.SegmentedPropertyTypeModifierCodeSequence = [_code_item(coding.modifier)]
-    return item
-
-
-def _code_item(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme, code.meaning
+        item.SegmentedPropertyTypeModifierCodeSequence = [code_item(coding.modifier)]
     return item
 
 
 def _all_contours(segmented: SegmentedSeries, planes: LabelPlanes) -> list[Dataset]:
-    references = {plane: _reference(image) for plane, image in planes.coinciding(segmented.source).items()}
+    references = {plane: image.reference() for plane, image in planes.coinciding(segmented.source).items()}
     boxes = ndimage.find_objects(planes.voxels)
     rois = []
     for value in segmented.present:

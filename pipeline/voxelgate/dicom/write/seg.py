@@ -16,24 +16,23 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.pixels.utils import iter_pixels
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code as PydicomCode
 from pydicom.uid import ExplicitVRLittleEndian
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid
-from voxelgate.core.terminology import Code, Coding
+from voxelgate.core.terminology import Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.placeholders import have_same_voxels, image_placeholders
 from voxelgate.dicom.write.rle import compress
 from voxelgate.dicom.write.segmented import (
-    MANUFACTURER,
-    SOFTWARE_VERSION,
     SegmentedSeries,
     algorithm_item,
+    code_item,
     new_uid,
     published,
     read_back,
     save_dicom,
+    series_arguments,
 )
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
 
@@ -144,24 +143,16 @@ def _straight(planes: LabelPlanes) -> LabelPlanes:
 def _segmentation(
     segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind, descriptions: list[highdicom.seg.SegmentDescription]
 ) -> Dataset:
-    source, algorithm = segmented.source, segmented.algorithm
+    source = segmented.source
     seg = highdicom.seg.Segmentation(
         source_images=image_placeholders(source, planes),
         pixel_array=_segment_volume(segmented, planes, kind),
         segmentation_type=kind.value,
         segment_descriptions=descriptions,
-        series_instance_uid=new_uid(),
-        series_number=source.derived_series_number(SERIES_OFFSET),
-        sop_instance_uid=new_uid(),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name,
-        software_versions=SOFTWARE_VERSION,
-        device_serial_number=algorithm.fingerprint,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="SEGMENTATION",
-        content_description=f"{algorithm.content} segmentation",
-        series_description=algorithm.description,
+        content_description=f"{segmented.algorithm.content} segmentation",
+        **series_arguments(segmented, SERIES_OFFSET),
     )
     seg.ContentCreatorName = ""  # type 2, no person made it; highdicom leaves it out (PS3.3 table 10-12)
     _refer(seg, source, planes)
@@ -190,10 +181,7 @@ def _refer(seg: Dataset, source: SourceSeries, planes: LabelPlanes) -> None:
 
 def _derivation(image: SourceImage, *, is_preserved: bool) -> Dataset:
     """Return an item of Derivation Image Sequence (PS3.3 C.7.6.16.2.6), as highdicom writes it."""
-    derivation, item = Dataset(), Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.class_uid, image.instance_uid
-    if image.frame is not None:
-        item.ReferencedFrameNumber = image.frame
+    derivation, item = Dataset(), image.reference()
     purpose = codes.cid7202.SourceImageForImageProcessingOperation
     item.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept.from_code(purpose)]
     item.SpatialLocationsPreserved = "YES" if is_preserved else "NO"
@@ -224,27 +212,22 @@ def _segment_description(
     description = highdicom.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=name,
-        segmented_property_category=pydicom_code(coding.category),
-        segmented_property_type=pydicom_code(coding.type),
+        segmented_property_category=code_item(coding.category),
+        segmented_property_type=code_item(coding.type),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues(algorithm.generation),
         algorithm_identification=algorithm_item(algorithm),
         tracking_id=name,
         tracking_uid=segment.tracking_uid,
-        anatomic_regions=None if coding.region is None else [pydicom_code(coding.region)],
+        anatomic_regions=None if coding.region is None else [code_item(coding.region)],
         display_color=None if coding.rgb is None else highdicom.color.CIELabColor.from_rgb(*coding.rgb),
     )
     if coding.modifier is not None:
-        modifiers = [highdicom.sr.CodedConcept.from_code(pydicom_code(coding.modifier))]
-        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifiers
+        type_item = description.SegmentedPropertyTypeCodeSequence[0]
+        type_item.SegmentedPropertyTypeModifierCodeSequence = [code_item(coding.modifier)]
     if coding.region_modifier is not None:
-        modifiers = [highdicom.sr.CodedConcept.from_code(pydicom_code(coding.region_modifier))]
-        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = modifiers
+        region_item = description.AnatomicRegionSequence[0]
+        region_item.AnatomicRegionModifierSequence = [code_item(coding.region_modifier)]
     return description
-
-
-def pydicom_code(code: Code) -> PydicomCode:
-    """Return a code as the libraries want it."""
-    return PydicomCode(code.value, code.scheme, code.meaning)
 
 
 def _compare_segments(path: Path, name: str, segmented: SegmentedSeries, segments: tuple[Segment, ...]) -> None:

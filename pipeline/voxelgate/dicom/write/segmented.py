@@ -19,6 +19,7 @@ from voxelgate.core.errors import OutputError
 from voxelgate.core.files import whole_file
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.terminology import Code
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.sources import LIBRARY_ERRORS, SourceSeries
@@ -137,6 +138,32 @@ class SegmentedSeries:
     def planes(self) -> LabelPlanes:
         """Return the labels as planes that run like those of the source."""
         return LabelPlanes.of(self.labels, self.grid, self.source)
+
+
+def series_arguments(segmented: SegmentedSeries, offset: int) -> dict[str, Any]:
+    """Return what every object of highdicom is told of its series and its equipment.
+
+    Args:
+        segmented: what it derives from.
+        offset: of its series number.
+    """
+    algorithm = segmented.algorithm
+    return {
+        "series_instance_uid": new_uid(),
+        "series_number": segmented.source.derived_series_number(offset),
+        "sop_instance_uid": new_uid(),
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": algorithm.name,
+        "software_versions": SOFTWARE_VERSION,
+        "device_serial_number": algorithm.fingerprint,
+        "series_description": algorithm.description,
+    }
+
+
+def code_item(code: Code) -> highdicom.sr.CodedConcept:
+    """Return a code as an item of a code sequence (PS3.3 8.8), which highdicom takes as an argument too."""
+    return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def algorithm_item(algorithm: Algorithm) -> highdicom.AlgorithmIdentificationSequence:

@@ -79,6 +79,14 @@ class SourceImage(NamedTuple):
     frame: int | None
     position_lps_mm: tuple[float, float, float]
 
+    def reference(self) -> Dataset:
+        """Return an item that refers to it (PS3.3 table 10-3)."""
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = self.class_uid, self.instance_uid
+        if self.frame is not None:
+            item.ReferencedFrameNumber = self.frame
+        return item
+
 
 @dataclass(frozen=True, eq=False)
 class SourceSeries:

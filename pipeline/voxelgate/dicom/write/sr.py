@@ -12,15 +12,15 @@ from pydicom.sr.coding import Code as PydicomCode
 from voxelgate.core.errors import OutputError
 from voxelgate.core.terminology import ANATOMICAL_STRUCTURE, Coding
 from voxelgate.dicom.write.placeholders import placeholder
-from voxelgate.dicom.write.seg import Segment, WrittenSeg, pydicom_code
+from voxelgate.dicom.write.seg import Segment, WrittenSeg
 from voxelgate.dicom.write.segmented import (
     MANUFACTURER,
-    SOFTWARE_VERSION,
     SegmentedSeries,
-    new_uid,
+    code_item,
     published,
     read_back,
     save_dicom,
+    series_arguments,
 )
 
 SERIES_OFFSET = 3
@@ -85,8 +85,8 @@ def _measurement_group(
             segment_number=segment.number,
             source_series=sr.SourceSeriesForSegmentation(segmented.source.series_uid),
         ),
-        finding_category=pydicom_code(coding.category),
-        finding_type=pydicom_code(coding.type),
+        finding_category=code_item(coding.category),
+        finding_type=code_item(coding.type),
         finding_sites=_sites(coding),
         algorithm_id=sr.AlgorithmIdentification(
             name=algorithm.name, version=algorithm.version, parameters=[f"fingerprint {algorithm.fingerprint}"]
@@ -100,11 +100,11 @@ def _measurement_group(
 def _sites(coding: Coding) -> list[sr.FindingSite] | None:
     """Return where a finding lies: the region that is coded, or the structure itself if it has a side."""
     if coding.region is not None:
-        side = None if coding.region_modifier is None else pydicom_code(coding.region_modifier)
-        return [sr.FindingSite(pydicom_code(coding.region), laterality=side)]
+        side = None if coding.region_modifier is None else code_item(coding.region_modifier)
+        return [sr.FindingSite(code_item(coding.region), laterality=side)]
     is_sided = coding.modifier is not None and coding.modifier.value in SIDES
     if coding.modifier is not None and is_sided and coding.category.value == ANATOMICAL_STRUCTURE:
-        return [sr.FindingSite(pydicom_code(coding.type), laterality=pydicom_code(coding.modifier))]
+        return [sr.FindingSite(code_item(coding.type), laterality=code_item(coding.modifier))]
     return None
 
 
@@ -113,7 +113,7 @@ def _measurement_report(
     seg: WrittenSeg,
     groups: list[sr.VolumetricROIMeasurementsAndQualitativeEvaluations],
 ) -> Dataset:
-    source, algorithm = segmented.source, segmented.algorithm
+    source = segmented.source
     images = [placeholder(source, image.class_uid, image.instance_uid, source.series_uid) for image in source.instances]
     content = sr.MeasurementReport(
         observation_context=_observed_by(segmented),
@@ -124,16 +124,8 @@ def _measurement_report(
     report = sr.Comprehensive3DSR(
         evidence=[*images, placeholder(source, seg.class_uid, seg.instance_uid, seg.series_uid)],
         content=content,
-        series_instance_uid=new_uid(),
-        series_number=source.derived_series_number(SERIES_OFFSET),
-        sop_instance_uid=new_uid(),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name,
-        software_versions=SOFTWARE_VERSION,
-        device_serial_number=algorithm.fingerprint,
         is_complete=True,
-        series_description=algorithm.description,
+        **series_arguments(segmented, SERIES_OFFSET),
     )
     source.stamp(report, segmented.texts)
     return report
