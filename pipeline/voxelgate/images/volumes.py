@@ -6,7 +6,8 @@ replaces the sform by the qform, even by one with code 0, as soon as pixdim and 
 TIFF, JPEG) are volumes of one slice; `voxelgate.images.pictures` says how they are read.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -192,8 +193,8 @@ def write_label_map(
             if is_picture(path):
                 write_picture(partial, voxels[None])
             else:
-                _write_gzip(partial, _nifti_image(voxels, grid, like))
-            _compare(partial, path.name, labels, grid)
+                _write_gzip(partial, nib.Nifti1Image(voxels, None, nifti_header(grid, like, voxels.dtype)))
+            refuse_other_content(partial, path.name, grid, functools.partial(_holds, partial, labels), "labels")
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error
 
@@ -312,19 +313,21 @@ def _label_voxels(path: Path, labels: Voxels, grid: Grid) -> Voxels:
     return labels.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
 
 
-def _nifti_image(voxels: Voxels, grid: Grid, like: Path | None) -> Any:
-    header = _label_header(grid, like)
-    header.set_data_dtype(voxels.dtype)
-    return nib.Nifti1Image(voxels, None, header)
+def nifti_header(grid: Grid, like: Path | None, dtype: npt.DTypeLike) -> Any:  # nibabel ships no stubs
+    """Return a header of NIfTI-1 that holds nothing but shape, type and place.
 
-
-def _label_header(grid: Grid, like: Path | None) -> Any:
+    Args:
+        grid: where the voxels lie, RAS+ mm.
+        like: an image on this grid; if NIfTI, its sform, qform, both codes and units are kept bit by bit.
+        dtype: of the voxels.
+    """
     header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(grid.shape)
     if like is None or not is_nifti(like):
-        header.set_data_shape(grid.shape)
         header.set_sform(grid.affine, 1)
         header.set_qform(grid.affine, 1)
-        if np.abs(header.get_qform() - grid.affine).max() > REWRITE_TOLERANCE_MM:
+        if np.abs(header.get_qform() - grid.affine).max() > REWRITE_TOLERANCE_MM:  # no quaternion tells of a shear
             header["qform_code"] = 0
         header.set_xyzt_units("mm")
         return header
@@ -335,23 +338,42 @@ def _label_header(grid: Grid, like: Path | None) -> Any:
     return header
 
 
-def _write_gzip(path: Path, image: Any) -> None:
+@contextmanager
+def gzip_writer(path: Path) -> Iterator[Any]:
+    """Lend a stream that packs into a new file; it holds no name and no time, so equal content makes equal files."""
     with (
         path.open("xb") as file,
         igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream,
     ):
+        yield stream
+
+
+def _write_gzip(path: Path, image: Any) -> None:
+    with gzip_writer(path) as stream:
         image.to_stream(stream)
 
 
-def _compare(written: Path, name: str, labels: Voxels, grid: Grid) -> None:
+def refuse_other_content(written: Path, name: str, grid: Grid, holds: Callable[[], bool], what: str) -> None:
+    """Read a volume back that was just written.
+
+    Args:
+        written: under its temporary name.
+        name: the file that it is to be.
+        grid: where its voxels must lie.
+        holds: whether the file has the voxels that were meant.
+        what: they are, in the plural.
+
+    Raises:
+        OutputError: it cannot be read, or its grid or its voxels are others.
+    """
     try:
-        read_back, is_equal = read_grid(written), _holds(written, labels)
+        read_back, is_equal = read_grid(written), holds()
     except InputError as error:
         raise OutputError(f"{name}: cannot be read back after writing ({error}); check the disk.") from error
     if (difference := grid.difference(read_back, REWRITE_TOLERANCE_MM)) is not None:
         raise OutputError(f"{name}: reads back with another grid: {difference}.")
     if not is_equal:
-        raise OutputError(f"{name}: reads back with other labels; check the disk.")
+        raise OutputError(f"{name}: reads back with other {what}; check the disk.")
 
 
 def _holds(path: Path, labels: Voxels) -> bool:
