@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.dice import dice_of_masks
 from voxelgate.core.geometry import Grid
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.images.volumes import read_volume
@@ -68,11 +69,7 @@ def restored(logits: torch.Tensor, image: MetaTensor, source: Grid) -> Labels:
 def dice(labels: Labels, truth: Labels, highest: int) -> float:
     """Return the mean over the structures that the truth holds."""
     values = [value for value in range(1, highest + 1) if (truth == value).any()]
-    return float(np.mean([_dice(labels == value, truth == value) for value in values]))
-
-
-def _dice(mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    return 2 * np.count_nonzero(mask & other) / (np.count_nonzero(mask) + np.count_nonzero(other))
+    return float(np.mean([dice_of_masks(labels == value, truth == value) for value in values]))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 
 from tests.training.test_planning import FACTS
 from voxelgate.bundle.workflow import build_component
+from voxelgate.core.dice import dice_of_masks
 from voxelgate.core.labels import LabelTable
 from voxelgate.training.cleaning import LEAST_GAIN, CleaningTrial, Step, choose_cleaning, trials_of
 from voxelgate.training.configs.bundle_files import cleaned
@@ -26,10 +27,6 @@ def reference() -> np.ndarray:
     label[2:8, 2:8, 2:8] = 1
     label[9:13, 9:13, 9:13] = 2
     return label
-
-
-def dice_of(mask: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * (mask & other).sum() / (mask.sum() + other.sum()))
 
 
 def island(label: np.ndarray) -> np.ndarray:
@@ -61,7 +58,7 @@ def test_a_step_is_charged_with_what_it_takes_from_a_structure_inside(reference:
     labels = MetaTensor(torch.from_numpy(prediction.astype(np.uint8))[None])
     filled = build_component({"_target_": "Compose", "transforms": steps})({"pred": labels})["pred"][0].numpy()
     assert not (filled == 2).any()  # MONAI fills the tumour too
-    before, after = (dice_of(labels == 1, reference == 1) for labels in (prediction, filled))
+    before, after = (dice_of_masks(labels == 1, reference == 1) for labels in (prediction, filled))
     assert one.before == before < after
     assert one.after[Step.FILL_HOLES] == after - 1.0
 

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
+from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.findings import Allow, Finding
 from voxelgate.core.geometry import Affine, Grid
@@ -377,18 +378,11 @@ def flip_dice(
             f"{', '.join(table.unpaired_sides)}: has no structure of the other side to be compared with in a mirrored "
             "image; leave out --check-flips."
         )
-    mirror_of = np.arange(len(table.names))
+    mirror_of = np.arange(len(table.names), dtype=np.uint16)
     for low, high in table.side_pairs:
         mirror_of[[low, high]] = high, low
     mirrored = inferer(_mirror_image(image), network).as_tensor()[0, 0].cpu().numpy()
-    sizes = np.zeros((3, len(table.names)))
-    for plane, other in zip(labels, mirrored, strict=True):  # one at a time: bincount makes int64 of them
-        renamed = mirror_of[other]
-        for row, values in enumerate((plane, renamed, plane[plane == renamed])):
-            sizes[row] += np.bincount(values.ravel(), minlength=len(table.names))
-    with np.errstate(invalid="ignore"):
-        dice = 2 * sizes[2] / (sizes[0] + sizes[1])
-    return {name: float(dice[value]) for value, name in table.foreground.items()}
+    return dice_of_labels(labels, (mirror_of[plane] for plane in mirrored), table)
 
 
 def _mirror_image(image: MetaTensor) -> MetaTensor:

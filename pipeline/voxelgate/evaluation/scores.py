@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from voxelgate.core.dice import dice_of_sizes
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
@@ -74,7 +75,7 @@ class LabelScores:
     Args:
         case_id: the case.
         label: name of the structure.
-        dice: 2 |P and R| / (|P| + |R|); Dice 1945, doi:10.2307/1932409.
+        dice: 2 |P and R| / (|P| + |R|), see `core/dice`.
         iou: |P and R| / |P or R|; Jaccard 1912, doi:10.1111/j.1469-8137.1912.tb05611.x.
         hd95_mm: the larger of the two directed 95th percentiles of the surface distances, percentiles interpolated
             linearly; Maier-Hein 2024, doi:10.1038/s41592-023-02151-z, and `monai/metrics/hausdorff_distance.py`.
@@ -331,7 +332,7 @@ def _score_masks(prediction: Mask, reference: Mask, grid: Grid, case_id: str, la
     return LabelScores(
         case_id=case_id,
         label=label,
-        dice=_ratio(2 * common, size + reference_size),
+        dice=dice_of_sizes(common, size, reference_size),
         iou=_ratio(common, size + reference_size - common),
         **distances._asdict(),
         ravd_percent=100 * _ratio(abs(size - reference_size), reference_size),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from voxelgate.core.dice import dice_of_masks
 from voxelgate.core.labels import LabelTable
 from voxelgate.training.planning.plan import Cleaning
 
@@ -50,18 +51,18 @@ def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Cle
         labels: names of the values.
     """
     found = [value for value in labels.foreground if prediction[value].any() and reference[value].any()]
-    before = {value: _dice(prediction[value], reference[value]) for value in found}
+    before = {value: dice_of_masks(prediction[value], reference[value]) for value in found}
     trials = []
     for value in found:
         after = {}
         for step, do in _STEPS.items():
             cleaned = do(prediction[value])
             lost = sum(
-                before[other] - _dice(prediction[other] & ~cleaned, reference[other])
+                before[other] - dice_of_masks(prediction[other] & ~cleaned, reference[other])
                 for other in found
                 if other != value and (prediction[other] & cleaned).any()
             )
-            after[step] = _dice(cleaned, reference[value]) - lost
+            after[step] = dice_of_masks(cleaned, reference[value]) - lost
         trials.append(CleaningTrial(value, before[value], after))
     return trials
 
@@ -99,7 +100,3 @@ _TOUCHING = np.ones((3, 3, 3))
 Like those, filling gives a structure all that it encloses, other structures too."""
 
 _STEPS: Mapping[Step, Callable[[Mask], Mask]] = {Step.KEEP_LARGEST: _largest, Step.FILL_HOLES: _without_holes}
-
-
-def _dice(prediction: Mask, reference: Mask) -> float:
-    return 2 * int((prediction & reference).sum()) / (int(prediction.sum()) + int(reference.sum()))

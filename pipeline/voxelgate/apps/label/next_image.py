@@ -15,8 +15,9 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from voxelgate.apps.label.ids import check_tag
 from voxelgate.apps.label.image_store import ImageStore
 from voxelgate.apps.label.infer_task import InferTask
-from voxelgate.apps.label.uncertainty import dice_of, disagreement, mean_dice, uncertainty
+from voxelgate.apps.label.uncertainty import disagreement, mean_dice, uncertainty
 from voxelgate.bundle.opened import open_bundle
+from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.images.volumes import read_volume
 from voxelgate.inference.threads import in_network_thread
@@ -171,7 +172,7 @@ class DiceScoring(ScoringMethod):  # type: ignore[misc]  # monailabel ships no t
             paths = [datastore.get_label_uri(image_id, tag) for tag in (found_tag, meant_tag)]
             if all(path and Path(path).is_file() for path in paths):
                 found, meant = (read_volume(Path(path))[0] for path in paths)
-                dices = dice_of(found, meant, table)
+                dices = dice_of_labels(found, meant, table)
                 scores[image_id] = mean_dice(dices.values())
                 known = {name: dice for name, dice in dices.items() if not math.isnan(dice)}  # JSON has no NaN
                 datastore.update_image_info(image_id, {"dice": scores[image_id], "dice_of": known})

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from voxelgate.apps.label.model_versions import ORIGIN, ModelVersions, Origin
 from voxelgate.apps.label.submitted import read_submitted
-from voxelgate.apps.label.uncertainty import dice_of, label_map, mean_dice
+from voxelgate.apps.label.uncertainty import label_map, mean_dice
 from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import run_workflow
+from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
@@ -172,7 +173,7 @@ def validation_dice(bundle: Bundle, cases: Sequence[Annotated]) -> float:
 
 def _case_dice(bundle: Bundle, case: Annotated) -> float:
     found = label_map(Case(case.image_id, case.image), bundle)
-    return mean_dice(dice_of(found, read_volume(case.label)[0], bundle.labels).values())
+    return mean_dice(dice_of_labels(found, read_volume(case.label)[0], bundle.labels).values())
 
 
 def _as_now(case: Annotated, table: LabelTable, folder: Path) -> Annotated:

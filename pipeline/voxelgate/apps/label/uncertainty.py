@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.bundle.predict import Bundle
+from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import UsageError
-from voxelgate.core.labels import LabelTable
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.read import read_case
 from voxelgate.transforms.io import as_image
@@ -50,7 +50,7 @@ def disagreement(case: Case, bundle: Bundle, other: Bundle) -> float:
     """
     if bundle.labels != other.labels:
         raise UsageError(f"two versions of {bundle.name} have different labels, so nothing can be compared.")
-    return _doubt(dice_of(label_map(case, bundle), label_map(case, other), bundle.labels).values())
+    return _doubt(dice_of_labels(label_map(case, bundle), label_map(case, other), bundle.labels).values())
 
 
 def label_map(case: Case, bundle: Bundle) -> Labels:
@@ -61,23 +61,6 @@ def label_map(case: Case, bundle: Bundle) -> Labels:
     """
     scan = read_case(case, bundle.labels)
     return bundle.predict(bundle.prepare(as_image(scan.voxels, scan.grid)), scan.grid).labels
-
-
-def dice_of(first: Labels, second: Labels, table: LabelTable) -> dict[str, float]:
-    """Return the Dice of each structure, NaN if neither holds it; `evaluation.score` measures surfaces too, for longer.
-
-    Args:
-        first: label values of `table`, (I, J, K).
-        second: the same.
-        table: what they mean.
-    """
-    values = range(1, len(table.names))
-    sizes = [int((first == value).sum()) + int((second == value).sum()) for value in values]
-    shared = [int(((first == value) & (second == value)).sum()) for value in values]
-    return {
-        name: 2 * both / size if size else math.nan
-        for name, both, size in zip(table.foreground.values(), shared, sizes, strict=True)
-    }
 
 
 def mean_dice(dices: Iterable[float]) -> float:
