@@ -321,11 +321,6 @@ def test_a_calibration_that_names_a_runtime_of_an_earlier_version_is_measured_ag
     assert place.load() is None
 
 
-def test_json_holds_a_calibration_without_loss() -> None:
-    kept = calibration(trial(Runtime.FOLDED, 1.5))
-    assert Calibration.from_mapping(json.loads(json.dumps(kept.to_mapping()))) == kept
-
-
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "null", "3", '{"circumstances": {}}', '{"circumstances": {}, "calibration": {}}', "\x00\xff"],

@@ -1,8 +1,7 @@
 """The facts of one case: sizes, intensities of its structures, pieces, sides, and what is wrong with its files."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -108,16 +107,6 @@ class CaseFacts:
     def is_stored_with_offset(self) -> bool:
         """Return whether something was added to the HU of a CT: nothing is negative, and its tissue lies higher."""
         return self.darkest >= 0 and self.nearest_offset_hu > 0
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build it from its JSON form."""
-        rows = [
-            dict(row) | {"intensity": tuple(map(tuple, row["intensity"])), "cut_at": tuple(row["cut_at"])}
-            for row in values["structures"]
-        ]
-        plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
-        return cls(**plain | {"structures": tuple(StructureOfCase(**row) for row in rows)})
 
 
 def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:

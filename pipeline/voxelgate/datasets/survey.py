@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
@@ -208,9 +208,9 @@ def _measured_case(manifest: Manifest, cache: Path | None, index: int) -> CaseFa
         return measure_case(case, manifest)
     path = cache / f"{_content_key(manifest, index)}.json"
     try:
-        known = CaseFacts.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+        known = TypeAdapter(CaseFacts).validate_json(path.read_bytes())
         return dataclasses.replace(known, case_id=case.case_id)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         facts = measure_case(case, manifest)
         if not facts.problems:  # they name files, and may be gone the next time
             _keep(path, asdict(facts))

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from voxelgate.core.errors import UsageError, VoxelgateError
@@ -116,23 +116,6 @@ class Calibration:
     def _usable(self) -> list[RuntimeTrial]:
         return [trial for trial in self.trials[1:] if not trial.objection and trial.gain >= MUST_GAIN]
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return what `json.dumps` takes."""
-        return asdict(self)
-
-    @classmethod
-    def from_mapping(cls, record: Mapping[str, Any]) -> "Calibration":
-        """Read what `to_mapping` gave.
-
-        Raises:
-            ValueError, LookupError, TypeError, AttributeError: it is something else.
-        """
-        return cls(
-            tuple(int(size) for size in record["shape"]),
-            tuple(_trial(one) for one in record["trials"]),
-            {Runtime(name): str(reason) for name, reason in record["unavailable"].items()},
-        )
-
     def __str__(self) -> str:
         """Return a table in Markdown."""
         best = self.best()
@@ -182,8 +165,8 @@ class CalibrationPlace:
             record = json.loads(self.calibration.read_text(encoding="utf-8"))
             if record["circumstances"] != dict(self.circumstances):
                 return None
-            return Calibration.from_mapping(record["calibration"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return TypeAdapter(Calibration).validate_python(record["calibration"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def save(self, calibration: Calibration) -> None:
@@ -192,7 +175,7 @@ class CalibrationPlace:
         Raises:
             OSError: the folder cannot be made or written.
         """
-        record = {"circumstances": dict(self.circumstances), "calibration": calibration.to_mapping()}
+        record = {"circumstances": dict(self.circumstances), "calibration": asdict(calibration)}
         self.calibration.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.calibration, json.dumps(record, allow_nan=False, indent=2) + "\n")
 
@@ -340,24 +323,6 @@ def _pass_s(run: Network, patch: torch.Tensor) -> float:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _trial(record: Mapping[str, Any]) -> RuntimeTrial:
-    found = record["agreement"]
-    return RuntimeTrial(
-        Runtime(record["runtime"]),
-        float(record["setup_s"]),
-        float(record["pass_s"]),
-        float(record["gain"]),
-        Agreement(
-            float(found["difference"]),
-            tuple(float(value) for value in found["dice"]),
-            int(found["structure_voxels"]),
-            int(found["unequal"]),
-            int(found["beyond_ties"]),
-        ),
-        str(record["objection"]),
-    )
 
 
 def cache_folder() -> Path:
