@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from voxelgate.core.labels import LabelTable
 
+Mask = npt.NDArray[np.bool_]
+
 
 def dice_of_sizes(common: int, size: int, other_size: int) -> float:
     """Return the Dice of two masks of these sizes, NaN if both are empty.
@@ -19,7 +21,7 @@ def dice_of_sizes(common: int, size: int, other_size: int) -> float:
     return 2 * common / (size + other_size) if size + other_size else math.nan
 
 
-def dice_of_masks(mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
+def dice_of_masks(mask: Mask, other: Mask) -> float:
     """Return the Dice of two masks of one shape, NaN if both are empty."""
     return dice_of_sizes(*(int(np.count_nonzero(one)) for one in (mask & other, mask, other)))
 

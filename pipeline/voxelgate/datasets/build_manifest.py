@@ -14,7 +14,8 @@ from jsonschema.exceptions import ValidationError
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum, manifest_defects
+from voxelgate.core.progress import Progress
+from voxelgate.datasets.check_manifest import MOST_READERS, checksum, manifest_defects
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality, manifest_from_document, schema_problem
 from voxelgate.evaluation.pairs import Pair, find_pairs
 from voxelgate.images.pictures import RGB, is_picture, read_picture_header

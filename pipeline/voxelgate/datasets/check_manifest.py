@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,13 @@ from voxelgate.core.errors import InputError, ManifestError, reading_problem
 from voxelgate.core.files import file_sha256
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import Manifest, ManifestCase
 from voxelgate.images.spec import binary_as_one, mask_problem
 from voxelgate.images.volumes import read_channels
 
 Volume = tuple[npt.NDArray[Any], Grid]
 """Voxels in the file's dtype, and where they lie."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of cases done and the number of all cases."""
 
 MOST_READERS = 4
 """Threads that read; each holds one image and its label, and more do not decompress faster."""

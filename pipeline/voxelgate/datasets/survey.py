@@ -19,10 +19,11 @@ from pydantic.dataclasses import dataclass as record
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.progress import Progress
 from voxelgate.core.records import record_problem
 from voxelgate.core.structures import Structure, structure_ranges
 from voxelgate.datasets.case_facts import STORED_OFFSETS_HU, TISSUE_HU, CaseFacts, measure_case
-from voxelgate.datasets.check_manifest import MOST_READERS, Progress, checksum
+from voxelgate.datasets.check_manifest import MOST_READERS, checksum
 from voxelgate.datasets.defects import Defect, defects_between
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
 from voxelgate.images.volumes import read_grid

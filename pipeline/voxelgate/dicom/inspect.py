@@ -1,6 +1,6 @@
 """Say of every series below some paths whether it can be used: headers, then the pixels of what the headers allow."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,13 @@ import nibabel as nib
 
 from voxelgate.core.findings import Allow, Finding, Severity
 from voxelgate.core.geometry import Grid
+from voxelgate.core.progress import Progress
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.dicom_files import list_files
 from voxelgate.dicom.read.reader import read_or_refuse
 from voxelgate.dicom.read.repair import repair_needed
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.dicom.read.stack import slices_of
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ distances, and a summary counts it beside the mean; a structure that neither hol
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from voxelgate.core.dice import dice_of_sizes
+from voxelgate.core.dice import Mask, dice_of_sizes
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.progress import Progress
 from voxelgate.evaluation.pairs import LabelMapPair, pair_files
 from voxelgate.evaluation.surfaces import surface_distances
 from voxelgate.images.pictures import PIXELS_PER_ML, is_picture
@@ -30,7 +31,6 @@ from voxelgate.images.volumes import read_channels, read_grid
 logger = logging.getLogger(__name__)
 
 LabelArray = npt.NDArray[np.integer[Any]]
-Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, ...]
 
 
@@ -196,7 +196,7 @@ def evaluate_pairs(
     labels: LabelTable | None,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[list[LabelScores]]:
     """Measure many cases, at most `workers` of them in memory at a time.
 
@@ -245,7 +245,7 @@ def _names_found(pairs: Sequence[LabelMapPair], workers: int) -> dict[int, str]:
 
 
 def _score_all(
-    pairs: Sequence[LabelMapPair], names: Mapping[int, str], workers: int, progress: Callable[[int, int], None] | None
+    pairs: Sequence[LabelMapPair], names: Mapping[int, str], workers: int, progress: Progress | None
 ) -> Iterator[list[LabelScores]]:
     def score_pair(pair: LabelMapPair) -> list[LabelScores]:
         case_id, prediction_path, reference_path = pair

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from voxelgate.core.dice import Mask
 from voxelgate.core.geometry import Grid
-
-Mask = npt.NDArray[np.bool_]
 
 HD_PERCENTILE = 95.0
 """Percentile of the directed surface distances that stands for the maximum; unlike it, robust to a stray voxel."""

@@ -1,6 +1,6 @@
 """Show an image to several networks, mirrored in several ways, and average what they say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 
@@ -8,14 +8,9 @@ import torch
 
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.inference.restoring.class_scores import ScoreKind
+from voxelgate.inference.restoring.restorer import ScoreSlab
 from voxelgate.inference.streaming.stream import StreamingNetwork
-from voxelgate.inference.windows import is_finite
-
-Network = Callable[[torch.Tensor], torch.Tensor]
-
-
-ScoreSlab = tuple[int, torch.Tensor]
-"""First slice, and scores (classes, i, j, k)."""
+from voxelgate.inference.windows import Predictor, is_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +55,7 @@ class MirroredViews:
         UsageError: no network.
     """
 
-    networks: Sequence[Network]
+    networks: Sequence[Predictor]
     flip_axes: tuple[int, ...] = ()
     side_pairs: tuple[tuple[int, int], ...] = ()
     compute_dtype: str | None = None
@@ -129,7 +124,7 @@ class MirroredViews:
         probabilities = torch.softmax(scores, dim=1) if self.regions is None else torch.sigmoid(scores)
         return probabilities[:, self._sides_swapped(scores.shape[1])] if 0 in axes else probabilities
 
-    def _run(self, network: Network, windows: torch.Tensor) -> torch.Tensor:
+    def _run(self, network: Predictor, windows: torch.Tensor) -> torch.Tensor:
         if self.channels_last:
             windows = windows.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype is not None):

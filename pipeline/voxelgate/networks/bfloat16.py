@@ -1,6 +1,5 @@
 """What PyTorch gets wrong in bfloat16 on CPUs, and how a training stays away from it."""
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +19,8 @@ class SoundGradients(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],  # the signature is PyTorch's
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # whatever the function returns
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # PyTorch's interface
         options = dict(kwargs or {})
         if func is not F.conv3d or not _is_unsound(args[0] if args else options["input"]):
             return func(*args, **options)

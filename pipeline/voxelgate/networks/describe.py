@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,12 +118,8 @@ class _Fused(TorchFunctionMode):
     """Send attention to the kernel whose memory grows with the positions, not with their square."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],  # the signature is PyTorch's
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # whatever the function returns
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # PyTorch's interface
         if func is F.scaled_dot_product_attention:
             return FUSED_ATTENTION(*args, **(kwargs or {}))[0]
         return func(*args, **(kwargs or {}))
@@ -139,12 +135,8 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch
         self._seen: set[int] = set()
 
     def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],  # the signature is PyTorch's
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # whatever the operator returns
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # PyTorch's interface
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):

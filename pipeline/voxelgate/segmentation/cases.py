@@ -4,13 +4,14 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow, Finding, remark
+from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
@@ -118,7 +119,7 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     data_root: Path | None = None,
     allow: Iterable[Allow] = (),
     out_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Case]:
     """List what there is to segment in files, folders and manifests: images, and one DICOM series of each study.
 

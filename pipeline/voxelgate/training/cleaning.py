@@ -7,14 +7,11 @@ from enum import StrEnum
 from statistics import fmean
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
-from voxelgate.core.dice import dice_of_masks
+from voxelgate.core.dice import Mask, dice_of_masks
 from voxelgate.core.labels import LabelTable
 from voxelgate.training.planning.plan import Cleaning
-
-Mask = npt.NDArray[np.bool_]
 
 LEAST_GAIN = 0.0005
 """Mean Dice that a step must bring before it is taken; less is noise."""

@@ -1,7 +1,7 @@
 """Train all folds of a cross-validation, find out which cleaning helps, and put the folds together into one bundle."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import isnan
@@ -16,6 +16,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import copy_file
+from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import Manifest, Split, datalist, load_manifest
 from voxelgate.evaluation.handler import ScoreCases
@@ -95,7 +96,7 @@ def train_folds(
     *,
     executor: Executor | None = None,
     devices: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CrossValidation:
     """Train every fold, find out which cleaning helps, and put the folds together into one bundle.
 
@@ -170,7 +171,7 @@ def _fold_jobs(job: TrainingJob, folds: int, devices: Sequence[str]) -> list[Tra
     return jobs
 
 
-def _train_fold(job: TrainingJob, progress: Callable[[int, int], None] | None = None) -> _FoldResult:
+def _train_fold(job: TrainingJob, progress: Progress | None = None) -> _FoldResult:
     """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
     rows = datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=Split.VALIDATION)
     if not is_sealed(job.out):

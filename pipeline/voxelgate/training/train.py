@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.files import write_text
+from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import check_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, datalist, load_manifest
 from voxelgate.evaluation.scores import LabelScores
@@ -67,7 +68,7 @@ class TrainingJob:
             )
 
 
-def train(job: TrainingJob, *, progress: Callable[[int, int], None] | None = None) -> Path:
+def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     """Run a training and return the folder of the trained bundle, sealed and ready to segment.
 
     Everything is checked before work starts: manifest, files, labels, folds, settings. A training that is killed

@@ -1,20 +1,21 @@
 """Bring intensities to a common scale: CT by HU windows, MRI image by image, ultrasound without its speckle."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 from skimage.restoration import denoise_tv_chambolle
 
 from voxelgate.core.errors import InputError, UsageError
+from voxelgate.transforms.io import plain_tensor
 
 
 class HUWindow(StrEnum):
@@ -112,7 +113,7 @@ def window(image: torch.Tensor, low_hu: float, high_hu: float) -> torch.Tensor:
     """
     if not low_hu < high_hu:
         raise ValueError(f"a window needs low_hu < high_hu, found {low_hu} and {high_hu}")
-    voxels = _plain(image).to(torch.float32, copy=True)
+    voxels = plain_tensor(image).to(torch.float32, copy=True)
     darkest, brightest = (float(limit) for limit in voxels.aminmax())
     if not SMALLEST_HU_RANGE <= brightest - darkest < np.inf:
         raise InputError(
@@ -138,13 +139,13 @@ def from_offset(image: torch.Tensor, offset_hu: float) -> torch.Tensor:
     Raises:
         InputError: the darkest voxel lies between `HIGHEST_AIR_HU` and 0, so neither is sure, or is not finite.
     """
-    darkest = float(_plain(image).min())
+    darkest = float(plain_tensor(image).min())
     if not (darkest >= 0.0 or darkest <= HIGHEST_AIR_HU):
         raise InputError(
             f"the darkest voxel is {darkest:g}: neither HU, which show air below {HIGHEST_AIR_HU:g}, nor HU plus "
             f"{offset_hu:g}, which are never negative; give the scan as its scanner made it."
         )
-    voxels = _plain(image).to(torch.float32, copy=True)
+    voxels = plain_tensor(image).to(torch.float32, copy=True)
     return _like(voxels.sub_(offset_hu) if darkest >= 0.0 else voxels, image)
 
 
@@ -176,7 +177,7 @@ def normalize(
         InputError: a channel holds one value only (of those taken), only zeros, or values that are not finite.
     """
     percentiles = (low_percentile, high_percentile)
-    voxels = _plain(image).to(torch.float32, copy=True)
+    voxels = plain_tensor(image).to(torch.float32, copy=True)
     for index, channel in enumerate(voxels[None] if together else voxels):
         values = channel.numpy(force=True).reshape(-1)
         low, high, mean, deviation = _statistics(values[values != 0] if nonzero else values, percentiles, index)
@@ -204,7 +205,7 @@ def despeckle(image: torch.Tensor, weight: float, *, log_compressed: bool = Fals
     """
     channels = [
         _despeckled(channel, weight, log_compressed=log_compressed)
-        for channel in _plain(image).float().numpy(force=True)
+        for channel in plain_tensor(image).float().numpy(force=True)
     ]
     return _like(torch.from_numpy(np.stack(channels)), image)
 
@@ -240,10 +241,7 @@ class WindowHUd(MapTransform):  # type: ignore[misc]  # MONAI ships no types tha
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the images windowed."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = window(torch.as_tensor(data[key]), self.low_hu, self.high_hu)
-        return out
+        return _mapped(self, data, lambda image: window(image, self.low_hu, self.high_hu))
 
 
 class OffsetToHUd(MapTransform):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
@@ -272,10 +270,7 @@ class OffsetToHUd(MapTransform):  # type: ignore[misc]  # MONAI ships no types t
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the images in HU."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = from_offset(torch.as_tensor(data[key]), self.offset_hu)
-        return out
+        return _mapped(self, data, lambda image: from_offset(image, self.offset_hu))
 
 
 class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
@@ -317,16 +312,14 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the images normalised."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = normalize(
-                torch.as_tensor(data[key]),
-                nonzero=self.nonzero,
-                low_percentile=self.low_percentile,
-                high_percentile=self.high_percentile,
-                together=self.together,
-            )
-        return out
+        change = partial(
+            normalize,
+            nonzero=self.nonzero,
+            low_percentile=self.low_percentile,
+            high_percentile=self.high_percentile,
+            together=self.together,
+        )
+        return _mapped(self, data, change)
 
 
 class Despeckled(MapTransform):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
@@ -363,15 +356,14 @@ class Despeckled(MapTransform):  # type: ignore[misc]  # MONAI ships no types th
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the images smoothed."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = despeckle(torch.as_tensor(data[key]), self.weight, log_compressed=self.log_compressed)
-        return out
+        return _mapped(self, data, partial(despeckle, weight=self.weight, log_compressed=self.log_compressed))
 
 
-def _plain(image: torch.Tensor) -> torch.Tensor:
-    plain: torch.Tensor = image.as_tensor() if isinstance(image, MetaTensor) else image
-    return plain
+def _mapped(
+    step: MapTransform, data: Mapping[Hashable, Any], change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[Hashable, Any]:
+    """Return `data` with the images of a step changed, one by one."""
+    return {**data, **{key: change(torch.as_tensor(data[key])) for key in step.key_iterator(data)}}
 
 
 def _like(voxels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

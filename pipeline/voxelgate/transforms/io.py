@@ -34,6 +34,12 @@ def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
     return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(meta.pop("affine")), meta=meta)
 
 
+def plain_tensor(image: torch.Tensor) -> torch.Tensor:
+    """Return the voxels of a `MetaTensor` without its geometry, or a tensor as it is; nothing is copied."""
+    plain: torch.Tensor = image.as_tensor() if isinstance(image, MetaTensor) else image
+    return plain
+
+
 class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
     """Let MONAI's `LoadImage` read volume files and DICOM series, and refuse what `read_volume` and the audit refuse.
 

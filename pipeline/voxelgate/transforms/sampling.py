@@ -12,6 +12,7 @@ from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_dst_type
 
 from voxelgate.core.errors import InputError, UsageError
+from voxelgate.transforms.io import plain_tensor
 
 Indices = npt.NDArray[np.int32]
 
@@ -45,7 +46,7 @@ def foreground_indices(label: torch.Tensor) -> list[Indices]:
         raise InputError(f"a label map has one channel with one value a voxel, found the shape {tuple(label.shape)}.")
     if label.numel() > np.iinfo(np.int32).max:
         raise InputError(f"a label map of {label.numel()} voxels is too large; crop it, or resample it coarser.")
-    values = _plain_tensor(label).reshape(-1).numpy(force=True)
+    values = plain_tensor(label).reshape(-1).numpy(force=True)
     foreground = np.flatnonzero(values).astype(np.int32)
     if not foreground.size:
         return []
@@ -179,11 +180,6 @@ def _per_axis(vox: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ..
     return numbers
 
 
-def _plain_tensor(image: torch.Tensor) -> torch.Tensor:
-    plain: torch.Tensor = image.as_tensor() if isinstance(image, MetaTensor) else image
-    return plain
-
-
 def _thinned(indices: Indices) -> Indices:
     if indices.size <= MAX_INDICES_PER_CLASS:
         return indices
@@ -202,7 +198,7 @@ def _foreground_voxel(label: torch.Tensor, flat_index: int) -> tuple[int, ...]:
     shape = tuple(label.shape[1:])
     if flat_index < np.prod(shape):
         voxel = tuple(int(i) for i in np.unravel_index(flat_index, shape))
-        if _plain_tensor(label)[(0, *voxel)] != 0:
+        if plain_tensor(label)[(0, *voxel)] != 0:
             return voxel
     raise InputError(
         f"the stored foreground index {flat_index} is no foreground of this label map of the shape {shape}; "
@@ -222,8 +218,8 @@ def _cut(volume: torch.Tensor, start: tuple[int, ...], patch_vox: tuple[int, ...
         low, high = max(first, 0), min(first + size, length)
         source.append(slice(low, high))
         target.append(slice(low - first, high - first))
-    patch = _plain_tensor(volume).new_full((volume.shape[0], *patch_vox), pad_value)
-    patch[tuple(target)] = _plain_tensor(volume)[tuple(source)]
+    patch = plain_tensor(volume).new_full((volume.shape[0], *patch_vox), pad_value)
+    patch[tuple(target)] = plain_tensor(volume)[tuple(source)]
     if not isinstance(volume, MetaTensor):
         return patch
     cut, *_ = convert_to_dst_type(patch, volume)

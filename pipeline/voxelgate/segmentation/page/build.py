@@ -1,7 +1,7 @@
 """Build the report of an output folder: read the ledger, embed the previews, write one page."""
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from pathlib import Path
 from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.files import whole_file
 from voxelgate.core.page import page_style, page_templates, policy_hash
+from voxelgate.core.progress import Progress
 from voxelgate.evaluation.review import Verdict
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunRecord
@@ -34,7 +35,7 @@ def write_page(
     *,
     page: Path | str | None = None,
     data_root: Path | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the report of an output folder, from its ledger and previews; an older one is replaced.
 

@@ -1,7 +1,7 @@
 """What true labels say of the cases of a run: how well they were found, and where the gates looked."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.evaluation.pairs import label_maps_in
 from voxelgate.evaluation.scores import LabelScores, read_label_map, score
@@ -104,7 +105,7 @@ def _called_like(image: Path, known: Container[str]) -> str | None:
 
 
 def compared(
-    cases: Sequence[CaseReport], references: Mapping[str, Path], progress: Callable[[int, int], None] | None = None
+    cases: Sequence[CaseReport], references: Mapping[str, Path], progress: Progress | None = None
 ) -> dict[str, Truth]:
     """Compare cases with their true labels; one case is in memory at a time.
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, Shape
 from voxelgate.dicom.plausibility import AIR_HU, LEAST_AIR, LEAST_TISSUE, SOFT_TISSUE_HU
 
 Picture = npt.NDArray[np.uint8]
@@ -29,9 +29,6 @@ WINDOW_PERCENTILES = (1.0, 99.5)
 
 SMALLEST_WINDOW = 1e-6
 """Added where all cells are equal, so that they become black."""
-
-
-Counts = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +93,7 @@ def sketch(voxels: npt.NDArray[Any], grid: Grid) -> Sketch:
     return Sketch(np.rint(255 * grey).astype(np.uint8), laid, window, is_hu)
 
 
-def lattice(grid: Grid, counts: Counts | None = None) -> Lattice:
+def lattice(grid: Grid, counts: Shape | None = None) -> Lattice:
     """Return the cells of an image that are nearly cubes.
 
     Args:

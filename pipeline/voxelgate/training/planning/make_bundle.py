@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from voxelgate.core.errors import UsageError, reason_of
+from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
-from voxelgate.datasets.check_manifest import Progress
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import Survey, survey
 from voxelgate.training.configs.bundle_files import refuse_existing_bundle, write_bundle

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.errors import UsageError
+from voxelgate.core.geometry import Shape
 from voxelgate.datasets.manifest import Modality
 from voxelgate.datasets.survey import Fingerprint
 from voxelgate.training.planning.plan import Augmentation, Budget, Device, Intensity, Plan, Training
 
 _T = TypeVar("_T", int, float)
-Three = tuple[int, int, int]
 
 PATCH_MULTIPLE = 8
 PATCH_MARGIN = 1.1
@@ -259,8 +259,8 @@ def _patch(facts: Fingerprint, budget: Budget) -> _Choice:
     return _Choice(_three(int, patch), reason)
 
 
-def _stride_choice(facts: Fingerprint, patch: Three) -> _Choice:
-    strides: list[Three] = []
+def _stride_choice(facts: Fingerprint, patch: Shape) -> _Choice:
+    strides: list[Shape] = []
     size, spacing = np.array(patch), np.array(facts.spacing_mm)
     while len(strides) < MOST_LEVELS - 1:
         is_halved = (size // 2 >= SMALLEST_BOTTLENECK_VOX) & (spacing < ANISOTROPY * _finest(size, spacing))
@@ -321,12 +321,12 @@ def _flip_test(facts: Fingerprint) -> _Choice:
     return _Choice(value=True, reason="the mean of an image and its mirror image is better than either")
 
 
-def _batch(patch: Three, budget: Budget) -> int:
+def _batch(patch: Shape, budget: Budget) -> int:
     low, high = BATCH_LIMITS
     return int(min(high, max(low, STEP_VOX[budget.device] // int(np.prod(patch)))))
 
 
-def _training(facts: Fingerprint, patch: Three, batch: int, budget: Budget) -> _Choice:
+def _training(facts: Fingerprint, patch: Shape, batch: int, budget: Budget) -> _Choice:
     length = _length(facts, int(np.prod(patch)) * batch, budget)
     steps = length.epochs * length.steps_per_epoch
     is_cut = np.prod(patch) < np.prod(np.minimum(facts.foreground_vox, facts.shape_vox))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from voxelgate.core.geometry import Shape
-from voxelgate.inference.memory import MemoryModel, StreamingModel, Windows
+from voxelgate.dicom.write.seg import MOST_BINARY_SEGMENTS
+from voxelgate.inference.memory import GIB, MemoryModel, StreamingModel, Windows
 from voxelgate.inference.windows import WindowPlan
 from voxelgate.segmentation.outputs import Output
 
@@ -26,9 +27,6 @@ WINDOWS_SLOWER = 1.3
 MOST_UINT8 = 256
 """Classes above which a label takes four bytes until it is written."""
 
-MOST_BIT_PLANES = 10
-"""Segments that a DICOM SEG holds as planes of bits (`dicom.seg.MOST_BINARY_SEGMENTS`), one bit a voxel for each."""
-
 DISK_BYTES_PER_VOX: Mapping[Output, float] = {Output.NIFTI: 0.05, Output.SEG: 0.1, Output.RTSTRUCT: 0.3}
 """For each voxel of the source at most: a label map takes 0.002 to 0.025 bytes with gzip, one of 100 segments 0.03 with
 RLE, and one voxel in a hundred is a point of an outline, in 30 characters."""
@@ -41,8 +39,6 @@ DISK_BYTES_PER_CASE: Mapping[Output, int] = {
     Output.PREVIEW: 2**17,
 }
 """Headers, measurements and pictures at most."""
-
-GIB = 2**30
 
 
 class Way(StrEnum):
@@ -331,7 +327,7 @@ def _disk_bytes(size: Size, measured: Measured, outputs: Iterable[Output]) -> in
     if written is not None:
         return math.ceil(written.vox_bytes * voxels + written.case_bytes)
     per_vox = dict(DISK_BYTES_PER_VOX)
-    if segments <= MOST_BIT_PLANES:
+    if segments <= MOST_BINARY_SEGMENTS:
         per_vox[Output.SEG] = segments / 8
     return sum(int(per_vox.get(kind, 0.0) * voxels) + DISK_BYTES_PER_CASE[kind] for kind in outputs)
 

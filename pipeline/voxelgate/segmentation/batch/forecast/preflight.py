@@ -15,8 +15,8 @@ from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.read.series import Series
 from voxelgate.images.volumes import is_nifti, read_grid
-from voxelgate.inference.memory import SHARE, available_bytes
-from voxelgate.segmentation.batch.forecast.needs import GIB, Forecast, Measured, Room, Size, Written, forecast
+from voxelgate.inference.memory import GIB, SHARE, available_bytes
+from voxelgate.segmentation.batch.forecast.needs import Forecast, Measured, Room, Size, Written, forecast
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, read_ledger
 from voxelgate.segmentation.batch.worker import Setup
