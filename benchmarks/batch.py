@@ -23,7 +23,7 @@ import torch
 
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.inference.precision import keep_large_buffers
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import cases_in, segment, setup_of
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
@@ -54,8 +54,7 @@ def by_runner(engine: str) -> Callable[[Path, Path, Path], Iterator[CaseReport]]
     """Return what segments the volumes with an engine."""
 
     def run(bundle: Path, volumes: Path, out: Path) -> Iterator[CaseReport]:
-        setup = setup_of(bundle, out, OPTIONS, "cpu")
-        return segment_cases(cases_in([volumes], setup), setup, ExecutionOptions(engine))
+        return segment(bundle, volumes, out, outputs=OPTIONS.outputs, device="cpu", workers=engine, forecast=False)
 
     return run
 

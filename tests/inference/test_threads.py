@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from voxelgate.inference.threads import in_network_thread
-from voxelgate.segmentation.batch.worker_process import Share, WorkerProcess
+from voxelgate.segmentation.batch.worker_process import WorkerProcess
 
 
 def processors_here() -> tuple[int, int]:
@@ -30,7 +30,7 @@ def fail() -> None:
 
 
 def test_all_calls_of_a_worker_share_one_thread_with_helpers_and_compute_alone_otherwise() -> None:
-    with WorkerProcess(Share(threads=3)) as worker:
+    with WorkerProcess(threads=3) as worker:
         calls = [worker.submit(in_both_ways, 0.5) for _ in range(2)]
         (first, network), (second, same) = (call.result(60) for call in calls)
 

@@ -24,7 +24,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.segmentation.batch.ledger import read_ledger
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, plan_resources, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import foretell, segment, setup_of
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
@@ -228,8 +228,7 @@ def test_all_engines_write_the_same_maps(tmp_path: Path, bundle: Path) -> None:
     for seed, name in enumerate("ab"):
         save_case(tmp_path / "in" / f"{name}.nii.gz", seed=seed)
     for engine in ("serial", "processes:1"):
-        setup = setup_of(bundle, tmp_path / engine, Options(attention=LEVELS))
-        reports = list(segment_cases(cases_in([tmp_path / "in"], setup), setup, ExecutionOptions(engine)))
+        reports = list(segment(bundle, tmp_path / "in", tmp_path / engine, workers=engine, attention=True))
         assert {report.status for report in reports} == {CaseStatus.DONE}
         assert {gate.level for report in reports for gate in report.attention} == set(LEVELS)
 
@@ -240,9 +239,7 @@ def test_all_engines_write_the_same_maps(tmp_path: Path, bundle: Path) -> None:
 
 def test_a_forecast_without_a_trial_says_that_it_leaves_maps_out(tmp_path: Path, bundle: Path) -> None:
     plain, gated = (
-        plan_resources(
-            [], setup_of(bundle, tmp_path / "out", Options(attention=attention)), ExecutionOptions(max_gib=4)
-        )[0]
+        foretell([], setup_of(bundle, tmp_path / "out", Options(attention=attention, max_memory_gib=4)))[0]
         for attention in ((), LEVELS)
     )
 

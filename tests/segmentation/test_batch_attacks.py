@@ -10,10 +10,11 @@ import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.attention_bundle import LEVELS, make_attention_bundle
+from tests.attention_bundle import make_attention_bundle
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.planted import ct_series, setting, write
 from voxelgate.core.errors import OutputError
@@ -23,14 +24,14 @@ from voxelgate.segmentation.batch.case_table import TABLE_NAME
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
 from voxelgate.segmentation.batch.ledger_records import EntryState, RunVersions
 from voxelgate.segmentation.batch.publish import publish_case, refuse_foreign
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import segment as segment_folder
+from voxelgate.segmentation.batch.run_batch import segment_cases, setup_of
 from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.batch.worker import CaseJob
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
-SERIAL = ExecutionOptions(engine="serial")
 DONE = CaseStatus.DONE
 
 LONGEST_PATH = 4095
@@ -48,9 +49,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def segment(tmp_path: Path, bundle: Path) -> Segment:
     """Segment inputs into `out` in this process."""
 
-    def run_all(*inputs: Path, options: Options | None = None, root: Path = bundle) -> list[CaseReport]:
-        setup = setup_of(root, tmp_path / "out", options or Options())
-        return list(segment_cases(cases_in(inputs, setup), setup, SERIAL))
+    def run_all(*inputs: Path, root: Path = bundle, **asked: Any) -> list[CaseReport]:
+        return list(segment_folder(root, inputs, tmp_path / "out", workers="serial", **asked))
 
     return run_all
 
@@ -149,10 +149,10 @@ def test_an_image_is_never_overwritten_whatever_is_allowed(tmp_path: Path, bundl
         out = tmp_path / "other"
         out.mkdir()
         (out / "p").symlink_to(tmp_path / "out")
-    setup = setup_of(bundle, out, Options(overwrite=True))
+    setup = setup_of(bundle, out, Options(overwrite=True, workers="serial"))
     other = Case("p/a" if is_linked else "a", save_case(tmp_path / "b.nii.gz", seed=1))
 
-    reports = list(segment_cases([other, Case("z", image)], setup, SERIAL))
+    reports = list(segment_cases([[other, Case("z", image)]], setup))
 
     assert [report.status for report in reports] == [CaseStatus.REFUSED, DONE]
     assert "is an image to segment" in str(reports[0].findings[0])
@@ -168,17 +168,18 @@ def test_results_of_another_case_are_never_overwritten_whatever_is_allowed(tmp_p
             refuse_foreign(ledger, "b", report.outputs.values(), overwrite=True)
 
 
-def test_attention_maps_are_made_for_cases_that_were_done_without_and_never_replace_others(tmp_path: Path) -> None:
+def test_attention_maps_are_made_for_cases_that_were_done_without_and_never_replace_others(
+    tmp_path: Path, segment: Segment
+) -> None:
     root = make_attention_bundle(tmp_path / "bundle")
     image = save_case(tmp_path / "a.nii.gz")
     (tmp_path / "out").mkdir()
-    setup, gated = (setup_of(root, tmp_path / "out", Options(attention=levels)) for levels in ((), LEVELS))
 
-    (plain,) = segment_cases(cases_in([image], setup), setup, SERIAL)
+    (plain,) = segment(image, root=root)
     (tmp_path / "out" / "a.attention-0.nii.gz").write_bytes(b"somebody's")
-    (refused,) = segment_cases(cases_in([image], setup), gated, SERIAL)
+    (refused,) = segment(image, root=root, attention=True)
     (tmp_path / "out" / "a.attention-0.nii.gz").unlink()
-    (full,) = segment_cases(cases_in([image], setup), gated, SERIAL)
+    (full,) = segment(image, root=root, attention=True)
 
     assert set(plain.outputs) == {"nifti"}
     assert "a.attention-0.nii.gz: exists already" in str(refused.findings[0])
@@ -186,16 +187,15 @@ def test_attention_maps_are_made_for_cases_that_were_done_without_and_never_repl
 
 
 def test_a_table_that_cannot_be_replaced_ends_no_run_but_is_told_at_its_end(
-    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, segment: Segment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runner, "TABLE_EVERY_S", 0.0)
     for name in "abc":
         save_case(tmp_path / "in" / f"{name}.nii.gz")
     (tmp_path / "out" / TABLE_NAME).mkdir(parents=True)
-    setup = setup_of(bundle, tmp_path / "out", Options())
 
     with pytest.raises(OutputError, match="cannot be written"):
-        list(segment_cases(cases_in([tmp_path / "in"], setup), setup, SERIAL))
+        segment(tmp_path / "in")
 
     assert status(tmp_path / "out").counts["done"] == 3
     assert "cases.csv: cannot be written" in caplog.text
@@ -329,14 +329,15 @@ def test_finished_files_that_somebody_removed_are_not_taken_for_those_of_an_earl
 # --- inputs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_series_whose_files_became_those_of_another_patient_is_refused(tmp_path: Path, bundle: Path) -> None:
+def test_a_series_whose_files_became_those_of_another_patient_is_refused(
+    tmp_path: Path, bundle: Path, segment: Segment
+) -> None:
     write(setting("PatientID", "A")(ct_series()), tmp_path / "in")
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    found = cases_in([tmp_path / "in"], setup)
+    found = segment_folder(bundle, tmp_path / "in", tmp_path / "out", workers="serial")
     write(setting("PatientID", "B")(ct_series()), tmp_path / "in")
 
-    (before,) = segment_cases(found, setup, SERIAL)
-    (now,) = segment_cases(cases_in([tmp_path / "in"], setup), setup, SERIAL)
+    (before,) = found
+    (now,) = segment(tmp_path / "in")
 
     assert before.status is CaseStatus.REFUSED
     assert "its files are others than those that were found" in str(before.findings[0])

@@ -10,9 +10,8 @@ import pytest
 from tests.batch_bundle import DEADLY_HU, HANGING_HU, SLOW_HU, make_moody_bundle, save_case
 from tests.batch_runs import tree
 from voxelgate.core.errors import EngineError, UsageError
-from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import DaskEngine
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import segment, segment_cases, setup_of
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
 
@@ -45,19 +44,17 @@ def cluster() -> Iterator[object]:
         yield started
 
 
-def means(cluster: object, **limits: float) -> ExecutionOptions:
-    return ExecutionOptions(f"dask:{cluster.scheduler_address}", Limits(**limits))
+def name_of(cluster: object) -> str:
+    return f"dask:{cluster.scheduler_address}"
 
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_tree_of_a_serial_run_although_a_worker_dies_and_another_joins_late(
     tmp_path: Path, bundle: Path, inputs: Path, cluster: object
 ) -> None:
-    serial, on_cluster = (setup_of(bundle, tmp_path / name, Options()) for name in ("serial", "cluster"))
-    cases = cases_in([inputs], serial)
-    list(segment_cases(cases, serial, ExecutionOptions("serial")))
+    list(segment(bundle, inputs, tmp_path / "serial", workers="serial"))
 
-    reports = segment_cases(cases, on_cluster, means(cluster))
+    reports = segment(bundle, inputs, tmp_path / "cluster", workers=name_of(cluster))
     first = next(reports)
     victim = cluster.workers[0].pid
     os.kill(victim, signal.SIGKILL)
@@ -78,10 +75,9 @@ def test_cases_that_hang_or_kill_their_worker_on_a_cluster_are_given_up_and_the_
         save_case(tmp_path / "in" / f"{name}.nii.gz")
     save_case(tmp_path / "in" / "b_deadly.nii.gz", DEADLY_HU)
     save_case(tmp_path / "in" / "c_hanging.nii.gz", HANGING_HU)
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    limits = means(cluster, timeout_s=40, attempts=1)
 
-    reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, limits)}
+    found = segment(bundle, tmp_path / "in", tmp_path / "out", workers=name_of(cluster), timeout_s=40, attempts=1)
+    reports = {report.case_id: report for report in found}
 
     deadly, hanging = reports.pop("b_deadly"), reports.pop("c_hanging")
     assert "its worker" in str(deadly.findings[0])
@@ -120,10 +116,10 @@ def test_a_scheduler_that_went_away_ends_the_run() -> None:
 
 @pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_wrong_usage(tmp_path: Path, bundle: Path) -> None:
-    setup = setup_of(bundle, tmp_path / "out", Options())
+    setup = setup_of(bundle, tmp_path / "out", Options(workers="dask:127.0.0.1:1"))
 
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
         pytest.raises(UsageError, match=r"no Dask scheduler answers at 127.0.0.1:1"),
     ):
-        list(segment_cases([], setup, ExecutionOptions("dask:127.0.0.1:1")))
+        list(segment_cases([], setup))

@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,12 @@ from tests.batch_runs import start, tree, wait_until
 from tests.conftest import REPOSITORY
 from voxelgate.core.errors import EngineError, InputError, OutputError, UsageError
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
-from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import ExecutorEngine
 from voxelgate.segmentation.batch.ledger import Ledger
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import cases_in, segment, segment_cases, setup_of
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.status import status
-from voxelgate.segmentation.batch.worker_process import Share, WorkerProcess
+from voxelgate.segmentation.batch.worker_process import WorkerProcess
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
 
@@ -45,7 +45,7 @@ def fault() -> None:
 
 @pytest.mark.slow
 def test_a_worker_hands_back_results_and_our_errors_and_only_the_kind_of_others() -> None:
-    with WorkerProcess(Share()) as worker:
+    with WorkerProcess() as worker:
         results = [worker.submit(pow, 2, exponent) for exponent in range(5)]
         refused, failed = worker.submit(refuse, "a.nii.gz: no."), worker.submit(fault)
 
@@ -57,7 +57,7 @@ def test_a_worker_hands_back_results_and_our_errors_and_only_the_kind_of_others(
 
 
 def test_a_worker_that_is_killed_breaks_what_it_had_and_says_how() -> None:
-    worker = WorkerProcess(Share())
+    worker = WorkerProcess()
     worker.submit(os.getpid).result()
     sleeping = worker.submit(time.sleep, 3600)
 
@@ -70,7 +70,7 @@ def test_a_worker_that_is_killed_breaks_what_it_had_and_says_how() -> None:
 
 
 def test_a_call_for_a_worker_that_stands_still_is_not_waited_for() -> None:
-    worker = WorkerProcess(Share())
+    worker = WorkerProcess()
     os.kill(worker.submit(os.getpid).result(), signal.SIGSTOP)
 
     with ThreadPoolExecutor(1) as thread:
@@ -104,10 +104,9 @@ def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_oth
         save_case(tmp_path / "in" / f"{name}.nii.gz")
     save_case(tmp_path / "in" / "b_deadly.nii.gz", DEADLY_HU)
     save_case(tmp_path / "in" / "c_hungry.nii.gz", HUNGRY_HU, size=64)
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    means = ExecutionOptions("processes:1", Limits(attempts=2), max_gib=2)
 
-    reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, means)}
+    found = segment(bundle, tmp_path / "in", tmp_path / "out", attempts=2, max_memory_gib=2, forecast=False)
+    reports = {report.case_id: report for report in found}
 
     deadly, hungry = reports.pop("b_deadly"), reports.pop("c_hungry")
     assert deadly.status is CaseStatus.FAILED
@@ -123,10 +122,9 @@ def test_a_worker_that_dies_and_memory_that_runs_out_cost_their_cases_and_no_oth
 def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path: Path, bundle: Path) -> None:
     save_case(tmp_path / "in" / "a.nii.gz", HANGING_HU)
     save_case(tmp_path / "in" / "b.nii.gz")
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    means = ExecutionOptions("processes:1", Limits(timeout_s=15, attempts=1))
 
-    reports = {report.case_id: report for report in segment_cases(cases_in([tmp_path / "in"], setup), setup, means)}
+    found = segment(bundle, tmp_path / "in", tmp_path / "out", timeout_s=15, attempts=1)
+    reports = {report.case_id: report for report in found}
 
     assert reports["a"].status is CaseStatus.FAILED
     assert "took longer than 15 s in attempt 1 of 1" in str(reports["a"].findings[0])
@@ -137,13 +135,11 @@ def test_a_case_that_hangs_costs_its_time_and_the_one_beside_it_is_done(tmp_path
 def test_a_case_whose_neighbour_hangs_with_the_files_is_done(tmp_path: Path, bundle: Path) -> None:
     save_case(tmp_path / "in" / "a.nii.gz", SLOW_HU)
     save_case(tmp_path / "in" / "b.nii.gz")
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    cases = cases_in([tmp_path / "in"], setup)
+    found = segment(bundle, tmp_path / "in", tmp_path / "out", timeout_s=15, attempts=1)
     (tmp_path / "in" / "b.nii.gz").unlink()
     os.mkfifo(tmp_path / "in" / "b.nii.gz")  # opening it takes forever, as on a server that does not answer
-    means = ExecutionOptions("processes:1", Limits(timeout_s=15, attempts=1))
 
-    reports = {report.case_id: report for report in segment_cases(cases, setup, means)}
+    reports = {report.case_id: report for report in found}
 
     assert reports["a"].status is CaseStatus.DONE
     assert reports["b"].status is CaseStatus.FAILED
@@ -152,11 +148,10 @@ def test_a_case_whose_neighbour_hangs_with_the_files_is_done(tmp_path: Path, bun
 def test_a_run_whose_workers_cannot_even_start_ends_and_its_cases_wait(tmp_path: Path, bundle: Path) -> None:
     for number in range(8):
         save_case(tmp_path / "in" / f"{number}.nii.gz")
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    means = ExecutionOptions("processes:1", Limits(attempts=1), max_gib=0.001)
+    found = segment(bundle, tmp_path / "in", tmp_path / "out", attempts=1, max_memory_gib=0.001, forecast=False)
 
     with pytest.raises(EngineError, match="no worker has finished a case, and 5 cases in a row were given up"):
-        list(segment_cases(cases_in([tmp_path / "in"], setup), setup, means))
+        list(found)
 
     counts = status(tmp_path / "out").counts
     assert (counts["failed"], counts["waiting"]) == (4, 4)
@@ -167,11 +162,9 @@ def test_many_cases_that_kill_their_workers_end_no_run_in_which_others_were_done
     for number in range(5):
         save_case(tmp_path / "in" / f"deadly{number}.nii.gz", DEADLY_HU)
     save_case(tmp_path / "in" / "z.nii.gz")
-    setup = setup_of(bundle, tmp_path / "out", Options())
-    means = ExecutionOptions("processes:1", Limits(attempts=1))
 
     for _ in range(2):  # what is done already counts too
-        reports = list(segment_cases(cases_in([tmp_path / "in"], setup), setup, means))
+        reports = list(segment(bundle, tmp_path / "in", tmp_path / "out", attempts=1))
 
         assert [report.status for report in reports].count(CaseStatus.DONE) == 2
 
@@ -179,13 +172,13 @@ def test_many_cases_that_kill_their_workers_end_no_run_in_which_others_were_done
 def test_an_executor_that_broke_for_good_fails_its_cases_in_words(tmp_path: Path, bundle: Path) -> None:
     for name in ("a_deadly", "b"):
         save_case(tmp_path / "in" / f"{name}.nii.gz", DEADLY_HU)
-    setup = setup_of(bundle, tmp_path / "out", Options())
+    setup = setup_of(bundle, tmp_path / "out", Options(attempts=2))
     (tmp_path / "out").mkdir()
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
 
     with closing(Ledger(setup.out_dir)) as ledger:
         cases = iter([cases_in([tmp_path / "in"], setup)])
-        reports = list(run_cases(cases, setup, ExecutorEngine(pool), ledger, Limits(attempts=2)))
+        reports = list(run_cases(cases, setup, ExecutorEngine(pool), ledger))
 
     assert [report.status for report in reports] == [CaseStatus.FAILED] * 2
     assert all("its worker " in str(report.findings[0]) for report in reports)
@@ -197,12 +190,11 @@ def test_a_worker_has_as_many_cases_at_a_time_as_it_may_and_the_results_are_equa
 ) -> None:
     for number in range(4):
         save_case(tmp_path / "in" / f"{number}.nii.gz", SLOW_HU, seed=number)
-    setup, serial = (setup_of(bundle, tmp_path / name, Options()) for name in ("out", "serial"))
-    cases = cases_in([tmp_path / "in"], setup)
-    list(segment_cases(cases, serial, ExecutionOptions("serial")))
+    list(segment(bundle, tmp_path / "in", tmp_path / "serial", workers="serial"))
+    setup = replace(setup_of(bundle, tmp_path / "out", Options()), cases_at_a_time=at_a_time)
 
     most = 0
-    for _ in segment_cases(cases, setup, ExecutionOptions("processes:1", Limits(cases_at_a_time=at_a_time))):
+    for _ in segment_cases([cases_in([tmp_path / "in"], setup)], setup):
         most = max(most, status(tmp_path / "out").counts["running"] + 1)  # and the one that has just ended
 
     assert most == at_a_time
@@ -213,8 +205,7 @@ def test_every_engine_of_this_machine_gives_the_same_tree(tmp_path: Path, bundle
     for number in range(6):
         save_case(tmp_path / "in" / f"{number}.nii.gz", seed=number)
     for engine in ("serial", "processes:2"):
-        setup = setup_of(bundle, tmp_path / engine, Options())
-        list(segment_cases(cases_in([tmp_path / "in"], setup), setup, ExecutionOptions(engine)))
+        list(segment(bundle, tmp_path / "in", tmp_path / engine, workers=engine))
 
     assert tree(tmp_path / "serial") == tree(tmp_path / "processes:2")
     assert len(tree(tmp_path / "serial")) == 6 + len({TABLE_NAME, INPUTS_NAME})
@@ -278,10 +269,10 @@ def test_status_tells_of_a_run_that_is_on(tmp_path: Path, bundle: Path) -> None:
 
 
 def test_a_memory_limit_goes_with_processes_only(tmp_path: Path, bundle: Path) -> None:
-    setup = setup_of(bundle, tmp_path / "out", Options())
+    setup = setup_of(bundle, tmp_path / "out", Options(workers="serial", max_memory_gib=1))
 
     with pytest.raises(UsageError, match="--max-memory goes with processes only"):
-        list(segment_cases([], setup, ExecutionOptions("serial", max_gib=1)))
+        list(segment_cases([], setup))
 
 
 def worker_of(out: Path) -> int:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,19 +22,20 @@ from tests.planted import ct_series, deleting, setting, write
 from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.files import locked
+from voxelgate.core.findings import Allow
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.engines import ExecutorEngine
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import segment as segment_folder
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-
-SERIAL = ExecutionOptions(engine="serial")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +50,8 @@ Segment = Callable[..., list[CaseReport]]
 def segment(tmp_path: Path, bundle: Path) -> Segment:
     """Segment inputs into `out` in this process."""
 
-    def run_all(
-        *inputs: Path, options: Options | None = None, root: Path = bundle, out: Path = tmp_path / "out"
-    ) -> list[CaseReport]:
-        setup = setup_of(root, out, options or Options())
-        return list(segment_cases(cases_in(inputs, setup), setup, SERIAL))
+    def run_all(*inputs: Path, root: Path = bundle, out: Path = tmp_path / "out", **asked: Any) -> list[CaseReport]:
+        return list(segment_folder(root, inputs, out, workers="serial", **asked))
 
     return run_all
 
@@ -116,7 +115,7 @@ def test_a_changed_input_bundle_or_option_means_that_the_case_is_done_again(
     root = make_moody_bundle(tmp_path / "bundle")
     image = save_case(tmp_path / "in" / "a.nii.gz")
     segment(tmp_path / "in", root=root)
-    before, options = tree(tmp_path / "out"), Options()
+    before, asked = tree(tmp_path / "out"), {}
     inode = written_at(tmp_path / "out")
     if what == "input":
         save_case(image, seed=5)
@@ -124,9 +123,9 @@ def test_a_changed_input_bundle_or_option_means_that_the_case_is_done_again(
         (root / "plan.json").write_text("{}\n", "utf-8")
         seal(root)
     if what == "option":
-        options = Options(check_flips=True)
+        asked = {"check_flips": True}
 
-    reports = segment(tmp_path / "in", root=root, options=options)
+    reports = segment(tmp_path / "in", root=root, **asked)
 
     assert statuses(reports) == {"a": CaseStatus.DONE}
     assert written_at(tmp_path / "out") != inode
@@ -159,7 +158,7 @@ def test_a_result_that_somebody_changed_is_kept_until_overwriting_is_asked_for(
 
     refused = segment(tmp_path / "in")
     kept = (tmp_path / "out" / "a.nii.gz").read_bytes()
-    replaced = segment(tmp_path / "in", options=Options(overwrite=True))
+    replaced = segment(tmp_path / "in", overwrite=True)
 
     assert statuses(refused) == {"a": CaseStatus.REFUSED}
     assert "was changed since it was written" in str(refused[0].findings[0])
@@ -235,16 +234,16 @@ def test_two_patients_with_one_series_uid_get_a_result_each(tmp_path: Path, segm
 
 def test_kinds_that_are_not_asked_for_any_more_stay_as_long_as_they_are_true(tmp_path: Path, segment: Segment) -> None:
     write(ct_series(), tmp_path / "in")
-    both = Options((Output.NIFTI, Output.SEG))
-    (first,) = segment(tmp_path / "in", options=both)
+    both = (Output.NIFTI, Output.SEG)
+    (first,) = segment(tmp_path / "in", outputs=both)
 
-    segment(tmp_path / "in", options=Options((Output.NIFTI,)))
+    segment(tmp_path / "in", outputs=(Output.NIFTI,))
     kept = first.outputs["seg"].exists()
     datasets = ct_series()
     for dataset in datasets:
         dataset.PixelData = np.roll(np.frombuffer(dataset.PixelData, "<u2"), 3).tobytes()
     write(datasets, tmp_path / "in")
-    segment(tmp_path / "in", options=Options((Output.NIFTI,)))
+    segment(tmp_path / "in", outputs=(Output.NIFTI,))
 
     assert kept
     assert not first.outputs["seg"].exists()
@@ -363,18 +362,43 @@ def test_any_executor_gives_the_same_tree_in_any_order(tmp_path: Path, bundle: P
 
 
 def test_a_bundle_that_changes_during_a_run_ends_it(tmp_path: Path, bundle: Path) -> None:
-    setup = replace(setup_of(bundle, tmp_path / "out", Options()), bundle_sha256="0" * 64)
+    setup = replace(setup_of(bundle, tmp_path / "out", Options(workers="serial")), bundle_sha256="0" * 64)
 
     with pytest.raises(Exception, match="changed while it was used"):
-        list(segment_cases(cases_in([save_case(tmp_path / "a.nii.gz")], setup), setup, SERIAL))
+        list(segment_cases([cases_in([save_case(tmp_path / "a.nii.gz")], setup)], setup))
 
 
 @pytest.mark.parametrize("name", ["threads:2", "processes:0", "processes:x", "processesx", "dask:", ""])
 def test_an_engine_that_is_none_is_wrong_usage(tmp_path: Path, bundle: Path, name: str) -> None:
-    setup = setup_of(bundle, tmp_path / "out", Options())
+    image = save_case(tmp_path / "a.nii.gz")
 
     with pytest.raises(UsageError, match="expected serial, processes:N or dask:ADDRESS"):
-        list(segment_cases(cases_in([save_case(tmp_path / "a.nii.gz")], setup), setup, ExecutionOptions(engine=name)))
+        list(segment_folder(bundle, image, tmp_path / "out", workers=name))
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        (
+            Options(),
+            '{"allow": [], "check_flips": false, "device": null, "outputs": ["nifti"], "runtime": null}',
+        ),
+        (
+            Options((Output.SEG, Output.NIFTI), True, (Allow.GAPS,), Runtime.EAGER, True, (0, 1), device="cpu"),
+            '{"allow": ["gaps"], "attention": [0, 1], "check_flips": true, "device": "cpu", '
+            '"outputs": ["nifti", "seg"], "runtime": "eager"}',
+        ),
+    ],
+    ids=["nothing", "all"],
+)
+def test_the_ledger_keeps_the_options_of_a_result_in_the_words_of_older_ledgers(
+    tmp_path: Path, bundle: Path, asked: Options, kept: str
+) -> None:
+    setup = setup_of(bundle, tmp_path / "out", asked)
+    others = replace(asked, workers="processes:4", timeout_s=1, attempts=1, max_memory_gib=1, hashed_names=True)
+
+    assert setup.choices == kept
+    assert replace(setup, options=others).choices == kept
 
 
 def test_status_tells_what_was_done_and_why_the_rest_was_not(tmp_path: Path, segment: Segment, run: Run) -> None:
@@ -424,7 +448,7 @@ def test_with_hashed_names_only_the_table_of_inputs_and_the_ledger_name_files(
     (image.parent / "mueller_cut.nii.gz").write_bytes(image.read_bytes()[:1000])
     (image.parent / "mueller_other.nrrd").write_text("NRRD0004\ntype: short\n\n", "utf-8")
 
-    reports = segment(tmp_path / "in", options=Options((Output.NIFTI, Output.PREVIEW), hashed_names=True))
+    reports = segment(tmp_path / "in", outputs=(Output.NIFTI, Output.PREVIEW), hashed_names=True)
 
     assert sorted(statuses(reports).values()) == ["done", "done", "refused", "refused"]
     assert all(len(report.case_id) == len("case-0123456789abcdef") for report in reports)
@@ -451,10 +475,10 @@ def test_an_output_folder_has_hashed_names_in_all_runs_or_in_none(
     tmp_path: Path, segment: Segment, is_first: bool
 ) -> None:
     save_case(tmp_path / "in" / "a.nii.gz")
-    segment(tmp_path / "in", options=Options(hashed_names=is_first))
+    segment(tmp_path / "in", hashed_names=is_first)
 
     with pytest.raises(OutputError, match=f"with{'' if is_first else 'out'} --hashed-names"):
-        segment(tmp_path / "in", options=Options(hashed_names=not is_first))
+        segment(tmp_path / "in", hashed_names=not is_first)
 
 
 def test_a_ledger_of_the_version_before_goes_on(tmp_path: Path, segment: Segment) -> None:

@@ -13,10 +13,9 @@ from tests.batch_runs import start, wait_until
 from tests.planted import ct_series, setting, write
 from voxelgate.core.errors import InputError
 from voxelgate.dicom.choose import SeriesRule
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, segment_arrivals, setup_of
-from voxelgate.segmentation.batch.watch import Inbox, Patience
+from voxelgate.segmentation.batch.run_batch import watch
+from voxelgate.segmentation.batch.watch import Inbox
 from voxelgate.segmentation.cases import Case
-from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseStatus
 
 SETTLE_S = 10.0
@@ -167,18 +166,18 @@ def test_what_comes_in_during_a_run_is_segmented_and_idleness_ends_it(tmp_path: 
 
 
 def test_only_folders_can_be_watched(tmp_path: Path) -> None:
-    setup = setup_of(make_moody_bundle(tmp_path / "bundle"), tmp_path / "out", Options())
-    image = save_case(tmp_path / "a.nii.gz")
+    image, bundle = save_case(tmp_path / "a.nii.gz"), make_moody_bundle(tmp_path / "bundle")
 
     with pytest.raises(InputError, match="is no folder"):
-        list(segment_arrivals([image], setup, Patience(), ExecutionOptions("serial")))
+        watch(bundle, image, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_that_grows_while_it_is_worked_on_is_done_again_after_its_end(tmp_path: Path) -> None:
-    setup = setup_of(make_moody_bundle(tmp_path / "bundle"), tmp_path / "out", Options())
+    bundle = make_moody_bundle(tmp_path / "bundle")
     (tmp_path / "in").mkdir()
     image = save_case(tmp_path / "in" / "a.nii.gz")
-    reports = segment_arrivals([tmp_path / "in"], setup, Patience(0.2, math.inf), ExecutionOptions("serial"))
+    reports = watch(bundle, tmp_path / "in", tmp_path / "out", settle_s=0.2, idle_s=math.inf, workers="serial")
 
     first = next(reports)
     save_case(image, seed=8)

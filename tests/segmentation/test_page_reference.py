@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.attention_bundle import LEVELS, make_attention_bundle
+from tests.attention_bundle import make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.conftest import Run
 from voxelgate.core.errors import InputError, UsageError
@@ -18,8 +18,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.scores import score
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
-from voxelgate.segmentation.options import Options
+from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.reference import Truth, compared, references_of
@@ -42,8 +41,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = make_attention_bundle(folder / "bundle")
     save_case(folder / "in" / "a.nii.gz")
     save_case(folder / "in" / "b.nii.gz", seed=1)
-    setup = setup_of(bundle, folder / "out", Options((Output.NIFTI, Output.PREVIEW), attention=LEVELS))
-    list(segment_cases(cases_in([folder / "in"], setup), setup, ExecutionOptions("serial")))
+    outputs = (Output.NIFTI, Output.PREVIEW)
+    list(segment(bundle, folder / "in", folder / "out", workers="serial", outputs=outputs, attention=True))
     return folder
 
 
@@ -139,9 +138,8 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hashed")
     for number, name in enumerate(("one/a", "two/a", "b_0000")):
         save_case(folder / "in" / f"{name}.nii.gz", seed=number)
-    options = Options(hashed_names=True)
-    setup = setup_of(make_attention_bundle(folder / "bundle"), folder / "out", options)
-    list(segment_cases(cases_in([folder / "in"], setup), setup, ExecutionOptions("serial")))
+    bundle = make_attention_bundle(folder / "bundle")
+    list(segment(bundle, folder / "in", folder / "out", workers="serial", hashed_names=True))
     return folder
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,21 +21,19 @@ from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.images.volumes import is_nifti, read_volume
 from voxelgate.inference.memory import EARLIER_AXIS, MemoryModel, StreamingModel, Windows
-from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, WindowModel, forecast
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary, volume_of
 from voxelgate.segmentation.batch.forecast.sample import sample
 from voxelgate.segmentation.batch.run_batch import (
-    ExecutionOptions,
     attention_of,
     cases_in,
-    plan_resources,
+    foretell,
     segment_cases,
     setup_of,
 )
 from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.batch.worker import CaseJob, Setup, work
-from voxelgate.segmentation.batch.worker_process import Share, WorkerProcess
+from voxelgate.segmentation.batch.worker_process import WorkerProcess
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.outputs import Output
@@ -205,8 +204,8 @@ def threshold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_threshold_bundle(tmp_path_factory.mktemp("bundle") / "bright")
 
 
-def setup(bundle: Path, out: Path) -> Setup:
-    return setup_of(bundle, out, Options((Output.NIFTI, Output.PREVIEW)))
+def setup(bundle: Path, out: Path, **asked: Any) -> Setup:
+    return setup_of(bundle, out, Options((Output.NIFTI, Output.PREVIEW), **asked))
 
 
 @pytest.mark.slow
@@ -220,7 +219,7 @@ def test_memory_is_as_foretold(tmp_path: Path, threshold: Path, bundle: str, sha
     planned = setup(threshold if bundle == "threshold" else HIPPOCAMPUS, tmp_path / "out")
 
     foretold = preflight([case], planned)
-    worker = WorkerProcess(Share())
+    worker = WorkerProcess()
     report = worker.submit(work, CaseJob(case, planned, tmp_path / "out" / "scratch")).result().report
     worker.shutdown()
 
@@ -258,7 +257,7 @@ def test_attention_maps_are_in_the_forecast(tmp_path: Path) -> None:
 def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: Path, threshold: Path) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("other", 33), ("huge", 240))]
 
-    found = preflight(cases, setup(threshold, tmp_path / "out"), max_gib=0.7)
+    found = preflight(cases, setup(threshold, tmp_path / "out", max_memory_gib=0.7))
 
     assert [case.case_id for case in found.cases] == ["one", "other"]
     assert found.unfit.keys() == {"huge"}
@@ -279,10 +278,10 @@ def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equ
 
     found = preflight(cases, limited)
     most = 0
-    for report in segment_cases(cases, limited, ExecutionOptions(limits=Limits(cases_at_a_time=found.cases_at_a_time))):
+    for report in segment_cases([cases], replace(limited, cases_at_a_time=found.cases_at_a_time)):
         assert report.status == "done", report.findings
         most = max(most, status(tmp_path / "limited").counts["running"] + 1)
-    list(segment_cases(cases, free))
+    list(segment_cases([cases], free))
 
     assert (together.cases_at_a_time, found.cases_at_a_time, most) == (2, 1, 1)
     assert found.peak_bytes <= together.peak_bytes - 12 * MIB
@@ -292,11 +291,11 @@ def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equ
 
 def test_what_is_done_is_not_foretold_again(tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (32, 32, 32)) for name in ("a", "b", "c")]
-    planned = setup(threshold, tmp_path / "out")
-    list(segment_cases(cases[:2], planned, ExecutionOptions("serial")))
+    planned = setup(threshold, tmp_path / "out", workers="serial")
+    list(segment_cases([cases[:2]], planned))
 
     left = preflight(cases, planned)
-    list(segment_cases(cases, planned, ExecutionOptions("serial")))
+    list(segment_cases([cases], planned))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(2**30, 2**30, 0))
     nothing = preflight(cases, planned)
     (tmp_path / "torn.nii.gz").write_bytes(b"no image")
@@ -316,7 +315,7 @@ def test_more_processes_than_memory_holds_are_refused_with_the_number_that_fits(
     case = save(tmp_path / "case.nii.gz", (32, 32, 32))
 
     with pytest.raises(UsageError, match=r"^9999 processes of 0\.\d GiB each .* pass --engine processes:[1-9]"):
-        preflight([case], setup(threshold, tmp_path / "out"), processes=9999)
+        preflight([case], setup(threshold, tmp_path / "out", workers="processes:9999"))
 
 
 def test_a_full_disk_is_refused_before_any_work(
@@ -396,8 +395,10 @@ def test_a_scaled_image_counts_as_the_numbers_it_becomes(tmp_path: Path) -> None
 def test_a_case_that_does_not_fit_is_refused_and_the_others_are_done(tmp_path: Path, threshold: Path) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("huge", 240))]
 
-    line, limited, means = plan_resources(cases, setup(threshold, tmp_path / "out"), ExecutionOptions(max_gib=0.7))
-    reports = {report.case_id: report for report in segment_cases(cases, limited, replace(means, max_gib=None))}
+    limited = setup(threshold, tmp_path / "out", max_memory_gib=0.7)
+    line, planned, refused = foretell(cases, limited)
+    free = replace(planned, options=replace(planned.options, max_memory_gib=None))
+    reports = {report.case_id: report for report in segment_cases([cases], free, refused)}
 
     assert "1 case, about" in line
     assert reports["one"].status == "done", reports["one"].findings

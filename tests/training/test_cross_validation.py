@@ -18,8 +18,7 @@ from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.workers import executor_named
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.images.volumes import read_channels, read_volume
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
-from voxelgate.segmentation.options import Options
+from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.report import CaseStatus
 from voxelgate.training.cleaning import choose_cleaning
 from voxelgate.training.configs.bundle_files import rewrite_bundle
@@ -93,9 +92,8 @@ def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidati
 
 def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, job: TrainingJob, tmp_path: Path) -> None:
     image = load_manifest(job.manifest).cases[0].image
-    setup = setup_of(done.bundle, tmp_path / "out", Options(), "cpu", is_ensemble=True)
 
-    (report,) = segment_cases(cases_in([Path(str(image))], setup), setup, ExecutionOptions("serial"))
+    (report,) = segment(done.bundle, str(image), tmp_path / "out", device="cpu", ensemble=True, workers="serial")
 
     assert report.status is CaseStatus.DONE, report.findings
     opened = open_bundle(done.bundle, "cpu", ensemble=True)

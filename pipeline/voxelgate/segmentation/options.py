@@ -10,10 +10,13 @@ from voxelgate.core.findings import Allow
 from voxelgate.inference.runtimes.runtimes import Runtime
 from voxelgate.segmentation.outputs import Output
 
+DEFAULT_WORKERS = "processes:1"
+"""One process, so that an image that crashes the network ends its own case and no more."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """What is written, and what is accepted.
+    """What was asked for: first what `segment_case` needs for a case, then what a run of many cases needs.
 
     Args:
         outputs: kinds of files to write; at least one.
@@ -23,9 +26,15 @@ class Options:
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
         attention: levels of the gates whose maps are written and judged, all that `gate_levels` returns; or none.
         hashed_names: call cases by a hash of where their files lie, in whatever is written or said of them.
+        device: where the network runs; None for what the bundle chooses.
+        ensemble: average the networks of all folds.
+        workers: where cases run, as for `engine_named`.
+        timeout_s: longest time for one attempt at a case.
+        attempts: how often a case is tried that hangs, runs out of memory or loses its worker.
+        max_memory_gib: memory that a worker process may allocate; None for any.
 
     Raises:
-        UsageError: no output but previews, or a report without the DICOM SEG that it refers to.
+        UsageError: no output but previews, a report without the DICOM SEG that it refers to, or no attempt or time.
     """
 
     outputs: tuple[Output, ...] = (Output.NIFTI,)
@@ -35,12 +44,22 @@ class Options:
     check_flips: bool = False
     attention: tuple[int, ...] = ()
     hashed_names: bool = False
+    device: str | None = None
+    ensemble: bool = False
+    workers: str = DEFAULT_WORKERS
+    timeout_s: float = 1800
+    attempts: int = 3
+    max_memory_gib: float | None = None
 
     def __post_init__(self) -> None:
         if not set(self.outputs) - {Output.PREVIEW}:
             raise UsageError(f"no output but previews is asked for; choose of {', '.join(Output)}.")
         if Output.SR in self.outputs and Output.SEG not in self.outputs:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
+        if not self.timeout_s > 0 or self.attempts < 1:
+            raise UsageError(
+                f"a case is tried once or more, for some time; found {self.attempts} x {self.timeout_s} s."
+            )
 
 
 def call_here(call: Callable[..., Any], *args: Any) -> Any:

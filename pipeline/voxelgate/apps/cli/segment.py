@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -15,7 +15,8 @@ from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.inference.runtimes.runtimes import Runtime
-from voxelgate.segmentation.batch.run_batch import DEFAULT_ENGINE, Reports, segment, watch
+from voxelgate.segmentation.batch.run_batch import Reports, RunKeywords, segment, watch
+from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.outputs import Output, is_of_picture
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
@@ -55,11 +56,13 @@ def run(
     is_ensemble: Annotated[bool, typer.Option("--ensemble", help="Average the networks of all folds.")] = False,
     engine: Annotated[
         str, typer.Option(help="Where cases run: serial, processes:N, or dask:ADDRESS of a scheduler.")
-    ] = DEFAULT_ENGINE,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which an attempt at a case is ended.")] = 1800,
+    ] = DEFAULT_WORKERS,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after which an attempt at a case is ended.")
+    ] = Options.timeout_s,
     attempts: Annotated[
         int, typer.Option(min=1, help="How often a case is tried that hangs, crashes or runs out of memory.")
-    ] = 3,
+    ] = Options.attempts,
     max_memory: Annotated[
         float | None, typer.Option(min=0.5, help="GiB that each process may allocate.", show_default="no limit")
     ] = None,
@@ -94,7 +97,7 @@ def run(
         refuse_given(context, ["data_root"], "is for a manifest, and none is given")
     if not is_watching:
         refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
-    asked: dict[str, Any] = {
+    asked: RunKeywords = {
         "outputs": choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs"),
         "workers": engine,
         "overwrite": overwrite,

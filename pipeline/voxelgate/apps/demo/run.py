@@ -16,8 +16,7 @@ from voxelgate.datasets.survey import survey
 from voxelgate.evaluation.pairs import pair_files
 from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
-from voxelgate.segmentation.batch.run_batch import cases_in, segment_cases, setup_of
-from voxelgate.segmentation.options import Options
+from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.page import write_page
 from voxelgate.training.configs.bundle_files import write_bundle
@@ -97,8 +96,8 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
     trained = train(TrainingJob(out / "bundle", manifest, out / "trained_bundle", fold=ALL_FOLDS))
 
     say("Segmenting the volumes that the network has not seen.")
-    setup = setup_of(trained, out / "segmented", Options(outputs=(Output.NIFTI, Output.PREVIEW)))
-    for _ in segment_cases(cases_in([case.image for case in held_out], setup), setup):
+    images, results = [case.image for case in held_out], out / "segmented"
+    for _ in segment(trained, images, results, outputs=(Output.NIFTI, Output.PREVIEW)):
         pass
     references = out / "held_out" / "labels"
     scores = tuple(row for rows in evaluate_pairs(pair_files(out / "segmented", references), LABELS) for row in rows)

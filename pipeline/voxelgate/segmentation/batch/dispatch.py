@@ -8,15 +8,14 @@ its neighbour.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from voxelgate.core.errors import EngineError, UsageError, VoxelgateError
+from voxelgate.core.errors import EngineError, VoxelgateError
 from voxelgate.segmentation.batch.engines import Engine, Worker
-from voxelgate.segmentation.batch.worker import CaseJob, Outcome
-from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME
+from voxelgate.segmentation.batch.worker import CaseJob, Outcome, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 
@@ -28,29 +27,6 @@ POLL_S = 0.2
 
 MOST_FRUITLESS = 5
 """Cases that lose their workers before any case of a run has ended otherwise: then it is not the cases' fault."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a case may cost.
-
-    Args:
-        timeout_s: longest time for one attempt.
-        attempts: how often a case is tried that hangs, runs out of memory or loses its worker.
-        refused: why cases cannot be done here, by the identity of their input.
-        cases_at_a_time: that a worker may have; it may take fewer.
-    """
-
-    timeout_s: float = 1800.0
-    attempts: int = 3
-    refused: Mapping[str, str] = field(default_factory=dict)
-    cases_at_a_time: int = CASES_AT_A_TIME
-
-    def __post_init__(self) -> None:
-        if not self.timeout_s > 0 or self.attempts < 1:
-            raise UsageError(
-                f"a case is tried once or more, for some time; found {self.attempts} x {self.timeout_s} s."
-            )
 
 
 @dataclass(frozen=True)
@@ -126,12 +102,13 @@ class Dispatcher:
 
     Args:
         engine: the workers.
-        limits: of a case.
+        setup: of the run, which says what a case may cost.
         clerk: who is asked and told.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, clerk: CaseBook) -> None:
-        self._engine, self._limits, self._clerk = engine, limits, clerk
+    def __init__(self, engine: Engine, setup: Setup, clerk: CaseBook) -> None:
+        self._engine, self._clerk = engine, clerk
+        self._options, self._most = setup.options, setup.cases_at_a_time
         self._waiting: deque[Ticket] = deque()
         self._suspects: deque[Ticket] = deque()
         self._workers: dict[Worker, _Occupied] = {}
@@ -203,7 +180,7 @@ class Dispatcher:
         """Return what a worker can take now; while cases must be alone, no worker takes a second one."""
         if self._suspects:
             return None if worker.running else self._suspects.popleft()
-        most = min(worker.lane.depth, self._limits.cases_at_a_time)
+        most = min(worker.lane.depth, self._most)
         is_full = len(worker.running) >= most or any(one.ticket.is_alone for one in worker.running)
         return self._waiting.popleft() if self._waiting and not is_full else None
 
@@ -259,7 +236,7 @@ class Dispatcher:
         if not worker.running or not worker.lane.can_be_killed:
             return
         first, *others = worker.running
-        if time.monotonic() - first.clock_s < self._limits.timeout_s:
+        if time.monotonic() - first.clock_s < self._options.timeout_s:
             return
         worker.running = []
         worker.lane.kill()
@@ -269,7 +246,7 @@ class Dispatcher:
         if first.had_company:
             self._try_alone(first, first.ticket)
         else:
-            yield from self._charge(first, first.ticket, f"it took longer than {self._limits.timeout_s:g} s")
+            yield from self._charge(first, first.ticket, f"it took longer than {self._options.timeout_s:g} s")
 
     def _try_alone(self, one: _Running, ticket: Ticket) -> None:
         self._clerk.put_aside(ticket, one.job)
@@ -278,10 +255,10 @@ class Dispatcher:
     def _charge(self, one: _Running, ticket: Ticket, reason: str) -> Iterator[Ended]:
         """Count a failed attempt; after the last one the case has ended."""
         ticket = replace(ticket, attempts=ticket.attempts + 1)
-        if ticket.attempts < self._limits.attempts:
+        if ticket.attempts < self._options.attempts:
             self._try_alone(one, ticket)
         else:
-            yield Ended(ticket, one.job, None, f"{reason} in attempt {ticket.attempts} of {self._limits.attempts}")
+            yield Ended(ticket, one.job, None, f"{reason} in attempt {ticket.attempts} of {self._options.attempts}")
 
 
 def _submitted(lane: Worker, job: CaseJob) -> Future[Outcome]:

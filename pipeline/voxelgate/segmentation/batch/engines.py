@@ -10,7 +10,7 @@ import torch
 from voxelgate.core.errors import EngineError, UsageError
 from voxelgate.core.workers import EngineKind, dask_client, engine_named
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome, work, worker_name
-from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, Share, WorkerProcess
+from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +123,15 @@ class ProcessWorker:
     """One process after the other, each forked when it is needed.
 
     Args:
-        share: of the machine.
+        threads: as for `WorkerProcess`.
+        max_gib: as for `WorkerProcess`.
     """
 
     can_be_killed = True
     depth = CASES_AT_A_TIME
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, threads: int, max_gib: float | None) -> None:
+        self._share = threads, max_gib
         self._worker: WorkerProcess | None = None
 
     @property
@@ -146,7 +147,7 @@ class ProcessWorker:
                 return self._worker.submit(work, job)
             except BrokenExecutor:
                 pass
-        self._worker = WorkerProcess(self._share)
+        self._worker = WorkerProcess(*self._share)
         return self._worker.submit(work, job)
 
     def kill(self) -> None:
@@ -172,9 +173,8 @@ class ProcessEngine:
     """
 
     def __init__(self, count: int, max_gib: float | None = None) -> None:
-        level = logging.getLogger("voxelgate").getEffectiveLevel()
-        share = Share(max(1, torch.get_num_threads() // count), max_gib, level)
-        self._lanes = [ProcessWorker(share) for _ in range(count)]
+        threads = max(1, torch.get_num_threads() // count)
+        self._lanes = [ProcessWorker(threads, max_gib) for _ in range(count)]
 
     def lanes(self) -> Sequence[Worker]:
         """Return a lane for each process."""

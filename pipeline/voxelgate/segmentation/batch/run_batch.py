@@ -1,61 +1,59 @@
 """Segment what there is in some folders into one output folder: the whole way from paths to reports."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from voxelgate.bundle.checksums import ensemble_fingerprint, verify
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.core.findings import Allow
+from voxelgate.core.workers import EngineKind, engine_named
 from voxelgate.inference.attention.maps import gate_levels
 from voxelgate.inference.runtimes.runtimes import Runtime
-from voxelgate.segmentation.batch.dispatch import Limits
 from voxelgate.segmentation.batch.engines import engine_of
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.runner import run_cases
-from voxelgate.segmentation.batch.watch import Patience, complete_cases
+from voxelgate.segmentation.batch.watch import Inbox, complete_cases
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
-from voxelgate.segmentation.options import Options
+from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.outputs import Output
 from voxelgate.segmentation.report import CaseReport
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
-DEFAULT_ENGINE = "processes:1"
-"""One process, so that an image that crashes the network ends its own case and no more."""
-
-
 FORETOLD_CASES = 10
 """Batches of at least so many are foretold, which takes 10 to 40 s."""
-
 
 EXTRA = " Attention maps and mirroring take time and disk beyond that."
 """What a forecast says of them where no case was done on trial."""
 
 
-@dataclass(frozen=True)
-class ExecutionOptions:
-    """With what cases are segmented; changes no result.
+class RunKeywords(TypedDict, total=False):
+    """The keywords that `segment` and `watch` have in common, which become `Options`; explained in `segment`."""
 
-    Args:
-        engine: `serial`, `processes:N` or `dask:ADDRESS`.
-        limits: of a case.
-        max_gib: memory that a process may allocate; None for any.
-    """
-
-    engine: str = DEFAULT_ENGINE
-    limits: Limits = field(default_factory=Limits)
-    max_gib: float | None = None
+    outputs: Sequence[Output | str]
+    workers: str
+    overwrite: bool
+    allow: Sequence[Allow | str]
+    runtime: Runtime | str | None
+    device: str | None
+    ensemble: bool
+    check_flips: bool
+    attention: bool
+    hashed_names: bool
+    timeout_s: float
+    attempts: int
+    max_memory_gib: float | None
 
 
 class Reports(Iterator[CaseReport]):
@@ -93,7 +91,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     out: Path | str,
     *,
     outputs: Sequence[Output | str] = (Output.NIFTI,),
-    workers: str = DEFAULT_ENGINE,
+    workers: str = DEFAULT_WORKERS,
     overwrite: bool = False,
     allow: Sequence[Allow | str] = (),
     runtime: Runtime | str | None = None,
@@ -102,8 +100,8 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     check_flips: bool = False,
     attention: bool = False,
     hashed_names: bool = False,
-    timeout_s: float = Limits.timeout_s,
-    attempts: int = Limits.attempts,
+    timeout_s: float = Options.timeout_s,
+    attempts: int = Options.attempts,
     max_memory_gib: float | None = None,
     forecast: bool = True,
     data_root: Path | None = None,
@@ -147,36 +145,36 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     ...     print(report.case_id, report.status, sorted(report.volumes_ml))
     scan done ['femur']
     """
-    root = _root_of(bundle)
-    gates = attention_of(root, is_ensemble=ensemble) if attention else ()
-    options = _options_of(outputs, allow, runtime, (overwrite, check_flips, hashed_names), gates)
-    setup = setup_of(root, Path(out), options, device, is_ensemble=ensemble)
-    means = ExecutionOptions(workers, Limits(timeout_s, attempts), max_memory_gib)
+    setup = _setup_as_asked(
+        bundle,
+        out,
+        outputs=outputs,
+        workers=workers,
+        overwrite=overwrite,
+        allow=allow,
+        runtime=runtime,
+        device=device,
+        ensemble=ensemble,
+        check_flips=check_flips,
+        attention=attention,
+        hashed_names=hashed_names,
+        timeout_s=timeout_s,
+        attempts=attempts,
+        max_memory_gib=max_memory_gib,
+    )
     cases = cases_in(_paths_of(inputs), setup, progress, data_root=data_root)
-    line, setup, means = plan_resources(cases, setup, means) if forecast else ("", setup, means)
-    return Reports(segment_cases(cases, setup, means), len(cases), line)
+    line, setup, refused = foretell(cases, setup) if forecast else ("", setup, {})
+    return Reports(segment_cases([cases], setup, refused), len(cases), line)
 
 
-def watch(  # noqa: PLR0913  # as for `segment`
+def watch(
     bundle: Bundle | Path | str,
     folders: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
-    settle_s: float = Patience.settle_s,
-    idle_s: float | None = Patience.idle_s,
-    outputs: Sequence[Output | str] = (Output.NIFTI,),
-    workers: str = DEFAULT_ENGINE,
-    overwrite: bool = False,
-    allow: Sequence[Allow | str] = (),
-    runtime: Runtime | str | None = None,
-    device: str | None = None,
-    ensemble: bool = False,
-    check_flips: bool = False,
-    attention: bool = False,
-    hashed_names: bool = False,
-    timeout_s: float = Limits.timeout_s,
-    attempts: int = Limits.attempts,
-    max_memory_gib: float | None = None,
+    settle_s: float = 30.0,
+    idle_s: float | None = None,
+    **asked: Unpack[RunKeywords],
 ) -> Reports:
     """Segment what is in some folders and what comes into them, each study or file when it is complete.
 
@@ -186,19 +184,7 @@ def watch(  # noqa: PLR0913  # as for `segment`
         out: folder of the results, which is made.
         settle_s: seconds without change after which a study is complete.
         idle_s: end after so many seconds without news; None for never.
-        outputs: this and all that follow as for `segment`.
-        workers: where cases run.
-        overwrite: replace results that are there.
-        allow: faults of DICOM series to mend.
-        runtime: how the network runs.
-        device: where it runs.
-        ensemble: average the networks of all folds.
-        check_flips: segment the mirrored image too.
-        attention: write and judge the maps of the attention gates too.
-        hashed_names: call cases by a hash.
-        timeout_s: seconds for an attempt at a case.
-        attempts: how often a case is tried.
-        max_memory_gib: memory that each process may allocate.
+        **asked: keywords of `segment`, all from `outputs` to `max_memory_gib`.
 
     Raises:
         InputError: an input is not a folder.
@@ -209,30 +195,31 @@ def watch(  # noqa: PLR0913  # as for `segment`
     >>> [str(report.status) for report in reports]
     ['done']
     """
-    root = _root_of(bundle)
-    gates = attention_of(root, is_ensemble=ensemble) if attention else ()
-    options = _options_of(outputs, allow, runtime, (overwrite, check_flips, hashed_names), gates)
-    setup = setup_of(root, Path(out), options, device, is_ensemble=ensemble)
-    means = ExecutionOptions(workers, Limits(timeout_s, attempts), max_memory_gib)
-    return Reports(segment_arrivals(_paths_of(folders), setup, Patience(settle_s, idle_s), means))
+    setup = _setup_as_asked(bundle, out, **asked)
+    metadata = Metadata.read(setup.bundle)
+    rule, images = metadata.series_rule, metadata.image_spec
+    if images.files > 1:
+        raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
+    watched = [path.absolute() for path in _paths_of(folders)]  # workers may have another working directory
+    for folder in watched:
+        if not folder.is_dir():
+            raise InputError(f"{folder.name}: is no folder, and only folders can be watched; leave out --watch.")
+    inbox = Inbox(watched, rule, setup.options.allow, setup.out_dir, images)
+    return Reports(segment_cases((_named(cases, setup) for cases in complete_cases(inbox, settle_s, idle_s)), setup))
 
 
-def _options_of(
-    outputs: Sequence[str],
-    allow: Sequence[str],
-    runtime: str | None,
-    switches: tuple[bool, bool, bool],
-    gates: tuple[int, ...],
-) -> Options:
-    """Return the options of a case; switches are `overwrite`, `check_flips` and `hashed_names`."""
-    overwrite, check_flips, hashed_names = switches
-    way = None if runtime is None else _members_of(Runtime, [runtime])[0]
-    wanted, mended = _members_of(Output, outputs), _members_of(Allow, allow)
-    return Options(wanted, overwrite, mended, way, check_flips, gates, hashed_names)
-
-
-def _root_of(bundle: Bundle | Path | str) -> Path:
-    return bundle.root if isinstance(bundle, Bundle) else find_bundle(bundle)
+def _setup_as_asked(bundle: Bundle | Path | str, out: Path | str, **asked: Unpack[RunKeywords]) -> Setup:
+    """Return what all cases of a run share, with names as members of their closed sets."""
+    root = bundle.root if isinstance(bundle, Bundle) else find_bundle(bundle)
+    known: dict[str, Any] = {**asked, "attention": ()}
+    for keyword, kind in {"outputs": Output, "allow": Allow}.items():
+        if keyword in asked:
+            known[keyword] = _members_of(kind, known[keyword])
+    if known.get("runtime") is not None:
+        (known["runtime"],) = _members_of(Runtime, [known["runtime"]])
+    if asked.get("attention"):
+        known["attention"] = attention_of(root, is_ensemble=asked.get("ensemble", False))
+    return setup_of(root, Path(out), Options(**known))
 
 
 def _paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
@@ -252,9 +239,7 @@ def _members_of(kind: type[Choice], given: Sequence[str]) -> tuple[Choice, ...]:
         raise UsageError(f"{', '.join(map(str, names))}: choose of {', '.join(kind)}.") from error
 
 
-def setup_of(
-    bundle: Path, out_dir: Path, options: Options, device: str | None = None, *, is_ensemble: bool = False
-) -> Setup:
+def setup_of(bundle: Path, out_dir: Path, options: Options) -> Setup:
     """Return what all cases of a run share; the network is not loaded.
 
     Raises:
@@ -263,10 +248,9 @@ def setup_of(
     """
     refuse_file(out_dir)
     fingerprint, metadata = verify(bundle), Metadata.read(bundle)
-    if is_ensemble:
+    if options.ensemble:
         fingerprint = ensemble_fingerprint(fingerprint)
-    named = metadata.name, metadata.version
-    return Setup(bundle.absolute(), fingerprint, *named, out_dir.absolute(), options, device, is_ensemble)
+    return Setup(bundle.absolute(), fingerprint, metadata.name, metadata.version, out_dir.absolute(), options)
 
 
 def attention_of(bundle: Path, *, is_ensemble: bool = False) -> tuple[int, ...]:
@@ -304,91 +288,45 @@ def cases_in(
     return _named(found, setup)
 
 
-def plan_resources(cases: Sequence[Case], setup: Setup, means: ExecutionOptions) -> tuple[str, Setup, ExecutionOptions]:
-    """Foretell what a batch will need, and return that in a line, and settings with which it fits.
+def foretell(cases: Sequence[Case], setup: Setup) -> tuple[str, Setup, Mapping[str, str]]:
+    """Foretell what a batch will need: return that in a line, a setup with which it fits, and what `run_cases` refuses.
 
     A few cases are not worth it: it reads and segments two of them. Nor can other machines' memory be told.
-
-    Args:
-        cases: from `cases_in`.
-        setup: from `setup_of`.
-        means: what was asked for.
 
     Raises:
         OutputError: the disk is too small.
         UsageError: so many processes need more memory than the machine has.
     """
-    kind, _, count = means.engine.partition(":")
-    if kind != "processes" or (len(cases) < FORETOLD_CASES and means.max_gib is None):
-        return "", setup, means
-    processes = int(count) if count.isdecimal() else 1
-    found = preflight(cases, setup, processes=processes, max_gib=means.max_gib)
-    is_more = bool(setup.options.attention or setup.options.check_flips) and not found.is_tried
-    line = summary(found, processes) + (EXTRA if is_more else "")
+    options, engine = setup.options, engine_named(setup.options.workers)
+    is_worth_it = len(cases) >= FORETOLD_CASES or options.max_memory_gib is not None
+    if engine.kind is not EngineKind.PROCESSES or not is_worth_it:
+        return "", setup, {}
+    found = preflight(cases, setup)
+    is_more = bool(options.attention or options.check_flips) and not found.is_tried
     identity_of = {case.case_id: case.identity for case in cases}
     refused = {identity_of[case_id]: sentence for case_id, sentence in found.unfit.items()}
-    return (
-        line,
-        replace(setup, network_bytes=found.network_bytes),
-        replace(means, limits=replace(means.limits, refused=refused)),
-    )
+    line = summary(found, engine.count) + (EXTRA if is_more else "")
+    return line, replace(setup, network_bytes=found.network_bytes), refused
 
 
 def segment_cases(
-    cases: Sequence[Case], setup: Setup, means: ExecutionOptions | None = None
+    arrivals: Iterable[Sequence[Case]], setup: Setup, refused: Mapping[str, str] | None = None
 ) -> Generator[CaseReport, None, None]:
-    """Segment cases and yield the report of each when it ends, those that are done already too.
-
-    Args:
-        cases: from `cases_in`.
-        setup: from `setup_of`.
-        means: where, and at what cost.
+    """Segment cases into the output folder, which no other run may use meanwhile; arguments as for `run_cases`.
 
     Raises:
         OutputError: the output folder takes no files, or another run works in it.
         UsageError: no such engine.
         VoxelgateError: as for `run_cases`.
     """
-    return _segment(iter([cases]), setup, means or ExecutionOptions())
-
-
-def segment_arrivals(
-    inputs: Sequence[Path], setup: Setup, patience: Patience, means: ExecutionOptions | None = None
-) -> Generator[CaseReport, None, None]:
-    """Segment what is in some folders and what comes into them, each study or file when it is complete.
-
-    Args:
-        inputs: folders that something else fills.
-        setup: from `setup_of`.
-        patience: when something is complete, and when to end.
-        means: where, and at what cost.
-
-    Raises:
-        InputError: an input is no folder.
-        UsageError: an image consists of several files, and nobody knows when all of them have come.
-        VoxelgateError: as for `segment_cases`.
-    """
-    folders = [path.absolute() for path in inputs]
-    metadata = Metadata.read(setup.bundle)
-    rule, images = metadata.series_rule, metadata.image_spec
-    if images.files > 1:
-        raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
-    arrivals = complete_cases(
-        folders, patience, rule=rule, allow=setup.options.allow, out_dir=setup.out_dir, images=images
-    )
-    return _segment((_named(cases, setup) for cases in arrivals), setup, means or ExecutionOptions())
+    options = setup.options
+    make_folder(setup.out_dir)
+    with locked(setup.out_dir), closing(Ledger(setup.out_dir)) as ledger:
+        engine = engine_of(options.workers, options.max_memory_gib)
+        ledger.begin_run(options.workers, f"{setup.name} {setup.version}", hashed_names=options.hashed_names)
+        with closing(run_cases(arrivals, setup, engine, ledger, refused)) as reports:
+            yield from reports
 
 
 def _named(cases: Sequence[Case], setup: Setup) -> list[Case]:
     return list(map(with_hashed_name, cases)) if setup.options.hashed_names else list(cases)
-
-
-def _segment(
-    arrivals: Iterator[Sequence[Case]], setup: Setup, means: ExecutionOptions
-) -> Generator[CaseReport, None, None]:
-    make_folder(setup.out_dir)
-    with locked(setup.out_dir), closing(Ledger(setup.out_dir)) as ledger:
-        engine = engine_of(means.engine, means.max_gib)
-        ledger.begin_run(means.engine, f"{setup.name} {setup.version}", hashed_names=setup.options.hashed_names)
-        with closing(run_cases(arrivals, setup, engine, ledger, means.limits)) as reports:
-            yield from reports

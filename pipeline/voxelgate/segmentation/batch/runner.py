@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch
 from voxelgate.core.findings import Severity, remark
 from voxelgate.segmentation.batch.case_table import write_tables
-from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Limits, Ticket
+from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Ticket
 from voxelgate.segmentation.batch.engines import Engine
 from voxelgate.segmentation.batch.input_stamps import stamp_of
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, shown
@@ -33,7 +33,11 @@ TABLE_EVERY_S = 60.0
 
 
 def run_cases(
-    arrivals: Iterable[Sequence[Case]], setup: Setup, engine: Engine, ledger: Ledger, limits: Limits | None = None
+    arrivals: Iterable[Sequence[Case]],
+    setup: Setup,
+    engine: Engine,
+    ledger: Ledger,
+    refused: Mapping[str, str] | None = None,
 ) -> Generator[CaseReport, None, None]:
     """Segment cases and yield the report of each when it ends, or at once if it is done already.
 
@@ -44,13 +48,13 @@ def run_cases(
         setup: of the run.
         engine: where cases are worked on; it is closed.
         ledger: of the output folder, whose lock the caller holds.
-        limits: of a case.
+        refused: why cases cannot be done here, by the identity of their input.
 
     Raises:
         VoxelgateError: no case can be done: bundle, device or workers cannot be used, or the output folder takes no
             files.
     """
-    runner = _Runner(setup, engine, ledger, limits or Limits())
+    runner = _Runner(setup, engine, ledger, refused or {})
     with _closing(runner):
         recover(ledger)
         for cases in arrivals:
@@ -71,10 +75,10 @@ def _closing(runner: "_Runner") -> Iterator[None]:
 
 
 class _Runner:
-    def __init__(self, setup: Setup, engine: Engine, ledger: Ledger, limits: Limits) -> None:
+    def __init__(self, setup: Setup, engine: Engine, ledger: Ledger, refused: Mapping[str, str]) -> None:
         self._setup, self._engine, self._ledger = setup, engine, ledger
-        self._refused = limits.refused
-        self._dispatcher = Dispatcher(engine, limits, self)
+        self._refused = refused
+        self._dispatcher = Dispatcher(engine, setup, self)
         self._ended: deque[CaseReport] = deque()
         self._again: dict[str, Case] = {}
         self._images: set[Path] = set()

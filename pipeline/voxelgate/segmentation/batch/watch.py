@@ -26,19 +26,6 @@ REST = 4
 
 
 @dataclass(frozen=True)
-class Patience:
-    """When something is complete, and when to end.
-
-    Args:
-        settle_s: time for which no file of a study may appear, grow or change.
-        idle_s: end when nothing new came for this time; None for never.
-    """
-
-    settle_s: float = 30.0
-    idle_s: float | None = None
-
-
-@dataclass(frozen=True)
 class _Seen:
     """A file as it was last seen.
 
@@ -155,45 +142,30 @@ class Inbox:
         return cases
 
 
-def complete_cases(
-    folders: Sequence[Path],
-    patience: Patience,
-    *,
-    rule: SeriesRule,
-    allow: Iterable[Allow],
-    out_dir: Path,
-    images: ImageSpec = ONE_VOLUME,
-) -> Iterator[Sequence[Case]]:
+def complete_cases(inbox: Inbox, settle_s: float, idle_s: float | None) -> Iterator[Sequence[Case]]:
     """Yield cases as they become complete, and nothing very often meanwhile, so that the caller can do other work.
 
     Args:
-        folders: that something else fills; with all sub-folders.
-        patience: when something is complete, and when to end.
-        rule: which series of a study to take.
-        allow: as for `find_cases`.
-        out_dir: folder that is passed over.
-        images: what an image consists of: one file.
+        inbox: what is looked at.
+        settle_s: time for which no file of a study may appear, grow or change.
+        idle_s: end when nothing new came for this time; None for never.
 
     Raises:
-        InputError: an input is no folder, or cannot be listed.
+        InputError: a folder cannot be listed.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder.name}: is no folder, and only folders can be watched; leave out --watch.")
-    inbox = Inbox(folders, rule, allow, out_dir, images)
     last_news_s = time.monotonic()
     with ThreadPoolExecutor(1) as reader:
         while True:
             started_s = time.monotonic()
-            looking = reader.submit(inbox.look, started_s, patience.settle_s)
+            looking = reader.submit(inbox.look, started_s, settle_s)
             while not looking.done():
                 yield ()
             ended_s = time.monotonic()
             if (cases := looking.result()) or not inbox.is_settled:
                 last_news_s = ended_s
             yield cases
-            if patience.idle_s is not None and ended_s - last_news_s > patience.idle_s:
+            if idle_s is not None and ended_s - last_news_s > idle_s:
                 return
-            next_s = ended_s + max(patience.settle_s / LOOKS_PER_SETTLING, REST * (ended_s - started_s))
+            next_s = ended_s + max(settle_s / LOOKS_PER_SETTLING, REST * (ended_s - started_s))
             while time.monotonic() < next_s:
                 yield ()

@@ -25,6 +25,7 @@ from voxelgate.dicom.read.series import Series
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.segmentation.batch.input_stamps import content_sha256, lasting_stamp_of, stamp_of
+from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 from voxelgate.segmentation.options import Options, SharedResources
@@ -51,10 +52,9 @@ class Setup:
         name: of the bundle.
         version: of the bundle.
         out_dir: the output folder, absolute.
-        options: what to write and accept.
-        device: where to run; None for what the bundle chooses.
-        is_ensemble: average the networks of all folds.
+        options: what was asked for.
         network_bytes: what the network may take beside image and labels; None for any.
+        cases_at_a_time: that a worker may have; it may take fewer.
     """
 
     bundle: Path
@@ -63,9 +63,8 @@ class Setup:
     version: str
     out_dir: Path
     options: Options
-    device: str | None = None
-    is_ensemble: bool = False
     network_bytes: int | None = None
+    cases_at_a_time: int = CASES_AT_A_TIME
 
     @property
     def choices(self) -> str:
@@ -76,7 +75,7 @@ class Setup:
             "allow": sorted(options.allow),
             "runtime": options.runtime,
             "check_flips": options.check_flips,
-            "device": self.device,
+            "device": options.device,
         }
         gates = {"attention": options.attention} if options.attention else {}  # of which older ledgers know nothing
         return json.dumps(chosen | gates, sort_keys=True)
@@ -195,10 +194,11 @@ def _changed(report: CaseReport) -> CaseReport:
 @functools.lru_cache(maxsize=4)
 def _bundle(setup: Setup, shrinks: int) -> Bundle:
     """Open the bundle, with windows as small as memory was found to demand; on a GPU, then on the CPU."""
-    bundle = open_bundle(setup.bundle, setup.device, ensemble=setup.is_ensemble)
+    device, is_ensemble = setup.options.device, setup.options.ensemble
+    bundle = open_bundle(setup.bundle, device, ensemble=is_ensemble)
     if bundle.fingerprint != setup.bundle_sha256:  # a worker of a cluster may have it from an earlier run
         forget_opened()
-        bundle = open_bundle(setup.bundle, setup.device, ensemble=setup.is_ensemble)
+        bundle = open_bundle(setup.bundle, device, ensemble=is_ensemble)
     if bundle.fingerprint != setup.bundle_sha256:
         raise BundleError(
             f"{setup.bundle.name}: changed while it was used; run the command again with one or the other."
@@ -206,7 +206,7 @@ def _bundle(setup: Setup, shrinks: int) -> Bundle:
     if not shrinks:
         return bundle.within(setup.network_bytes)
     if bundle.device.type != "cpu" and (shrinks > 1 or bundle.sliding is None):
-        bundle = open_bundle(setup.bundle, "cpu", ensemble=setup.is_ensemble)
+        bundle = open_bundle(setup.bundle, "cpu", ensemble=is_ensemble)
     if bundle.sliding is None:
         return bundle
     return replace(bundle, inferer=with_smaller_windows(bundle.sliding, shrinks))

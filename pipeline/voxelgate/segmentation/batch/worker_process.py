@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -37,37 +36,24 @@ LEAST_BYTES = 2**24
 """Less than any case takes; a worker that cannot have it is none."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """What a worker may use of the machine.
-
-    Args:
-        threads: for the network.
-        max_gib: memory that it may allocate, of which the libraries take about 0.45 GiB; None for any.
-        log_level: from which on it logs, to the error output of the coordinator.
-    """
-
-    threads: int = 1
-    max_gib: float | None = None
-    log_level: int = logging.INFO
-
-
 class WorkerProcess(Executor):
     """Run calls in one process, some of them at a time; when it dies, all of them end with `BrokenExecutor`.
 
     Not `ProcessPoolExecutor`: that cannot be told to kill a worker, runs one call at a time in it, and leaves its
     workers behind when the coordinator is killed. The process is forked from a server that has imported everything
-    and started no thread, so that a new one is there at once.
+    and started no thread, so that a new one is there at once. It logs what this process logs, to its error output.
 
     Args:
-        share: of the machine.
+        threads: for the network.
+        max_gib: memory that it may allocate, of which the libraries take about 0.45 GiB; None for any.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, threads: int = 1, max_gib: float | None = None) -> None:
+        log_level = logging.getLogger("voxelgate").getEffectiveLevel()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["voxelgate.segmentation.batch.worker"])
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve_calls, args=(theirs, share), daemon=True)
+        self._process = context.Process(target=serve_calls, args=(theirs, threads, max_gib, log_level), daemon=True)
         with without_main():
             self._process.start()
         theirs.close()
@@ -150,19 +136,19 @@ class WorkerProcess(Executor):
         return f"was killed by {signal.Signals(-code).name}"
 
 
-def serve_calls(connection: Connection, share: Share) -> None:
+def serve_calls(connection: Connection, network_threads: int, max_gib: float | None, log_level: int) -> None:
     """Answer calls until the other side says no more, or is gone: then end at once, in the middle of a call too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("voxelgate").setLevel(share.log_level)
+    logging.getLogger("voxelgate").setLevel(log_level)
     keep_large_buffers()
     sending = threading.Lock()
-    start_network_thread(share.threads)
-    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=_step_back, initargs=(share.threads,))
+    start_network_thread(network_threads)
+    threads = ThreadPoolExecutor(CASES_AT_A_TIME, initializer=_step_back, initargs=(network_threads,))
     _start(threads)
-    if share.max_gib is not None:
-        limit = int(share.max_gib * GIB)
+    if max_gib is not None:
+        limit = int(max_gib * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         bytearray(LEAST_BYTES)  # ends the process where this cannot be had
     with quiet_pydicom(), threads:  # for good, since contexts of several threads would end each other's

@@ -13,6 +13,7 @@ import torch
 
 from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.geometry import Grid
+from voxelgate.core.workers import engine_named
 from voxelgate.dicom.read.series import Series
 from voxelgate.images.volumes import is_nifti, read_grid
 from voxelgate.inference.memory import GIB, SHARE, available_bytes
@@ -20,7 +21,7 @@ from voxelgate.segmentation.batch.forecast.needs import Forecast, Measured, Room
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, read_ledger
 from voxelgate.segmentation.batch.worker import Setup
-from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, Share, WorkerProcess
+from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, WorkerProcess
 from voxelgate.segmentation.cases import Case
 
 UNKNOWN = "What it will need is not known: none of the first images could be tried"
@@ -35,7 +36,7 @@ UNPACKED = frozenset({"uint8", "int8", "int16"})
 """Types that `monai_io.as_image` leaves as they are; all others become float32."""
 
 
-def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gib: float | None = None) -> Forecast:
+def preflight(cases: Sequence[Case], setup: Setup) -> Forecast:
     """Foretell what a batch needs on this machine, and refuse one that cannot be done.
 
     Headers say how large cases are; two of them, of middling size, are read and tried in a process of their own, whole
@@ -44,8 +45,6 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
     Args:
         cases: of the batch; those that nothing can be said of are in no part of the result.
         setup: of the batch; what is done in its output folder is counted, and needs nothing more.
-        processes: that will share the work.
-        max_gib: memory that each may allocate, libraries included; None for what the machine has.
 
     Returns:
         What it will need; empty if no header, or none of the samples, can be read and segmented.
@@ -57,6 +56,7 @@ def preflight(cases: Sequence[Case], setup: Setup, *, processes: int = 1, max_gi
     if not (left := _left(cases, setup)):
         return Forecast(cases_at_a_time=CASES_AT_A_TIME, done=len(cases))
     volumes = {case.case_id: volume for case in left if (volume := volume_of(case)) is not None}
+    processes, max_gib = engine_named(setup.options.workers).count, setup.options.max_memory_gib
     middling = _middling([case for case in left if case.case_id in volumes], volumes)
     samples = _sampled(setup, middling, processes)
     if not samples:
@@ -165,7 +165,7 @@ def _sampled(setup: Setup, cases: Sequence[Case], processes: int) -> list[Sample
     """
     if not cases:
         return []
-    worker = WorkerProcess(Share(max(1, torch.get_num_threads() // processes)))
+    worker = WorkerProcess(max(1, torch.get_num_threads() // processes))
     try:
         return worker.submit(sample, setup, cases).result(SAMPLES_S)
     except (RuntimeError, TimeoutError):  # of the process, or what no case should raise; its report will tell

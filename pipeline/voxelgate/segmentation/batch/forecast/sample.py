@@ -91,7 +91,7 @@ def sample(setup: Setup, cases: Sequence[Case]) -> list[Sample]:
         setup: of the batch.
         cases: what to read; a case that cannot be is left out.
     """
-    bundle = open_bundle(setup.bundle, setup.device, ensemble=setup.is_ensemble)
+    bundle = open_bundle(setup.bundle, setup.options.device, ensemble=setup.options.ensemble)
     base_bytes = memory_bytes("VmRSS")
     idle_bytes = max(0, memory_bytes("VmData") - base_bytes)
     samples = []
