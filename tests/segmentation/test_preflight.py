@@ -270,22 +270,22 @@ def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equ
     tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [save(tmp_path / "in" / f"{name}.nii", (128, 128, 128)) for name in "ab"]
-    free, limited = (setup(threshold, tmp_path / name) for name in ("free", "limited"))
+    free, limited = (setup(threshold, tmp_path / name, max_memory_gib=64) for name in ("free", "limited"))
     together = preflight(cases, free)
     monkeypatch.setattr(
         "voxelgate.segmentation.batch.forecast.preflight.free_bytes", lambda: together.peak_bytes - 12 * MIB
     )
 
-    found = preflight(cases, limited)
-    most = 0
-    for report in segment_cases([cases], replace(limited, cases_at_a_time=found.cases_at_a_time)):
+    line, planned, _ = foretell(cases, limited)
+    peak_bytes, most = preflight(cases, limited).peak_bytes, 0
+    for report in segment_cases([cases], planned):
         assert report.status == "done", report.findings
         most = max(most, status(tmp_path / "limited").counts["running"] + 1)
     list(segment_cases([cases], free))
 
-    assert (together.cases_at_a_time, found.cases_at_a_time, most) == (2, 1, 1)
-    assert found.peak_bytes <= together.peak_bytes - 12 * MIB
-    assert "one at a time" in summary(found)
+    assert (together.cases_at_a_time, planned.cases_at_a_time, most) == (2, 1, 1)
+    assert peak_bytes <= together.peak_bytes - 12 * MIB
+    assert "one at a time" in line
     assert tree(tmp_path / "limited") == tree(tmp_path / "free")
 
 

@@ -306,7 +306,8 @@ def foretell(cases: Sequence[Case], setup: Setup) -> tuple[str, Setup, Mapping[s
     identity_of = {case.case_id: case.identity for case in cases}
     refused = {identity_of[case_id]: sentence for case_id, sentence in found.unfit.items()}
     line = summary(found, engine.count) + (EXTRA if is_more else "")
-    return line, replace(setup, network_bytes=found.network_bytes), refused
+    fitted = replace(setup, network_bytes=found.network_bytes, cases_at_a_time=found.cases_at_a_time)
+    return line, fitted, refused
 
 
 def segment_cases(
