@@ -49,6 +49,10 @@ def source_grid(shape: tuple[int, int, int], angles: Sequence[float] = (0, 0, 0)
     return Grid(shape, LPS_TO_RAS @ affine)
 
 
+GRID = source_grid((9, 8, 4))
+LABELS = (np.arange(9 * 8 * 4).reshape(9, 8, 4) % 5).astype(np.uint8)
+
+
 def headers_of(grid: Grid, **further: str) -> list[Dataset]:
     """Return headers of classic CT images whose planes are those of `grid`; as read from files."""
     study, series, frame_of_reference = generate_uid(), generate_uid(), generate_uid()

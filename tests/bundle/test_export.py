@@ -16,6 +16,7 @@ from monai.networks.nets import ResNet
 from torch import nn
 
 from tests.conftest import Run
+from tests.networks.test_presets import PRESETS
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.export import INFERENCE, PARITY, _windows, export, other_window
@@ -51,12 +52,7 @@ def guided(*, spatial_dims: int, in_channels: int, out_channels: int, **_: Any) 
 
 
 NETWORKS = [
-    presets.oktay,
-    presets.batchnorm_gate,
-    presets.lean_gate,
-    presets.trilinear,
-    presets.upsample_in_gate,
-    presets.unet,
+    *PRESETS,
     NonLocalUNet,
     guided,
 ]

@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 from pydicom import Dataset, dcmread
 
 from tests.derived_cases import (
+    GRID,
+    LABELS,
     LPS_TO_RAS,
     ORIENTATIONS,
     PHILIPS_ENHANCED,
@@ -34,8 +36,6 @@ from voxelgate.dicom.write import rtstruct as rtstruct_module
 from voxelgate.dicom.write.outlines import Outline, filled, outlines
 from voxelgate.dicom.write.rtstruct import write_rtstruct
 
-GRID = source_grid((9, 8, 4))
-LABELS = (np.arange(9 * 8 * 4).reshape(9, 8, 4) % 5).astype(np.uint8)
 MASKS = arrays(np.bool_, st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)))
 
 

@@ -18,6 +18,8 @@ from pydicom import DataElement, Dataset, dcmread
 from pydicom.config import IGNORE
 
 from tests.derived_cases import (
+    GRID,
+    LABELS,
     LPS_TO_RAS,
     ORIENTATIONS,
     PHILIPS_ENHANCED,
@@ -70,9 +72,6 @@ TEXT_ATTRIBUTES = (
     "SeriesDescription",
     "StationName",
 )
-
-GRID = source_grid((9, 8, 4))
-LABELS = (np.arange(9 * 8 * 4).reshape(9, 8, 4) % 5).astype(np.uint8)
 
 
 def read_by_highdicom(path: Path, grid: Grid, values: dict[int, int]) -> np.ndarray:

@@ -14,6 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders import RLELosslessDecoder
 
 from tests.derived_cases import (
+    GRID,
+    LABELS,
     PHILIPS_ENHANCED,
     REAL_SERIES,
     TABLE,
@@ -24,7 +26,6 @@ from tests.derived_cases import (
     real_grid,
     real_headers,
     segmented,
-    source_grid,
 )
 from voxelgate.core.errors import OutputError
 from voxelgate.core.labels import LabelTable
@@ -32,9 +33,6 @@ from voxelgate.dicom.write import sr as sr_module
 from voxelgate.dicom.write.rle import rle_frame
 from voxelgate.dicom.write.seg import SegKind, write_seg
 from voxelgate.dicom.write.sr import write_sr
-
-GRID = source_grid((9, 8, 4))
-LABELS = (np.arange(9 * 8 * 4).reshape(9, 8, 4) % 5).astype(np.uint8)
 
 
 def items_of(item: Dataset) -> Iterator[Dataset]:
