@@ -144,7 +144,8 @@ def test_the_mm_of_the_file_fill_the_labels_on_any_grid(
     random.shuffle(headers)
     turned, turned_grid = oriented(labels, grid, *turn)
 
-    write_rtstruct(tmp_path / "a.dcm", segmented(turned, turned_grid, headers), overwrite=True)
+    (tmp_path / "a.dcm").unlink(missing_ok=True)
+    write_rtstruct(tmp_path / "a.dcm", segmented(turned, turned_grid, headers))
 
     found = contours_by_roi(tmp_path / "a.dcm", turned_grid)
     assert set(found) == set(np.unique(labels)) - {0}
@@ -160,7 +161,8 @@ def test_all_48_orientations_give_the_same_contours_on_the_same_images(tmp_path:
     contours = set()
 
     for turn in ORIENTATIONS:
-        write_rtstruct(tmp_path / "a.dcm", segmented(*oriented(labels, grid, *turn), headers), overwrite=True)
+        (tmp_path / "a.dcm").unlink(missing_ok=True)
+        write_rtstruct(tmp_path / "a.dcm", segmented(*oriented(labels, grid, *turn), headers))
         rois = dcmread(tmp_path / "a.dcm").ROIContourSequence
         contours.add(str([contour.ContourData for roi in rois for contour in roi.ContourSequence]))
         for contour in (contour for roi in rois for contour in roi.ContourSequence):

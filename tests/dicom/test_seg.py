@@ -111,7 +111,8 @@ def test_highdicom_reads_the_labels_back_from_any_grid_and_any_order_of_sources(
     random.shuffle(headers)
     turned, turned_grid = oriented(labels, grid, *turn)
 
-    written = write_seg(tmp_path / "a.dcm", segmented(turned, turned_grid, headers), kind=kind, overwrite=True)
+    (tmp_path / "a.dcm").unlink(missing_ok=True)
+    written = write_seg(tmp_path / "a.dcm", segmented(turned, turned_grid, headers), kind=kind)
 
     values = {segment.number: segment.value for segment in written.segments}
     assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", turned_grid, values), turned)
@@ -125,7 +126,8 @@ def test_all_48_orientations_give_the_same_frames_with_their_source_images(tmp_p
     pixels = set()
 
     for turn in ORIENTATIONS:
-        write_seg(tmp_path / "a.dcm", segmented(*oriented(LABELS, GRID, *turn), headers), kind=kind, overwrite=True)
+        (tmp_path / "a.dcm").unlink(missing_ok=True)
+        write_seg(tmp_path / "a.dcm", segmented(*oriented(LABELS, GRID, *turn), headers), kind=kind)
         written = dcmread(tmp_path / "a.dcm")
         pixels.add(written.PixelData)
         for frame in written.PerFrameFunctionalGroupsSequence:
@@ -369,15 +371,13 @@ def test_a_sheared_grid_is_refused(tmp_path: Path) -> None:
     assert "not at right angles" in refusal(tmp_path / "a.dcm", LABELS, Grid(GRID.shape, affine), headers_of(GRID))
 
 
-def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
+def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     path, case = tmp_path / "a.dcm", segmented(LABELS, GRID, headers_of(GRID))
     path.write_bytes(b"old")
 
     with pytest.raises(OutputError, match=r"a\.dcm: exists already"):
         write_seg(path, case)
     assert path.read_bytes() == b"old"
-    write_seg(path, case, overwrite=True)
-    assert dcmread(path).Modality == "SEG"
     assert list(tmp_path.iterdir()) == [path]
 
 

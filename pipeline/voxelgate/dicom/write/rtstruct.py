@@ -53,7 +53,7 @@ STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 CONTOUR_DATA = Tag("ContourData")
 
 
-def write_rtstruct(path: Path, segmented: SegmentedSeries, *, overwrite: bool = False) -> None:
+def write_rtstruct(path: Path, segmented: SegmentedSeries) -> None:
     """Write the labels as RT Structure Set: under a temporary name, read back in mm, filled, compared, renamed.
 
     Each structure with voxels becomes a ROI, numbered by its label value; codes are written where they are known.
@@ -62,13 +62,12 @@ def write_rtstruct(path: Path, segmented: SegmentedSeries, *, overwrite: bool = 
     Args:
         path: of the file to be, in a folder that exists.
         segmented: labels, grid, names and source; a sheared grid is fine.
-        overwrite: whether a file of that name may be replaced.
 
     Raises:
         OutputError: the file exists or cannot be written, or it reads back differently; then nothing is left behind.
     """
     planes = segmented.planes()
-    with published(path, overwrite=overwrite) as partial:
+    with published(path) as partial:
         save_dicom(_structure_set(segmented, planes), partial)
         _compare_outlines(partial, path.name, segmented)
 

@@ -80,9 +80,7 @@ class WrittenSeg:
     segments: tuple[Segment, ...]
 
 
-def write_seg(
-    path: Path, segmented: SegmentedSeries, *, kind: SegKind | None = None, overwrite: bool = False
-) -> WrittenSeg:
+def write_seg(path: Path, segmented: SegmentedSeries, *, kind: SegKind | None = None) -> WrittenSeg:
     """Write the labels as DICOM Segmentation: under a temporary name, read back in mm, compared, renamed.
 
     Only structures with voxels become segments. Binary segments are numbered 1, 2, ... as PS3.3 C.8.20.2 demands; in a
@@ -92,7 +90,6 @@ def write_seg(
         path: of the file to be, in a folder that exists.
         segmented: labels, grid, names and source.
         kind: None chooses binary up to `MOST_BINARY_SEGMENTS` segments, else a label map with RLE.
-        overwrite: whether a file of that name may be replaced.
 
     Returns:
         What a structured report refers to.
@@ -109,7 +106,7 @@ def write_seg(
     )
     codings = {segment.value: segmented.table.coding(segment.value) for segment in segments}
     planes = _straight(segmented.planes())
-    with published(path, overwrite=overwrite) as partial:
+    with published(path) as partial:
         dataset = _segmentation(
             segmented, planes, kind, [_segment_description(segmented, s, codings[s.value]) for s in segments]
         )

@@ -193,7 +193,7 @@ def new_uid() -> str:
 
 
 @contextmanager
-def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def published(path: Path) -> Iterator[Path]:
     """Lend a temporary name in the same folder; the file becomes `path` when the block ends well, else it vanishes.
 
     Inside the block the DICOM libraries are silent, and what they raise is reworded without their text, which may quote
@@ -201,15 +201,14 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Args:
         path: of the file to be.
-        overwrite: whether a file of that name may be replaced.
 
     Raises:
         OutputError: the file exists, cannot be written, or a library refused the values.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.exists():
         raise _existing(path)
     try:
-        with whole_file(path, suffix=".dcm", overwrite=overwrite) as partial, quiet_pydicom():
+        with whole_file(path, suffix=".dcm", overwrite=False) as partial, quiet_pydicom():
             yield partial
     except FileExistsError:
         raise _existing(path) from None
@@ -234,4 +233,4 @@ def read_back(path: Path) -> Dataset:
 
 
 def _existing(path: Path) -> OutputError:
-    return OutputError(f"{path.name}: exists already; choose another name, or allow overwriting.")
+    return OutputError(f"{path.name}: exists already; choose another name.")

@@ -45,14 +45,13 @@ SIDES = ("7771000", "24028007")
 """SNOMED CT left and right (PS3.16 CID 244)."""
 
 
-def write_sr(path: Path, segmented: SegmentedSeries, seg: WrittenSeg, *, overwrite: bool = False) -> None:
+def write_sr(path: Path, segmented: SegmentedSeries, seg: WrittenSeg) -> None:
     """Write the volumes in ml as Comprehensive 3D SR: under a temporary name, read back, compared, renamed.
 
     Args:
         path: of the file to be, in a folder that exists.
         segmented: labels, grid, names and source.
         seg: the segmentation of these labels that `write_seg` wrote; each volume refers to its segment.
-        overwrite: whether a file of that name may be replaced.
 
     Raises:
         OutputError: the segmentation is one of other labels, a structure has no code, the file exists or cannot be
@@ -61,7 +60,7 @@ def write_sr(path: Path, segmented: SegmentedSeries, seg: WrittenSeg, *, overwri
     if tuple(segment.value for segment in seg.segments) != segmented.present:
         raise OutputError(f"{path.name}: the segmentation does not hold the segments of these labels; write it first.")
     codings = {segment.value: segmented.table.coding(segment.value) for segment in seg.segments}
-    with published(path, overwrite=overwrite) as partial:
+    with published(path) as partial:
         groups = [_measurement_group(segmented, seg, segment, codings[segment.value]) for segment in seg.segments]
         save_dicom(_measurement_report(segmented, seg, groups), partial)
         _compare_volumes(partial, path.name, segmented, seg)
