@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one sentence for each mistake, no traceback, nothing half-done."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_a_scan_is_segmented_on_its_own_grid_and_reported_as_json(run: Run, scan
     assert written.shape == image.shape
     assert written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(written.affine, image.affine)
+
+
+def test_cases_and_folders_with_brackets_are_named_whole(run: Run, scan: Path, tmp_path: Path) -> None:
+    names = ("T1[axial]", "T1[post]", ":smile:")
+    (tmp_path / "scans").mkdir()
+    for name in names:
+        shutil.copy(scan, tmp_path / "scans" / f"{name}.nii.gz")
+
+    result = run("segment", HIPPOCAMPUS_BUNDLE, "scans", "--out", "res[/]x", "--no-previews", "--engine", "serial")
+
+    assert result.returncode == 0, result.stderr
+    for shown in (*names, "3 of 3 volumes segmented into res[/]x"):
+        assert shown in result.stdout
 
 
 def test_the_same_command_again_does_nothing_twice(run: Run, scan: Path, tmp_path: Path) -> None:

@@ -226,9 +226,9 @@ def test_inspect_says_what_can_be_used_and_ends_with_1_if_nothing_can(run: Run, 
     good, bad, both = (run("inspect", *paths, "--json") for paths in (["good"], ["bad"], ["good", "bad"]))
 
     assert [result.returncode for result in (good, bad, both)] == [0, 1, 0]
-    (facts,) = json.loads(good.stdout)
+    facts = json.loads(good.stdout)
     assert (facts["verdict"], facts["shape"], facts["spacing_mm"]) == ("usable", [40, 32, 12], [0.75, 0.75, 2.5])
-    assert json.loads(bad.stdout)[0]["findings"][0]["code"] == "MISSING_SLICE"
+    assert json.loads(bad.stdout)["findings"][0]["code"] == "MISSING_SLICE"
     table = run("inspect", "bad")
     assert "MISSING_SLICE" in table.stdout
     assert "0 of 1 series can be used" in table.stdout
@@ -255,7 +255,7 @@ def test_inspect_finds_damaged_pixels_unless_only_headers_are_asked_for(
     full, quick = run("inspect", tmp_path, "--json"), run("inspect", tmp_path, "--json", "--headers-only")
 
     assert full.returncode == 1, full.stdout
-    assert json.loads(full.stdout)[0]["findings"][0]["code"] in {"UNDECODABLE", "TRUNCATED"}
+    assert json.loads(full.stdout)["findings"][0]["code"] in {"UNDECODABLE", "TRUNCATED"}
     assert quick.returncode == 0
 
 

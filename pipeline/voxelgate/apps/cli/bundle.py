@@ -31,7 +31,7 @@ def list_bundles() -> None:
     """Name the bundles that came with the program; every command takes them by these names, from any folder."""
     for name, root in shipped_bundles().items():
         metadata = Metadata.read(root)
-        console.print(f"{name} {metadata.version}: {metadata.document['description']}", markup=False, soft_wrap=True)
+        console.print(f"{name} {metadata.version}: {metadata.document['description']}", soft_wrap=True)
 
 
 @app.command("verify")
@@ -39,7 +39,7 @@ def verify_bundle(bundle: BundleArgument) -> None:
     """Check that a bundle is whole: files, metadata, network, configs, properties, export, two iterations."""
     verify(bundle)
     for gate in pass_checks(bundle):
-        console.print(f"{gate.name}: {gate.seen}", markup=False, soft_wrap=True)
+        console.print(f"{gate.name}: {gate.seen}", soft_wrap=True)
     opened = open_bundle(bundle)
     console.print(f"{opened.name} {opened.version}: whole, sha256 {opened.fingerprint}")
 
@@ -55,7 +55,7 @@ def describe_bundle(bundle: BundleArgument) -> None:
     """Print the network's sizes, parameters, operations and memory for one window."""
     opened = open_bundle(bundle)
     shape = (1, len(opened.image_spec.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
-    console.print(str(describe(opened.network, shape)), markup=False)
+    console.print(str(describe(opened.network, shape)))
 
 
 @app.command("export")
@@ -75,7 +75,7 @@ def export_bundle(
     root = find_own_bundle(bundle) if out is None else find_bundle(bundle)
     opened = open_bundle(root, "cpu")
     exported = export(opened, form, out, _read_one(images, opened) if images else None, overwrite=overwrite)
-    console.print(f"{exported.path}: {exported}", markup=False, soft_wrap=True)
+    console.print(f"{exported.path}: {exported}", soft_wrap=True)
 
 
 @app.command("calibrate")
@@ -90,7 +90,7 @@ def calibrate_bundle(
     opened = open_bundle(bundle)
     prepared = opened.prepare(_read_one(images, opened))[None].to(opened.device)
     measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
-    console.print(str(measured), markup=False)
+    console.print(str(measured))
 
 
 def _read_one(paths: list[Path], bundle: Bundle) -> MetaTensor:

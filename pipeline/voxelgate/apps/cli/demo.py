@@ -20,8 +20,8 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a synthetic CT cohort, train a small bundle on it, segment held-out volumes, and show them."""
-    result = run_demo(out, seed=seed, say=lambda text: console.print(text, markup=False), overwrite=overwrite)
+    result = run_demo(out, seed=seed, say=console.print, overwrite=overwrite)
     print_scores(list(result.scores), "held-out volumes")
     console.print(f"Mean Dice {result.mean_dice:.3f}. Open {result.page} in a browser.\n\nWith your own data:")
     for command in result.next_commands:
-        console.print(f"  {command.line}    # {command.purpose}", markup=False, soft_wrap=True)
+        console.print(f"  {command.line}    # {command.purpose}", soft_wrap=True)

@@ -1,17 +1,16 @@
 """Say what DICOM series and data sets hold."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from voxelgate.apps.cli.options import Allowed, AsJson, DataRoot, choices
 from voxelgate.apps.cli.tables import print_facts
-from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.apps.cli.terminal import console, progress_bar, write_json
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest, load_manifest
@@ -54,7 +53,8 @@ def run(
             inputs, allow=choices(Allow, allow, "--allow"), headers_only=headers_only, progress=(headers, pixels)
         )
     if as_json:
-        sys.stdout.write(json.dumps([one.summary() for one in found], indent=2, ensure_ascii=False) + "\n")
+        for one in found:
+            write_json(one.summary())
     else:
         _print_series(found)
     if not any(one.series.is_usable for one in found):
@@ -83,11 +83,11 @@ def _print_series(found: list[InspectedSeries]) -> None:
             str(facts["images"]),
             " x ".join(map(str, shape)),
             " x ".join(f"{value:.2f}" for value in spacing),
-            "[green]usable[/]" if one.series.is_usable else "[red]refused[/]",
+            Text("usable", "green") if one.series.is_usable else Text("refused", "red"),
             ", ".join(finding.code for finding in one.series.findings),
         )
     console.print(table)
     for one in found:
         for finding in one.series.findings:
-            console.print(f"{one.series.series_id}: {finding.severity}: {finding}", markup=False, soft_wrap=True)
+            console.print(f"{one.series.series_id}: {finding.severity}: {finding}", soft_wrap=True)
     console.print(f"{sum(one.series.is_usable for one in found)} of {len(found)} series can be used")

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from voxelgate.apps.cli.terminal import console, errors
+from voxelgate.apps.cli.terminal import console, errors, write_any_letter
 from voxelgate.core.errors import OutputError, VoxelgateError
+from voxelgate.core.text import log_to_stderr
 
 COMMANDS = {
     "manifest": "Make a manifest from a folder of images and labels, and check every file.",
@@ -80,6 +81,7 @@ def main() -> None:
     """Run the command line; errors of the user's become one sentence and an exit code."""
     is_debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    write_any_letter()
     _set_up_logging(is_debug=is_debug)
     try:
         app(args=arguments)
@@ -92,12 +94,12 @@ def main() -> None:
 def _end(error: VoxelgateError, *, is_debug: bool) -> None:
     if is_debug:
         raise error
-    errors.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    errors.print(f"{type(error).__name__}: {error}", soft_wrap=True)
     raise SystemExit(error.exit_code) from error
 
 
 def _set_up_logging(*, is_debug: bool) -> None:
-    logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, format="%(message)s", force=True)
+    log_to_stderr(logging.DEBUG if is_debug else logging.INFO)
     if not is_debug:
         for name in ("ignite", "monai", "matplotlib", "PIL"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from voxelgate.apps.cli.options import DataRoot, ManifestArgument
@@ -52,5 +51,5 @@ def _print_plan(made: Plan) -> None:
     """Print the choices of a plan and their reasons."""
     table = Table("choice", "value", "reason", title=made.name, box=box.SIMPLE_HEAD)
     for row in explain(made):
-        table.add_row(row.name, escape(row.value), escape(row.reason))
+        table.add_row(row.name, row.value, row.reason)
     console.print(table)

@@ -1,7 +1,7 @@
 """Segment volumes."""
 
+import json
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from voxelgate.apps.cli.options import Allowed, AsJson, BundleArgument, DataRoot, Overwrite, choices, refuse_given
-from voxelgate.apps.cli.terminal import console, errors, progress_bar
+from voxelgate.apps.cli.terminal import console, errors, progress_bar, write_json
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.images.pictures import PIXELS_PER_ML
@@ -118,7 +118,7 @@ def run(
         with progress_bar("reading headers") as progress:
             reports = segment(bundle, inputs, out, forecast=forecast, data_root=data_root, progress=progress, **asked)
     if reports.forecast:
-        errors.print(reports.forecast, markup=False, soft_wrap=True)
+        errors.print(reports.forecast, soft_wrap=True)
     ended, is_interrupted = _show_reports(reports, as_json=as_json)
     if not as_json:
         _print_reports(ended, out)
@@ -141,12 +141,11 @@ def _show_reports(reports: Reports, *, as_json: bool) -> tuple[list[CaseReport],
                 if reports.total is not None:
                     progress(len(ended), reports.total)
                 if as_json:
-                    sys.stdout.write(report.to_json() + "\n")
-                    sys.stdout.flush()
+                    write_json(json.loads(report.to_json()))
                 else:
                     _print_findings(report)
                     for gate in report.attention:
-                        console.print(f"{report.case_id}: {gate}", markup=False, soft_wrap=True)
+                        console.print(f"{report.case_id}: {gate}", soft_wrap=True)
         except KeyboardInterrupt:
             return ended, True
     if signal.getsignal(signal.SIGINT) is _interrupt_once:
@@ -164,10 +163,10 @@ def _print_findings(report: CaseReport) -> None:
     """Print why a case ended badly, or what should be looked at."""
     if report.status is not CaseStatus.DONE:
         line = f"{report.case_id}: {report.status}: {' '.join(map(str, report.findings))}"
-        errors.print(line, markup=False, soft_wrap=True)
+        errors.print(line, soft_wrap=True)
         return
     for finding in report.findings:
-        errors.print(f"{report.case_id}: {finding}", markup=False, soft_wrap=True)
+        errors.print(f"{report.case_id}: {finding}", soft_wrap=True)
 
 
 def _print_reports(reports: list[CaseReport], out: Path) -> None:

@@ -1,6 +1,6 @@
 """Say how far a batch is."""
 
-import sys
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from voxelgate.apps.cli.options import AsJson
-from voxelgate.apps.cli.terminal import console
+from voxelgate.apps.cli.terminal import console, write_json
 from voxelgate.segmentation.batch.status import Status, status
 
 app = typer.Typer(add_completion=False)
@@ -21,7 +21,7 @@ def run(
     """Say how far `segment` is with a folder, while it runs or after it ended."""
     found = status(out)
     if as_json:
-        sys.stdout.write(found.to_json() + "\n")
+        write_json(asdict(found))
     else:
         _print_status(found)
 
@@ -38,6 +38,6 @@ def _print_status(found: Status) -> None:
         console.print(f"{found.ended_per_hour:g} cases an hour{left}")
     for case in found.running:
         line = f"{case.case_id}: for {case.elapsed_s:.0f} s on {case.worker}, attempt {case.attempt}"
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for bad in found.bad:
-        console.print(f"{bad.case_id}: {bad.status}: {bad.reason}", markup=False, soft_wrap=True)
+        console.print(f"{bad.case_id}: {bad.status}: {bad.reason}", soft_wrap=True)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from voxelgate.apps.cli.terminal import console
@@ -22,7 +21,7 @@ def print_facts(facts: FactsTable) -> None:
     """Print a table of what is in a data set."""
     table = Table(*facts.columns, title=facts.title, box=box.SIMPLE_HEAD)
     for row in facts.rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
 
 

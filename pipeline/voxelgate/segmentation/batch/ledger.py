@@ -21,6 +21,7 @@ from itertools import chain
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.text import shown
 from voxelgate.segmentation.batch.ledger_records import (
     ENTRY_COLUMNS,
     Entry,
@@ -47,9 +48,6 @@ LOCKED_S = 60.0
 
 NAME_BYTES = 200
 """Longest name of a result without its folder and suffix; with a hash and the longest suffix, file systems take 255."""
-
-UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of what no line can show: control and formatting, ends of lines, bytes that are no text."""
 
 BETWEEN = " | "
 """Between several things in one text."""
@@ -403,17 +401,6 @@ def _files_of_record(connection: sqlite3.Connection, case_id: str) -> list[FileR
 def _case_folded(name: str) -> str:
     """Return what names share that are one where a file system ignores case, or how an accent is written."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
-
-
-def shown(text: str) -> str:
-    """Return a text as a line can show it, and UTF-8 can hold it.
-
-    >>> shown("two" + chr(10) + "lines")
-    'two_lines'
-    """
-    if text.isprintable():
-        return text
-    return "".join("_" if unicodedata.category(char) in UNSHOWN else char for char in text)
 
 
 def _storable(name: str) -> str:

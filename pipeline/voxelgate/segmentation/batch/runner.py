@@ -12,11 +12,12 @@ from pathlib import Path
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch
 from voxelgate.core.findings import Severity, remark
+from voxelgate.core.text import shown
 from voxelgate.segmentation.batch.case_table import write_tables
 from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Ticket
 from voxelgate.segmentation.batch.engines import Engine
 from voxelgate.segmentation.batch.input_stamps import stamp_of
-from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, shown
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunVersions
 from voxelgate.segmentation.batch.publish import is_intact, publish_case, recover, refuse_foreign
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome, Setup

@@ -1,10 +1,9 @@
 """What a run is doing now, or was doing when it ended, read from the ledger of its output folder."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from voxelgate.core.files import is_held
@@ -73,10 +72,6 @@ class Status:
     bad: tuple[BadCase, ...]
     ended_per_hour: float
     left_s: float | None
-
-    def to_json(self) -> str:
-        """Return the status as JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
 def status(out: Path | str) -> Status:

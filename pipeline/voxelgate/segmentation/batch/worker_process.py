@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from voxelgate.core.errors import VoxelgateError
 from voxelgate.core.process import without_main
+from voxelgate.core.text import log_to_stderr
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.threads import compute_with, start_network_thread
@@ -140,7 +141,7 @@ def serve_calls(connection: Connection, network_threads: int, max_gib: float | N
     """Answer calls until the other side says no more, or is gone: then end at once, in the middle of a call too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.basicConfig(format="%(message)s")
+    log_to_stderr()
     logging.getLogger("voxelgate").setLevel(log_level)
     keep_large_buffers()
     sending = threading.Lock()
