@@ -14,7 +14,14 @@ BUNDLES ?= bundles/hippocampus_mri_segmentation
 STUDIES ?=
 WORK ?= label-work
 
-.PHONY: demo check test lint docs label label-test format clean
+.PHONY: help demo check test lint docs label label-test format clean
+
+help:
+	@echo "make demo    train a small model on made-up scans and segment others; ends with out/index.html"
+	@echo "make test    all tests"
+	@echo "make check   form, types, layers and the quick tests"
+	@echo "make docs    the documentation, in site/"
+	@echo "make label   MONAI Label: make label STUDIES=folder"
 
 demo: $(VENV)/.core
 	$(BIN)/voxelgate demo --out out --overwrite

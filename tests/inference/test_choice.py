@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from voxelgate.core.errors import UsageError
@@ -51,6 +52,18 @@ def test_windows_run_folded_without_a_calibration_and_are_prepared_once(network:
 def test_a_runtime_that_is_asked_for_is_taken_even_where_streaming_could_be(network: nn.Module) -> None:
     for asked in (Runtime.EAGER, Runtime.FOLDED):
         assert RuntimeChoice(network, inferer(streaming=True), "ab", asked).for_image(IMAGE).name == asked
+
+
+@pytest.mark.parametrize("asked", [Runtime.EAGER, Runtime.FOLDED])
+def test_an_inferer_that_streams_runs_each_network_that_pytorch_runs(network: nn.Module, asked: Runtime) -> None:
+    streamed = inferer(streaming=True)
+    chosen = RuntimeChoice(network, streamed, "ab", asked).for_image(IMAGE)
+
+    image = MetaTensor(IMAGE, meta={"original_affine": torch.eye(4), "spatial_shape": IMAGE.shape[2:]})
+    with torch.no_grad():
+        expected, found = (streamed(image, one) for one in (network, chosen.network))
+
+    assert (expected == found).float().mean() > 0.99
 
 
 def test_an_inferer_of_another_kind_gets_the_network_as_it_is(network: nn.Module) -> None:

@@ -65,7 +65,7 @@ def dask_client(address: str) -> Any:  # distributed is an optional extra
     try:
         from distributed import Client  # noqa: PLC0415 - an optional extra
     except ImportError as error:
-        raise UsageError("dask needs the extra: pip install 'voxelgate[dask]'.") from error
+        raise UsageError("Dask is not installed; pip install distributed.") from error
     try:
         return Client(scheduler_file=address) if address.endswith(".json") else Client(address)
     except (OSError, ValueError) as error:

@@ -96,7 +96,9 @@ def _library(name: str) -> Any:  # an optional extra, so mypy cannot count on it
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"ONNX needs {name}, which is not installed; pip install 'voxelgate[onnx]'.") from error
+        raise UsageError(
+            f"ONNX needs {name}, which is not installed; pip install onnx onnxruntime onnxscript."
+        ) from error
 
 
 def _as_onnx(program: ExportedProgram) -> Any:

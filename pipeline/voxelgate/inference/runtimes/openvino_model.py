@@ -88,7 +88,7 @@ def library() -> Any:  # an optional extra, so mypy cannot count on its types
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise UsageError("OpenVINO is not installed; pip install 'voxelgate[openvino]'.") from error
+        raise UsageError("OpenVINO is not installed; pip install openvino.") from error
 
 
 def _settings() -> dict[str, Any]:

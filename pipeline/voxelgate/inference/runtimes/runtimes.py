@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import nn
@@ -145,7 +145,7 @@ def _by_onednn(plain: nn.Module) -> nn.Module:
     for parent in list(plain.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Conv3d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
-                setattr(parent, name, _OneDnnConv(child))
+                setattr(parent, name, _OneDnnConv.of(child))
     return plain.eval()
 
 
@@ -165,24 +165,23 @@ def _compiled(plain: nn.Module, patch: torch.Tensor) -> nn.Module:
     return network
 
 
-class _OneDnnConv(nn.Module):
+class _OneDnnConv(nn.Conv3d):
     """A convolution by oneDNN where it is float32 on the CPU, else by whatever PyTorch takes."""
 
-    def __init__(self, conv: nn.Conv3d) -> None:
-        super().__init__()
-        self.conv = conv
-        self.options = (
-            list(cast("tuple[int, ...]", conv.padding)),
-            list(conv.stride),
-            list(conv.dilation),
-            conv.groups,
-        )
+    @classmethod
+    def of(cls, conv: nn.Conv3d) -> Self:
+        """Return one that shares the weights of a convolution without padding mode."""
+        made = cls.__new__(cls)
+        made.__dict__.update(conv.__dict__)
+        return made
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, channels, i', j', k')."""
         if x.device.type != "cpu" or x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
-            return cast("torch.Tensor", self.conv(x))
-        return torch.mkldnn_convolution(x, self.conv.weight, self.conv.bias, *self.options)
+            return super().forward(x)
+        padding = list(cast("tuple[int, ...]", self.padding))
+        options = padding, list(self.stride), list(self.dilation), self.groups
+        return torch.mkldnn_convolution(x, self.weight, self.bias, *options)
 
 
 class _Bfloat16(nn.Module):
