@@ -25,7 +25,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.segmentation.batch.run_batch import cases_in, segment, setup_of
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 

@@ -15,7 +15,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.inference.precision import keep_large_buffers
 from voxelgate.inference.runtimes.agreement import Evidence, central_patch
 from voxelgate.inference.runtimes.calibration import calibrate, streaming_ways, window_ways
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.networks import AttentionUNet
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.read import read_case

@@ -28,7 +28,7 @@ from .networks.nonlocal_unet import NonLocalUNet
 from .segmentation.batch.run_batch import Reports, segment, watch
 from .segmentation.batch.status import Status, status
 from .segmentation.cases import find_cases
-from .segmentation.outputs import Output
+from .segmentation.output_names import Output
 from .segmentation.page.build import write_page
 from .segmentation.report import CaseReport, CaseStatus
 from .training.configs.bundle_files import write_bundle

@@ -23,7 +23,8 @@ from voxelgate.bundle.export import INFERENCE, PARITY, _windows, export, other_w
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.inference.runtimes.agreement import TIE, Evidence, worst_of
-from voxelgate.inference.runtimes.formats import SUFFIXES, Format, is_installed, sizes_of, write_format
+from voxelgate.inference.runtimes.formats import is_installed, sizes_of, write_format
+from voxelgate.inference.runtimes.kinds import SUFFIXES, Format
 from voxelgate.networks import AttentionUNet, FlatNetwork, GuidedAttentionNet, NonLocalUNet, presets
 from voxelgate.training.bundle_checks import CHECKS
 

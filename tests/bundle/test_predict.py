@@ -18,7 +18,7 @@ from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.run_batch import segment
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport
 
 HIPPOCAMPUS = REPOSITORY / "bundles" / "hippocampus_mri_segmentation"

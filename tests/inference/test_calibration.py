@@ -35,7 +35,8 @@ from voxelgate.inference.runtimes.calibration import (
     streaming_ways,
     window_ways,
 )
-from voxelgate.inference.runtimes.runtimes import Network, Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
+from voxelgate.inference.runtimes.runtimes import Network
 from voxelgate.networks import AttentionUNet
 
 CPU = torch.device("cpu")

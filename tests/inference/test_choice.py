@@ -12,7 +12,7 @@ from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes import choice
 from voxelgate.inference.runtimes.calibration import Calibration
 from voxelgate.inference.runtimes.choice import STREAMED, RuntimeChoice, calibrate_windows
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.networks import AttentionUNet
 

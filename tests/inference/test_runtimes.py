@@ -16,9 +16,10 @@ from voxelgate.core.errors import UsageError
 from voxelgate.inference.memory import HALVINGS, with_less_memory
 from voxelgate.inference.runtimes import built_models
 from voxelgate.inference.runtimes import runtimes as execution
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.runtimes.onnx_model import build_onnx
 from voxelgate.inference.runtimes.openvino_model import build_openvino
-from voxelgate.inference.runtimes.runtimes import CPP_COMPILERS, Runtime, folded, prepare_runtime, runtimes_of
+from voxelgate.inference.runtimes.runtimes import CPP_COMPILERS, folded, prepare_runtime, runtimes_of
 from voxelgate.networks import AttentionUNet
 
 CPU = torch.device("cpu")

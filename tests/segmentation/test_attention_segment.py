@@ -27,7 +27,7 @@ from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import foretell, segment, setup_of
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.preview import read_preview, sketch, write_preview
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case

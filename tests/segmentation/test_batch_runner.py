@@ -25,7 +25,7 @@ from voxelgate.core.files import locked
 from voxelgate.core.findings import Allow
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.engines import ExecutorEngine
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger, read_ledger
@@ -34,7 +34,7 @@ from voxelgate.segmentation.batch.run_batch import segment as segment_folder
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.status import status
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 

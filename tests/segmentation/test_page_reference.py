@@ -19,7 +19,7 @@ from voxelgate.evaluation.scores import score
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.run_batch import segment
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.reference import Truth, compared, references_of
 from voxelgate.segmentation.page.rows import RunFacts

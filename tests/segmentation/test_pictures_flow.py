@@ -30,7 +30,7 @@ from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import read_volume
 from voxelgate.networks import AttentionUNet, FlatNetwork
 from voxelgate.segmentation.cases import Case, find_cases
-from voxelgate.segmentation.outputs import Output, output_paths
+from voxelgate.segmentation.output_names import Output, output_paths
 from voxelgate.segmentation.preview import read_preview
 from voxelgate.training.bundle_checks import pass_checks
 from voxelgate.training.configs.bundle_files import write_bundle

@@ -36,7 +36,7 @@ from voxelgate.segmentation.batch.worker import CaseJob, Setup, work
 from voxelgate.segmentation.batch.worker_process import WorkerProcess
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 MIB = 2**20

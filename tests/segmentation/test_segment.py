@@ -28,7 +28,7 @@ from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 

@@ -24,7 +24,7 @@ from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation import outputs as results
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 

@@ -23,15 +23,8 @@ from voxelgate.core.files import make_folder, new_scratch, publish, refuse_exist
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
 from voxelgate.inference.runtimes.calibration import UNRUNNABLE
-from voxelgate.inference.runtimes.formats import (
-    METADATA,
-    SUFFIXES,
-    Format,
-    Texts,
-    require_format,
-    sizes_of,
-    write_format,
-)
+from voxelgate.inference.runtimes.formats import METADATA, Texts, require_format, sizes_of, write_format
+from voxelgate.inference.runtimes.kinds import SUFFIXES, Format
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
 from voxelgate.transforms.io import as_image
 

@@ -29,7 +29,7 @@ from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import Voxels, is_volume
 from voxelgate.inference.attention.maps import GateMap, gate_levels, gate_maps
 from voxelgate.inference.runtimes.choice import RuntimeChoice
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.transforms.io import as_image
 

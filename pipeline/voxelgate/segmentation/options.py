@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
-from voxelgate.inference.runtimes.runtimes import Runtime
-from voxelgate.segmentation.outputs import Output
+from voxelgate.inference.runtimes.kinds import Runtime
+from voxelgate.segmentation.output_names import Output
 
 DEFAULT_WORKERS = "processes:1"
 """One process, so that an image that crashes the network ends its own case and no more."""

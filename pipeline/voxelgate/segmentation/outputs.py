@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,12 @@ from voxelgate.dicom.write.seg import write_seg
 from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, check_text
 from voxelgate.dicom.write.sources import SourceSeries, source_of
 from voxelgate.dicom.write.sr import write_sr
-from voxelgate.images.pictures import is_picture, label_suffix
 from voxelgate.images.volumes import write_label_map
 from voxelgate.inference.attention.map_files import write_attention_map
 from voxelgate.inference.attention.maps import GateMap, on_grid
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.output_names import DICOM_OUTPUTS, Output, map_kind, output_paths
 from voxelgate.segmentation.preview import Sketch, write_preview
-from voxelgate.segmentation.report import CaseReport
-
-
-class Output(StrEnum):
-    """Kinds of files that can be written of a case.
-
-    >>> vg.Output("seg").name
-    'SEG'
-    """
-
-    NIFTI = "nifti"
-    """The label map, of a picture as PNG or TIFF."""
-    SEG = "seg"
-    RTSTRUCT = "rtstruct"
-    SR = "sr"
-    PREVIEW = "preview"
-    """Small pictures of image and labels, for the report page."""
-
-
-SUFFIX_OF = {
-    Output.NIFTI: ".nii.gz",
-    Output.SEG: ".seg.dcm",
-    Output.RTSTRUCT: ".rtstruct.dcm",
-    Output.SR: ".sr.dcm",
-    Output.PREVIEW: ".webp",
-}
-DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
-"""What can only be made of DICOM, and not where nothing was found."""
-
-
-PREVIEW_FOLDER = "previews"
-"""Where the previews lie, so that they do not stand among the results."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,33 +46,6 @@ class Result:
     algorithm: Algorithm | None
     sketch: Sketch | None = None
     gates: Sequence[GateMap] = ()
-
-
-def output_paths(
-    case: Case, out_dir: Path, outputs: Sequence[Output], attention: Sequence[int] = ()
-) -> dict[str, Path]:
-    """Return where each file of a case goes, by its kind: an `Output`, or `attention-LEVEL` for the map of a gate."""
-    folders = {kind: out_dir / PREVIEW_FOLDER if kind is Output.PREVIEW else out_dir for kind in outputs}
-    suffix_of = SUFFIX_OF | {Output.NIFTI: _label_map_suffix(case)}
-    paths: dict[str, Path] = {kind: folder / f"{case.case_id}{suffix_of[kind]}" for kind, folder in folders.items()}
-    return paths | {map_kind(level): out_dir / f"{case.case_id}.{map_kind(level)}.nii.gz" for level in attention}
-
-
-def _label_map_suffix(case: Case) -> str:
-    if isinstance(case.image, Path) and is_picture(case.image):
-        return label_suffix(case.image)
-    return SUFFIX_OF[Output.NIFTI]
-
-
-def is_of_picture(report: CaseReport) -> bool:
-    """Return whether a finished case is a picture, whose sizes are told in pixels."""
-    path = report.outputs.get(Output.NIFTI)
-    return path is not None and is_picture(path)
-
-
-def map_kind(level: int) -> str:
-    """Return the kind of the output that is the map of a gate."""
-    return f"attention-{level}"
 
 
 def check_outputs(case: Case, outputs: Sequence[Output], table: LabelTable) -> SourceSeries | None:

@@ -24,13 +24,8 @@ from voxelgate.inference.attention.maps import diagnose
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of, first_of_ours, sentence_of
 from voxelgate.segmentation.options import Options, SharedResources
-from voxelgate.segmentation.outputs import (
-    Output,
-    Result,
-    check_outputs,
-    output_paths,
-    write_results,
-)
+from voxelgate.segmentation.output_names import Output, output_paths
+from voxelgate.segmentation.outputs import Result, check_outputs, write_results
 from voxelgate.segmentation.preview import Sketch, sketch
 from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseReport, CaseStatus

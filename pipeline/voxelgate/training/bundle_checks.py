@@ -30,7 +30,8 @@ from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import Modality, manifest_from_document
 from voxelgate.images.pictures import is_picture, write_picture
 from voxelgate.images.spec import ImageSpec
-from voxelgate.inference.runtimes.formats import SUFFIXES, Format, is_installed
+from voxelgate.inference.runtimes.formats import is_installed
+from voxelgate.inference.runtimes.kinds import SUFFIXES, Format
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.planning.plan import Plan
 

@@ -16,7 +16,7 @@ from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes.choice import calibrate_windows
-from voxelgate.inference.runtimes.formats import Format
+from voxelgate.inference.runtimes.kinds import Format
 from voxelgate.networks import describe
 from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.read import read_case

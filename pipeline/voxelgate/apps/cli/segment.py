@@ -14,10 +14,10 @@ from voxelgate.apps.cli.terminal import console, errors, progress_bar, write_jso
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.images.pictures import PIXELS_PER_ML
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.run_batch import Reports, RunKeywords, segment, watch
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
-from voxelgate.segmentation.outputs import Output, is_of_picture
+from voxelgate.segmentation.output_names import Output, is_of_picture
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 MOST_ROWS = 50

@@ -17,7 +17,7 @@ from voxelgate.evaluation.pairs import pair_files
 from voxelgate.evaluation.scores import LabelScores, Measure, evaluate_pairs
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.segmentation.batch.run_batch import segment
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.page import write_page
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.planning import Budget, Training, plan

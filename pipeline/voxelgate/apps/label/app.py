@@ -28,7 +28,7 @@ from voxelgate.apps.label.pacs_store import PacsStore
 from voxelgate.apps.label.sessions import ImageSessions
 from voxelgate.apps.label.train_task import TrainTask
 from voxelgate.core.errors import InputError
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 
 COPIES = "pacs"
 """Folder of the app with the series that were copied from a PACS, and their label maps."""

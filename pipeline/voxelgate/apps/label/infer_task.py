@@ -17,7 +17,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 

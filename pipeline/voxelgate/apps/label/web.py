@@ -57,7 +57,7 @@ from voxelgate.apps.label.tokens import anonymous, current_user
 from voxelgate.core.errors import InputError, UsageError, VoxelgateError
 from voxelgate.images.volumes import SUFFIXES, is_volume, read_grid
 from voxelgate.segmentation.cases import Case
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 
 HARMLESS = {"GET", "HEAD", "DELETE"}
 """Methods of HTTP that bring nothing to the server."""

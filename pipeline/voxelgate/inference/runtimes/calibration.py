@@ -20,14 +20,8 @@ from torch import nn
 from voxelgate.core.errors import UsageError, VoxelgateError
 from voxelgate.core.files import write_text
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence
-from voxelgate.inference.runtimes.runtimes import (
-    BUILT,
-    FLOAT32_RUNTIMES,
-    Network,
-    Runtime,
-    prepare_runtime,
-    runtimes_of,
-)
+from voxelgate.inference.runtimes.kinds import FLOAT32_RUNTIMES, Runtime
+from voxelgate.inference.runtimes.runtimes import BUILT, Network, prepare_runtime, runtimes_of
 from voxelgate.inference.streaming.stream import StreamingNetwork
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from voxelgate.inference.runtimes.calibration import (
     place_of,
     window_ways,
 )
-from voxelgate.inference.runtimes.runtimes import Network, Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
+from voxelgate.inference.runtimes.runtimes import Network
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 
 STREAMED = "streaming"

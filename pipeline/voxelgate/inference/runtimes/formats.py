@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes import onnx_model, openvino_model
+from voxelgate.inference.runtimes.kinds import Format
 from voxelgate.inference.runtimes.runtimes import Network
 from voxelgate.inference.runtimes.torch_programs import FEWEST_STEPS, Sizes, of_many_sizes, quiet
 from voxelgate.networks import AttentionUNet, FlatNetwork
@@ -21,31 +21,6 @@ METADATA = "metadata.json"
 
 Texts = Mapping[str, str]
 """Documents that a file carries: JSON by name."""
-
-
-class Format(StrEnum):
-    """Kinds of files that a network can become."""
-
-    TORCH_EXPORT = "torch-export"
-    """A program of `torch.export`, which refuses sizes that it was not made for."""
-
-    ONNX = "onnx"
-    """One ONNX file; needs the extra `onnx`."""
-
-    TORCHSCRIPT = "torchscript"
-    """Traced, with the extra files of MONAI's `ckpt_export`."""
-
-    OPENVINO = "openvino"
-    """OpenVINO's `.xml` and, beside it, the weights in `.bin`; needs the extra `openvino`."""
-
-
-SUFFIXES: Mapping[Format, tuple[str, ...]] = {
-    Format.TORCH_EXPORT: (".pt2",),
-    Format.ONNX: (".onnx",),
-    Format.TORCHSCRIPT: (".ts",),
-    Format.OPENVINO: (".xml", ".bin"),
-}
-"""Endings of the files of each format; a user names the first."""
 
 
 def write_format(network: nn.Module, form: Format, sizes: Sizes, path: Path, texts: Texts) -> Network:

@@ -4,7 +4,6 @@ import copy
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import Self, cast
@@ -14,6 +13,7 @@ from torch import nn
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.runtimes import onnx_model, openvino_model
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.streaming.folding import fold_batch_norm
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -22,34 +22,6 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 CPP_COMPILERS = ("g++", "clang++")
 """What `torch.compile` looks for on a CPU (torch/_inductor/cpp_builder.py)."""
 
-
-class Runtime(StrEnum):
-    """How a network runs; `eager` is what all others must agree with.
-
-    `compiled`, `openvino` and `onnx` are made for windows of one shape; windows of another shape run as `folded`.
-    """
-
-    EAGER = "eager"
-    """PyTorch layer by layer, float32, channels-last."""
-
-    FOLDED = "folded"
-    """Batch norms folded into the convolutions before them; on a CPU all convolutions by oneDNN."""
-
-    COMPILED = "compiled"
-    """`torch.compile` of the folded network with frozen weights; CUDA graphs on a GPU."""
-
-    OPENVINO = "openvino"
-    """OpenVINO on the CPU, float32; needs the extra `openvino`."""
-
-    ONNX = "onnx"
-    """ONNX Runtime on the CPU, float32; needs the extra `onnx`."""
-
-    BFLOAT16 = "bfloat16"
-    """Folded, convolutions in bfloat16."""
-
-
-FLOAT32_RUNTIMES = frozenset({Runtime.EAGER, Runtime.FOLDED, Runtime.COMPILED, Runtime.OPENVINO, Runtime.ONNX})
-"""Those that compute in the same format as `eager`, and differ by the order of sums."""
 
 _BUILT = {Runtime.OPENVINO: openvino_model.build_openvino, Runtime.ONNX: onnx_model.build_onnx}
 """Those whose models another library builds, and which are kept."""

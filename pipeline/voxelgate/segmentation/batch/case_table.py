@@ -10,7 +10,7 @@ from voxelgate.core.files import write_text
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.segmentation.batch.ledger import BETWEEN, Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState
-from voxelgate.segmentation.outputs import Output, is_of_picture
+from voxelgate.segmentation.output_names import Output, is_of_picture
 
 TABLE_NAME = "cases.csv"
 

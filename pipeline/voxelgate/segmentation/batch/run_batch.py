@@ -17,7 +17,7 @@ from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.core.findings import Allow
 from voxelgate.core.workers import EngineKind, engine_named
 from voxelgate.inference.attention.maps import gate_levels
-from voxelgate.inference.runtimes.runtimes import Runtime
+from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.engines import engine_of
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.ledger import Ledger
@@ -26,7 +26,7 @@ from voxelgate.segmentation.batch.watch import Inbox, complete_cases
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport
 
 Choice = TypeVar("Choice", bound=StrEnum)

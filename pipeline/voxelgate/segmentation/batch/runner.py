@@ -23,7 +23,7 @@ from voxelgate.segmentation.batch.publish import is_intact, publish_case, recove
 from voxelgate.segmentation.batch.worker import CaseJob, Outcome, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of
-from voxelgate.segmentation.outputs import output_paths
+from voxelgate.segmentation.output_names import output_paths
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import unfinished, versions
 

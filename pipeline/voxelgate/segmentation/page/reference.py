@@ -21,7 +21,7 @@ from voxelgate.inference.attention.gate_report import GateReport
 from voxelgate.inference.attention.map_files import is_attention_map
 from voxelgate.inference.attention.maps import GateMap, diagnose
 from voxelgate.segmentation.cases import CHANNEL_ENDING
-from voxelgate.segmentation.outputs import Output, map_kind
+from voxelgate.segmentation.output_names import Output, map_kind
 from voxelgate.segmentation.preview import labels_as_shown, read_preview
 from voxelgate.segmentation.report import CaseReport
 

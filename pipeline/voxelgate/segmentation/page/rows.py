@@ -11,7 +11,7 @@ from urllib.parse import quote
 from voxelgate.evaluation.review import Verdict
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.images.pictures import PIXELS_PER_ML
-from voxelgate.segmentation.outputs import is_of_picture
+from voxelgate.segmentation.output_names import is_of_picture
 from voxelgate.segmentation.page.reference import Truth
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 

@@ -9,7 +9,7 @@ from voxelgate.core.geometry import Shape
 from voxelgate.dicom.write.seg import MOST_BINARY_SEGMENTS
 from voxelgate.inference.memory import GIB, MemoryModel, StreamingModel, Windows
 from voxelgate.inference.windows import WindowPlan
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 
 BLOCK_BYTES = 40 * 2**20
 """What interpolation of images takes for a block of planes, at most."""

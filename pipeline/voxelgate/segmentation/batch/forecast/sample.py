@@ -31,7 +31,8 @@ from voxelgate.inference.windows import body_box, with_margin
 from voxelgate.segmentation.batch.forecast.needs import Measured, WindowModel, Written
 from voxelgate.segmentation.batch.worker import SHARED, Setup
 from voxelgate.segmentation.cases import Case
-from voxelgate.segmentation.outputs import Output, Result, write_results
+from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.outputs import Result, write_results
 from voxelgate.segmentation.preview import sketch
 from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseReport, CaseStatus
