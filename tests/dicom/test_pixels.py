@@ -7,9 +7,7 @@ import sys
 import zipfile
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +33,7 @@ from pydicom.uid import (
 
 from tests.dicom_files import enhanced, header_of, image, stack, with_pixel_data, write
 from voxelgate.core.findings import FindingCode
+from voxelgate.core.workers import ProcessPool
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read import decoding, pixels
 from voxelgate.dicom.read.decoding import PixelError, stored_pixels
@@ -395,8 +394,7 @@ def _crash(_: object) -> list[np.ndarray]:
 def test_a_decoder_that_crashes_in_another_process_is_an_error(tmp_path: Path) -> None:
     headers = [header_of(write(one, tmp_path / str(k))) for k, one in enumerate(stack(values(12, "u", (4, *SIZE))))]
     chunks = deque(pixels._chunks(slices_of(headers)))
-    executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    with executor, pytest.raises(PixelError, match="has crashed"):
+    with ProcessPool(1) as executor, pytest.raises(PixelError, match="has crashed"):
         list(pixels._shared_out(chunks, executor, _crash, 2))
 
 

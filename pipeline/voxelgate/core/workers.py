@@ -1,15 +1,18 @@
 """Where work can be done, by name: in this process, in processes beside it, or on the workers of a Dask cluster."""
 
 import re
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 from voxelgate.core.errors import UsageError
+from voxelgate.core.process import without_main
+
+Result = TypeVar("Result")
 
 PROCESSES = re.compile(r"processes:([1-9][0-9]{0,3})")
 
@@ -72,9 +75,30 @@ def dask_client(address: str) -> Any:  # distributed is an optional extra
         raise UsageError(f"no Dask scheduler answers at {address}; start one, or correct the address.") from error
 
 
+class ProcessPool(ProcessPoolExecutor):
+    """Processes for folds and for decoding, none of which imports the script of the caller.
+
+    Spawned, since the caller may have threads, which forking breaks. Batches have `WorkerProcess`, which can be killed
+    but may have no children, such as the loaders of a training.
+
+    Args:
+        count: of processes; each is started when there is work for it.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, mp_context=get_context("spawn"))
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Start a call, and a process for it if all are busy."""
+        with without_main():
+            return super().submit(fn, *args, **kwargs)
+
+
 @contextmanager
 def executor_named(name: str) -> Iterator[Executor | None]:
-    """Open what trains folds side by side, and close it at the end.
+    """Open what trains folds side by side, and close it at the end; None for training them here, one by one.
+
+    Batches have `engine_of` instead: whoever is to end a case that hangs must know its worker, not only a pool.
 
     Args:
         name: as for `engine_named`; the workers of a Dask cluster see the same files.
@@ -84,7 +108,7 @@ def executor_named(name: str) -> Iterator[Executor | None]:
     """
     found = engine_named(name)
     if found.kind is EngineKind.PROCESSES:
-        with ProcessPoolExecutor(found.count, mp_context=get_context("spawn")) as pool:
+        with ProcessPool(found.count) as pool:
             yield pool
     elif found.kind is EngineKind.DASK:
         with dask_client(found.address) as client:

@@ -8,13 +8,11 @@ from concurrent.futures import (
     BrokenExecutor,
     Executor,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
 from dataclasses import replace
 from itertools import groupby
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import gdcm
@@ -22,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.findings import FindingCode
-from voxelgate.core.process import without_main
+from voxelgate.core.workers import ProcessPool
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.decoding import EXACT_FLOAT32, PixelError, Values, is_raw, layout_of, stored_frames
 from voxelgate.dicom.read.headers import Header, ImagePlane
@@ -132,7 +130,7 @@ def _read_chunks(chunks: Sequence[_Chunk], workers: int) -> Iterator[tuple[_Chun
         with ThreadPoolExecutor(workers - 1) as threads:
             yield from _shared_out(waiting, threads, _read_chunk, 2 * workers)
     elif workers > 1 and not has_only_raw and left_s > PROCESSES_PAY_S:
-        with ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn")) as processes:
+        with ProcessPool(workers - 1) as processes:
             yield from _shared_out(waiting, processes, _read_chunk_quietly, 2 * workers)
     else:
         yield from ((chunk, _read_chunk(chunk)) for chunk in waiting)
@@ -147,8 +145,7 @@ def _shared_out(
         while waiting or running:
             while waiting and len(running) < most:
                 chunk = waiting.popleft()
-                with without_main():
-                    running[executor.submit(read, chunk)] = chunk
+                running[executor.submit(read, chunk)] = chunk
             if waiting:
                 chunk = waiting.popleft()
                 yield chunk, _read_chunk(chunk)

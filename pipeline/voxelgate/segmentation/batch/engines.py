@@ -272,7 +272,7 @@ class DaskEngine:
 
 
 def engine_of(name: str, max_gib: float | None = None) -> Engine:
-    """Return the engine of a name.
+    """Return the engine of a name, whose workers are known one by one; `executor_named` opens the pools of all else.
 
     Args:
         name: as for `engine_named`.
