@@ -277,6 +277,7 @@ def ids(cases: Iterable[Annotated]) -> set[str]:
     return {case.image_id for case in cases}
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.floats(0.1, 0.6))
 def test_no_case_ever_changes_from_training_to_validation_or_back(grown: list[int], share: float) -> None:
     with TemporaryDirectory() as folder:

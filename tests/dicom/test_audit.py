@@ -69,6 +69,7 @@ def test_a_harmless_variant_is_read(fault: Fault, planted_series: Callable[[Faul
     assert series.grid.shape[2] == len(series.slices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*FAULTS, *HARMLESS], ids=lambda fault: fault.name)
 def test_no_text_of_a_header_is_ever_shown(fault: Fault, tmp_path: Path) -> None:
     paths = planted.write(planted.with_canaries(fault.plant(fault.base())), tmp_path)

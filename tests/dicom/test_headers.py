@@ -129,6 +129,7 @@ def test_any_bytes_are_junk_or_unreadable(content: bytes, tmp_path_factory: pyte
         assert header is None or header.rows is None
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_anywhere_in_its_header_is_unreadable(ct: Dataset, tmp_path: Path) -> None:
     whole = encoded(ct, ExplicitVRLittleEndian)
     at_pixels = len(whole) - len(ct.PixelData) - 12

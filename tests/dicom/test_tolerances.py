@@ -97,6 +97,7 @@ def check_that_it_is_written(inspected: InspectedSeries, folder: Path, allow: Se
     write_sr(folder / "sr.dcm", segmented, seg)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(slices=jittered_stacks(), allow=st.sampled_from(((), tuple(Allow))))
 def test_what_the_audit_calls_usable_is_written_and_what_it_refuses_has_a_code(

@@ -103,6 +103,7 @@ def test_all_workers_are_listed_while_the_client_refreshes_what_it_knows_without
     engine.close(is_abandoned=False)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_went_away_ends_the_run() -> None:
     with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
         with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as short:

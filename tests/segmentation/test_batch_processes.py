@@ -157,6 +157,7 @@ def test_a_run_whose_workers_cannot_even_start_ends_and_its_cases_wait(tmp_path:
     assert (counts["failed"], counts["waiting"]) == (4, 4)
 
 
+@pytest.mark.slow
 def test_many_cases_that_kill_their_workers_end_no_run_in_which_others_were_done(tmp_path: Path, bundle: Path) -> None:
     save_case(tmp_path / "in" / "a.nii.gz")
     for number in range(5):
@@ -184,6 +185,7 @@ def test_an_executor_that_broke_for_good_fails_its_cases_in_words(tmp_path: Path
     assert all("its worker " in str(report.findings[0]) for report in reports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [1, 2])
 def test_a_worker_has_as_many_cases_at_a_time_as_it_may_and_the_results_are_equal(
     tmp_path: Path, bundle: Path, at_a_time: int
@@ -211,6 +213,7 @@ def test_every_engine_of_this_machine_gives_the_same_tree(tmp_path: Path, bundle
     assert len(tree(tmp_path / "serial")) == 6 + len({TABLE_NAME, INPUTS_NAME})
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path, bundle: Path) -> None:
     for number in range(5):
         save_case(tmp_path / "in" / f"{number}.nii.gz", SLOW_HU, seed=number)

@@ -173,6 +173,7 @@ def test_only_folders_can_be_watched(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_study_that_grows_while_it_is_worked_on_is_done_again_after_its_end(tmp_path: Path) -> None:
     bundle = make_moody_bundle(tmp_path / "bundle")
     (tmp_path / "in").mkdir()

@@ -254,6 +254,7 @@ def test_attention_maps_are_in_the_forecast(tmp_path: Path) -> None:
     assert preflight([case], gated).disk_bytes > 2 * preflight([case], plain).disk_bytes
 
 
+@pytest.mark.slow
 def test_cases_that_do_not_fit_are_named_and_the_others_are_foretold(tmp_path: Path, threshold: Path) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (n, n, n)) for name, n in (("one", 32), ("other", 33), ("huge", 240))]
 
@@ -289,6 +290,7 @@ def test_cases_of_which_memory_does_not_hold_two_are_done_one_at_a_time_with_equ
     assert tree(tmp_path / "limited") == tree(tmp_path / "free")
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_foretold_again(tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [save(tmp_path / f"{name}.nii.gz", (32, 32, 32)) for name in ("a", "b", "c")]
     planned = setup(threshold, tmp_path / "out", workers="serial")
@@ -343,6 +345,7 @@ def test_what_cannot_be_read_is_left_to_its_report(tmp_path: Path, threshold: Pa
     assert summary(none) == "What it will need is not known: none of the first images could be tried."
 
 
+@pytest.mark.slow
 def test_a_dicom_series_is_foretold_from_its_headers(tmp_path: Path, threshold: Path) -> None:
     write_all(stack(np.arange(8 * 40 * 50, dtype=np.int16).reshape(8, 40, 50) % 2000), tmp_path / "series")
     planned = setup_of(threshold, tmp_path / "out", Options((Output.NIFTI, Output.SEG, Output.SR)))

@@ -149,6 +149,7 @@ def test_a_killed_and_resumed_training_ends_with_the_weights_of_an_unbroken_one(
         assert are_equal(states[0][name], states[1][name])
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_training_changes_nothing(processes: ForkServerContext, whole: TrainingJob) -> None:
     before = {name: (whole.out / name).read_bytes() for name in ("models/model.pt", STATE, "checksums.json")}
     finish(processes, replace(whole, resume=True))
