@@ -20,7 +20,7 @@ from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing, sync
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, triple
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
 from voxelgate.inference.runtimes.calibration import UNRUNNABLE
 from voxelgate.inference.runtimes.formats import METADATA, Texts, require_format, sizes_of, write_format
@@ -185,8 +185,7 @@ def _phantom(bundle: Bundle) -> MetaTensor:
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in shape), indexing="ij")
     is_body = sum(axis**2 for axis in axes) <= 1
     voxels = torch.where(cast("torch.Tensor", is_body), (mean + spread * spots).clamp(min=around), around)
-    i, j, k = shape
-    grid = Grid((i, j, k), torch.diag(torch.tensor([*map(float, spacing_mm), 1.0], dtype=torch.float64)).numpy())
+    grid = Grid(triple(shape), torch.diag(torch.tensor([*map(float, spacing_mm), 1.0], dtype=torch.float64)).numpy())
     return as_image(voxels[0].numpy(), grid)
 
 

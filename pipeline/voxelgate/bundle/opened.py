@@ -20,7 +20,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
-from voxelgate.core.errors import BundleError, UsageError
+from voxelgate.core.errors import BundleError, UsageError, reason_of
 from voxelgate.transforms import ResampleToSpacingd
 
 UNREADABLE_WEIGHTS = (
@@ -160,5 +160,6 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     except UNREADABLE_WEIGHTS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"{root.name}: {name} does not fit the network of inference.json ({reason})") from error
+        raise BundleError(
+            f"{root.name}: {name} does not fit the network of inference.json ({reason_of(error)})"
+        ) from error

@@ -17,7 +17,7 @@ from voxelgate.bundle.reading import Image, read_source, series_in, take_array
 from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.findings import Allow, Finding
-from voxelgate.core.geometry import Affine, Grid
+from voxelgate.core.geometry import Affine, Grid, Shape, triple
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, measure_structures
 from voxelgate.dicom.choose import SeriesRule
@@ -122,10 +122,10 @@ class Bundle:
         return self.inferer if isinstance(self.inferer, RestoringSlidingWindowInferer) else None
 
     @property
-    def window_vox(self) -> tuple[int, int, int] | None:
+    def window_vox(self) -> Shape | None:
         """Return the window of the inferer in voxels of the network grid; None if it has none."""
         stated = getattr(self.inferer, "roi_size", None)
-        return None if stated is None else cast("tuple[int, int, int]", tuple(map(int, stated)))
+        return None if stated is None else triple(map(int, stated))
 
     @property
     def are_regions(self) -> bool:

@@ -1,13 +1,16 @@
 """The geometry of a volume as a value: where its voxels lie in the patient, in mm."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Affine = npt.NDArray[np.float64]
+
+Value = TypeVar("Value")
 
 Shape = tuple[int, int, int]
 """Voxels along three axes."""
@@ -31,6 +34,12 @@ LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 AXES_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Right and down in a picture are left and back of the patient, as in an axial slice of DICOM and ITK."""
+
+
+def triple(values: Iterable[Value]) -> tuple[Value, Value, Value]:
+    """Return what there is of three axes as a tuple of three, whatever holds it."""
+    first, second, third = values
+    return first, second, third
 
 
 class Placed(Protocol):
@@ -94,14 +103,12 @@ class Grid:
         """
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.array([span.start for span in box], dtype=np.float64)
-        i, j, k = (span.stop - span.start for span in box)
-        return Grid((i, j, k), affine)
+        return Grid(triple(span.stop - span.start for span in box), affine)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Return the distance between neighbouring voxel centres along each index axis."""
-        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(i), float(j), float(k)
+        return triple(map(float, np.linalg.norm(self.affine[:3, :3], axis=0)))
 
     @property
     def voxel_ml(self) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.structures import Structure, measure_structures, structure_boxes
 from voxelgate.datasets.check_manifest import inspect_case
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
@@ -133,8 +133,8 @@ def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
     return CaseFacts(
         case_id=case.case_id,
         content=found.content,
-        shape_vox=_three_sizes(labels.shape),
-        spacing_mm=tuple(map(float, spacing_mm)),  # type: ignore[arg-type]  # three of them
+        shape_vox=triple(labels.shape),
+        spacing_mm=triple(map(float, spacing_mm)),
         foreground_vox=_extent(labels > 0),
         body_share=_body_share(channels[0]),
         darkest=darkest,
@@ -202,7 +202,7 @@ def _extent(mask: Labels) -> tuple[int, int, int]:
     if not mask.any():
         return (0, 0, 0)
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    return _three_sizes([span.stop - span.start for span in box])
+    return triple(span.stop - span.start for span in box)
 
 
 def _body_share(image: npt.NDArray[Any]) -> float:
@@ -219,8 +219,3 @@ def _tissue(image: npt.NDArray[Any]) -> float:
         return float(image.max())
     counts, edges = np.histogram(values, bins=np.arange(values.min(), values.max() + BIN_WIDTH, BIN_WIDTH))
     return float(edges[counts.argmax()] + BIN_WIDTH / 2)
-
-
-def _three_sizes(values: Any) -> tuple[int, int, int]:  # list or tuple
-    i, j, k = (int(value) for value in values)
-    return i, j, k

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import write_text
+from voxelgate.core.geometry import triple
 from voxelgate.core.page import page_style, page_templates, policy_hash
 from voxelgate.datasets.survey import Fingerprint, Survey
 
@@ -117,8 +118,7 @@ def _structures(facts: Fingerprint) -> FactsTable:
 
 def _values(intensity: tuple[tuple[float, ...], ...]) -> tuple[str, str, str]:
     """Return the first, the middle and the last percentile of every channel."""
-    low, middle, high = (", ".join(f"{channel[at]:.0f}" for channel in intensity) for at in (0, 2, 4))
-    return low, middle, high
+    return triple(", ".join(f"{channel[at]:.0f}" for channel in intensity) for at in (0, 2, 4))
 
 
 def _plots(facts: Fingerprint) -> list[BoxPlot]:

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as record
 
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import write_text
+from voxelgate.core.geometry import triple
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.progress import Progress
 from voxelgate.core.records import record_problem
@@ -314,5 +315,4 @@ def _ranges(values: np.typing.NDArray[np.float64], digits: int) -> tuple[Limits,
 
 
 def _rounded(values: Any, digits: int) -> Three:  # list, tuple or array
-    i, j, k = (round(float(value), digits) for value in values)
-    return i, j, k
+    return triple(round(float(value), digits) for value in values)

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from voxelgate.core.errors import UsageError
-from voxelgate.core.geometry import Shape
+from voxelgate.core.geometry import Shape, triple
 from voxelgate.inference.restoring.placement import GROUP_VOXELS
 from voxelgate.inference.restoring.restorer import BLOCK_SCORES
 from voxelgate.inference.streaming.stream import CHUNK, LOGITS_BYTES, reserved_bytes, streamed_axis
@@ -155,11 +155,10 @@ class Windows:
 
     def clipped(self, size_vox: Shape) -> Shape:
         """Return the window as trained, no larger than a grid of this size needs."""
-        i, j, k = (
+        return triple(
             min(most, math.ceil(n / self.multiple) * self.multiple)
             for n, most in zip(size_vox, self.trained_vox, strict=True)
         )
-        return i, j, k
 
     def smallest(self, size_vox: Shape) -> WindowPlan:
         """Return where the windows as trained lie on a grid."""

@@ -13,7 +13,7 @@ from monai.inferers import Inferer
 from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.core.geometry import Box, Grid, Shape
+from voxelgate.core.geometry import Box, Grid, Shape, triple
 from voxelgate.inference.memory import Windows, available_bytes, measure_memory, with_less_memory
 from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.restoring.class_scores import ScoreKind
@@ -227,7 +227,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
 
     def _box(self, image: torch.Tensor, networks: Sequence[Network] | nn.ModuleList) -> Box | None:
         """Return the part of the network grid that is run; None if all is air."""
-        i, j, k = size = (image.shape[2], image.shape[3], image.shape[4])
+        i, j, k = size = triple(image.shape[2:])
         if self.skip_below is None:
             return slice(0, i), slice(0, j), slice(0, k)
         body = body_box(image, self.skip_below)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.data.utils import compute_importance_map
 
 from voxelgate.core.errors import BundleError, InputError, UsageError
-from voxelgate.core.geometry import Box, Shape
+from voxelgate.core.geometry import Box, Shape, triple
 from voxelgate.inference.restoring.class_scores import ScoreKind
 
 Predictor = Callable[[torch.Tensor], torch.Tensor]
@@ -66,11 +66,10 @@ class WindowPlan:
     @property
     def starts(self) -> tuple[list[int], list[int], list[int]]:
         """Return where windows start along each axis of the grid; below 0 where they are larger than it."""
-        i, j, k = (
+        return triple(
             axis_starts(size, window, self.overlap, step)
             for size, window, step in zip(self.size_vox, self.window_vox, self.steps_vox, strict=True)
         )
-        return i, j, k
 
     @property
     def computed_vox(self) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import UsageError, reason_of
 from voxelgate.core.files import copy_file, whole_file
 
 UNREADABLE_STATE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
@@ -70,9 +70,8 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{weights} cannot start this network ({reason}); name the model.pt of an equal one"
+            f"{weights} cannot start this network ({reason_of(error)}); name the model.pt of an equal one"
         ) from error
     return network
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxelgate.bundle.checksums import seal
+from voxelgate.bundle.checksums import CHECKSUMS, seal
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import OutputError, UsageError
@@ -196,8 +196,11 @@ def prepare_folder(job: TrainingJob) -> None:
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}-") as partial:
         copy = Path(partial) / job.out.name
-        shutil.copytree(
-            job.bundle, copy, ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", "checksums.json", "*.pt")
-        )
-        (copy / "models").mkdir(exist_ok=True)
+        copy_untrained(job.bundle, copy)
         copy.rename(job.out)
+
+
+def copy_untrained(bundle: Path, to: Path) -> None:
+    """Copy a bundle without its weights, their checksums, and what its trainings have left."""
+    shutil.copytree(bundle, to, ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", CHECKSUMS, "*.pt"))
+    (to / "models").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import whole_file
-from voxelgate.core.geometry import Affine, Grid
+from voxelgate.core.geometry import Affine, Grid, triple
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import write_label_map
 
@@ -201,11 +201,10 @@ def draw_grid(rng: np.random.Generator) -> Grid:
     size_vox = np.clip(np.ceil(np.array(FIELD_OF_VIEW_MM) / spacing_mm), *SIDE_VOX).astype(int)
     oblique = _rotation(rng, LARGEST_OBLIQUENESS_DEG if rng.random() < SHARE_OBLIQUE else 0.0)
     directions, patient_axes = _directions(str(rng.choice(AXIS_CODES)))
-    i, j, k = size_vox[patient_axes]
     affine = np.eye(4)
     affine[:3, :3] = oblique @ directions * spacing_mm[patient_axes]
     affine[:3, 3] = rng.uniform(-4, 4, size=3) - affine[:3, :3] @ ((size_vox[patient_axes] - 1) / 2)
-    return Grid((int(i), int(j), int(k)), affine)
+    return Grid(triple(map(int, size_vox[patient_axes])), affine)
 
 
 def render(

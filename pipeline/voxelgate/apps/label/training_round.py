@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from voxelgate.apps.label.model_versions import ORIGIN, ModelVersions, Origin
+from voxelgate.apps.label.model_versions import ModelVersions, Origin
 from voxelgate.apps.label.submitted import read_submitted
 from voxelgate.apps.label.uncertainty import label_map, mean_dice
-from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal
+from voxelgate.bundle.checksums import WEIGHTS, seal
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import run_workflow
@@ -24,7 +24,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Split
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
-from voxelgate.training.train import TRAINING
+from voxelgate.training.train import TRAINING, copy_untrained
 
 SPLITS = "parts.json"
 """File beside the versions that says which case trains and which validates."""
@@ -191,12 +191,7 @@ def _as_now(case: Annotated, table: LabelTable, folder: Path) -> Annotated:
 def _candidate(versions: ModelVersions) -> Path:
     versions.remove_left_behind()
     candidate = versions.scratch()
-    shutil.copytree(
-        versions.current_path,
-        candidate,
-        ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", ORIGIN, CHECKSUMS, "*.pt"),
-    )
-    (candidate / "models").mkdir(exist_ok=True)
+    copy_untrained(versions.current_path, candidate)
     return candidate
 
 

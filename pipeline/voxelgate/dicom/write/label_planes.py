@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid
+from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid, triple
 from voxelgate.dicom.write.sources import SourceImage, SourceSeries
 
 Voxels = npt.NDArray[Any]
@@ -57,13 +57,11 @@ class LabelPlanes:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Return the distance between slices, rows and columns."""
-        between = np.linalg.norm(self.affine_lps[:3, :3], axis=0)
-        return float(between[0]), float(between[1]), float(between[2])
+        return triple(map(float, np.linalg.norm(self.affine_lps[:3, :3], axis=0)))
 
     def position_lps_mm(self, plane: int) -> tuple[float, float, float]:
         """Return the centre of the first voxel of a plane."""
-        x, y, z = self.affine_lps[:3, 3] + plane * self.affine_lps[:3, 0]
-        return float(x), float(y), float(z)
+        return triple(map(float, self.affine_lps[:3, 3] + plane * self.affine_lps[:3, 0]))
 
     def normal_lps(self) -> npt.NDArray[np.float64]:
         """Return the unit normal of the planes."""

@@ -19,7 +19,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from scipy import ndimage
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.geometry import LPS_TO_RAS
+from voxelgate.core.geometry import LPS_TO_RAS, triple
 from voxelgate.core.terminology import ANATOMICAL_STRUCTURE, Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.outlines import filled, outlines
@@ -212,8 +212,7 @@ def _fills(contours: Sequence[Points], segmented: SegmentedSeries, value: int) -
     low = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
     high = np.minimum(np.ceil(points.max(axis=0)).astype(int) + 1, segmented.grid.shape)
     box: Any = tuple(slice(first, last) for first, last in zip(low, high, strict=True))
-    shape = tuple(int(size) for size in high - low)
-    counts = filled([contour - low for contour in contours], (shape[0], shape[1], shape[2]))
+    counts = filled([contour - low for contour in contours], triple(map(int, high - low)))
     if counts is None:
         return False
     is_meant = segmented.labels[box] == value

@@ -19,7 +19,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid
+from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid, triple
 from voxelgate.core.terminology import Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.placeholders import have_same_voxels, image_placeholders
@@ -128,7 +128,7 @@ def _straight(planes: LabelPlanes) -> LabelPlanes:
     centre = (np.array(planes.voxels.shape) - 1) / 2
     affine[:3, 3] += (planes.affine_lps - affine)[:3, :3] @ centre
     shape = planes.voxels.shape
-    moved = Grid((shape[0], shape[1], shape[2]), affine)
+    moved = Grid(triple(shape), affine)
     if (difference := moved.difference(Grid(moved.shape, planes.affine_lps))) is not None:
         raise OutputError(
             f"the axes of the label map are not at right angles ({difference} from the nearest such grid), as a DICOM "

@@ -17,7 +17,7 @@ from scipy.special import xlogy
 from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.core.geometry import Grid, Shape
+from voxelgate.core.geometry import Grid, Shape, triple
 from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.inference.restoring.placement import SNAP_VOX
 from voxelgate.networks import AttentionUNet
@@ -98,7 +98,7 @@ def gate_maps(network: nn.Module, image: torch.Tensor, grid: Grid, window_vox: S
     gated = _gated(network)
     if network.training:
         raise UsageError("attention maps are those of a network in use; call eval() first.")
-    size = (image.shape[2], image.shape[3], image.shape[4])
+    size = triple(image.shape[2:])
     spans = _spans(size, window_vox, gated.deepest)
     blends = [_MapBlend(size, step, spans) for step in gated.reductions]
     device = next(network.parameters()).device
@@ -208,8 +208,7 @@ class _Gated:
 
     def _in_3d(self, steps: Sequence[int]) -> Shape:
         flat = len(steps) if self.flat_axis is None else self.flat_axis
-        i, j, k = [*steps[:flat], 1, *steps[flat:]][:3]
-        return i, j, k
+        return triple([*steps[:flat], 1, *steps[flat:]][:3])
 
 
 def _gated(network: nn.Module) -> _Gated:
@@ -321,5 +320,4 @@ def _coarser(grid: Grid, step: tuple[int, ...]) -> Grid:
     affine = grid.affine.copy()
     affine[:3, :3] = affine[:3, :3] * np.array(step)
     affine[:3, 3] += grid.affine[:3, :3] @ ((np.array(step) - 1) / 2)
-    i, j, k = (-(-n // s) for n, s in zip(grid.shape, step, strict=True))
-    return Grid((i, j, k), affine)
+    return Grid(triple(-(-n // s) for n, s in zip(grid.shape, step, strict=True)), affine)

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from voxelgate.core.errors import UsageError, VoxelgateError
+from voxelgate.core.errors import UsageError, VoxelgateError, reason_of
 from voxelgate.core.files import write_text
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence
 from voxelgate.inference.runtimes.kinds import FLOAT32_RUNTIMES, Runtime
@@ -229,7 +229,7 @@ def calibrate(ways: Ways, evidence: Evidence) -> Calibration:
         except UNRUNNABLE as error:
             if runtime is Runtime.EAGER:
                 raise
-            unavailable[runtime] = _first_line(error)
+            unavailable[runtime] = reason_of(error).rstrip(".")
         else:
             objection = agreement.objection(evidence.min_dice, is_float32=runtime in FLOAT32_RUNTIMES)
             attempts.append(_Attempt(runtime, run, setup_s, agreement, objection))
@@ -252,7 +252,9 @@ def checked(ways: Ways, runtime: Runtime, evidence: Evidence) -> Network:
         run = ways[runtime]()
         agreement = evidence.compare(run)
     except UNRUNNABLE as error:
-        raise UsageError(f"runtime {runtime} cannot be used here ({_first_line(error)}); use eager.") from error
+        raise UsageError(
+            f"runtime {runtime} cannot be used here ({reason_of(error).rstrip('.')}); use eager."
+        ) from error
     if objection := agreement.objection(evidence.min_dice, is_float32=runtime in FLOAT32_RUNTIMES):
         raise UsageError(f"runtime {runtime} is refused: {objection}; use eager.")
     return run
@@ -313,10 +315,6 @@ def _pass_s(run: Network, patch: torch.Tensor) -> float:
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
     return time.perf_counter() - started_s
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def cache_folder() -> Path:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.geometry import triple
 from voxelgate.inference.streaming.folding import Folding, streamed_first
 from voxelgate.inference.streaming.layers import Block, Size
 from voxelgate.inference.streaming.line_buffers import Buffers, Line, SkipLine, SlabTensor, at_most
@@ -81,8 +82,7 @@ def reduction(network: AttentionUNet) -> Size:
 
     A part of a volume that begins at a multiple of these meets the strides of the network as the whole does.
     """
-    i, j, k = (math.prod(steps) for steps in zip(*network.strides, strict=True))
-    return i, j, k
+    return triple(math.prod(steps) for steps in zip(*network.strides, strict=True))
 
 
 def streamed_axis(size_vox: Sequence[int], axes: Sequence[int]) -> int:
@@ -305,5 +305,4 @@ def _one_format(device_type: str) -> AbstractContextManager[object]:
 
 
 def _reduced_size(size: Size, stride: Size) -> Size:
-    i, j, k = (-(-n // step) for n, step in zip(size, stride, strict=True))
-    return i, j, k
+    return triple(-(-n // step) for n, step in zip(size, stride, strict=True))

@@ -5,18 +5,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.errors import UsageError
-from voxelgate.core.geometry import Shape
+from voxelgate.core.geometry import Shape, triple
 from voxelgate.datasets.manifest import Modality
 from voxelgate.datasets.survey import Fingerprint
 from voxelgate.training.planning.plan import Augmentation, Budget, Device, Intensity, Plan, Training
-
-_T = TypeVar("_T", int, float)
 
 PATCH_MULTIPLE = 8
 PATCH_MARGIN = 1.1
@@ -256,7 +254,7 @@ def _patch(facts: Fingerprint, budget: Budget) -> _Choice:
         reason += (
             f", its longest axis shortened to {patch.prod() / 1000:.0f} thousand voxels, which suit a {budget.device}"
         )
-    return _Choice(_three(int, patch), reason)
+    return _Choice(triple(map(int, patch)), reason)
 
 
 def _stride_choice(facts: Fingerprint, patch: Shape) -> _Choice:
@@ -267,7 +265,7 @@ def _stride_choice(facts: Fingerprint, patch: Shape) -> _Choice:
         if not is_halved.any():
             break
         step = np.where(is_halved, 2, 1)
-        strides.append(_three(int, step))
+        strides.append(triple(map(int, step)))
         size, spacing = -(-size // step), spacing * step
     reason = (
         f"every axis is halved while {SMALLEST_BOTTLENECK_VOX} voxels of the patch remain and its voxels are less than "
@@ -390,8 +388,3 @@ def _standing_reasons(facts: Fingerprint) -> dict[str, str]:
         "overlap": "a quarter, where windows are used at all",
         "folds": f"{folds} of {facts.subjects} subjects, none of whom is in two folds",
     }
-
-
-def _three(kind: type[_T], values: Any) -> tuple[_T, _T, _T]:  # list, tuple or array
-    i, j, k = (kind(v) for v in values)
-    return i, j, k

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from voxelgate.core.geometry import Shape
+from voxelgate.core.geometry import Shape, triple
 from voxelgate.dicom.write.seg import MOST_BINARY_SEGMENTS
 from voxelgate.inference.memory import GIB, MemoryModel, StreamingModel, Windows
 from voxelgate.inference.windows import WindowPlan
@@ -292,8 +292,7 @@ def _files_bytes(size: Size, measured: Measured) -> int:
 
 
 def _box(size: Size, measured: Measured) -> Shape:
-    i, j, k = (max(1, math.ceil(n * share)) for n, share in zip(size.network_vox, measured.body, strict=True))
-    return i, j, k
+    return triple(max(1, math.ceil(n * share)) for n, share in zip(size.network_vox, measured.body, strict=True))
 
 
 def _work(box: Shape, measured: Measured, room_bytes: float) -> tuple[Way, float, float]:

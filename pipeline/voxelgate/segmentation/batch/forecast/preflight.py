@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from voxelgate.core.errors import InputError, OutputError, UsageError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.workers import engine_named
 from voxelgate.dicom.read.series import Series
 from voxelgate.images.volumes import is_nifti, read_grid
@@ -186,7 +186,6 @@ def _middling(cases: Sequence[Case], volumes: Mapping[str, tuple[Grid, "np.dtype
 def _together(samples: Sequence[Sample]) -> Measured:
     """Return what holds of all samples: the best speed, since the first is slow to start, and the most of a body."""
     measured = [one.measured for one in samples]
-    i, j, k = (max(shares) for shares in zip(*(one.body for one in measured), strict=True))
     written = [one.written for one in measured if one.written is not None]
     return replace(
         measured[0],
@@ -195,7 +194,7 @@ def _together(samples: Sequence[Sample]) -> Measured:
         )
         if written
         else None,
-        body=(i, j, k),
+        body=triple(max(shares) for shares in zip(*(one.body for one in measured), strict=True)),
         network_s=min(one.network_s for one in measured),
         files_s=min(one.files_s for one in measured),
     )
@@ -228,7 +227,6 @@ def _size_of_input(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale:
     ratios = scale.factors
     if scale.spacing_mm is not None:
         ratios = tuple(gap_mm / wanted_mm for gap_mm, wanted_mm in zip(spacing_mm, scale.spacing_mm, strict=True))
-    i, j, k = (max(1, round((n - 1) * ratio) + 1) for n, ratio in zip(source, ratios, strict=True))
     voxels = math.prod(grid.shape)
     is_unpacked = voxel_type.name in UNPACKED
     is_copied = voxel_type != np.float32 and not (is_unpacked and scale.keeps_integers)
@@ -236,8 +234,8 @@ def _size_of_input(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale:
     is_flipped = scale.is_turned and bool((nib.io_orientation(grid.affine)[:, 1] < 0).any())
     return Size(
         case_id,
-        (source[0], source[1], source[2]),
-        (i, j, k),
+        triple(source),
+        triple(max(1, round((n - 1) * ratio) + 1) for n, ratio in zip(source, ratios, strict=True)),
         stored_bytes=voxels * voxel_type.itemsize,
         turned_bytes=voxels * working * (is_copied + is_flipped),
     )

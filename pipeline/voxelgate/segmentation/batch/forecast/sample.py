@@ -20,7 +20,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.reading import Image
 from voxelgate.core.errors import VoxelgateError
-from voxelgate.core.geometry import Box, Grid, Shape
+from voxelgate.core.geometry import Box, Grid, Shape, triple
 from voxelgate.core.structures import measure_structures
 from voxelgate.evaluation.review import assess
 from voxelgate.inference.memory import StreamingModel, available_bytes, measure_memory
@@ -142,8 +142,8 @@ def _sample_of(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int,
         files_s=(read_s + prepare_s + write_s) / scan.voxels[0].size,
         is_on_host=bundle.device.type == "cpu",
     )
-    i, j, k = (max(1, math.ceil(n * share)) for n, share in zip(whole_vox, body, strict=True))
-    computed = _computed((i, j, k), windows, streaming)
+    box_vox = triple(max(1, math.ceil(n * share)) for n, share in zip(whole_vox, body, strict=True))
+    computed = _computed(box_vox, windows, streaming)
     if windows is not None and measured.network_s * computed <= TRIED_S:
         measured = _tried(case, bundle, setup, measured, (scan.voxels[0].size, computed))
     return Sample(measured, scale)
@@ -264,16 +264,15 @@ def _prepared(bundle: Bundle, image: Image) -> MetaTensor:
 
 def _block(scan: Image, side_mm: float) -> Image:
     """Return the middle of an image, a cube as far as it goes."""
-    i, j, k = (
+    size_vox = triple(
         min(n, max(1, math.ceil(side_mm / gap))) for n, gap in zip(scan.grid.shape, scan.grid.spacing_mm, strict=True)
     )
-    spans = _middle(scan.grid.shape, (i, j, k))
+    spans = _middle(scan.grid.shape, size_vox)
     return Image(np.asfortranarray(scan.voxels[:, *spans]), scan.grid.cropped(spans), ())
 
 
 def _middle(shape: Shape, size: Shape) -> Box:
-    i, j, k = (slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, size, strict=True))
-    return i, j, k
+    return triple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, size, strict=True))
 
 
 def _window_mm(bundle: Bundle, image: MetaTensor) -> float:
@@ -303,12 +302,11 @@ def _body(bundle: Bundle, image: MetaTensor) -> tuple[float, float, float]:
         return 1 / size[0], 1 / size[1], 1 / size[2]
     if bundle.streams:
         box = with_margin(box, size, AIR_MARGIN_VOX, (1, 1, 1), inferer.flip_axes)
-    i, j, k = ((span.stop - span.start) / n for span, n in zip(box, size, strict=True))
-    return i, j, k
+    return triple((span.stop - span.start) / n for span, n in zip(box, size, strict=True))
 
 
 def _shape(image: torch.Tensor) -> Shape:
-    return image.shape[2], image.shape[3], image.shape[4]
+    return triple(image.shape[2:])
 
 
 def _timed(function: Callable[[], Returned]) -> tuple[Returned, float]:
