@@ -1,4 +1,4 @@
-"""Open, verify, seal and run MONAI bundles; the only door to `monai.bundle`."""
+"""Open a bundle: its files are compared with their checksums, its network gets its weights and its device."""
 
 import copy
 import functools

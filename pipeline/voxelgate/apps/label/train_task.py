@@ -1,4 +1,4 @@
-"""MONAI Label's training task, done by `rounds`: it publishes what is better, and nothing else."""
+"""MONAI Label's training task, done by `training_round`: it publishes what is better, and nothing else."""
 
 import logging
 from collections.abc import Mapping

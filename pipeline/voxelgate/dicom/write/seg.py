@@ -188,7 +188,7 @@ def _derivation(image: SourceImage, *, is_preserved: bool) -> Dataset:
 
 
 def _segment_volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> highdicom.Volume:
-    """Return segment numbers as a volume; highdicom places a bare array by the order of the sources (DESIGN.md)."""
+    """Return segment numbers as a volume; highdicom places a bare array by the order of the sources."""
     unsigned = np.uint8 if max(segmented.present) <= 255 else np.uint16
     numbers = np.arange(len(segmented.table.names), dtype=unsigned)
     if kind is SegKind.BINARY:

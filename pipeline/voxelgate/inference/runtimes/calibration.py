@@ -187,7 +187,7 @@ def window_ways(
         network: in evaluation mode, float32.
         patch: (1, C, i, j, k) float32 on the device of the network.
         candidates: beside `eager`; by default all that the device may know.
-        stored: files in which models are kept that take long to build, `Place.stored`.
+        stored: files in which models are kept that take long to build, `CalibrationPlace.stored`.
     """
     asked = runtimes_of(patch.device) if candidates is None else candidates
     return {
@@ -269,7 +269,7 @@ def fastest(ways: Ways, evidence: Evidence, calibration: Calibration | None, pas
     Args:
         ways: those that were calibrated.
         evidence: of the first volume to run.
-        calibration: from `Place.load`; None if this machine has none.
+        calibration: from `CalibrationPlace.load`; None if this machine has none.
         passes: windows of all volumes to come.
     """
     runtime = Runtime.EAGER if calibration is None else calibration.best_for(passes).runtime

@@ -115,7 +115,7 @@ def stream(
 class StreamingNetwork:
     """The weights of an `AttentionUNet`, laid out once to stream any number of volumes.
 
-    `runtime.keep_large_buffers` makes it faster, as it does every pass on a CPU.
+    `precision.keep_large_buffers` makes it faster, as it does every pass on a CPU.
 
     Args:
         network: in evaluation mode; it is not changed, and later changes of its weights have no effect here.

@@ -15,7 +15,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.core.records import record_problem
 from voxelgate.datasets.manifest import Modality
 from voxelgate.images.spec import ImageSpec
-from voxelgate.training.planning.validation import (
+from voxelgate.training.planning.number_types import (
     Amount,
     Below1,
     Count,

@@ -33,7 +33,7 @@ SAMPLES_S = 300.0
 """Longest time for them; whoever has slower cases learns from the first ones that end."""
 
 UNPACKED = frozenset({"uint8", "int8", "int16"})
-"""Types that `monai_io.as_image` leaves as they are; all others become float32."""
+"""Types that `transforms.io.as_image` leaves as they are; all others become float32."""
 
 
 def preflight(cases: Sequence[Case], setup: Setup) -> Forecast:
