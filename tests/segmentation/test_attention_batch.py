@@ -8,9 +8,9 @@ from tests.attention_bundle import LEVELS, make_attention_bundle
 from tests.batch_bundle import save_case
 from tests.batch_runs import tree
 from voxelgate.evaluation.pairs import pair_files
-from voxelgate.inference.attention.map_files import is_attention_map
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import segment
+from voxelgate.segmentation.output_names import is_attention_map
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 

@@ -24,7 +24,7 @@ from voxelgate.core.geometry import Grid, triple
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
 from voxelgate.inference.runtimes.calibration import UNRUNNABLE
 from voxelgate.inference.runtimes.formats import METADATA, Texts, require_format, sizes_of, write_format
-from voxelgate.inference.runtimes.kinds import SUFFIXES, Format
+from voxelgate.inference.runtimes.kinds import SUFFIXES, Format, paths_of_format
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
 from voxelgate.transforms.io import as_image
 
@@ -108,7 +108,7 @@ def export(
     """
     chosen = _format_named(form)
     require_format(chosen)
-    paths = _paths_of_format(out or bundle.root / "models" / f"model{SUFFIXES[chosen][0]}", chosen)
+    paths = paths_of_format(out or bundle.root / "models" / f"model{SUFFIXES[chosen][0]}", chosen)
     refuse_existing(paths, overwrite=overwrite)
     network = copy.deepcopy(bundle.network)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
@@ -135,12 +135,6 @@ def _format_named(name: Format | str) -> Format:
         return Format(name)
     except ValueError as error:
         raise UsageError(f"format {name!r}: expected {', '.join(Format)}.") from error
-
-
-def _paths_of_format(path: Path, form: Format) -> list[Path]:
-    if path.suffix != SUFFIXES[form][0]:
-        raise UsageError(f"--out {path.name}: a file of format {form} ends in {SUFFIXES[form][0]}; name it so.")
-    return [path.with_suffix(suffix) for suffix in SUFFIXES[form]]
 
 
 def _written_and_compared(

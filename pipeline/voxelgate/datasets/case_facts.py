@@ -12,7 +12,7 @@ from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.structures import Structure, measure_structures, structure_boxes
 from voxelgate.datasets.check_manifest import inspect_case
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
-from voxelgate.transforms.intensity import SMALLEST_HU_RANGE
+from voxelgate.images.spec import SMALLEST_HU_RANGE
 
 Labels = npt.NDArray[Any]
 

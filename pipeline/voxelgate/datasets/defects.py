@@ -7,7 +7,7 @@ from voxelgate.core.errors import ManifestError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.case_facts import STRIPE_SHARE, CaseFacts, StructureOfCase
 from voxelgate.datasets.manifest import Modality
-from voxelgate.transforms.intensity import HIGHEST_AIR_HU
+from voxelgate.images.spec import HIGHEST_AIR_HU
 
 LEFT_OUT = "left out"
 KEPT = "kept"

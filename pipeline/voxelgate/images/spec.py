@@ -214,3 +214,15 @@ def meta_of(grid: Grid) -> dict[str, Any]:
 def as_paths(names: Paths) -> tuple[Path, ...]:
     """Return what MONAI hands to a reader, one name or several, as paths."""
     return (Path(names),) if isinstance(names, str | os.PathLike) else tuple(Path(name) for name in names)
+
+
+SMALLEST_HU_RANGE = 20.0
+"""Smallest span in HU from the darkest to the brightest voxel of a CT volume.
+
+Noise of 3 HU, the least of a diagnostic scan, spans more than this over the voxels of a volume; an image windowed to
+0..1 spans 1 and a z-scored one about 10.
+"""
+
+
+HIGHEST_AIR_HU = -500.0
+"""The darkest voxel of a CT in HU lies below this: every scan shows air, around the body or in its airways."""

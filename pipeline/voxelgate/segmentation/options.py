@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
+from voxelgate.core.workers import engine_named
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.output_names import Output
 
@@ -34,7 +35,8 @@ class Options:
         max_memory_gib: memory that a worker process may allocate; None for any.
 
     Raises:
-        UsageError: no output but previews, a report without the DICOM SEG that it refers to, or no attempt or time.
+        UsageError: no output but previews, a report without the DICOM SEG that it refers to, no such engine, or no
+            attempt or time.
     """
 
     outputs: tuple[Output, ...] = (Output.NIFTI,)
@@ -56,6 +58,7 @@ class Options:
             raise UsageError(f"no output but previews is asked for; choose of {', '.join(Output)}.")
         if Output.SR in self.outputs and Output.SEG not in self.outputs:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
+        engine_named(self.workers)
         if not self.timeout_s > 0 or self.attempts < 1:
             raise UsageError(
                 f"a case is tried once or more, for some time; found {self.attempts} x {self.timeout_s} s."

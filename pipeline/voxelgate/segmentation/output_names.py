@@ -1,5 +1,6 @@
 """The kinds and the names of the files that a segmented case leaves."""
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -65,3 +66,12 @@ def is_of_picture(report: CaseReport) -> bool:
 def map_kind(level: int) -> str:
     """Return the kind of the output that is the map of a gate."""
     return f"attention-{level}"
+
+
+ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
+"""How the map of a gate is called."""
+
+
+def is_attention_map(path: Path) -> bool:
+    """Return whether a file is called like the map of a gate, which lies among label maps and is none."""
+    return ATTENTION_MAP.search(path.name) is not None

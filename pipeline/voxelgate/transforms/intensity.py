@@ -15,6 +15,7 @@ from monai.utils import convert_to_dst_type
 from skimage.restoration import denoise_tv_chambolle
 
 from voxelgate.core.errors import InputError, UsageError
+from voxelgate.images.spec import HIGHEST_AIR_HU, SMALLEST_HU_RANGE
 from voxelgate.transforms.io import plain_tensor
 
 
@@ -61,15 +62,6 @@ gives a range, one value of it stands here: head and neck (level 20 to 60, width
 network that must see lung, fat, soft tissue and bone at once.
 """
 
-SMALLEST_HU_RANGE = 20.0
-"""Smallest span in HU from the darkest to the brightest voxel of a CT volume.
-
-Noise of 3 HU, the least of a diagnostic scan, spans more than this over the voxels of a volume; an image windowed to
-0..1 spans 1 and a z-scored one about 10.
-"""
-
-HIGHEST_AIR_HU = -500.0
-"""The darkest voxel of a CT in HU lies below this: every scan shows air, around the body or in its airways."""
 
 LOG_FLOOR = 1e-3
 """Added to an image scaled to 0..1 before its logarithm, for the sake of zeros; a quarter of a grey level of 8 bits."""

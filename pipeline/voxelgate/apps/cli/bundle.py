@@ -1,27 +1,24 @@
 """Look after a bundle: list, verify, seal, describe, export, calibrate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from monai.data import MetaTensor
 
-from voxelgate.apps.cli.options import BundleArgument, Overwrite, OwnBundleArgument
+from voxelgate.apps.cli.options import BundleArgument, Overwrite, OwnBundleArgument, refuse_unfit
 from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
-from voxelgate.bundle.export import export
 from voxelgate.bundle.metadata import Metadata
-from voxelgate.bundle.opened import open_bundle
-from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
 from voxelgate.core.errors import UsageError
-from voxelgate.inference.runtimes.choice import calibrate_windows
-from voxelgate.inference.runtimes.kinds import Format
-from voxelgate.networks import describe
+from voxelgate.core.files import refuse_existing
+from voxelgate.inference.runtimes.kinds import Format, paths_of_format
 from voxelgate.segmentation.cases import find_cases
-from voxelgate.segmentation.read import read_case
-from voxelgate.training.bundle_checks import pass_checks
-from voxelgate.transforms.io import as_image
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+    from voxelgate.bundle.predict import Bundle
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a bundle.")
 
@@ -38,6 +35,9 @@ def list_bundles() -> None:
 def verify_bundle(bundle: BundleArgument) -> None:
     """Check that a bundle is whole: files, metadata, network, configs, properties, export, two iterations."""
     verify(bundle)
+    from voxelgate.bundle.opened import open_bundle
+    from voxelgate.training.bundle_checks import pass_checks
+
     for gate in pass_checks(bundle):
         console.print(f"{gate.name}: {gate.seen}", soft_wrap=True)
     opened = open_bundle(bundle)
@@ -53,6 +53,10 @@ def seal_bundle(bundle: OwnBundleArgument) -> None:
 @app.command("describe")
 def describe_bundle(bundle: BundleArgument) -> None:
     """Print the network's sizes, parameters, operations and memory for one window."""
+    verify(bundle)
+    from voxelgate.bundle.opened import open_bundle
+    from voxelgate.networks import describe
+
     opened = open_bundle(bundle)
     shape = (1, len(opened.image_spec.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
     console.print(str(describe(opened.network, shape)))
@@ -73,6 +77,13 @@ def export_bundle(
 ) -> None:
     """Write the network as a file for other systems, provided that it says the same as the network."""
     root = find_own_bundle(bundle) if out is None else find_bundle(bundle)
+    if out is not None:
+        refuse_existing(paths_of_format(out, form), overwrite=overwrite)
+    verify(root)
+    refuse_unfit(root, images or [])
+    from voxelgate.bundle.export import export
+    from voxelgate.bundle.opened import open_bundle
+
     opened = open_bundle(root, "cpu")
     exported = export(opened, form, out, _read_one(images, opened) if images else None, overwrite=overwrite)
     console.print(f"{exported.path}: {exported}", soft_wrap=True)
@@ -87,14 +98,22 @@ def calibrate_bundle(
     ],
 ) -> None:
     """Measure every way to run the network here; `segment` then takes the fastest that gives equal labels."""
+    verify(bundle)
+    refuse_unfit(bundle, images)
+    from voxelgate.bundle.opened import open_bundle
+    from voxelgate.inference.runtimes.choice import calibrate_windows
+
     opened = open_bundle(bundle)
     prepared = opened.prepare(_read_one(images, opened))[None].to(opened.device)
     measured = calibrate_windows(opened.network, opened.inferer, opened.fingerprint, prepared)
     console.print(str(measured))
 
 
-def _read_one(paths: list[Path], bundle: Bundle) -> MetaTensor:
+def _read_one(paths: list[Path], bundle: "Bundle") -> "MetaTensor":
     """Return the one image (C, I, J, K) of some files, as the bundle takes it."""
+    from voxelgate.segmentation.read import read_case
+    from voxelgate.transforms.io import as_image
+
     cases = find_cases(paths, rule=bundle.series_rule, images=bundle.image_spec)
     if len(cases) != 1:
         raise UsageError(f"{len(cases)} images are given, but one is looked at; name its files.")

@@ -16,8 +16,7 @@ from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.pairs import pair_files
 from voxelgate.evaluation.scores import evaluate_pairs
 from voxelgate.evaluation.table import write_csv
-from voxelgate.inference.attention.map_files import is_attention_map
-from voxelgate.training.train import evaluate_fold
+from voxelgate.segmentation.output_names import is_attention_map
 
 app = typer.Typer(add_completion=False)
 
@@ -54,6 +53,9 @@ def run(
     if is_bundle(prediction):
         refuse_given(context, ["subjects", "labels_from", "workers"], "is for label maps, and this is a bundle")
         verify(prediction)
+        load_manifest(reference, data_root)
+        from voxelgate.training.train import evaluate_fold
+
         with tempfile.TemporaryDirectory() as scratch:
             scores = evaluate_fold(prediction, reference, Path(scratch), data_root=data_root, fold=fold)
         subjects = reference

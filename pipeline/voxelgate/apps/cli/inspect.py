@@ -1,7 +1,7 @@
 """Say what DICOM series and data sets hold."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -14,9 +14,10 @@ from voxelgate.apps.cli.terminal import console, progress_bar, write_json
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest, load_manifest
-from voxelgate.datasets.page import facts_tables, write_facts_page
-from voxelgate.datasets.survey import survey
-from voxelgate.dicom.inspect import InspectedSeries, inspect
+from voxelgate.dicom.read.dicom_files import list_files
+
+if TYPE_CHECKING:
+    from voxelgate.dicom.inspect import InspectedSeries
 
 SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
 
@@ -48,10 +49,13 @@ def run(
     if is_of_manifest:
         _inspect_manifest(inputs[0], data_root, page)
         return
+    mended = choices(Allow, allow, "--allow")
+    for path in inputs:
+        list_files(path)
+    from voxelgate.dicom.inspect import inspect
+
     with progress_bar("reading headers") as headers, progress_bar("reading pixels") as pixels:
-        found = inspect(
-            inputs, allow=choices(Allow, allow, "--allow"), headers_only=headers_only, progress=(headers, pixels)
-        )
+        found = inspect(inputs, allow=mended, headers_only=headers_only, progress=(headers, pixels))
     if as_json:
         for one in found:
             write_json(one.summary())
@@ -62,15 +66,19 @@ def run(
 
 
 def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None) -> None:
+    loaded = load_manifest(manifest, data_root)
+    from voxelgate.datasets.page import facts_tables, write_facts_page
+    from voxelgate.datasets.survey import survey
+
     with progress_bar("measuring cases") as progress:
-        found = survey(load_manifest(manifest, data_root), progress=progress)
+        found = survey(loaded, progress=progress)
     for facts in facts_tables(found):
         print_facts(facts)
     if page is not None:
         write_facts_page(found, page)
 
 
-def _print_series(found: list[InspectedSeries]) -> None:
+def _print_series(found: list["InspectedSeries"]) -> None:
     """Print a table of DICOM series, and what was found about each."""
     table = Table(*SERIES_COLUMNS, box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True

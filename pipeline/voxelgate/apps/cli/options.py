@@ -7,10 +7,15 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle
 from voxelgate.core.errors import UsageError
+from voxelgate.segmentation.cases import find_cases
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
+
+MOST_LOOKED_AT = 20
+"""Files whose headers are read twice, so that a wrong one is told at once."""
 
 BundleArgument = Annotated[
     Path,
@@ -39,6 +44,20 @@ def choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]:
     if unknown := names - {member.value for member in kind}:
         raise UsageError(f"{option} {', '.join(sorted(unknown))}: expected some of {', '.join(kind)}")
     return tuple(member for member in kind if member.value in names)
+
+
+def refuse_unfit(bundle: Path, inputs: Sequence[Path], data_root: Path | None = None) -> None:
+    """Refuse a bundle that is none, and files that cannot be segmented with it, before PyTorch is imported.
+
+    Folders are only looked for: what is in them, perhaps a hundred thousand headers, is read once, later.
+
+    Raises:
+        BundleError: the folder holds no bundle.
+        InputError: as for `find_cases`.
+    """
+    metadata = Metadata.read(bundle)
+    wanted = [path for path in inputs if not path.is_dir()][:MOST_LOOKED_AT]
+    find_cases(wanted, rule=metadata.series_rule, images=metadata.image_spec, data_root=data_root)
 
 
 def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:

@@ -10,10 +10,10 @@ from rich.table import Table
 from voxelgate.apps.cli.options import DataRoot, ManifestArgument
 from voxelgate.apps.cli.tables import print_facts
 from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.page import facts_tables
 from voxelgate.training.planning import Device, Plan, read_overrides
 from voxelgate.training.planning.explain import explain
-from voxelgate.training.planning.make_bundle import budget_here, make_bundle
 
 app = typer.Typer(add_completion=False)
 
@@ -34,6 +34,9 @@ def run(
 ) -> None:
     """Make an untrained bundle whose numbers fit a data set and a budget, and give the reason of each."""
     overrides = None if override is None else read_overrides(override)
+    load_manifest(manifest, data_root)
+    from voxelgate.training.planning.make_bundle import budget_here, make_bundle
+
     budget = budget_here(minutes, device, memory)
     with progress_bar("measuring cases") as progress:
         made = make_bundle(manifest, out, budget, data_root=data_root, overrides=overrides, progress=progress)

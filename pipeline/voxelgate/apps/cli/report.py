@@ -8,7 +8,7 @@ import typer
 from voxelgate.apps.cli.options import DataRoot
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
-from voxelgate.segmentation.page import write_page as build_report
+from voxelgate.segmentation.batch.ledger import read_ledger
 
 app = typer.Typer(add_completion=False)
 
@@ -25,6 +25,9 @@ def run(
     """Make one page, report.html, that shows every case of an output folder."""
     if reference is None and data_root is not None:
         raise UsageError("--data-root is for a manifest; name one with --reference, or leave it out.")
+    read_ledger(out)
+    from voxelgate.segmentation.page import write_page
+
     with progress_bar("comparing with the true labels", 0 if reference is None else None) as progress:
-        page = build_report(out, reference, data_root=data_root, progress=progress)
+        page = write_page(out, reference, data_root=data_root, progress=progress)
     console.print(f"{page}: report written; open it in a browser", soft_wrap=True)

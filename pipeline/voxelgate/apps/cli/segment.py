@@ -3,22 +3,35 @@
 import json
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
-from voxelgate.apps.cli.options import Allowed, AsJson, BundleArgument, DataRoot, Overwrite, choices, refuse_given
+from voxelgate.apps.cli.options import (
+    Allowed,
+    AsJson,
+    BundleArgument,
+    DataRoot,
+    Overwrite,
+    choices,
+    refuse_given,
+    refuse_unfit,
+)
 from voxelgate.apps.cli.terminal import console, errors, progress_bar, write_json
+from voxelgate.core.files import refuse_file
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.inference.runtimes.kinds import Runtime
-from voxelgate.segmentation.batch.run_batch import Reports, RunKeywords, segment, watch
+from voxelgate.segmentation.batch.watch import watched_folders
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.output_names import Output, is_of_picture
 from voxelgate.segmentation.report import CaseReport, CaseStatus
+
+if TYPE_CHECKING:
+    from voxelgate.segmentation.batch.run_batch import Reports, RunKeywords
 
 MOST_ROWS = 50
 """Cases that are listed on the screen; of more there is the table in the output folder."""
@@ -97,8 +110,9 @@ def run(
         refuse_given(context, ["data_root"], "is for a manifest, and none is given")
     if not is_watching:
         refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
+    kinds = choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
     asked: RunKeywords = {
-        "outputs": choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs"),
+        "outputs": kinds,
         "workers": engine,
         "overwrite": overwrite,
         "allow": choices(Allow, allow, "--allow"),
@@ -112,6 +126,12 @@ def run(
         "attempts": attempts,
         "max_memory_gib": max_memory,
     }
+    Options(kinds, workers=engine)
+    refuse_file(out)
+    refuse_unfit(bundle, [] if is_watching else inputs, data_root)
+    watched_folders(inputs if is_watching else [])
+    from voxelgate.segmentation.batch.run_batch import segment, watch
+
     if is_watching:
         reports = watch(bundle, inputs, out, settle_s=settle, idle_s=idle_exit, **asked)
     else:
@@ -129,7 +149,7 @@ def run(
         raise typer.Exit(1)
 
 
-def _show_reports(reports: Reports, *, as_json: bool) -> tuple[list[CaseReport], bool]:
+def _show_reports(reports: "Reports", *, as_json: bool) -> tuple[list[CaseReport], bool]:
     """Print reports as they come; return them, and whether Ctrl-C ended them."""
     ended: list[CaseReport] = []
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind `nohup`

@@ -1,15 +1,18 @@
 """Tables that more than one command prints."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from voxelgate.apps.cli.terminal import console
-from voxelgate.datasets.page import FactsTable
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.evaluation.table import summarise
 from voxelgate.images.pictures import PIXELS_PER_ML
+
+if TYPE_CHECKING:
+    from voxelgate.datasets.page import FactsTable
 
 SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %", "volume ml", "missed")
 
@@ -17,7 +20,7 @@ PIXEL_SCORE_COLUMNS = ("label", "Dice", "IoU", "HD95 px", "ASSD px", "MSSD px", 
 """Of pictures."""
 
 
-def print_facts(facts: FactsTable) -> None:
+def print_facts(facts: "FactsTable") -> None:
     """Print a table of what is in a data set."""
     table = Table(*facts.columns, title=facts.title, box=box.SIMPLE_HEAD)
     for row in facts.rows:

@@ -2,19 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from voxelgate.apps.cli.options import BundleArgument, DataRoot, ManifestArgument, Settings, refuse_given
 from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.shipped import find_own_bundle
 from voxelgate.core.errors import UsageError
-from voxelgate.core.workers import executor_named
+from voxelgate.core.workers import engine_named, executor_named
 from voxelgate.datasets.manifest import load_manifest
-from voxelgate.training.cross_validation import devices_here, train_folds
-from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
+
+if TYPE_CHECKING:
+    from voxelgate.training.train import TrainingJob
 
 app = typer.Typer(add_completion=False)
 
@@ -43,7 +45,13 @@ def run(
     else:
         refuse_given(context, ["fold"], "goes without --folds")
     overrides = _settings_given(settings) | ({} if epochs is None else {"epochs": epochs})
-    job = TrainingJob(bundle, manifest, find_own_bundle(out), data_root, fold, resume, overrides)
+    own = find_own_bundle(out)
+    load_manifest(manifest, data_root)
+    Metadata.read(bundle)
+    engine_named(engine)
+    from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
+
+    job = TrainingJob(bundle, manifest, own, data_root, fold, resume, overrides)
     if folds is not None:
         _train_folds(job, folds, engine)
         return
@@ -59,7 +67,9 @@ def run(
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
-def _train_folds(job: TrainingJob, folds: int, engine: str) -> None:
+def _train_folds(job: "TrainingJob", folds: int, engine: str) -> None:
+    from voxelgate.training.cross_validation import devices_here, train_folds
+
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
         done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
     subject_of = {case.case_id: case.subject for case in load_manifest(job.manifest, job.data_root).cases}

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from voxelgate.apps.demo.cohort import LABELS, make_cohort
-from voxelgate.core.errors import OutputError
-from voxelgate.core.files import refuse_file
+from voxelgate.apps.demo.leavings import earlier_demo
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, load_manifest
 from voxelgate.datasets.survey import survey
@@ -31,9 +30,6 @@ PATCH_VOX = (32, 32, 32)
 CHANNELS = (16, 32, 64)
 STRIDES = ((2, 2, 2), (2, 2, 2))
 """Coarse and small, so that the training ends within two minutes on two cores."""
-
-SPLITS = ("data", "held_out", "bundle", "trained_bundle", "segmented", "index.html")
-"""What a demo leaves in its folder, and what the next one there may replace."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +73,11 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
     Raises:
         OutputError: `out` is a file, or holds something already.
     """
-    refuse_file(out)
-    _clear(out, overwrite=overwrite)
+    for path in earlier_demo(out, overwrite=overwrite):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     rng = np.random.default_rng(seed)
     say(f"Making {TRAINING_CASES} synthetic CT volumes to train on and {HELD_OUT_CASES} to test with.")
     make_cohort(out / "data", TRAINING_CASES, rng)
@@ -103,17 +102,6 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
     scores = tuple(row for rows in evaluate_pairs(pair_files(out / "segmented", references), LABELS) for row in rows)
     page = write_page(out / "segmented", references, page=out / "index.html")
     return DemoResult(scores, page, _next_commands())
-
-
-def _clear(out: Path, *, overwrite: bool) -> None:
-    found = [out / part for part in SPLITS if (out / part).exists()]
-    if found and not overwrite:
-        raise OutputError(f"{out} holds {found[0].name} already; name another folder (--out), or pass --overwrite")
-    for path in found:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _write_small_bundle(manifest: Path, root: Path, seed: int) -> None:

@@ -1,7 +1,6 @@
 """Write gate maps as NIfTI on the grid of the image, a few slices in memory at a time."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +21,6 @@ float16.
 
 NO_EXTENSIONS = bytes(4)
 """What follows the header of a NIfTI file where there are none (nifti1.h, `nifti1_extender`)."""
-
-ATTENTION_MAP = re.compile(r"\.attention-\d+\.nii\.gz$")
-"""How the map of a gate is called."""
 
 
 def write_attention_map(path: Path, gate: GateMap, grid: Grid, *, like: Path | None) -> None:
@@ -63,8 +59,3 @@ def _byte_blocks(gate: GateMap, grid: Grid, like: Path | None) -> Iterator[bytes
     yield NO_EXTENSIONS
     for span in slabs(grid):
         yield np.rint(STEPS * on_grid(gate, grid, span)).astype(np.uint8).tobytes(order="F")
-
-
-def is_attention_map(path: Path) -> bool:
-    """Return whether a file is called like the map of a gate, which lies among label maps and is none."""
-    return ATTENTION_MAP.search(path.name) is not None

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
+
+from voxelgate.core.errors import UsageError
 
 
 class Runtime(StrEnum):
@@ -56,3 +59,14 @@ SUFFIXES: Mapping[Format, tuple[str, ...]] = {
     Format.OPENVINO: (".xml", ".bin"),
 }
 """Endings of the files of each format; a user names the first."""
+
+
+def paths_of_format(path: Path, form: Format) -> list[Path]:
+    """Return the files of a network in a format, of which `path` names the first.
+
+    Raises:
+        UsageError: it ends in something else.
+    """
+    if path.suffix != SUFFIXES[form][0]:
+        raise UsageError(f"--out {path.name}: a file of format {form} ends in {SUFFIXES[form][0]}; name it so.")
+    return [path.with_suffix(suffix) for suffix in SUFFIXES[form]]

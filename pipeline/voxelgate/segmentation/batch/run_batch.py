@@ -12,7 +12,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
-from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.errors import UsageError
 from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.core.findings import Allow
 from voxelgate.core.workers import EngineKind, engine_named
@@ -22,7 +22,7 @@ from voxelgate.segmentation.batch.engines import engine_of
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.runner import run_cases
-from voxelgate.segmentation.batch.watch import Inbox, complete_cases
+from voxelgate.segmentation.batch.watch import Inbox, complete_cases, watched_folders
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
@@ -200,10 +200,7 @@ def watch(
     rule, images = metadata.series_rule, metadata.image_spec
     if images.files > 1:
         raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
-    watched = [path.absolute() for path in _paths_of(folders)]  # workers may have another working directory
-    for folder in watched:
-        if not folder.is_dir():
-            raise InputError(f"{folder.name}: is no folder, and only folders can be watched; leave out --watch.")
+    watched = watched_folders(_paths_of(folders))
     inbox = Inbox(watched, rule, setup.options.allow, setup.out_dir, images)
     return Reports(segment_cases((_named(cases, setup) for cases in complete_cases(inbox, settle_s, idle_s)), setup))
 

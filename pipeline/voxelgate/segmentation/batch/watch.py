@@ -142,6 +142,19 @@ class Inbox:
         return cases
 
 
+def watched_folders(given: Iterable[Path]) -> list[Path]:
+    """Return folders to watch, as workers with another working directory find them.
+
+    Raises:
+        InputError: one of them is no folder.
+    """
+    folders = [path.absolute() for path in given]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder.name}: is no folder, and only folders can be watched; leave out --watch.")
+    return folders
+
+
 def complete_cases(inbox: Inbox, settle_s: float, idle_s: float | None) -> Iterator[Sequence[Case]]:
     """Yield cases as they become complete, and nothing very often meanwhile, so that the caller can do other work.
 

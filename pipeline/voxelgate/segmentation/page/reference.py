@@ -18,10 +18,9 @@ from voxelgate.evaluation.pairs import label_maps_in
 from voxelgate.evaluation.scores import LabelScores, read_label_map, score
 from voxelgate.images.volumes import read_channels, volume_stem
 from voxelgate.inference.attention.gate_report import GateReport
-from voxelgate.inference.attention.map_files import is_attention_map
 from voxelgate.inference.attention.maps import GateMap, diagnose
 from voxelgate.segmentation.cases import CHANNEL_ENDING
-from voxelgate.segmentation.output_names import Output, map_kind
+from voxelgate.segmentation.output_names import Output, is_attention_map, map_kind
 from voxelgate.segmentation.preview import labels_as_shown, read_preview
 from voxelgate.segmentation.report import CaseReport
 
