@@ -19,7 +19,7 @@ from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.images.pictures import RGB, label_suffix, read_picture, read_picture_header, write_picture
 from voxelgate.images.spec import ImageSpec, binary_as_one, read_image
-from voxelgate.images.volumes import has_orientation, read_grid, read_volume, volume_stem, write_label_map
+from voxelgate.images.volumes import read_grid, read_volume, volume_stem, write_label_map
 
 COLOUR = ImageSpec(RGB, is_picture=True)
 GREY = ImageSpec(is_picture=True)
@@ -188,7 +188,6 @@ def test_resolution_tags_change_nothing(tmp_path: Path) -> None:
 
     assert read_grid(plain).agrees(read_grid(tagged), 0)
     assert read_grid(plain).spacing_mm == (1.0, 1.0, 1.0)
-    assert has_orientation(plain)
 
 
 def white_is_0(path: Path) -> None:

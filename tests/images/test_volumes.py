@@ -16,10 +16,10 @@ import voxelgate.images.volumes
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.geometry import Grid
 from voxelgate.images.volumes import (
-    has_orientation,
     is_volume,
     read_grid,
     read_volume,
+    read_volume_header,
     volume_stem,
     write_label_map,
 )
@@ -68,7 +68,7 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path: Path, su
     assert voxels.dtype == np.int16
     assert GRID.agrees(grid, 1e-4)
     assert GRID.agrees(read_grid(path), 1e-4)
-    assert has_orientation(path)
+    assert read_volume_header(path).is_oriented
     assert volume_stem(path) == "image"
 
 
@@ -156,7 +156,7 @@ def test_a_header_without_orientation_is_read_with_its_spacing_and_reported(tmp_
 
     for name in ("bare.nii.gz", "bare.nrrd"):
         assert read_grid(tmp_path / name).spacing_mm == (1, 2, 3)
-        assert not has_orientation(tmp_path / name)
+        assert not read_volume_header(tmp_path / name).is_oriented
 
 
 def test_a_missing_file_a_folder_and_a_foreign_type_are_refused(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_lengths_in_metres_are_refused(tmp_path: Path) -> None:
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "image.nii")
 
-    assert "lengths in meter, expected mm" in refusal(tmp_path / "image.nii")
+    assert "lengths in metres, expected mm" in refusal(tmp_path / "image.nii")
 
 
 def test_colours_vectors_and_complex_numbers_are_refused(tmp_path: Path) -> None:
@@ -296,12 +296,37 @@ def test_matrices_codes_and_units_of_the_image_are_kept(tmp_path: Path) -> None:
     assert written.get_data_dtype() == np.uint8
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_labels_with_an_axis_too_long_for_nifti_1_are_written_as_nifti_2(tmp_path: Path, axis: int) -> None:
+    shape = [2, 2, 2]
+    shape[axis] = 33000
+    labels = (np.arange(np.prod(shape)).reshape(shape) % 3).astype(np.uint8)
+    image = tmp_path / "image.nii.gz"
+    nib.save(nib.Nifti2Image(labels.astype(np.int16), AFFINE), image)
+    for like in (image, None):
+        write_label_map(tmp_path / "labels.nii.gz", labels, read_grid(image), like=like, overwrite=True)
+
+        assert isinstance(nib.load(tmp_path / "labels.nii.gz"), nib.Nifti2Image)
+        np.testing.assert_array_equal(read_volume(tmp_path / "labels.nii.gz")[0], labels)
+        assert read_grid(tmp_path / "labels.nii.gz").agrees(read_grid(image), 1e-6)
+
+
+def test_labels_of_a_nifti_2_image_of_usual_size_are_nifti_1(tmp_path: Path) -> None:
+    image = tmp_path / "image.nii.gz"
+    nib.save(nib.Nifti2Image(VOXELS, AFFINE), image)
+
+    write_label_map(tmp_path / "labels.nii.gz", LABELS, read_grid(image), like=image)
+
+    assert isinstance(nib.load(tmp_path / "labels.nii.gz"), nib.Nifti1Image)
+    assert read_grid(tmp_path / "labels.nii.gz").agrees(read_grid(image), 1e-4)
+
+
 def test_codes_of_zero_stay_zero(tmp_path: Path) -> None:
     image = save_nifti(tmp_path / "image.nii.gz", VOXELS, None)
 
     write_label_map(tmp_path / "labels.nii.gz", LABELS, read_grid(image), like=image)
 
-    assert not has_orientation(tmp_path / "labels.nii.gz")
+    assert not read_volume_header(tmp_path / "labels.nii.gz").is_oriented
     assert read_grid(image).agrees(read_grid(tmp_path / "labels.nii.gz"), 1e-6)
 
 

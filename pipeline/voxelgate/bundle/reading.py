@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.errors import InputError
-from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, refusals
+from voxelgate.core.findings import Allow, Finding, refusals
 from voxelgate.core.geometry import Affine, Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule, choose
@@ -18,8 +18,8 @@ from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.evaluation.expectations import Expected, check_against
 from voxelgate.images.pictures import RGB
-from voxelgate.images.spec import ONE_VOLUME, ImageSpec, read_image
-from voxelgate.images.volumes import Voxels, has_orientation
+from voxelgate.images.spec import ONE_VOLUME, ImageSpec, read_image_with_findings
+from voxelgate.images.volumes import Voxels
 
 
 class Image(NamedTuple):
@@ -133,24 +133,10 @@ def series_in(paths: Sequence[Path], rule: SeriesRule, allow: Iterable[Allow] = 
 
 
 def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageSpec) -> Image:
-    voxels, grid = read_image(paths, images)
-    path = paths[0]
-    if has_orientation(path):
-        return Image(voxels, grid, ())
-    sentence = f"{path.name}: the header does not say where left and right are"
-    if labels.side_pairs:
-        raise InputError(f"{sentence}, but the bundle tells sides apart; convert the image again with its orientation.")
-    return Image(
-        voxels,
-        grid,
-        (
-            Finding(
-                FindingCode.NO_ORIENTATION,
-                Severity.WARN,
-                f"{sentence}; the default of its format was assumed, check the result against the image.",
-            ),
-        ),
-    )
+    voxels, grid, found, problem = read_image_with_findings(paths, images)
+    if problem and labels.side_pairs:
+        raise InputError(f"{problem}, but the bundle tells sides apart; convert the image again with its orientation.")
+    return Image(voxels, grid, found)
 
 
 def _refuse_unusable(image: Image, name: str, images: ImageSpec) -> None:

@@ -21,8 +21,10 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from voxelgate.core.errors import InputError
+from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.geometry import AXES_RAS, Grid
+from voxelgate.images.volume_bytes import refuse_irregular
+from voxelgate.images.volume_header import HeaderError
 
 Voxels = npt.NDArray[Any]
 
@@ -57,9 +59,6 @@ UPRIGHT = (None, 0, 1)
 
 PNG_START = 26
 """Bytes of a PNG file up to depth and kind of its values (PNG specification, 11.2.1)."""
-
-DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, KeyError, IndexError, TypeError, EOFError)
-"""What Pillow and ITK raise on a damaged file."""
 
 
 class PictureHeader(NamedTuple):
@@ -152,10 +151,8 @@ def write_picture(path: Path, values: Voxels) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture that can be read without loss, as far as its header tells; reword what Pillow and ITK raise."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path.name}: {found}, expected an image file; check the path.")
     try:
+        refuse_irregular(path)
         with Image.open(path, formats=FORMATS) as image:
             _refuse_other_kinds(path, image)
             yield image
@@ -163,7 +160,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path.name}: is no picture (PNG, TIFF, JPEG) that can be read; export it again.") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path.name}: is too large for a picture; cut it into tiles.") from error
-    except DAMAGED as error:
+    except HeaderError as error:
+        raise InputError(f"{path.name}: {error}") from error
+    except (VoxelgateError, MemoryError):
+        raise
+    except Exception as error:  # Pillow and ITK raise nearly anything on damaged input
         raise InputError(f"{path.name}: the picture is damaged or ends too early; copy or export it again.") from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid
 from voxelgate.images.pictures import RGB, is_picture, read_picture_header
-from voxelgate.images.volumes import Voxels, is_volume, read_channels
+from voxelgate.images.volumes import Reading, Voxels, is_volume, read_with_findings
 
 PICTURE_NAMES = "PNG, TIFF or JPEG"
 
@@ -149,16 +149,31 @@ def read_image(paths: Paths, spec: ImageSpec = ONE_VOLUME) -> ImageOnGrid:
     >>> image.voxels.shape
     (1, 32, 36, 28)
     """
+    voxels, grid, *_ = read_image_with_findings(paths, spec)
+    return ImageOnGrid(voxels, grid)
+
+
+def read_image_with_findings(paths: Paths, spec: ImageSpec = ONE_VOLUME) -> Reading:
+    """Read the files of an image as `read_image` does, and say what is worth knowing of them.
+
+    Raises:
+        InputError: as for `read_image`.
+    """
     files = as_paths(paths)
     _refuse_other_files(files, spec)
-    volumes = [read_channels(path) for path in files]
-    for path, (voxels, _) in zip(files, volumes, strict=True):
-        if (problem := spec.problem(path, len(voxels))) is not None:
+    found = [read_with_findings(path) for path in files]
+    for path, one in zip(files, found, strict=True):
+        if (problem := spec.problem(path, len(one.voxels))) is not None:
             raise InputError(f"{path.name}: {problem}")
-    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(files, volumes, strict=True), 2):
-        if np.array_equal(voxels, others):
+    for (first, one), (second, other) in combinations(zip(files, found, strict=True), 2):
+        if np.array_equal(one.voxels, other.voxels):
             raise InputError(f"{second.name}: holds the same voxels as {first.name}; give each channel its own image.")
-    return joined(files, volumes)
+    image = joined(files, [(one.voxels, one.grid) for one in found])
+    problems = [
+        f"{path.name}: {one.sides_problem}" for path, one in zip(files, found, strict=True) if one.sides_problem
+    ]
+    findings = tuple(finding for one in found for finding in one.findings)
+    return Reading(*image, findings, next(iter(problems), ""))
 
 
 def joined(paths: Sequence[Path], volumes: Sequence[tuple[Voxels, Grid]]) -> ImageOnGrid:

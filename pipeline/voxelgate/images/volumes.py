@@ -1,29 +1,36 @@
 """Read one volume from a file with its grid in RAS+ mm, and write a label map that is re-read before it gets its name.
 
-NIfTI goes through nibabel, NRRD and MetaImage through SimpleITK. MONAI's own readers are not used: its `NibabelReader`
-replaces the sform by the qform, even by one with code 0, as soon as pixdim and sform differ by more than 1e-5
+Headers are read by code of ours, and so are the voxels behind them: SimpleITK ends the process at some headers, follows
+those that name any file of the machine, and gives random memory for a MetaImage without CompressedDataSize; nibabel
+unpacks whatever a header extension holds. MONAI's own readers are not used: its `NibabelReader` replaces the sform by
+the qform, even by one with code 0, as soon as pixdim and sform differ by more than 1e-5
 (`monai.data.utils.correct_nifti_header_if_necessary`), which turns and moves the image without a word. Pictures (PNG,
 TIFF, JPEG) are volumes of one slice; `voxelgate.images.pictures` says how they are read.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from isal import igzip
 from isal.igzip_lib import IsalError
-from nibabel.spatialimages import HeaderDataError
 
-from voxelgate.core.errors import InputError, OutputError
+from voxelgate.core.errors import InputError, OutputError, VoxelgateError
 from voxelgate.core.files import whole_file
-from voxelgate.core.geometry import LPS_TO_RAS, Affine, Grid, counts_pixels
+from voxelgate.core.findings import Finding, FindingCode, Severity
+from voxelgate.core.geometry import Grid, counts_pixels
+from voxelgate.images.metaimage_header import read_metaimage_header
+from voxelgate.images.nifti_header import nifti_fields, read_nifti_header
+from voxelgate.images.nrrd_header import read_nrrd_header
 from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_picture, read_picture_header, write_picture
+from voxelgate.images.volume_bytes import MOST_RATIO, open_regular, stream_of, too_short, whole_content
+from voxelgate.images.volume_header import HeaderError, Packing, Source, VolumeHeader
 
 Voxels = npt.NDArray[Any]
 
@@ -34,9 +41,6 @@ SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
 LABEL_SUFFIXES = (".nii.gz", ".png", ".tif", ".tiff")
 """Endings of the label maps that can be written."""
 
-
-MILLIMETRE_UNITS = ("mm", "unknown")
-"""Length units of a NIfTI header that are taken as mm; nearly every tool that leaves the field empty means mm."""
 
 MOST_LABEL_VALUE = 65535
 """Largest value of a label map; values above 255 make it uint16."""
@@ -50,18 +54,32 @@ BLOCK_VOXELS = 2**22
 GZIP_LEVEL = 1
 """ISA-L's usual level, eight times as fast as zlib's fastest; label maps are mostly zeros and pack well anyway."""
 
+MOST_NIFTI1_AXIS = 32767
+"""Longest axis of a NIfTI-1 file, whose sizes are int16; longer ones make a file NIfTI-2."""
+
+MOST_TEXT_BYTES = 2**26
+"""Longest list of voxels that are written as text; that of a CT would be a hundred times as long."""
+
 _GRID_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
 
 
-class _Header(NamedTuple):
-    """What a file says about its voxels before they are read."""
+class Reading(NamedTuple):
+    """What was read of a file.
 
-    shape: tuple[int, ...]
-    affine_ras: Affine
-    is_oriented: bool
+    Args:
+        voxels: (C, i, j, k).
+        grid: where they lie, RAS+ mm.
+        findings: each thing worth knowing.
+        sides_problem: why it is not known where left and right are; empty if it is.
+    """
+
+    voxels: Voxels
+    grid: Grid
+    findings: tuple[Finding, ...] = ()
+    sides_problem: str = ""
 
 
 def volume_stem(path: Path) -> str:
@@ -85,12 +103,44 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def read_grid(path: Path) -> Grid:
-    """Read where the voxels of a file lie, from its header only.
+def read_volume_header(path: Path, *, may_name_others: bool = True) -> VolumeHeader:
+    """Read and check what a volume file says of its voxels; a picture is none. No library sees the file.
 
     A NIfTI file is placed by its sform, else its qform. Without both (codes 0) its axes have no known direction: the
     grid then follows nibabel, with the voxel sizes of pixdim, centred on the origin and the first axis to the left; a
-    NRRD file without `space` counts as LPS, as in ITK. `has_orientation` tells these files from the others.
+    NRRD file whose space names no side and a MetaImage file without directions count as LPS, as in ITK.
+    `VolumeHeader.is_oriented` tells these files from the others.
+
+    Args:
+        path: a file whose name ends in one of `SUFFIXES`; it may lead through a zip as if that were a folder.
+        may_name_others: whether the voxels may lie in a file beside it, as of `.mhd`; a header from a stranger, who
+            could name any file of this machine, may not.
+
+    Raises:
+        InputError: the file is no regular one, is no image, is damaged or too short, has not three axes, or no usable
+            affine, voxel sizes or units.
+    """
+    if not is_volume(path):
+        endings = (*SUFFIXES, *PICTURE_SUFFIXES)
+        raise InputError(f"{path.name}: not a volume file, expected a name ending in {', '.join(endings)}.")
+    parse = (
+        read_nifti_header
+        if is_nifti(path)
+        else read_nrrd_header
+        if path.name.lower().endswith(".nrrd")
+        else read_metaimage_header
+    )
+    with _reworded(path):
+        with open_regular(path) as (file, size):
+            header = parse(Source(path, file, size, may_name_others))
+        if header.stored.path != path:
+            size = header.stored.path.stat().st_size
+        header = _of_a_size(header, size)
+    return replace(header, findings=tuple(_naming(path, one) for one in header.findings))
+
+
+def read_grid(path: Path) -> Grid:
+    """Read where the voxels of a file lie, from its header only; see `read_volume_header`.
 
     Args:
         path: a file whose name ends in one of `SUFFIXES` or `PICTURE_SUFFIXES`.
@@ -99,20 +149,9 @@ def read_grid(path: Path) -> Grid:
         The grid in RAS+ mm; axes of length one beyond the third are dropped.
 
     Raises:
-        InputError: the file is missing, is no image, is damaged, has not three axes, or has no usable affine.
+        InputError: as for `read_volume_header`.
     """
-    return read_picture_header(path).grid if is_picture(path) else _grid_of_header(path, _read_header(path))
-
-
-def has_orientation(path: Path) -> bool:
-    """Return whether the header says where left and right are; see `read_grid` for what is assumed if it does not.
-
-    A picture has its sides where everybody sees them.
-
-    Raises:
-        InputError: the header cannot be read.
-    """
-    return is_picture(path) or _read_header(path).is_oriented
+    return read_picture_header(path).grid if is_picture(path) else read_volume_header(path).grid
 
 
 def read_volume(path: Path) -> tuple[Voxels, Grid]:
@@ -139,18 +178,25 @@ def read_volume(path: Path) -> tuple[Voxels, Grid]:
 
 def read_channels(path: Path) -> tuple[Voxels, Grid]:
     """Read the voxels of a file as `read_volume` does, but with all channels, (C, i, j, k): three of an RGB picture."""
+    voxels, grid, *_ = read_with_findings(path)
+    return voxels, grid
+
+
+def read_with_findings(path: Path) -> Reading:
+    """Read the voxels of a file as `read_channels` does, and say what is worth knowing of it.
+
+    Raises:
+        InputError: as for `read_volume`.
+    """
     if is_picture(path):
-        values, header = read_picture(path)
-        return values, header.grid
-    grid = read_grid(path)
+        return Reading(*_read_picture(path))
+    header = read_volume_header(path)
     with _reworded(path):
-        voxels = _nifti_voxels(path) if is_nifti(path) else _itk_voxels(path)
-    if voxels.dtype.kind not in "iuf":
-        raise InputError(
-            f"{path.name}: voxels of type {voxels.dtype}, expected one number each; export as grey values."
-        )
-    native = voxels.reshape(grid.shape, order="A")
-    return native.astype(native.dtype.newbyteorder("="), copy=False)[None], grid
+        voxels, surplus = _voxels_of(header)
+    found = header.findings
+    if surplus:
+        found = (*found, _naming(path, _surplus_finding(header, surplus)))
+    return Reading(voxels[None], header.grid, found, header.sides_problem)
 
 
 def write_label_map(
@@ -193,111 +239,99 @@ def write_label_map(
             if is_picture(path):
                 write_picture(partial, voxels[None])
             else:
-                _write_gzip(partial, nib.Nifti1Image(voxels, None, nifti_header(grid, like, voxels.dtype)))
+                _write_gzip(partial, _nifti_image(voxels, nifti_header(grid, like, voxels.dtype)))
             refuse_other_content(partial, path.name, grid, functools.partial(_holds, partial, labels), "labels")
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error
 
 
-def _read_header(path: Path) -> _Header:
-    if not is_volume(path):
-        endings = (*SUFFIXES, *PICTURE_SUFFIXES)
-        raise InputError(f"{path.name}: not a volume file, expected a name ending in {', '.join(endings)}.")
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path.name}: {found}, expected an image file; check the path.")
-    with _reworded(path):
-        return _nifti_header(path) if is_nifti(path) else _itk_header(path)
-
-
 @contextmanager
 def _reworded(path: Path) -> Iterator[None]:
-    """Turn what the libraries raise on a bad file into one sentence."""
+    """Turn whatever a bad file raises into one sentence, which says nothing of its texts."""
     try:
         yield
+    except HeaderError as error:
+        raise InputError(f"{path.name}: {error}") from error
+    except (VoxelgateError, MemoryError):
+        raise
     except EOFError as error:
         raise InputError(f"{path.name}: the file ends too early; copy or export it again.") from error
-    except (IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stubs give an instance of Exception
+    except IsalError as error:  # type: ignore[misc]  # isal's stubs give an instance of Exception
         raise InputError(f"{path.name}: its gzip compression is damaged; copy or export it again.") from error
-    except (OSError, RuntimeError, ValueError, HeaderDataError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{path.name}: cannot be read as an image ({reason}); copy or export it again.") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path.name}: cannot be read ({reason}); check the file and its rights.") from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise InputError(f"{path.name}: cannot be read as an image ({kind}); copy or export it again.") from error
 
 
-def _grid_of_header(path: Path, header: _Header) -> Grid:
-    shape = header.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        extent = "x".join(str(n) for n in shape)
-        raise InputError(
-            f"{path.name}: {len(shape)} axes ({extent}), expected one volume of 3; export one volume alone."
+def _naming(path: Path, found: Finding) -> Finding:
+    return replace(found, message=f"{path.name}: {found.message}")
+
+
+def _of_a_size(header: VolumeHeader, size: int) -> VolumeHeader:
+    """Return the header of a file of so many bytes, which can hold its voxels.
+
+    Raises:
+        HeaderError: it cannot.
+    """
+    stored, needed = header.stored, header.vox_bytes
+    there = size - stored.starts_at
+    if stored.packing is Packing.NONE:
+        skip = there - needed if stored.skip == -1 else stored.skip
+        if there - skip < needed or skip < 0:
+            raise too_short(needed, max(there - max(skip, 0), 0))
+        placed = replace(header, stored=stored._replace(skip=skip))
+        surplus = there - skip - needed
+        return replace(placed, findings=(*header.findings, _surplus_finding(header, surplus))) if surplus else placed
+    if stored.packing is Packing.TEXT:
+        least = 2 * needed // header.stored_type.itemsize - 1
+        if not least <= there <= MOST_TEXT_BYTES:
+            raise HeaderError(
+                f"{there} bytes of text for its voxels, expected {least} to {MOST_TEXT_BYTES}; save it as raw."
+            )
+    elif there * MOST_RATIO < needed:
+        raise HeaderError(
+            f"the file ends too early: its voxels need {needed} bytes, which {there} compressed ones cannot hold; copy "
+            "or export it again."
         )
-    try:
-        return Grid((shape[0], shape[1], shape[2]), header.affine_ras)
-    except ValueError as error:
-        raise InputError(f"{path.name}: {error}; export it again with its position.") from error
+    return header
 
 
-@contextmanager
-def _open_nifti(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
-    """Open a NIfTI-1 or NIfTI-2 file; the image reads its voxels from the stream when asked."""
-    with path.open("rb") as file, ExitStack() as stack:
-        is_gzip = path.name.lower().endswith(".gz")
-        stream = cast("BinaryIO", stack.enter_context(igzip.IGzipFile(fileobj=file)) if is_gzip else file)
-        start = stream.read(nib.Nifti2Header.sizeof_hdr)
-        stream.seek(0)
-        if nib.Nifti2Header.may_contain_header(start):
-            yield stream, nib.Nifti2Image.from_stream(stream)
-        elif nib.Nifti1Header.may_contain_header(start):
-            yield stream, nib.Nifti1Image.from_stream(stream)
-        else:
-            raise InputError(f"{path.name}: not a NIfTI file, although it is named like one; export it again.")
+def _surplus_finding(header: VolumeHeader, surplus: int) -> Finding:
+    """Say that bytes come behind the voxels: a slice or more may be a part of the image."""
+    is_slice = surplus >= header.vox_bytes // header.shape[2]
+    severity = Severity.WARN if is_slice else Severity.NOTE
+    return Finding(FindingCode.EXTRA_BYTES, severity, f"{surplus} bytes behind its voxels were not read.")
 
 
-def _nifti_header(path: Path) -> _Header:
-    with _open_nifti(path) as (_, image):
-        header = image.header
-        unit = header.get_xyzt_units()[0]
-        if unit not in MILLIMETRE_UNITS:
-            raise InputError(f"{path.name}: lengths in {unit}, expected mm; convert the image to mm.")
-        is_oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-        return _Header(tuple(int(n) for n in image.shape), np.asarray(image.affine, dtype=np.float64), is_oriented)
+def _read_picture(path: Path) -> tuple[Voxels, Grid]:
+    values, header = read_picture(path)
+    return values, header.grid
 
 
-def _nifti_voxels(path: Path) -> Voxels:
-    with _open_nifti(path) as (stream, image):
-        voxels: Voxels = np.asanyarray(image.dataobj)
-        _read_to_end(stream)
-    return voxels
+def _voxels_of(header: VolumeHeader) -> tuple[Voxels, int]:
+    """Return the voxels (i, j, k), scaled, in native byte order, and how many bytes of a compressed file are left."""
+    is_text = header.stored.packing is Packing.TEXT
+    if is_text:
+        flat, surplus = _typed_values(header), 0
+    else:
+        content, surplus = whole_content(header.vox_bytes, stream_of(header.stored))
+        flat = np.frombuffer(content, header.stored_type)
+    native = flat.astype(header.stored_type.newbyteorder("="), copy=False).reshape(header.shape, order="F")
+    if header.is_scaled:
+        native = native * np.float64(header.slope) + np.float64(header.inter)
+    return native, 0 if header.stored.packing is Packing.NONE else surplus
 
 
-def _read_to_end(stream: BinaryIO) -> None:
-    """Let gzip compare its checksum, which it does only at the very end of the file."""
-    while stream.read(1 << 20):
-        pass
-
-
-def _itk_header(path: Path) -> _Header:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    axes = reader.GetDimension()
-    affine_lps = np.eye(4)
-    spatial = min(axes, 3)
-    direction = np.array(reader.GetDirection()).reshape(axes, axes)
-    affine_lps[:spatial, :spatial] = (direction * np.array(reader.GetSpacing()))[:spatial, :spatial]
-    affine_lps[:spatial, 3] = reader.GetOrigin()[:spatial]
-    components = reader.GetNumberOfComponents()
-    if components != 1:
-        raise InputError(f"{path.name}: {components} values in each voxel, expected one; export one channel alone.")
-    is_oriented = not path.name.lower().endswith(".nrrd") or "NRRD_space" in reader.GetMetaDataKeys()
-    return _Header(tuple(int(n) for n in reader.GetSize()), LPS_TO_RAS @ affine_lps, is_oriented)
-
-
-def _itk_voxels(path: Path) -> Voxels:
-    voxels: Voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T
-    return voxels
+def _typed_values(header: VolumeHeader) -> Voxels:
+    """Return voxels that are written as text."""
+    words = b"".join(stream_of(header.stored)).split()
+    if len(words) != (count := int(np.prod(header.shape))):
+        raise HeaderError(f"{len(words)} numbers written out, expected {count} voxels; export it again.")
+    number = int if header.stored_type.kind in "iu" else float
+    return np.fromiter(map(number, words), header.stored_type, count)
 
 
 def _label_voxels(path: Path, labels: Voxels, grid: Grid) -> Voxels:
@@ -314,14 +348,16 @@ def _label_voxels(path: Path, labels: Voxels, grid: Grid) -> Voxels:
 
 
 def nifti_header(grid: Grid, like: Path | None, dtype: npt.DTypeLike) -> Any:  # nibabel ships no stubs
-    """Return a header of NIfTI-1 that holds nothing but shape, type and place.
+    """Return a header of NIfTI that holds nothing but shape, type and place.
+
+    It is one of NIfTI-1, or where an axis is too long for that, of NIfTI-2.
 
     Args:
         grid: where the voxels lie, RAS+ mm.
         like: an image on this grid; if NIfTI, its sform, qform, both codes and units are kept bit by bit.
         dtype: of the voxels.
     """
-    header = nib.Nifti1Header()
+    header = nib.Nifti2Header() if max(grid.shape) > MOST_NIFTI1_AXIS else nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(grid.shape)
     if like is None or not is_nifti(like):
@@ -331,11 +367,15 @@ def nifti_header(grid: Grid, like: Path | None, dtype: npt.DTypeLike) -> Any:  #
             header["qform_code"] = 0
         header.set_xyzt_units("mm")
         return header
-    with _open_nifti(like) as (_, image):
-        for field in _GRID_FIELDS:
-            header[field] = image.header[field]
-        header["pixdim"][:4] = image.header["pixdim"][:4]
+    fields = nifti_fields(read_volume_header(like).nifti)
+    for field in _GRID_FIELDS:
+        header[field] = fields[field]
+    header["pixdim"][:4] = fields["pixdim"][:4]
     return header
+
+
+def _nifti_image(voxels: Voxels, header: Any) -> Any:
+    return (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image)(voxels, None, header)
 
 
 @contextmanager
@@ -377,15 +417,20 @@ def refuse_other_content(written: Path, name: str, grid: Grid, holds: Callable[[
 
 
 def _holds(path: Path, labels: Voxels) -> bool:
-    """Return whether a file has these voxels; NIfTI is read some planes at a time, to spare memory."""
+    """Return whether a file has these voxels; a volume is read some planes at a time, to spare memory."""
     if is_picture(path):
         return np.array_equal(read_volume(path)[0], labels)
+    header = read_volume_header(path)
+    if header.shape != labels.shape or header.is_scaled:
+        return False
     step = max(1, BLOCK_VOXELS // (labels.shape[0] * labels.shape[1]))
-    with _reworded(path), _open_nifti(path) as (stream, image):
-        if image.shape != labels.shape:
-            return False
+    with _reworded(path):
+        found, rest = stream_of(header.stored), bytearray()
         for start in range(0, labels.shape[2], step):
-            if not np.array_equal(image.dataobj[..., start : start + step], labels[..., start : start + step]):
+            wanted = labels[..., start : start + step].astype(header.stored_type).tobytes(order="F")
+            while len(rest) < len(wanted) and (piece := next(found, None)) is not None:
+                rest += piece
+            if rest[: len(wanted)] != wanted:
                 return False
-        _read_to_end(stream)
-    return True
+            del rest[: len(wanted)]
+        return not rest and next(found, None) is None

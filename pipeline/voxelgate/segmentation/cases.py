@@ -17,7 +17,9 @@ from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec, Paths, as_paths
+from voxelgate.images.volume_bytes import member_of
 from voxelgate.images.volumes import SUFFIXES, volume_stem
+from voxelgate.segmentation.passed_over import count_kinds, kinds_text
 
 CHANNEL_ENDING = re.compile(r"_(\d{4})$")
 """What the names of files of one image differ in: the number of the channel, as in nnU-Net."""
@@ -38,7 +40,8 @@ class Case:
     Args:
         case_id: its name in reports and logs, and of its results: a relative path without a suffix. For DICOM it is
             made of hashes, never of what the header or a folder is called.
-        image: file or series to read, of the first channel if it has several; None if there is none.
+        image: file or series to read, of the first channel if it has several; None if there is none. The path of a file
+            in a zip leads through the archive, as if that were a folder.
         findings: each thing worth knowing before it is read; without image, the reasons.
         unusable: without image, the series of its study.
         further_channels: files of the second channel and those that follow; some may be missing.
@@ -80,7 +83,7 @@ class Case:
     def input_files(self) -> tuple[FileRef, ...]:
         """Return every file that is named as its input; those that a header file points to are not among them."""
         if isinstance(self.image, Path):
-            return tuple(map(FileRef, self.channels))
+            return tuple(map(file_of, self.channels))
         series = self.unusable if self.image is None else (self.image,)
         return tuple(sorted({file for one in series for file in one.files}))
 
@@ -104,11 +107,22 @@ class Case:
         """
         if self.image is None:
             raise InputError(f"{self.case_id}: {' '.join(map(str, self.findings))}")
-        if isinstance(self.image, Path):
-            return [str(path) for path in self.channels]
-        if any(header.file.member for header in self.image.headers):
+        files = self.input_files if isinstance(self.image, Path) else [header.file for header in self.image.headers]
+        if any(file.member for file in files):
             raise InputError(f"{self.case_id}: lies in an archive, which MONAI cannot open; unpack it first.")
-        return [str(header.file.path) for header in self.image.headers]
+        return [str(file.path) for file in files]
+
+
+class Found(NamedTuple):
+    """What some inputs hold.
+
+    Args:
+        cases: what there is to segment.
+        passed_over: how many files of which kind are neither images nor DICOM.
+    """
+
+    cases: list[Case]
+    passed_over: dict[str, int]
 
 
 def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
@@ -126,7 +140,7 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     An image of several channels is the files of one folder whose names differ in `_0000`, `_0001`, ... at their end, as
     in nnU-Net, or a case of a manifest. Where pictures are looked for, nothing else is, and the other way round.
 
-    A folder is searched with all its sub-folders. Volume files keep them in their case id; hidden files are passed
+    A folder is searched with all its sub-folders, and so are zips. Volume files keep them in their case id; hidden files are passed
     over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their resolved
     path, so that two patients' `ct.nii.gz` never overwrite each other. DICOM files of all inputs are taken together, so
     that a series in two folders is one. A study without a series that can be used is a case without image.
@@ -146,6 +160,32 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     >>> [case.case_id for case in vg.find_cases("scan.nii.gz")]
     ['scan']
     """
+    return find_inputs(
+        inputs,
+        rule=rule,
+        images=images,
+        data_root=data_root,
+        allow=allow,
+        out_dir=out_dir,
+        progress=progress,
+    ).cases
+
+
+def find_inputs(  # noqa: PLR0913  # as for `find_cases`
+    inputs: Paths,
+    *,
+    rule: SeriesRule | None = None,
+    images: ImageSpec = ONE_VOLUME,
+    data_root: Path | None = None,
+    allow: Iterable[Allow] = (),
+    out_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
+    """List what there is to segment as `find_cases` does, and count what is passed over.
+
+    Raises:
+        InputError: as for `find_cases`.
+    """
     paths = as_paths(inputs)
     manifests = [given for given in paths if is_manifest(given)]
     others = [given for given in paths if given not in manifests]
@@ -155,10 +195,17 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     used = {file for series in found for file in series.files}
     for given, listing in zip(others, listings, strict=True):
         if not listing.volumes and used.isdisjoint(listing.others):
-            wanted = f"volume ({', '.join(SUFFIXES)}) and no DICOM image"
-            raise InputError(f"{given.name}: holds no {PICTURES if images.is_picture else wanted}; check the path.")
+            raise InputError(_nothing_in(given, listing, images))
     named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
-    return with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
+    cases = with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
+    left = [file for file in dict.fromkeys(file for listing in listings for file in listing.others) if file not in used]
+    return Found(cases, count_kinds(left, [path for listing in listings for path, _ in listing.volumes]))
+
+
+def _nothing_in(given: Path, listing: "Listing", images: ImageSpec) -> str:
+    wanted = PICTURES if images.is_picture else f"volume ({', '.join(SUFFIXES)}) and no DICOM image"
+    kinds = kinds_text(count_kinds(listing.others, ()))
+    return f"{given.name}: holds no {wanted}{f', but {kinds}' if kinds else ''}; check the path, or convert the images."
 
 
 class Listing(NamedTuple):
@@ -182,8 +229,26 @@ def list_input(given: Path, out_dir: Path | None = None, images: ImageSpec = ONE
     is_within = skipped is not None and given.resolve() in skipped.parents
     files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
-    volumes = [(file.path, file.path.relative_to(start)) for file in files if images.admits(file.path)]
-    return Listing(volumes, [file for file in files if not images.admits(file.path)])
+    taken = [file for file in files if _is_taken(file, images)]
+    volumes = [(file.path / file.member, _relative(file, start)) for file in taken]
+    return Listing(volumes, [file for file in files if not _is_taken(file, images)])
+
+
+def _is_taken(file: FileRef, images: ImageSpec) -> bool:
+    """Return whether a file is named like an image; pictures are not read out of archives."""
+    return images.admits(Path(file.name)) and not (file.member and images.is_picture)
+
+
+def _relative(file: FileRef, start: Path) -> Path:
+    """Return where a file lies below a folder; an archive counts as a folder of its name."""
+    place = file.path.relative_to(start)
+    return place.with_suffix("") / file.member if file.member else place
+
+
+def file_of(path: Path) -> FileRef:
+    """Return the file that the path of an image means, inside an archive if it leads through one."""
+    member = member_of(path)
+    return FileRef(path) if member is None else FileRef(member.archive, member.name)
 
 
 def image_cases(listings: Iterable[Listing], images: ImageSpec = ONE_VOLUME) -> list[Case]:

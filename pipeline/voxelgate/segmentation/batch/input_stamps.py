@@ -2,21 +2,17 @@
 
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from voxelgate.core.errors import InputError
 from voxelgate.dicom.read.dicom_files import FileRef
+from voxelgate.images.volumes import read_volume_header
 from voxelgate.segmentation.cases import Case
 
-HEADER_BYTES = 2**16
-"""Part of a MetaImage or NRRD file in which its text header is looked for."""
-
-DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
-"""The line of a MetaImage or NRRD header that names the file with the voxels."""
-
 HEADER_SUFFIXES = (".mhd", ".mha", ".nrrd")
+"""Endings of files whose voxels may lie in another."""
 
 SETTLED_NS = 2 * 10**9
 """Age below which a file may change without a new time stamp: file systems count in steps of up to 2 s (FAT)."""
@@ -70,14 +66,11 @@ def _all_files(case: Case) -> list[FileRef]:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the files that hold the voxels of a header file, as far as it names them one by one."""
+    """Return the file beside a header that holds its voxels, if it is another; none of a header that is refused."""
     if not path.name.lower().endswith(HEADER_SUFFIXES):
         return []
-    with path.open("rb") as file:
-        header = file.read(HEADER_BYTES)
-    if (line := DATA_FILE.search(header)) is None:
+    try:
+        stored_in = read_volume_header(path).stored.path
+    except InputError:
         return []
-    is_list = line[1].upper().startswith(b"LIST")
-    names = header[line.end() :].splitlines() if is_list else [line[1]]
-    named = [path.parent / os.fsdecode(name.strip()) for name in names if name.strip() and b"\0" not in name]
-    return [one for one in named if one.is_file()]
+    return [] if stored_in == path else [stored_in]

@@ -16,7 +16,7 @@ from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef
 from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import group
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec
-from voxelgate.segmentation.cases import Case, Listing, image_cases, list_input, study_cases, with_own_ids
+from voxelgate.segmentation.cases import Case, Listing, file_of, image_cases, list_input, study_cases, with_own_ids
 
 LOOKS_PER_SETTLING = 4
 """How often a folder is looked at in the time after which something is complete."""
@@ -85,14 +85,14 @@ class Inbox:
             if isinstance(error.__cause__, FileNotFoundError):  # moved away meanwhile; the next look finds the rest
                 return []
             raise
-        volumes = {FileRef(path) for listing in listings for path, _ in listing.volumes}
+        volumes = {file_of(path) for listing in listings for path, _ in listing.volumes}
         others = {file for listing in listings for file in listing.others if not self._images.is_picture}
         with quiet_pydicom():
             seen = {file: self._seen(file, now_s, is_dicom=file in others) for file in sorted(volumes | others)}
         self._files = {file: one for file, one in seen.items() if one is not None}
         self._oldest_s = now_s - settle_s
         complete = {file for file in volumes if self._is_complete(("file", str(file.path)), [file])}
-        found = [Listing([pair for pair in one.volumes if FileRef(pair[0]) in complete], []) for one in listings]
+        found = [Listing([pair for pair in one.volumes if file_of(pair[0]) in complete], []) for one in listings]
         return with_own_ids(image_cases(found, self._images)) + self._studies()
 
     @property

@@ -15,7 +15,7 @@ from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.workers import engine_named
 from voxelgate.dicom.read.series import Series
-from voxelgate.images.volumes import is_nifti, read_grid
+from voxelgate.images.volumes import is_nifti, read_grid, read_volume_header
 from voxelgate.inference.memory import GIB, SHARE, available_bytes
 from voxelgate.segmentation.batch.forecast.needs import Forecast, Measured, Room, Size, Written, forecast
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
@@ -216,8 +216,7 @@ def _type_of(case: Case) -> "np.dtype[Any]":
     """Return the type of the voxels that are read; of several channels and other formats than NIfTI a usual one."""
     if not isinstance(case.image, Path) or case.further_channels or not is_nifti(case.image):
         return np.dtype(np.float32)
-    stored = nib.load(case.image).dataobj
-    return np.dtype(stored.dtype if (stored.slope, stored.inter) == (1, 0) else np.float64)
+    return read_volume_header(case.image).voxel_type
 
 
 def _size_of_input(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale: Scale) -> Size:
