@@ -1,16 +1,22 @@
 """Finding cases: volume files and DICOM series, each with a name of its own, none lost, none twice."""
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.planted import ROOT, at_mm, chained, ct_series, mr_series, setting, write
+from tests.volume_files import CONTENT, VOXELS, metaimage_bytes, nifti_bytes, nrrd_bytes, packed_nifti
 from voxelgate.core.errors import InputError
+from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.dicom.read.series import Series
-from voxelgate.segmentation.cases import Case, find_cases
+from voxelgate.segmentation.batch.input_stamps import content_sha256, stamp_of
+from voxelgate.segmentation.cases import Case, find_cases, find_inputs
+from voxelgate.segmentation.read import read_case
 
 
 def touch(*paths: Path) -> None:
@@ -195,3 +201,89 @@ def test_results_in_the_folder_of_the_images_are_refused(tmp_path: Path) -> None
     touch(tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match="choose another"):
         find_cases([tmp_path], out_dir=tmp_path)
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("is_given_itself", [True, False])
+def test_volumes_in_a_zip_are_cases_that_are_read_in_place(tmp_path: Path, is_given_itself: bool) -> None:
+    files = {"a.nii.gz": packed_nifti(), "sub/b.nii": nifti_bytes(), "c.nrrd": nrrd_bytes(), "d.mha": metaimage_bytes()}
+    archive = zipped(tmp_path / "scans.zip", files)
+
+    cases = find_cases([archive if is_given_itself else tmp_path])
+
+    assert [case.case_id for case in cases] == ["scans/a", "scans/c", "scans/d", "scans/sub/b"]
+    assert len({case.identity for case in cases}) == 4
+    for case in cases:
+        image = read_case(case, LabelTable(("background", "left kidney", "right kidney")))
+        np.testing.assert_array_equal(image.voxels[0], VOXELS)
+        assert content_sha256(case)
+        assert stamp_of(case)
+        with pytest.raises(InputError, match="unpack it first"):
+            _ = case.files
+
+
+def test_volumes_of_one_name_in_two_zips_and_beside_them_get_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        zipped(tmp_path / name / "scan.zip", {"ct.nii": nifti_bytes()})
+
+    ids = [case.case_id for case in find_cases([tmp_path / "x" / "scan.zip", tmp_path / "y" / "scan.zip"])]
+
+    assert len(set(ids)) == 2
+    assert all(name.startswith("scan/ct-") for name in ids)
+
+
+def test_a_header_in_a_zip_may_not_name_its_voxels(tmp_path: Path) -> None:
+    files = {"a.mhd": metaimage_bytes(content=b"", data_file="a.raw"), "a.raw": CONTENT}
+    (case,) = find_cases([zipped(tmp_path / "scans.zip", files)])
+
+    with pytest.raises(InputError, match="unpack the archive first"):
+        read_case(case, LabelTable(("background", "kidney")))
+
+
+def test_an_archive_that_lost_its_volume_meanwhile_is_a_case_that_is_refused(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "scans.zip", {"a.nii": nifti_bytes()})
+    (case,) = find_cases([archive])
+    zipped(archive, {"b.nii": nifti_bytes()})
+
+    with pytest.raises(InputError, match="not in the archive any more"):
+        read_case(case, LabelTable(("background", "kidney")))
+
+
+def test_files_that_are_not_taken_are_counted_by_their_kind(tmp_path: Path) -> None:
+    names = ("b.img", "b.hdr", "c.MGZ", "d.nhdr", "e.mnc", "f.tar.gz", "g.png", "notes.txt", "scan.JOHN_DOE", "x.7z")
+    touch(*(tmp_path / name for name in names), tmp_path / ".hidden.img")
+    (tmp_path / "a.nii.gz").write_bytes(packed_nifti())
+    zipped(tmp_path / "z.zip", {"i.nii": nifti_bytes(), "inner.zip": b"PK", "deep/k.mgz": b"", "readme": b""})
+
+    found = find_inputs([tmp_path])
+
+    assert [case.case_id for case in found.cases] == ["a", "z/i"]
+    assert found.passed_over == {
+        ".7z": 1, ".hdr": 1, ".img": 1, ".mgz": 2, ".mnc": 1, ".nhdr": 1, ".png": 1, ".tar.gz": 1, ".zip": 1,
+        "other": 3,
+    }  # fmt: skip
+
+
+def test_voxels_of_a_header_and_the_directory_of_a_disc_are_not_passed_over(tmp_path: Path) -> None:
+    write(ct_series(4), tmp_path / "ct")
+    touch(tmp_path / "ct" / "DICOMDIR")
+    (tmp_path / "a.mhd").write_bytes(metaimage_bytes(content=b"", data_file="a.raw"))
+    touch(tmp_path / "a.raw", tmp_path / "lonely.raw")
+
+    assert find_inputs([tmp_path]).passed_over == {".raw": 1}
+
+
+def test_an_input_that_holds_other_images_only_is_refused_with_their_kinds(tmp_path: Path) -> None:
+    touch(tmp_path / "in" / "b.img", tmp_path / "in" / "b.hdr", tmp_path / "in" / "c.mgz")
+
+    with pytest.raises(InputError, match=r"but 1 \.hdr, 1 \.img, 1 \.mgz"):
+        find_cases([tmp_path / "in"])
+    with pytest.raises(InputError, match=r"but 1 \.mgz"):
+        find_cases([tmp_path / "in" / "c.mgz"])

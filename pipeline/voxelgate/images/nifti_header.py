@@ -59,7 +59,7 @@ def read_nifti_header(source: Source) -> VolumeHeader:
         HeaderError: it is none, or says what cannot be used.
     """
     start, packing = first_bytes(source.file, max(MAGIC))
-    length, order = _kind_of(start)
+    length, order = _form_of(start)
     fields = np.frombuffer(start[:length], CLASSES[length].template_dtype.newbyteorder(order))[0]
     _refuse_other_units(int(fields["xyzt_units"]))
     shape = _shape_of(fields["dim"])
@@ -75,11 +75,11 @@ def read_nifti_header(source: Source) -> VolumeHeader:
 
 def nifti_fields(header: bytes) -> Any:
     """Return the fields of a NIfTI header by their names, as nibabel gives them; nothing is mended."""
-    length, order = _kind_of(header)
+    length, order = _form_of(header)
     return CLASSES[length](header[:length], endianness=order, check=False)
 
 
-def _kind_of(start: bytes) -> tuple[int, Literal["<", ">"]]:
+def _form_of(start: bytes) -> tuple[int, Literal["<", ">"]]:
     """Return the length of a header and its order of bytes."""
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     for order in orders:

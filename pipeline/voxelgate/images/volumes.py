@@ -123,16 +123,9 @@ def read_volume_header(path: Path, *, may_name_others: bool = True) -> VolumeHea
     if not is_volume(path):
         endings = (*SUFFIXES, *PICTURE_SUFFIXES)
         raise InputError(f"{path.name}: not a volume file, expected a name ending in {', '.join(endings)}.")
-    parse = (
-        read_nifti_header
-        if is_nifti(path)
-        else read_nrrd_header
-        if path.name.lower().endswith(".nrrd")
-        else read_metaimage_header
-    )
     with _reworded(path):
         with open_regular(path) as (file, size):
-            header = parse(Source(path, file, size, may_name_others))
+            header = _parser_of(path)(Source(path, file, size, may_name_others))
         if header.stored.path != path:
             size = header.stored.path.stat().st_size
         header = _of_a_size(header, size)
@@ -243,6 +236,12 @@ def write_label_map(
             refuse_other_content(partial, path.name, grid, functools.partial(_holds, partial, labels), "labels")
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error
+
+
+def _parser_of(path: Path) -> Callable[[Source], VolumeHeader]:
+    if is_nifti(path):
+        return read_nifti_header
+    return read_nrrd_header if path.name.lower().endswith(".nrrd") else read_metaimage_header
 
 
 @contextmanager

@@ -140,10 +140,10 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     An image of several channels is the files of one folder whose names differ in `_0000`, `_0001`, ... at their end, as
     in nnU-Net, or a case of a manifest. Where pictures are looked for, nothing else is, and the other way round.
 
-    A folder is searched with all its sub-folders, and so are zips. Volume files keep them in their case id; hidden files are passed
-    over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their resolved
-    path, so that two patients' `ct.nii.gz` never overwrite each other. DICOM files of all inputs are taken together, so
-    that a series in two folders is one. A study without a series that can be used is a case without image.
+    A folder or zip is searched with all its sub-folders. Volume files keep them in their case id; hidden files are
+    passed over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their
+    resolved path, so that two patients' `ct.nii.gz` never overwrite each other. DICOM files of all inputs are taken
+    together, so that a series in two folders is one. A study without a series that can be used is a case without image.
 
     Args:
         inputs: files, folders, zips, DICOMDIRs, and manifests (`.json`), whose cases are all taken.
@@ -179,7 +179,7 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     data_root: Path | None = None,
     allow: Iterable[Allow] = (),
     out_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Found:
     """List what there is to segment as `find_cases` does, and count what is passed over.
 
@@ -190,29 +190,34 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     manifests = [given for given in paths if is_manifest(given)]
     others = [given for given in paths if given not in manifests]
     listings = [list_input(given, out_dir, images) for given in others]
-    dicom_files = dict.fromkeys(file for listing in listings for file in listing.others if not images.is_picture)
+    dicom_files = dict.fromkeys(file for listing in listings for file in listing.may_be_dicom if not images.is_picture)
     found = scan_files(list(dicom_files), allow=allow, progress=progress)
     used = {file for series in found for file in series.files}
     for given, listing in zip(others, listings, strict=True):
         if not listing.volumes and used.isdisjoint(listing.others):
-            raise InputError(_nothing_in(given, listing, images))
+            raise InputError(_why_nothing(given, listing, images))
     named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
     cases = with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
     left = [file for file in dict.fromkeys(file for listing in listings for file in listing.others) if file not in used]
     return Found(cases, count_kinds(left, [path for listing in listings for path, _ in listing.volumes]))
 
 
-def _nothing_in(given: Path, listing: "Listing", images: ImageSpec) -> str:
+def _why_nothing(given: Path, listing: "Listing", images: ImageSpec) -> str:
     wanted = PICTURES if images.is_picture else f"volume ({', '.join(SUFFIXES)}) and no DICOM image"
     kinds = kinds_text(count_kinds(listing.others, ()))
     return f"{given.name}: holds no {wanted}{f', but {kinds}' if kinds else ''}; check the path, or convert the images."
 
 
 class Listing(NamedTuple):
-    """The files of an input: images with their path relative to it, and all others, which may be DICOM."""
+    """The files of an input: images with their path relative to it, and all others."""
 
     volumes: list[tuple[Path, Path]]
     others: list[FileRef]
+
+    @property
+    def may_be_dicom(self) -> list[FileRef]:
+        """Return the others but for archives inside archives, which are not looked into."""
+        return [file for file in self.others if not (file.member and file.name.lower().endswith(".zip"))]
 
 
 def list_input(given: Path, out_dir: Path | None = None, images: ImageSpec = ONE_VOLUME) -> Listing:
@@ -230,7 +235,7 @@ def list_input(given: Path, out_dir: Path | None = None, images: ImageSpec = ONE
     files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
     taken = [file for file in files if _is_taken(file, images)]
-    volumes = [(file.path / file.member, _relative(file, start)) for file in taken]
+    volumes = [(file.path / file.member, _place_below(file, start)) for file in taken]
     return Listing(volumes, [file for file in files if not _is_taken(file, images)])
 
 
@@ -239,7 +244,7 @@ def _is_taken(file: FileRef, images: ImageSpec) -> bool:
     return images.admits(Path(file.name)) and not (file.member and images.is_picture)
 
 
-def _relative(file: FileRef, start: Path) -> Path:
+def _place_below(file: FileRef, start: Path) -> Path:
     """Return where a file lies below a folder; an archive counts as a folder of its name."""
     place = file.path.relative_to(start)
     return place.with_suffix("") / file.member if file.member else place

@@ -86,7 +86,7 @@ class Inbox:
                 return []
             raise
         volumes = {file_of(path) for listing in listings for path, _ in listing.volumes}
-        others = {file for listing in listings for file in listing.others if not self._images.is_picture}
+        others = {file for listing in listings for file in listing.may_be_dicom if not self._images.is_picture}
         with quiet_pydicom():
             seen = {file: self._seen(file, now_s, is_dicom=file in others) for file in sorted(volumes | others)}
         self._files = {file: one for file, one in seen.items() if one is not None}
