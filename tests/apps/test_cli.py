@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -97,6 +98,26 @@ def test_a_file_in_place_of_the_output_folder_is_refused_before_anything_is_work
     assert "cases, about" not in result.stderr
     assert "Making" not in result.stdout
     assert (tmp_path / "results").read_text(encoding="utf-8") == "mine"
+
+
+def test_what_is_passed_over_is_said_before_after_and_in_json(run: Run, scan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(scan, folder)
+    with zipfile.ZipFile(folder / "d.zip", "w") as archive:
+        archive.write(scan, "d.nii.gz")
+    for name in ("b.img", "b.hdr", "c.mgz", "notes.txt"):
+        (folder / name).write_bytes(b"")
+
+    shown = run("segment", HIPPOCAMPUS_BUNDLE, folder, "--out", "x")
+    as_json = run("segment", HIPPOCAMPUS_BUNDLE, folder, "--out", "y", "--json")
+
+    assert "Passed over: 1 .hdr, 1 .img, 1 .mgz, 1 other" in shown.stderr
+    assert "2 of 2 volumes segmented into x; passed over: 1 .hdr, 1 .img, 1 .mgz, 1 other" in shown.stdout
+    first, *reports = map(json.loads, as_json.stdout.splitlines())
+    assert first == {"passed_over": {".hdr": 1, ".img": 1, ".mgz": 1, "other": 1}}
+    assert sorted(report["case_id"] for report in reports) == ["d/d", "scan"]
+    assert (tmp_path / "x" / "d" / "d.nii.gz").read_bytes() == (tmp_path / "x" / "scan.nii.gz").read_bytes()
 
 
 def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:

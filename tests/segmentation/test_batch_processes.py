@@ -178,7 +178,7 @@ def test_an_executor_that_broke_for_good_fails_its_cases_in_words(tmp_path: Path
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
 
     with closing(Ledger(setup.out_dir)) as ledger:
-        cases = iter([cases_in([tmp_path / "in"], setup)])
+        cases = iter([cases_in([tmp_path / "in"], setup).cases])
         reports = list(run_cases(cases, setup, ExecutorEngine(pool), ledger))
 
     assert [report.status for report in reports] == [CaseStatus.FAILED] * 2
@@ -196,7 +196,7 @@ def test_a_worker_has_as_many_cases_at_a_time_as_it_may_and_the_results_are_equa
     setup = replace(setup_of(bundle, tmp_path / "out", Options()), cases_at_a_time=at_a_time)
 
     most = 0
-    for _ in segment_cases([cases_in([tmp_path / "in"], setup)], setup):
+    for _ in segment_cases([cases_in([tmp_path / "in"], setup).cases], setup):
         most = max(most, status(tmp_path / "out").counts["running"] + 1)  # and the one that has just ended
 
     assert most == at_a_time

@@ -355,7 +355,7 @@ def test_any_executor_gives_the_same_tree_in_any_order(tmp_path: Path, bundle: P
 
     with closing(Ledger(setup.out_dir)) as ledger:
         engine = ExecutorEngine(ThreadPoolExecutor(2), 2)
-        reports = list(run_cases(iter([cases_in([tmp_path / "in"], setup)[::-1]]), setup, engine, ledger))
+        reports = list(run_cases(iter([cases_in([tmp_path / "in"], setup).cases[::-1]]), setup, engine, ledger))
 
     assert {report.status for report in reports} == {CaseStatus.DONE}
     assert tree(tmp_path / "other") == tree(tmp_path / "out")
@@ -365,7 +365,7 @@ def test_a_bundle_that_changes_during_a_run_ends_it(tmp_path: Path, bundle: Path
     setup = replace(setup_of(bundle, tmp_path / "out", Options(workers="serial")), bundle_sha256="0" * 64)
 
     with pytest.raises(Exception, match="changed while it was used"):
-        list(segment_cases([cases_in([save_case(tmp_path / "a.nii.gz")], setup)], setup))
+        list(segment_cases([cases_in([save_case(tmp_path / "a.nii.gz")], setup).cases], setup))
 
 
 @pytest.mark.parametrize("name", ["threads:2", "processes:0", "processes:x", "processesx", "dask:", ""])

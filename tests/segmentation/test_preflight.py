@@ -350,7 +350,7 @@ def test_a_dicom_series_is_foretold_from_its_headers(tmp_path: Path, threshold: 
     write_all(stack(np.arange(8 * 40 * 50, dtype=np.int16).reshape(8, 40, 50) % 2000), tmp_path / "series")
     planned = setup_of(threshold, tmp_path / "out", Options((Output.NIFTI, Output.SEG, Output.SR)))
 
-    found = preflight(cases_in([tmp_path / "series"], planned), planned)
+    found = preflight(cases_in([tmp_path / "series"], planned).cases, planned)
 
     assert len(found.cases) == 1
     assert found.cases[0].disk_bytes > 8 * 40 * 50 / 8

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.watch import watched_folders
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.output_names import Output, is_of_picture
+from voxelgate.segmentation.passed_over import kinds_text
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 if TYPE_CHECKING:
@@ -137,16 +139,26 @@ def run(
     else:
         with progress_bar("reading headers") as progress:
             reports = segment(bundle, inputs, out, forecast=forecast, data_root=data_root, progress=progress, **asked)
-    if reports.forecast:
-        errors.print(reports.forecast, soft_wrap=True)
+    _print_beginning(reports, as_json=as_json)
     ended, is_interrupted = _show_reports(reports, as_json=as_json)
     if not as_json:
-        _print_reports(ended, out)
+        _print_reports(ended, out, reports.passed_over)
     if is_interrupted:
         errors.print("Interrupted; the same command goes on with the cases that are left.")
         raise typer.Exit(INTERRUPTED)
     if any(report.status is not CaseStatus.DONE for report in ended):
         raise typer.Exit(1)
+
+
+def _print_beginning(reports: "Reports", *, as_json: bool) -> None:
+    """Print what is known before the first case; as JSON the first line says what is passed over, if anything is."""
+    if reports.forecast:
+        errors.print(reports.forecast, soft_wrap=True)
+    if reports.passed_over:
+        kinds = kinds_text(reports.passed_over)
+        errors.print(f"Passed over: {kinds}; convert those that are images to NIfTI (.nii.gz).", soft_wrap=True)
+        if as_json:
+            write_json({"passed_over": reports.passed_over})
 
 
 def _show_reports(reports: "Reports", *, as_json: bool) -> tuple[list[CaseReport], bool]:
@@ -189,8 +201,8 @@ def _print_findings(report: CaseReport) -> None:
         errors.print(f"{report.case_id}: {finding}", soft_wrap=True)
 
 
-def _print_reports(reports: list[CaseReport], out: Path) -> None:
-    """Print a table of the cases that are done, and how many there are."""
+def _print_reports(reports: list[CaseReport], out: Path, passed_over: Mapping[str, int]) -> None:
+    """Print a table of the cases that are done, how many there are, and how many files were passed over."""
     done = [report for report in reports if report.status is CaseStatus.DONE]
     in_pixels = bool(done) and all(map(is_of_picture, done))
     table = Table(
@@ -207,4 +219,5 @@ def _print_reports(reports: list[CaseReport], out: Path) -> None:
         table.add_row(report.case_id, *volumes, report.quality.verdict, f"{sum(report.seconds.values()):.1f}")
     if 0 < len(done) <= MOST_ROWS:
         console.print(table)
-    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}")
+    others = f"; passed over: {kinds_text(passed_over)}" if passed_over else ""
+    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}{others}", soft_wrap=True)

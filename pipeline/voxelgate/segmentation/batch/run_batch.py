@@ -24,7 +24,7 @@ from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.runner import run_cases
 from voxelgate.segmentation.batch.watch import Inbox, complete_cases, watched_folders
 from voxelgate.segmentation.batch.worker import Setup
-from voxelgate.segmentation.cases import Case, find_cases, with_hashed_name
+from voxelgate.segmentation.cases import Case, Found, find_inputs, with_hashed_name
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport
@@ -63,6 +63,7 @@ class Reports(Iterator[CaseReport]):
         reports: what is handed on.
         total: how many cases there are; None where more may come.
         forecast: a line on what the run will need; empty if nothing was foretold.
+        passed_over: how many files of the inputs, by kind, are neither images nor DICOM.
 
     >>> reports = vg.segment("my_bundle", ["data/images"], "reported", workers="serial")
     >>> reports.total, [report.case_id for report in reports]
@@ -70,11 +71,16 @@ class Reports(Iterator[CaseReport]):
     """
 
     def __init__(
-        self, reports: Generator[CaseReport, None, None], total: int | None = None, forecast: str = ""
+        self,
+        reports: Generator[CaseReport, None, None],
+        total: int | None = None,
+        forecast: str = "",
+        passed_over: Mapping[str, int] | None = None,
     ) -> None:
         self._reports = reports
         self.total = total
         self.forecast = forecast
+        self.passed_over = dict(passed_over or {})
 
     def __next__(self) -> CaseReport:
         """Return the report of the next case that ended."""
@@ -162,9 +168,9 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         attempts=attempts,
         max_memory_gib=max_memory_gib,
     )
-    cases = cases_in(_paths_of(inputs), setup, progress, data_root=data_root)
+    cases, passed_over = cases_in(_paths_of(inputs), setup, progress, data_root=data_root)
     line, setup, refused = foretell(cases, setup) if forecast else ("", setup, {})
-    return Reports(segment_cases([cases], setup, refused), len(cases), line)
+    return Reports(segment_cases([cases], setup, refused), len(cases), line, passed_over)
 
 
 def watch(
@@ -266,14 +272,14 @@ def cases_in(
     progress: Callable[[int, int], None] | None = None,
     *,
     data_root: Path | None = None,
-) -> list[Case]:
+) -> Found:
     """List what there is to segment in files and folders, by the rules of the bundle; arguments as for `find_cases`.
 
     Raises:
         InputError: as for `find_cases`.
     """
     metadata = Metadata.read(setup.bundle)
-    found = find_cases(
+    found = find_inputs(
         [path.absolute() for path in inputs],  # workers may have another working directory
         rule=metadata.series_rule,
         images=metadata.image_spec,
@@ -282,7 +288,7 @@ def cases_in(
         out_dir=setup.out_dir,
         progress=progress,
     )
-    return _named(found, setup)
+    return Found(_named(found.cases, setup), found.passed_over)
 
 
 def foretell(cases: Sequence[Case], setup: Setup) -> tuple[str, Setup, Mapping[str, str]]:
