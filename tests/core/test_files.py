@@ -1,13 +1,15 @@
 """Files that are whole or not there."""
 
+import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +21,12 @@ from voxelgate.core.files import (
     copy_file,
     file_sha256,
     is_held,
+    is_within,
     locked,
     new_scratch,
+    open_file,
     publish,
+    refuse_existing,
     whole_file,
     write_bytes,
     write_text,
@@ -75,6 +80,37 @@ def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
         pass
 
     assert names_in(tmp_path) == []
+
+
+def test_a_link_under_the_temporary_name_is_refused_and_what_it_leads_to_is_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("precious", encoding="utf-8")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "guessed")
+    new_scratch(tmp_path).symlink_to(victim)
+
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "a.txt", "ours")
+
+    assert victim.read_text(encoding="utf-8") == "precious"
+    assert not (tmp_path / "a.txt").exists()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path, mode: int) -> None:
+    path, scratch = tmp_path / "a.txt", tmp_path / "scratch"
+    scratch.mkdir()
+    path.write_text("older", encoding="utf-8")
+    path.chmod(mode)
+
+    write_text(path, "newer")
+    rewritten = stat.S_IMODE(path.stat().st_mode)
+    (scratch / "a.txt").write_text("newest", encoding="utf-8")
+    publish({path: scratch / "a.txt"}, [], scratch / "older")
+
+    assert path.read_text(encoding="utf-8") == "newest"
+    assert rewritten == stat.S_IMODE(path.stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
@@ -216,6 +252,94 @@ def test_several_files_get_their_names_or_none_does(tmp_path: Path) -> None:
     assert not (tmp_path / "gone").exists()
 
 
+def test_links_that_lead_nowhere_are_names_that_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.symlink_to("nowhere")
+
+    with pytest.raises(OutputError, match="a: exists already"):
+        refuse_existing([path], overwrite=False)
+
+
+def test_links_that_lead_nowhere_stand_again_where_not_all_files_get_their_names(tmp_path: Path) -> None:
+    scratch = new_scratch(tmp_path)
+    scratch.mkdir()
+    for name in ("a", "b"):
+        (scratch / name).write_text("new", encoding="utf-8")
+    (tmp_path / "a").symlink_to("nowhere")
+    (tmp_path / "b" / "in the way").mkdir(parents=True)
+
+    with pytest.raises(OutputError, match="a: its files cannot be written"):
+        publish({tmp_path / name: scratch / name for name in ("a", "b")}, [], scratch / "older")
+
+    assert (tmp_path / "a").readlink() == Path("nowhere")
+
+
+def test_files_whose_names_cannot_be_made_lasting_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    scratch = new_scratch(tmp_path)
+    scratch.mkdir()
+    for name in ("a", "b"):
+        (scratch / name).write_text("new", encoding="utf-8")
+    (tmp_path / "a").write_text("old", encoding="utf-8")
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(OutputError, match="Input/output error"):
+        publish({tmp_path / name: scratch / name for name in ("a", "b")}, [], scratch / "older")
+
+    assert names_in(tmp_path) == [scratch.name, "a"]
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "old"
+
+
+def test_nothing_to_publish_is_nothing_to_do(tmp_path: Path) -> None:
+    publish({}, [], tmp_path / "older")
+
+
+def test_a_folder_that_is_gone_is_not_made_again_by_publishing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    with pytest.raises(OutputError, match="No such file"):
+        publish({out / "a": out / "scratch" / "a"}, [], out / "scratch" / "older")
+
+    assert names_in(tmp_path) == []
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_endless, Path.mkdir])
+@pytest.mark.parametrize("read", [open_file, file_sha256])
+def test_what_is_a_pipe_a_device_or_a_folder_is_no_file(
+    tmp_path: Path, make: Callable[[Path], None], read: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "a")
+
+    with pytest.raises(OSError, match=r"is no file|Is a directory"):
+        read(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("path", "leads_within"),
+    [(path, True) for path in ("a", "b/a", "new/a", "link")]
+    + [(path, False) for path in ("../a", "b/../../a", "/etc/a", "", ".", "..", "link/a")],
+)
+def test_a_path_that_was_written_down_must_lead_to_a_place_below_its_folder(
+    tmp_path: Path, path: str, leads_within: bool
+) -> None:
+    (tmp_path / "out" / "b").mkdir(parents=True)
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+
+    assert is_within(tmp_path / "out", Path(path)) is leads_within
+
+
 # --- one process at a time in a folder ------------------------------------------------------------------------------
 
 HOLD = "import sys, time; from pathlib import Path; from voxelgate.core.files import locked\n"
@@ -275,6 +399,24 @@ def test_a_folder_that_is_not_there_is_not_locked(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "none"):
         pass
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_endless, Path.mkdir])
+def test_a_lock_that_is_no_file_is_refused_in_a_sentence(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / LOCK_NAME)
+
+    assert not is_held(tmp_path)
+    with pytest.raises(OutputError, match="is no file, as a run makes one"), locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(OutputError, match="is no file, as a run makes one"), locked(tmp_path):
+        pass
+
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_lock_that_ended_with_an_error_is_free(tmp_path: Path) -> None:

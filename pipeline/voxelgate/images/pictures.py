@@ -141,7 +141,7 @@ def write_picture(path: Path, values: Voxels) -> None:
     """
     pixels = np.ascontiguousarray(values[..., 0].transpose(2, 1, 0))
     picture = Image.fromarray(pixels[..., 0] if len(values) == 1 else pixels)
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         if label_suffix(path) in TIFF_SUFFIXES:
             picture.save(file, "TIFF", compression="tiff_adobe_deflate")
         else:

@@ -381,7 +381,7 @@ def _nifti_image(voxels: Voxels, header: Any) -> Any:
 def gzip_writer(path: Path) -> Iterator[Any]:
     """Lend a stream that packs into a new file; it holds no name and no time, so equal content makes equal files."""
     with (
-        path.open("xb") as file,
+        path.open("wb") as file,
         igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream,
     ):
         yield stream

@@ -223,7 +223,7 @@ def published(path: Path) -> Iterator[Path]:
 
 def save_dicom(dataset: Dataset, path: Path) -> None:
     """Write a dataset as a new DICOM file; its file meta information names the transfer syntax."""
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         dataset.save_as(file, enforce_file_format=True)
 
 
