@@ -1,6 +1,7 @@
 """Whose fault an error is, and how it is worded."""
 
 import errno
+import sqlite3
 from collections.abc import Iterator
 from enum import StrEnum
 
@@ -24,13 +25,14 @@ class Fault(StrEnum):
     """There was too little memory; with smaller windows there may be enough."""
 
     STORAGE = "storage"
-    """The output folder takes no files, so no other case would fare better."""
+    """The output folder, or its ledger, takes nothing, so no other case would fare better."""
 
 
 def fault_of(error: BaseException) -> Fault | None:
     """Return whether memory or the output folder is at fault, as far as that is sure."""
     for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS:
+        is_full = isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS
+        if is_full or isinstance(cause, sqlite3.Error):
             return Fault.STORAGE
         is_memory = isinstance(cause, MemoryError | torch.OutOfMemoryError)
         if is_memory or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in MEMORY_TEXTS)):

@@ -8,9 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from voxelgate.core.findings import Finding, FindingCode, Severity, remark
-from voxelgate.evaluation.review import Quality, Verdict
-from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
+from voxelgate.evaluation.review import Quality
+from voxelgate.inference.attention.gate_report import GateReport
 
 OLD_FINDING = re.compile(rf"({'|'.join(FindingCode)})( \(note\))?: (.*)", re.DOTALL)
 """A finding with a code as ledgers before 0.4.0 hold it: its text alone."""
@@ -81,19 +83,17 @@ class CaseReport:
 
     @classmethod
     def from_json(cls, line: str) -> "CaseReport":
-        """Return the report that `to_json` wrote."""
+        """Return the report that `to_json` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: it is none.
+        """
         record: dict[str, Any] = json.loads(line)
-        quality, gates = record.pop("quality"), record.pop("attention", ())  # older ledgers say nothing of gates
-        return cls(
-            **record
-            | {
-                "status": CaseStatus(record["status"]),
-                "findings": tuple(map(_as_finding, record["findings"])),
-                "outputs": {kind: Path(path) for kind, path in record["outputs"].items()},
-                "quality": Quality(Verdict(quality["verdict"]), tuple(quality["reasons"])),
-                "attention": tuple(GateReport(**gate | {"verdict": GateVerdict(gate["verdict"])}) for gate in gates),
-            }
-        )
+        return _ADAPTER.validate_python(record | {"findings": tuple(map(_as_finding, record["findings"]))})
+
+
+_ADAPTER = TypeAdapter(CaseReport)
+"""Sees to it that each field holds what it should."""
 
 
 def _as_finding(record: Mapping[str, str] | str) -> Finding:

@@ -11,6 +11,7 @@ SQL by hand, since an object mapper knows no plan of renames that is undone or f
 
 import os
 import sqlite3
+import stat
 import time
 import unicodedata
 from collections import Counter
@@ -21,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.files import is_scratch
 from voxelgate.core.text import shown
 from voxelgate.segmentation.batch.ledger_records import (
     ENTRY_COLUMNS,
@@ -95,17 +97,20 @@ class Ledger:
         out_dir: the output folder.
 
     Raises:
-        OutputError: it cannot be written, is damaged, or was made by another version.
+        OutputError: it cannot be written, is damaged, is a link, or was made by another version.
     """
 
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
+        _refuse_other_than_file(out_dir)
         with _as_output_error(out_dir):
             self._connection = sqlite3.connect(
                 out_dir / LEDGER_NAME, LOCKED_S, isolation_level=None, check_same_thread=False
             )
             try:
+                self._names: Sequence[object] = ()
                 self._prepare()
+                self._names = self._found_names()
             except BaseException:
                 self._connection.close()
                 raise
@@ -117,6 +122,22 @@ class Ledger:
                 for statement in (FROM_VERSION_1 if found else SCHEMA).split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def check(self) -> None:
+        """Refuse to go on where somebody has taken the ledger, or its folder, away: nobody would find what is written.
+
+        Raises:
+            OutputError: they have.
+        """
+        if self._names and self._found_names() != self._names:
+            raise OutputError(
+                f"{self.out_dir}: the folder, or its {LEDGER_NAME}, was moved, replaced or deleted while a run worked "
+                "in it; put it back, or choose another output folder, and run the command again."
+            )
+
+    def _found_names(self) -> list[object]:
+        """Return which files have the names of the ledger and of its journal, which stands while a run is on."""
+        return [_file_number(self.out_dir / f"{LEDGER_NAME}{ending}") for ending in ("", "-wal")]
 
     def close(self) -> None:
         """Close the file, and leave it without the others of WAL mode, unless somebody reads it just now."""
@@ -221,7 +242,7 @@ class Ledger:
     def files_of(self, case_id: str) -> list[FileRecord]:
         """Return the files that were written of a case, whether they still stand or not."""
         with _as_output_error(self.out_dir):
-            return _files_of_record(self._connection, case_id)
+            return _files_of_record(self._connection, case_id, self.out_dir)
 
     def owner_of(self, path: Path) -> str:
         """Return which case wrote a file, relative to the output folder; empty if none did."""
@@ -255,7 +276,7 @@ class Ledger:
         """Return the plans that an earlier run wrote down and did not bring to their end, by case id."""
         with _as_output_error(self.out_dir):
             rows = self._connection.execute("SELECT case_id, plan FROM cases WHERE state = ?", (EntryState.PUBLISHING,))
-            return {case_id: PublishPlan.from_json(plan) for case_id, plan in rows}
+            return {case_id: _plan_of_record(plan, self.out_dir) for case_id, plan in rows}
 
     def finish(self, case_id: str, plan: PublishPlan, stamps: Mapping[Path, str]) -> None:
         """Note that a plan was carried out.
@@ -309,6 +330,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self, *, is_durable: bool = False) -> Iterator[None]:
+        self.check()
         with _as_output_error(self.out_dir):
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             try:
@@ -351,8 +373,9 @@ def read_inputs(out_dir: Path) -> dict[str, Path]:
 def _read_only(out_dir: Path) -> Iterator[sqlite3.Connection]:
     """Open the ledger of a folder; all that is read is as it was at one time."""
     path = out_dir / LEDGER_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
+    _refuse_other_than_file(out_dir)
     with (
         _as_output_error(out_dir),
         closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection,
@@ -380,22 +403,43 @@ def _entries(
 ) -> Iterator[Entry]:
     rows = connection.execute(f"SELECT {ENTRY_COLUMNS}, report FROM cases {where}", tuple(values))  # noqa: S608 - no input is in it
     for case_id, identity, state, *versions, attempts, worker, started_s, ended_s, report in rows:
-        known = _report_of_record(report, out_dir)
-        yield Entry(
-            case_id, identity, EntryState(state), RunVersions(*versions), attempts, worker, started_s, ended_s, known
-        )
+        with _as_foreign(out_dir):
+            known = None if report is None else _report_of_record(report, out_dir)
+            known_state = EntryState(state)
+        yield Entry(case_id, identity, known_state, RunVersions(*versions), attempts, worker, started_s, ended_s, known)
 
 
-def _report_of_record(text: str | None, out_dir: Path) -> CaseReport | None:
-    if text is None:
-        return None
+def _report_of_record(text: str, out_dir: Path) -> CaseReport:
     report = CaseReport.from_json(text)
-    return replace(report, outputs={kind: out_dir / path for kind, path in report.outputs.items()})
+    return replace(report, outputs={kind: out_dir / _inner(path) for kind, path in report.outputs.items()})
 
 
-def _files_of_record(connection: sqlite3.Connection, case_id: str) -> list[FileRecord]:
+def _plan_of_record(text: str, out_dir: Path) -> PublishPlan:
+    """Return a plan; whether its paths lead through links is seen when it is carried out."""
+    with _as_foreign(out_dir):
+        plan = PublishPlan.from_json(text)
+        for path in (*(file.path for file in plan.files), *plan.removed):
+            _inner(path)
+        if plan.scratch.parent != Path() or not is_scratch(plan.scratch):
+            raise ValueError(plan.scratch)
+    return plan
+
+
+def _files_of_record(connection: sqlite3.Connection, case_id: str, out_dir: Path) -> list[FileRecord]:
     rows = connection.execute("SELECT path, kind, sha256, stamp FROM outputs WHERE case_id = ?", (case_id,))
-    return [FileRecord(Path(path), kind, sha256, stamp) for path, kind, sha256, stamp in rows]
+    with _as_foreign(out_dir):
+        return [FileRecord(_inner(Path(path)), kind, sha256, stamp) for path, kind, sha256, stamp in rows]
+
+
+def _inner(path: Path) -> Path:
+    """Return a path that somebody wrote down, if it leads to a place below a folder, links aside.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if path.is_absolute() or not path.name or ".." in path.parts:
+        raise ValueError(path)
+    return path
 
 
 def _case_folded(name: str) -> str:
@@ -417,6 +461,37 @@ def _place_of(case: Case, out_dir: Path) -> str:
 
 def _columns_of_entry(versions: RunVersions) -> tuple[str, str, str, str]:
     return versions.input_sha256, versions.input_stamp, versions.bundle_sha256, versions.options
+
+
+def _file_number(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from every other, whatever it is called; None if there is none."""
+    try:
+        facts = path.lstat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _refuse_other_than_file(out_dir: Path) -> None:
+    """Refuse a ledger that is a link, to what may be another program's, or a pipe, a device or a folder."""
+    path = out_dir / LEDGER_NAME
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OutputError(
+            f"{out_dir}: {LEDGER_NAME} in it is no file, as `voxelgate segment` makes one, but a link, a folder or a "
+            "pipe; remove it, or choose another output folder."
+        )
+
+
+@contextmanager
+def _as_foreign(out_dir: Path) -> Iterator[None]:
+    """Turn what rows raise that no run has written into one sentence."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise OutputError(
+            f"{out_dir}: its {LEDGER_NAME} holds what no run writes, such as files outside of the folder; restore the "
+            "file, or choose another output folder."
+        ) from error
 
 
 @contextmanager

@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.files import SCRATCH_PREFIX, SCRATCH_SUFFIX, file_sha256, new_scratch, publish
+from voxelgate.core.files import (
+    SCRATCH_PREFIX,
+    SCRATCH_SUFFIX,
+    file_sha256,
+    is_within,
+    new_scratch,
+    publish,
+    unwritable,
+)
 from voxelgate.segmentation.batch.input_stamps import stamp_of_path
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, FileRecord, PublishPlan, RunVersions
@@ -38,7 +46,7 @@ def is_intact(ledger: Ledger, case_id: str, path: Path) -> bool:
     """Return whether a file of a case stands as it was written."""
     records = [one for one in ledger.files_of(case_id) if ledger.out_dir / one.path == path]
     try:
-        return path.is_file() and bool(records) and is_unmodified(ledger, records[0])
+        return path.is_file() and bool(records) and not _leads_out(ledger, path) and is_unmodified(ledger, records[0])
     except OSError:
         return False
 
@@ -57,6 +65,8 @@ def refuse_foreign(ledger: Ledger, case_id: str, names: Iterable[Path], *, overw
     """
     own = {ledger.out_dir / record.path: record for record in ledger.files_of(case_id)}
     for path in names:
+        if _leads_out(ledger, path):
+            raise OutputError(f"{path.name}: its folder is a link out of the output folder; replace it by a folder.")
         try:
             path.lstat()  # of a link too that leads nowhere
             _refuse_foreign(ledger, path, own.get(path), overwrite=overwrite)
@@ -64,6 +74,11 @@ def refuse_foreign(ledger: Ledger, case_id: str, names: Iterable[Path], *, overw
             continue
         except OSError as error:
             raise OutputError(f"{path.name}: cannot be read, or is no name here ({error.strerror}).") from error
+
+
+def _leads_out(ledger: Ledger, path: Path) -> bool:
+    """Return whether a path of the output folder leads out of it through a link."""
+    return not is_within(ledger.out_dir, path.relative_to(ledger.out_dir))
 
 
 def _refuse_foreign(ledger: Ledger, path: Path, own: FileRecord | None, *, overwrite: bool) -> None:
@@ -96,7 +111,7 @@ def publish_case(
         versions: of the result.
 
     Raises:
-        OutputError: a name cannot be given; unless the disk is at fault, nothing of the attempt is left then.
+        OutputError: a name cannot be given; what of the files stands all the same is the case's own, to be replaced.
     """
     files = tuple(
         FileRecord(path.relative_to(ledger.out_dir), kind, sha256s[kind]) for kind, path in report.outputs.items()
@@ -104,7 +119,12 @@ def publish_case(
     removed = tuple(_outdated(ledger, ledger.entry(report.case_id), files, versions))
     plan = PublishPlan(scratch.relative_to(ledger.out_dir), files, removed)
     ledger.plan(report.case_id, plan, report, versions)
-    _carry_out(ledger, report.case_id, plan, files)
+    try:
+        _carry_out(ledger, report.case_id, plan, files)
+    except OutputError as error:
+        if fault_of(error) is not Fault.STORAGE:
+            _give_up(ledger, report.case_id, plan)
+        raise
 
 
 def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versions: RunVersions) -> Iterable[Path]:
@@ -123,10 +143,23 @@ def _carry_out(ledger: Ledger, case_id: str, plan: PublishPlan, staged: Iterable
     """Give files of a plan their names, all that are not there yet, and note that it was carried out."""
     out_dir, scratch = ledger.out_dir, ledger.out_dir / plan.scratch
     moves = {out_dir / file.path: scratch / file.path.name for file in staged}
-    if moves or plan.removed:
-        publish(moves, [out_dir / path for path in plan.removed], new_scratch(scratch))
-    ledger.finish(case_id, plan, {file.path: stamp_of_path([out_dir / file.path]) for file in plan.files})
+    try:
+        if moves or plan.removed:
+            scratch.mkdir(exist_ok=True)
+            publish(moves, [out_dir / path for path in plan.removed], new_scratch(scratch))
+        stamps = {file.path: stamp_of_path([out_dir / file.path]) for file in plan.files}
+    except OSError as error:
+        raise unwritable(case_id, error) from error
+    ledger.finish(case_id, plan, stamps)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _give_up(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
+    """Note which files of a plan stand that cannot be carried out: the case's own, so that it may replace them."""
+    whole = [file for file in plan.files if _has(ledger.out_dir / file.path, file.sha256)]
+    stamps = {file.path: stamp_of_path([ledger.out_dir / file.path]) for file in whole}
+    ledger.finish(case_id, replace(plan, files=tuple(whole), removed=()), stamps)
+    ledger.wait(case_id)
 
 
 def recover(ledger: Ledger) -> None:
@@ -142,28 +175,28 @@ def recover(ledger: Ledger) -> None:
             if fault_of(error) is Fault.STORAGE:
                 raise
             logger.info("%s", error)
-            ledger.wait(case_id)
+            _give_up(ledger, case_id, plan)
     _remove_scratch(ledger)
 
 
 def _resume(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
     """Carry out a plan if its files are whole; else the case is done again."""
     out_dir = ledger.out_dir
-    staged = [file for file in plan.files if (out_dir / plan.scratch / file.path.name).exists()]
+    staged = [file for file in plan.files if _has(out_dir / plan.scratch / file.path.name, file.sha256)]
     named = [file for file in plan.files if file not in staged]
-    whole = [file for file in named if _has(out_dir / file.path, file.sha256)]
-    if len(whole) == len(named):
-        refuse_foreign(ledger, case_id, [out_dir / file.path for file in staged], overwrite=False)
-        _carry_out(ledger, case_id, plan, staged)
+    if not all(_has(out_dir / file.path, file.sha256) for file in named):
+        _give_up(ledger, case_id, plan)
         return
-    stamps = {file.path: stamp_of_path([out_dir / file.path]) for file in whole}
-    ledger.finish(case_id, replace(plan, files=tuple(whole), removed=()), stamps)
-    ledger.wait(case_id)
+    refuse_foreign(ledger, case_id, [out_dir / file.path for file in staged], overwrite=False)
+    for path in plan.removed:
+        if _leads_out(ledger, out_dir / path):
+            raise OutputError(f"{path.name}: its folder is a link out of the output folder; replace it by a folder.")
+    _carry_out(ledger, case_id, plan, staged)
 
 
 def _has(path: Path, sha256: str) -> bool:
     try:
-        return path.is_file() and file_sha256(path) == sha256
+        return not path.is_symlink() and file_sha256(path) == sha256
     except OSError:
         return False
 
@@ -172,7 +205,7 @@ def _remove_scratch(ledger: Ledger) -> None:
     """Remove what was not finished, save the folders of open plans; no worker may be at work."""
     needed = {ledger.out_dir / plan.scratch for plan in ledger.open_plans().values()}
     for left in set(ledger.out_dir.glob(f"{SCRATCH_PREFIX}*{SCRATCH_SUFFIX}")) - needed:
-        if left.is_dir():
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)

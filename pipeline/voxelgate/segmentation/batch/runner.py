@@ -102,6 +102,7 @@ class _Runner:
 
     def turn(self) -> Iterator[CaseReport]:
         """Do what can be done now, and yield the reports of what ended."""
+        self._ledger.check()
         for ended in self._dispatcher.turn():
             self._ended.append(self._settle(ended))
         while self._ended:
