@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from voxelgate.core.errors import UsageError
-from voxelgate.core.process import without_main
+from voxelgate.core.process import installed_only
 
 Result = TypeVar("Result")
 
@@ -76,7 +76,7 @@ def dask_client(address: str) -> Any:  # distributed is an optional extra
 
 
 class ProcessPool(ProcessPoolExecutor):
-    """Processes for folds and for decoding, none of which imports the script of the caller.
+    """Processes for folds and for decoding, none of which imports the script of the caller, or what lies beside it.
 
     Spawned, since the caller may have threads, which forking breaks. Batches have `WorkerProcess`, which can be killed
     but may have no children, such as the loaders of a training.
@@ -86,11 +86,12 @@ class ProcessPool(ProcessPoolExecutor):
     """
 
     def __init__(self, count: int) -> None:
-        super().__init__(count, mp_context=get_context("spawn"))
+        with installed_only():  # its queues start a process too, which looks after them
+            super().__init__(count, mp_context=get_context("spawn"))
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         """Start a call, and a process for it if all are busy."""
-        with without_main():
+        with installed_only():
             return super().submit(fn, *args, **kwargs)
 
 

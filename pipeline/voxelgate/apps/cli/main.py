@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from voxelgate.apps.cli.terminal import console, errors, write_any_letter
 from voxelgate.core.errors import OutputError, VoxelgateError
+from voxelgate.core.process import refuse_current_folder
 from voxelgate.core.text import log_to_stderr
 
 COMMANDS = {
@@ -81,6 +82,7 @@ def main() -> None:
     """Run the command line; errors of the user's become one sentence and an exit code."""
     is_debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    refuse_current_folder()
     write_any_letter()
     _set_up_logging(is_debug=is_debug)
     try:

@@ -21,6 +21,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import locked
+from voxelgate.core.process import refuse_current_folder
 from voxelgate.inference.threads import start_network_thread
 
 logger = logging.getLogger(__name__)
@@ -159,8 +160,9 @@ def prepare_server(serving: Serving) -> None:
         "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "0",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
-        "PYTHONPATH": os.pathsep.join([*stand_ins, os.environ.get("PYTHONPATH", "")]),
     }
+    os.environ["PYTHONPATH"] = os.pathsep.join([*stand_ins, os.environ.get("PYTHONPATH", "")])
+    refuse_current_folder()  # nor may the processes that train import anything from it
 
 
 def _refuse_taken_port(serving: Serving) -> None:

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from voxelgate.core.errors import VoxelgateError
-from voxelgate.core.process import without_main
+from voxelgate.core.process import installed_only
 from voxelgate.core.text import log_to_stderr
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.inference.precision import keep_large_buffers
@@ -55,7 +55,7 @@ class WorkerProcess(Executor):
         context.set_forkserver_preload(["voxelgate.segmentation.batch.worker"])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve_calls, args=(theirs, threads, max_gib, log_level), daemon=True)
-        with without_main():
+        with installed_only():
             self._process.start()
         theirs.close()
         self._lock = threading.Lock()
