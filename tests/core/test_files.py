@@ -291,6 +291,7 @@ def test_files_whose_names_cannot_be_made_lasting_are_taken_back(
         publish({tmp_path / name: scratch / name for name in ("a", "b")}, [], scratch / "older")
 
     assert names_in(tmp_path) == [scratch.name, "a"]
+    assert names_in(scratch) == ["a", "b", "older"]
     assert (tmp_path / "a").read_text(encoding="utf-8") == "old"
 
 

@@ -17,15 +17,10 @@ from tests.batch_runs import CHANGES, tree
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import SCRATCH_PREFIX, new_scratch
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, SCHEMA, SCHEMA_VERSION, Ledger, read_ledger
-from voxelgate.segmentation.batch.run_batch import ExecutionOptions, cases_in, segment_cases, setup_of
+from voxelgate.segmentation.batch.run_batch import segment as segment_folder
 from voxelgate.segmentation.batch.status import status
-from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.outputs import Output
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
-
-SERIAL = ExecutionOptions(engine="serial")
-
-WITH_PREVIEWS = Options(outputs=(Output.NIFTI, Output.PREVIEW))
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -38,9 +33,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_moody_bundle(tmp_path_factory.mktemp("bundles") / "moody")
 
 
-def segment(bundle: Path, inputs: Path, out: Path, options: Options = WITH_PREVIEWS) -> list[CaseReport]:
-    setup = setup_of(bundle, out, options)
-    return list(segment_cases(cases_in([inputs], setup), setup, SERIAL))
+def segment(bundle: Path, inputs: Path, out: Path) -> list[CaseReport]:
+    return list(segment_folder(bundle, inputs, out, workers="serial", outputs=[Output.NIFTI, Output.PREVIEW]))
 
 
 def all_done(reports: list[CaseReport]) -> bool:
@@ -189,8 +183,7 @@ def test_a_folder_or_ledger_that_vanishes_while_a_run_is_on_ends_it_with_a_sente
     out = tmp_path / "out"
     for name in "abc":
         save_case(tmp_path / "in" / f"{name}.nii.gz")
-    setup = setup_of(bundle, out, Options())
-    reports = segment_cases(cases_in([tmp_path / "in"], setup), setup, SERIAL)
+    reports = segment_folder(bundle, tmp_path / "in", out, workers="serial")
     next(reports)
     take_away(out)
 

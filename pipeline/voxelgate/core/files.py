@@ -262,11 +262,12 @@ def _give_name(path: Path, finished: Path | None, spare: Path) -> None:
 
 
 def _put_back(moves: Mapping[Path, Path], names: Sequence[Path], older: Path) -> None:
+    """Give back what stood there, and to finished files the names that they had, so that they may be tried again."""
     for number, path in enumerate(names):
+        if path in moves and not moves[path].exists() and path.exists():
+            path.replace(moves[path])
         if os.path.lexists(older / str(number)):
             (older / str(number)).replace(path)
-        elif path in moves and not moves[path].exists():
-            path.unlink(missing_ok=True)
 
 
 def _keep_older(path: Path, spare: Path) -> None:
