@@ -7,7 +7,7 @@ from pathlib import Path
 
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.core.errors import BundleError
-from voxelgate.core.files import file_sha256, write_text
+from voxelgate.core.files import file_sha256, read_text, write_text
 
 CHECKSUMS = "checksums.json"
 """File in a bundle with the SHA-256 of every file that is executed or loaded."""
@@ -36,7 +36,7 @@ def seal(root: Path) -> str:
     Do this after changing a bundle on purpose: from then on any other change is refused.
 
     Raises:
-        BundleError: `root` is no bundle.
+        BundleError: `root` is no bundle, or one of its files is none that can be read.
     """
     Metadata.read(root)
     checksums = _checksums(root)
@@ -58,8 +58,8 @@ def verify(root: Path) -> str:
             "`voxelgate bundle seal` if you made it yourself"
         )
     try:
-        recorded = dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        recorded = dict(json.loads(read_text(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{root.name}: {CHECKSUMS} is no JSON object; restore the bundle") from error
     found = _checksums(root)
     changed = sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
@@ -72,8 +72,19 @@ def verify(root: Path) -> str:
 
 
 def _checksums(root: Path) -> dict[str, str]:
-    paths = sorted(path for pattern in SEALED for path in root.glob(pattern))
-    return {path.relative_to(root).as_posix(): file_sha256(path) for path in paths}
+    """Return the SHA-256 of each file that counts.
+
+    Raises:
+        BundleError: one cannot be read, or is a pipe, a device or a folder.
+    """
+    names = sorted(path.relative_to(root).as_posix() for pattern in SEALED for path in root.glob(pattern))
+    found = {}
+    for name in names:
+        try:
+            found[name] = file_sha256(root / name)
+        except OSError as error:
+            raise BundleError(f"{root.name}: {name} cannot be read ({error.strerror}); restore the bundle") from error
+    return found
 
 
 def _fingerprint(checksums: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from voxelgate.core.errors import BundleError
+from voxelgate.core.files import read_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
 from voxelgate.dicom.choose import READABLE_MODALITIES, SeriesRule
@@ -35,11 +36,11 @@ class Metadata:
         """Read it; no bundle at `root`, or no valid metadata, is a `BundleError` at once."""
         path = root / "configs" / "metadata.json"
         try:
-            stated = json.loads(path.read_text(encoding="utf-8"))
+            stated = json.loads(read_text(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             found = f"{root} is no bundle: it has no configs/metadata.json; name the folder of a bundle"
             raise BundleError(found) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: no readable JSON ({error}); restore the bundle") from error
         if not isinstance(stated, dict) or not {"name", "version", "network_data_format"} <= stated.keys():
             raise BundleError(f"{path}: expected name, version and network_data_format; restore the bundle")

@@ -24,6 +24,9 @@ LOCK_NAME = ".voxelgate.lock"
 PATIENCE_S = 1.0
 """How long a lock is asked for: `is_held` takes it for a moment."""
 
+MOST_TEXT_BYTES = 2**30
+"""More than any text of ours: a manifest of a million cases takes half of it."""
+
 ANYBODY, OWNER = 0o666, 0o600
 """Modes of files: of a plain open, less the umask; and while a file is written that will replace another."""
 
@@ -99,6 +102,19 @@ def open_file(path: Path) -> BufferedReader:
         file.close()
         raise OSError(errno.EINVAL, "is no file, but a pipe, a device or a folder", os.fspath(path))
     return file
+
+
+def read_text(path: Path) -> str:
+    """Return what a file of UTF-8 holds, if it can be a text of ours at all.
+
+    Raises:
+        OSError: as for `open_file`, or it is larger than any text of ours (EFBIG).
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_TEXT_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+        return file.read(MOST_TEXT_BYTES).decode()
 
 
 def file_sha256(path: Path) -> str:

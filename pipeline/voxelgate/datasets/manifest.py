@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from voxelgate.core.errors import ManifestError, UsageError
+from voxelgate.core.files import read_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.folds import assign_folds, closed_up
 from voxelgate.images.pictures import is_picture
@@ -307,8 +308,7 @@ def _default_names(channels: Collection[str]) -> dict[str, str]:
 
 def _read_json(path: Path) -> object:
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(read_text(path), object_pairs_hook=_unique_keys)
     except OSError as error:
         raise ManifestError([f"{path}: cannot be read as a manifest: {error.strerror}."]) from error
     except (ValueError, RecursionError) as error:
