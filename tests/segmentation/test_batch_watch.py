@@ -1,5 +1,6 @@
 """A folder that something else fills: studies and files are taken when they are complete, and again when they grow."""
 
+import errno
 import math
 import os
 import shutil
@@ -137,6 +138,62 @@ def test_a_folder_that_is_moved_away_while_it_is_listed_ends_nothing(
 
     assert clock.look(SETTLE_S) == []
     assert names(clock.look(0)) == ["a"]
+
+
+def close(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Let some folders be closed to whoever lists them, as a folder of mode 0700 of another user is."""
+
+    def listed(path: str) -> object:
+        if Path(path) in folders:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", listed)
+
+
+def test_a_closed_folder_hides_nothing_but_itself_and_is_told_once_without_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(tmp_path)
+    save_case(tmp_path / "a.nii.gz")
+    save_case(tmp_path / "Doe_John" / "b.nii.gz")
+
+    with monkeypatch.context() as patched:
+        close(patched, tmp_path / "Doe_John")
+        clock.look(0)
+        assert names(clock.look(SETTLE_S)) == ["a"]
+    assert caplog.messages == ["a folder cannot be listed (Permission denied); its images wait until it can be."]
+    clock.look(1)
+    assert names(clock.look(SETTLE_S)) == ["Doe_John/b"]
+
+
+def test_a_study_of_which_a_folder_was_closed_is_not_taken_for_what_is_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(tmp_path)
+    first, *others = write(ct_series(), tmp_path)
+    (tmp_path / "more").mkdir()
+    for path in others:
+        path.rename(tmp_path / "more" / path.name)
+    clock.look(0)
+    (case,) = clock.look(SETTLE_S)
+    close(monkeypatch, tmp_path / "more")
+
+    assert clock.look(SETTLE_S) == []
+    assert {file.path for file in case.input_files} > {first}
+
+
+def test_a_file_that_gets_the_right_to_be_read_is_looked_at_again(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    path = save_case(tmp_path / "a.nii.gz")
+    path.chmod(0)
+    clock.look(0)
+    assert names(clock.look(SETTLE_S)) == ["a"]
+    path.chmod(0o644)
+
+    clock.look(1)
+    assert names(clock.look(SETTLE_S)) == ["a"]
 
 
 def test_a_folder_that_is_gone_for_good_ends_the_watch(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def _put_back(moves: Mapping[Path, Path], names: Sequence[Path], older: Path) ->
 def _keep_older(path: Path, spare: Path) -> None:
     """Give a file, or a link itself, a second name, or where the file system knows none, a copy."""
     try:
-        os.link(path, spare, follow_symlinks=False)
+        os.link(path, spare)  # on Linux of a link itself, wherever it leads
     except OSError:
         shutil.copy2(path, spare, follow_symlinks=False)
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -220,8 +220,19 @@ class Listing(NamedTuple):
         return [file for file in self.others if not (file.member and file.name.lower().endswith(".zip"))]
 
 
-def list_input(given: Path, out_dir: Path | None = None, images: ImageSpec = ONE_VOLUME) -> Listing:
+def list_input(
+    given: Path,
+    out_dir: Path | None = None,
+    images: ImageSpec = ONE_VOLUME,
+    list_all: Callable[[Path], list[FileRef]] = list_files,
+) -> Listing:
     """List the files of an input; those below `out_dir` are passed over.
+
+    Args:
+        given: file or folder.
+        out_dir: of the results.
+        images: what an image consists of.
+        list_all: what lists the files.
 
     Raises:
         InputError: as for `list_files`.
@@ -232,7 +243,7 @@ def list_input(given: Path, out_dir: Path | None = None, images: ImageSpec = ONE
             f"{given.name}: is the folder of the results too, which would be taken for images; choose another."
         )
     is_within = skipped is not None and given.resolve() in skipped.parents
-    files = [file for file in list_files(given) if not is_within or skipped not in file.path.resolve().parents]
+    files = [file for file in list_all(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
     taken = [file for file in files if _is_taken(file, images)]
     volumes = [(file.path / file.member, _place_below(file, start)) for file in taken]

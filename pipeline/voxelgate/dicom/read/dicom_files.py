@@ -4,7 +4,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -75,35 +75,39 @@ class FileRef:
         return (self.path, str(PurePosixPath(self.member).parent)) if self.member else (self.path.parent, "")
 
 
-def list_files(root: Path) -> list[FileRef]:
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"a folder cannot be listed ({error.strerror}); its images would be missed.") from error
+
+
+def list_files(root: Path, on_closed: Callable[[OSError], None] = _refuse_folder) -> list[FileRef]:
     """Return every regular file below `root`, sorted; files of archives and those that a DICOMDIR names too.
 
     Hidden files (`.DS_Store`) and links to folders are passed over. A DICOMDIR that is given by itself is followed; in
     a folder it is a file like any other, since the folder is searched anyway. An archive in a folder that is refused
     stands for itself, so that it is told as unreadable and does not hide the rest.
 
+    Args:
+        root: folder or file.
+        on_closed: told of each folder that cannot be listed; without it such a folder is refused.
+
     Raises:
         InputError: nothing is there, a folder cannot be listed, the archive is damaged, encrypted or beyond the limits,
             holds links, paths that leave it or several files of one name, or a DICOMDIR names files outside its folder.
     """
     if root.is_dir():
-        return [ref for path in _below(root) for ref in _members_or_archive(path)]
+        return [ref for path in _below(root, on_closed) for ref in _members_or_archive(path)]
     if not root.is_file():
         raise InputError(f"{root.name}: does not exist, expected a folder, a zip, a DICOMDIR or a DICOM file.")
     return _named_by_dicomdir(root) if _is_dicomdir(root) else _with_members(root)
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for directory, subfolders, names in os.walk(folder, onerror=_refuse_folder):
+def _below(folder: Path, on_closed: Callable[[OSError], None]) -> Iterator[Path]:
+    for directory, subfolders, names in os.walk(folder, onerror=on_closed):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = Path(directory, name)
             if not name.startswith(".") and (path.is_file() or _is_lost(path, names)):
                 yield path
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"a folder cannot be listed ({error.strerror}); its images would be missed.") from error
 
 
 def _is_lost(path: Path, names: Iterable[str]) -> bool:

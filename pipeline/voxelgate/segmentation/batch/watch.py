@@ -1,22 +1,27 @@
 """See which studies and volume files of a folder are complete while something else fills it."""
 
+import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.dicom.quiet import quiet_pydicom
-from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef
+from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef, list_files
 from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import group
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec
 from voxelgate.segmentation.cases import Case, Listing, file_of, image_cases, list_input, study_cases, with_own_ids
+
+logger = logging.getLogger(__name__)
 
 LOOKS_PER_SETTLING = 4
 """How often a folder is looked at in the time after which something is complete."""
@@ -64,36 +69,47 @@ class Inbox:
         self._folders, self._rule, self._allow, self._out_dir = folders, rule, tuple(allow), out_dir
         self._images = images
         self._files: dict[FileRef, _Seen] = {}
+        self._closed = 0
         self._oldest_s = -math.inf
         self._taken: dict[tuple[str, ...], frozenset[tuple[FileRef, tuple[int, int]]]] = {}
 
     def look(self, now_s: float, settle_s: float) -> list[Case]:
         """Return the cases that are complete now and were not handed out as they are.
 
-        A study counts as a whole: while one of its files is young, it is not complete.
+        A study counts as a whole: while one of its files is young, it is not complete. A folder that cannot be listed,
+        as a transfer makes them, is passed over until a later look finds it open; what was seen in it before stays.
 
         Args:
             now_s: monotonic time.
             settle_s: age from which a file is not expected to change.
 
         Raises:
-            InputError: a folder cannot be listed.
+            InputError: a folder is gone.
         """
-        try:
-            listings = [list_input(folder, self._out_dir, self._images) for folder in self._folders]
-        except InputError as error:
-            if isinstance(error.__cause__, FileNotFoundError):  # moved away meanwhile; the next look finds the rest
-                return []
-            raise
+        closed: list[OSError] = []
+        list_open = partial(list_files, on_closed=closed.append)
+        listings = [list_input(folder, self._out_dir, self._images, list_open) for folder in self._folders]
+        if any(isinstance(error, FileNotFoundError) for error in closed):  # moved away; the next look finds the rest
+            return []
+        self._tell_closed(closed)
         volumes = {file_of(path) for listing in listings for path, _ in listing.volumes}
         others = {file for listing in listings for file in listing.may_be_dicom if not self._images.is_picture}
         with quiet_pydicom():
             seen = {file: self._seen(file, now_s, is_dicom=file in others) for file in sorted(volumes | others)}
-        self._files = {file: one for file, one in seen.items() if one is not None}
+        places = [Path(os.fsdecode(error.filename)) for error in closed]
+        hidden = {file: one for file, one in self._files.items() if not set(places).isdisjoint(file.path.parents)}
+        self._files = hidden | {file: one for file, one in seen.items() if one is not None}
         self._oldest_s = now_s - settle_s
         complete = {file for file in volumes if self._is_complete(("file", str(file.path)), [file])}
         found = [Listing([pair for pair in one.volumes if file_of(pair[0]) in complete], []) for one in listings]
         return with_own_ids(image_cases(found, self._images)) + self._studies()
+
+    def _tell_closed(self, closed: Sequence[OSError]) -> None:
+        """Say that folders are passed over, whenever their number changes; not which, for they may name patients."""
+        if len(closed) != self._closed and closed:
+            some = "a folder" if len(closed) == 1 else f"{len(closed)} folders"
+            logger.warning("%s cannot be listed (%s); its images wait until it can be.", some, closed[0].strerror)
+        self._closed = len(closed)
 
     @property
     def is_settled(self) -> bool:
@@ -104,7 +120,8 @@ class Inbox:
         """Return what is known of a file, None if it cannot be looked at now; its header is read when it changed."""
         try:
             facts = file.path.stat()
-            known, found = self._files.get(file), (facts.st_size, facts.st_mtime_ns)
+            changed_ns = max(facts.st_mtime_ns, facts.st_ctime_ns)  # it may get the right to be read, too
+            known, found = self._files.get(file), (facts.st_size, changed_ns)
             if known is not None and known.size_and_time == found:
                 return known
             return _Seen(found, now_s, read_header(file) if is_dicom else None)
@@ -164,7 +181,7 @@ def complete_cases(inbox: Inbox, settle_s: float, idle_s: float | None) -> Itera
         idle_s: end when nothing new came for this time; None for never.
 
     Raises:
-        InputError: a folder cannot be listed.
+        InputError: a folder is gone.
     """
     last_news_s = time.monotonic()
     with ThreadPoolExecutor(1) as reader:
