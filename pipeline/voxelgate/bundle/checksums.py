@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from voxelgate.bundle.metadata import Metadata
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import BundleError
-from voxelgate.core.files import file_sha256, read_text, write_text
+from voxelgate.core.files import file_sha256, write_text
 
 CHECKSUMS = "checksums.json"
 """File in a bundle with the SHA-256 of every file that is executed or loaded."""
@@ -58,8 +59,8 @@ def verify(root: Path) -> str:
             "`voxelgate bundle seal` if you made it yourself"
         )
     try:
-        recorded = dict(json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        recorded = dict(read_json(path))
+    except (OSError, TypeError, ValueError) as error:
         raise BundleError(f"{root.name}: {CHECKSUMS} is no JSON object; restore the bundle") from error
     found = _checksums(root)
     changed = sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))

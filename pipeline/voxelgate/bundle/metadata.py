@@ -1,12 +1,11 @@
 """What a bundle says of itself in `metadata.json`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import BundleError
-from voxelgate.core.files import read_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
 from voxelgate.dicom.choose import READABLE_MODALITIES, SeriesRule
@@ -36,7 +35,7 @@ class Metadata:
         """Read it; no bundle at `root`, or no valid metadata, is a `BundleError` at once."""
         path = root / "configs" / "metadata.json"
         try:
-            stated = json.loads(read_text(path))
+            stated = read_json(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             found = f"{root} is no bundle: it has no configs/metadata.json; name the folder of a bundle"
             raise BundleError(found) from error

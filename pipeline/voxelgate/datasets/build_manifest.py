@@ -11,6 +11,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
@@ -174,7 +175,7 @@ def _read_notes(root: Path) -> _Notes:
     if not path.is_file():
         return _Notes({}, None)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         NOTES.validate(content)
         if "labels" in content:
             LabelTable.from_mapping(content["labels"])

@@ -17,8 +17,8 @@ from typing import Any, Self
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import ManifestError, UsageError
-from voxelgate.core.files import read_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.folds import assign_folds, closed_up
 from voxelgate.images.pictures import is_picture
@@ -308,18 +308,11 @@ def _default_names(channels: Collection[str]) -> dict[str, str]:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(read_text(path), object_pairs_hook=_unique_keys)
+        return read_json(path)
     except OSError as error:
         raise ManifestError([f"{path}: cannot be read as a manifest: {error.strerror}."]) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ManifestError([f"{path.name}: not valid JSON: {error}."]) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, times in Counter(key for key, _ in pairs).items():
-        if times > 1:
-            raise ValueError(f"the key {key!r} stands {times} times in one object")
-    return dict(pairs)
 
 
 @cache

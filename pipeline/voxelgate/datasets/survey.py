@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.geometry import triple
@@ -126,7 +127,7 @@ class Fingerprint:
             UsageError: no such file, or another content.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**read_json(path))
         except (OSError, ValueError, TypeError) as error:
             reason = record_problem(error) if isinstance(error, ValidationError) else error
             raise UsageError(f"{path.name} holds no fingerprint ({reason}); `voxelgate plan` writes one") from error

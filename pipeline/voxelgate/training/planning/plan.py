@@ -10,6 +10,7 @@ from pydantic import ConfigDict, ModelWrapValidatorHandler, StrictBool, Validati
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.records import record_problem
@@ -308,6 +309,6 @@ class Plan:
             UsageError: no such file, not JSON, or values that make no plan.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError, UsageError) as error:
+            return cls(**read_json(path))
+        except (OSError, ValueError, TypeError, UsageError) as error:
             raise UsageError(f"{path.name} is not a plan ({error}); `voxelgate plan` writes one") from error

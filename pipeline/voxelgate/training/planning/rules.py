@@ -1,7 +1,6 @@
 """How the numbers of a bundle follow from the facts of a data set and a budget: a pure function, one rule a choice."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Shape, triple
 from voxelgate.datasets.manifest import Modality
@@ -161,8 +161,8 @@ def read_overrides(path: Path) -> dict[str, Any]:
         UsageError: no such file, or no JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = read_json(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path.name} cannot be read as overrides ({error}); write a JSON object") from error
     if not isinstance(values, dict):
         raise UsageError(f'{path.name} holds no JSON object; write one such as {{"spacing_mm": [1, 1, 3]}}')
