@@ -368,8 +368,8 @@ def test_axes_of_one_voxel_and_sizes_of_no_axis_change_nothing(tmp_path: Path, d
         ({"scl_slope": 2, "scl_inter": np.nan}, "scaled by 2 and nan"),
         ({"magic": b"ni1"}, "pair of files"),
         ({"magic": b"xyz"}, "not a NIfTI file"),
-        ({**rows(np.full((3, 4), np.nan))}, "affine (sform)"),
-        ({**rows(np.eye(4) * 1e-20)}, "affine (sform)"),
+        ({**rows(np.full((3, 4), np.nan))}, "in its sform"),
+        ({**rows(np.eye(4) * 1e-20)}, "in its sform"),
         ({"sform_code": 0, "quatern_b": 5}, "longer than 1"),
         ({"sform_code": 0, "quatern_c": np.nan}, "not finite"),
         ({"sform_code": 0, "qoffset_x": np.inf}, "not finite"),
@@ -521,7 +521,18 @@ def test_every_way_to_write_the_same_voxels_is_read(tmp_path: Path, content: byt
         ({"space origin": "(0,0,inf)"}, "finite numbers"),
         ({"space origin": "nowhere"}, "cannot be read"),
         ({"spacings": "1 1 1"}, "voxel sizes twice"),
-        ({"dimension": "4", "sizes": "3 7 6 5", "space directions": "none (1.5,0,0) (0,1.5,0) (0,0,2)"}, "3 values"),
+        (
+            {
+                "kinds": None,
+                "dimension": "4",
+                "sizes": "3 7 6 5",
+                "space directions": "none (1.5,0,0) (0,1.5,0) (0,0,2)",
+            },
+            "3 values",
+        ),
+        ({"kinds": "domain domain dom!in"}, "kinds of axes"),
+        ({"kinds": "domain domain"}, "kinds of axes"),
+        ({"space origin": "(1e300,0,0)"}, "beyond any size"),
         ({"John_Doe": "1970"}, "NRRD does not define"),
         ({"Sizes": "7 6 5"}, "'sizes' twice"),
     ],
@@ -591,6 +602,7 @@ def test_every_name_of_a_field_gives_the_same_image(tmp_path: Path, content: byt
         ({"TransformMatrix": "2 0 0 0 1 0 0 0 1"}, "length is not 1"),
         ({"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}, "finite numbers"),
         ({"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, "no volume"),
+        ({"Offset": ",1 2 3"}, "finite numbers"),
         ({"TransformMatrix": "1 0 0 0"}, "finite numbers"),
         ({"Orientation": "-1 0 0 0 1 0 0 0 1"}, "two names"),
         ({"Position": "0 0 0"}, "two names"),
@@ -611,6 +623,17 @@ def test_letters_that_contradict_the_matrix_are_told(tmp_path: Path) -> None:
 
     assert codes(found) == [(FindingCode.CONTRADICTORY_GEOMETRY, Severity.WARN)]
     assert GRID.agrees(found.grid, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.nrrd", nrrd_bytes({"space origin": None})), ("a.mha", metaimage_bytes({"Offset": None}))],
+)
+def test_a_header_without_position_is_read_and_says_so(tmp_path: Path, name: str, content: bytes) -> None:
+    found = read_whole(saved(tmp_path, name, content))
+
+    assert codes(found) == [(FindingCode.NO_POSITION, Severity.NOTE)]
+    np.testing.assert_array_equal(found.grid.affine[:3, 3], 0)
 
 
 def test_a_file_that_is_packed_as_a_whole_is_no_metaimage_and_no_nrrd(tmp_path: Path) -> None:

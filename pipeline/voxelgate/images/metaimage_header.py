@@ -18,8 +18,9 @@ from voxelgate.images.volume_header import (
     Source,
     Stored,
     VolumeHeader,
-    no_sides,
+    position_unknown,
     real_numbers,
+    sides_unknown,
     three_axes,
     voxel_sizes,
     whole_numbers,
@@ -75,7 +76,9 @@ def read_metaimage_header(source: Source) -> VolumeHeader:
     stored = _stored_at(source, fields, data[1].decode("utf-8", "replace").strip(), data.end())
     stored_type = _type_of_metaimage(fields)
     sides_problem = _sides_problem(fields)
-    found = (no_sides(),) if sides_problem else _letter_findings(fields, affine_lps)
+    found = (sides_unknown(),) if sides_problem else _letter_findings(fields, affine_lps)
+    if origin is None and not sides_problem:
+        found = (*found, position_unknown())
     return VolumeHeader(shape, stored_type, LPS_TO_RAS @ affine_lps, stored, sides_problem, findings=found)
 
 

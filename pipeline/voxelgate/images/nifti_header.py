@@ -9,13 +9,15 @@ from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid, Shape
 from voxelgate.images.volume_bytes import first_bytes
 from voxelgate.images.volume_header import (
+    FARTHEST_MM,
     NO_SIDES,
     HeaderError,
     Packing,
     Source,
     Stored,
     VolumeHeader,
-    no_sides,
+    place_problem,
+    sides_unknown,
     three_axes,
     voxel_sizes,
 )
@@ -148,26 +150,16 @@ def _placed(block: bytes, fields: Any, shape: Shape) -> tuple[Affine, str, tuple
         voxel_sizes(tuple(float(size) for size in fields["pixdim"][1:4]))
         if has_qform and (problem := _qform_problem(fields)):
             raise HeaderError(f"{problem}; export it again with its position.")
-        return (_qform_of(header), "", ()) if has_qform else (header.get_base_affine(), NO_SIDES, (no_sides(),))
+        return (_qform_of(header), "", ()) if has_qform else (header.get_base_affine(), NO_SIDES, (sides_unknown(),))
     sform = header.get_sform()
-    if not _is_place(shape, sform):
-        raise HeaderError("an affine (sform) that gives its voxels no place or no volume; export it again.")
+    if (unplaced := place_problem(shape, sform)) is not None:
+        raise HeaderError(f"in its sform {unplaced}; export it again with its position.")
     if not has_qform:
         return sform, "", _sizes_apart(fields, sform)
-    problem = _qform_problem(fields)
-    if problem or not _is_place(shape, _qform_of(header)):
-        problem = problem or "a qform that gives its voxels no volume"
+    problem = _qform_problem(fields) or place_problem(shape, _qform_of(header)) or ""
+    if problem:
         return sform, "", (_contradiction(f"{problem}; its sform was taken."),)
     return sform, *_forms_apart(sform, _qform_of(header), shape, fields)
-
-
-def _is_place(shape: Shape, affine: Affine) -> bool:
-    """Return whether an affine gives voxels a place and a volume."""
-    try:
-        Grid(shape, affine)
-    except ValueError:
-        return False
-    return True
 
 
 def _qform_problem(fields: Any) -> str:
@@ -175,7 +167,7 @@ def _qform_problem(fields: Any) -> str:
     sizes = fields["pixdim"][1:4].astype(np.float64)
     quaternion = np.array([fields[f"quatern_{axis}"] for axis in "bcd"], np.float64)
     offset = np.array([fields[f"qoffset_{axis}"] for axis in "xyz"], np.float64)
-    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+    if not ((sizes > 0) & (sizes < FARTHEST_MM)).all():
         return f"a qform with voxel sizes of {' x '.join(f'{size:g}' for size in sizes)} mm"
     if not (np.isfinite(quaternion).all() and np.isfinite(offset).all()):
         return "a qform that is not finite"

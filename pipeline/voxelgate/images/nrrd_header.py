@@ -17,8 +17,9 @@ from voxelgate.images.volume_header import (
     Source,
     Stored,
     VolumeHeader,
-    no_sides,
+    position_unknown,
     real_numbers,
+    sides_unknown,
     three_axes,
     voxel_sizes,
     whole_numbers,
@@ -66,6 +67,12 @@ SPACES = {
 MM = frozenset({"", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "???", "unknown"})
 """Units of length that are taken as mm, as for NIfTI."""
 
+KINDS_OF_AXES = re.compile(
+    r"domain|space|time|list|point|(covariant-)?vector|normal|stub|scalar|complex|[234]-(vector|color|gradient|normal)"
+    r"|(rgb|hsv|xyz|rgba)-color|quaternion|[23]d-(masked-)?(symmetric-)?matrix|\?\?\?|none"
+)
+"""What an axis may be; the volume is told by their directions."""
+
 VECTOR = re.compile(r"\s*(none|\([^()]*\))")
 
 
@@ -104,7 +111,7 @@ def read_nrrd_header(source: Source) -> VolumeHeader:
     if "spaceorigin" in fields:
         affine[:3, 3] = _vectors(fields["spaceorigin"], "an origin")[0][:3]
     stored_type = _type_of_nrrd(fields)
-    found = (no_sides(),) if sides_problem else ()
+    found = (sides_unknown(),) if sides_problem else () if "spaceorigin" in fields else (position_unknown(),)
     stored = _stored_of(source, fields, end.end() if end else source.size)
     return VolumeHeader(axes.shape, stored_type, np.diag((*signs, 1.0)) @ affine, stored, sides_problem, findings=found)
 
@@ -149,6 +156,9 @@ def _axes_of(fields: Mapping[str, str]) -> _Axes:
     (dimension,) = whole_numbers(_needed(fields, "dimension"), "a dimension")[:1]
     if dimension != len(sizes) or dimension > MOST_AXES:
         raise HeaderError(f"{dimension} axes, but the sizes of {len(sizes)}; export it again.")
+    kinds = fields.get("kinds", " ".join(["none"] * len(sizes))).lower().split()
+    if len(kinds) != len(sizes) or not all(KINDS_OF_AXES.fullmatch(kind) for kind in kinds):
+        raise HeaderError("kinds of axes that NRRD does not define; export it again.")
     if "spacedirections" in fields:
         if "spacings" in fields:
             raise HeaderError("voxel sizes twice, as directions and as spacings; export it again.")
@@ -187,7 +197,11 @@ def _vectors(text: str, what: str) -> list[tuple[float, ...]]:
     found = [vector.strip("()") for vector in VECTOR.findall(text)]
     if not found:
         raise HeaderError(f"{what} that cannot be read; export it again.")
-    return [() if one == "none" else real_numbers(one, what, 4 if one.count(",") == 3 else 3) for one in found]
+    return [() if one == "none" else real_numbers(one.replace(",", " "), what, _vector_length(one)) for one in found]
+
+
+def _vector_length(vector: str) -> int:
+    return 4 if vector.count(",") == 3 else 3
 
 
 def _type_of_nrrd(fields: Mapping[str, str]) -> "np.dtype[Any]":

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from isal import isal_zlib
 
+from voxelgate.core.files import open_file
 from voxelgate.images.volume_header import HeaderError, Packing, Source, Stored
 
 PIECE_BYTES = 2**16
@@ -65,11 +66,8 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             yield opened
         return
     refuse_irregular(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        _refuse_mode(facts.st_mode)  # another file may have got the name meanwhile
-        yield file, facts.st_size
+    with open_file(path) as file:  # another file may have got the name meanwhile
+        yield file, os.fstat(file.fileno()).st_size
 
 
 def refuse_irregular(path: Path, what: str = "") -> None:

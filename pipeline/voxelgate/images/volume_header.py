@@ -20,6 +20,9 @@ MOST_AXES = 16
 VALUE_TYPES = "iuf"
 """Kinds of NumPy types that count as one number each."""
 
+FARTHEST_MM = 1e7
+"""Largest number of an affine; no scanner is 10 km long, and squares of much larger ones are infinite."""
+
 NO_SIDES = "the header does not say where left and right are"
 
 
@@ -98,10 +101,8 @@ class VolumeHeader:
     nifti: bytes = b""
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.grid
-        except ValueError as error:
-            raise HeaderError(f"{error}; export it again with its position.") from error
+        if (problem := place_problem(self.shape, self.affine_ras)) is not None:
+            raise HeaderError(f"{problem}; export it again with its position.")
 
     @property
     def grid(self) -> Grid:
@@ -129,7 +130,24 @@ class VolumeHeader:
         return math.prod(self.shape) * self.stored_type.itemsize
 
 
-def no_sides() -> Finding:
+def place_problem(shape: Shape, affine_ras: Affine) -> str | None:
+    """Say why an affine gives voxels no place or no volume, or return None."""
+    if not np.isfinite(affine_ras).all() or np.abs(affine_ras).max() > FARTHEST_MM:
+        return "an affine of numbers that are not finite, or beyond any size"
+    try:
+        Grid(shape, affine_ras)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def position_unknown() -> Finding:
+    """Return what to say of a header that does not say where its image lies."""
+    sentence = "the header does not say where the image lies; its first voxel was put at 0, 0, 0 mm."
+    return Finding(FindingCode.NO_POSITION, Severity.NOTE, sentence)
+
+
+def sides_unknown() -> Finding:
     """Return what to say of a header that leaves left and right open."""
     sentence = f"{NO_SIDES}; the default of its format was assumed, check the result against the image."
     return Finding(FindingCode.NO_ORIENTATION, Severity.WARN, sentence)
@@ -165,13 +183,13 @@ def whole_numbers(text: str, what: str) -> tuple[int, ...]:
 
 
 def real_numbers(text: str, what: str, count: int) -> tuple[float, ...]:
-    """Return the numbers of a field, separated by blanks or commas.
+    """Return the numbers of a field, separated by blanks.
 
     Raises:
         HeaderError: there are more or fewer, or one is none, NaN or infinite.
     """
     try:
-        found = tuple(float(token) for token in text.replace(",", " ").split() if "_" not in token)
+        found = tuple(float(token) for token in text.split() if "_" not in token)
     except ValueError:
         found = ()
     if len(found) != count or not all(map(math.isfinite, found)):
@@ -185,7 +203,7 @@ def voxel_sizes(sizes: tuple[float, ...]) -> tuple[float, ...]:
     Raises:
         HeaderError: one of them is not above 0.
     """
-    if not all(math.isfinite(size) and size > 0 for size in sizes):
+    if not all(0 < size < FARTHEST_MM for size in sizes):
         found = " x ".join(f"{size:g}" for size in sizes)
         raise HeaderError(f"voxel sizes of {found} mm, expected numbers above 0; export it again with its voxel sizes.")
     return sizes
