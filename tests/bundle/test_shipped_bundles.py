@@ -1,6 +1,9 @@
 """The bundles in `bundles/`: generated from their plan, whole, and runnable by plain MONAI."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,19 @@ def test_the_network_takes_and_gives_what_the_metadata_say(root: Path) -> None:
     with torch.no_grad():
         logits = open_bundle(root, "cpu").network(torch.zeros(1, len(stated.image_spec.channels), *size))
     assert tuple(logits.shape) == (1, outputs["num_channels"], *outputs["spatial_shape"])
+
+
+@pytest.mark.slow
+def test_monai_exports_the_network_as_torchscript(tmp_path: Path) -> None:
+    bundle = shutil.copytree(REPOSITORY / "bundles" / "hippocampus_mri_segmentation", tmp_path / "bundle")
+    command = ["-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", "model.ts"]
+    command += ["--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
+    command += ["--config_file", "configs/inference.json"]
+
+    done = subprocess.run([sys.executable, "-P", *command], cwd=bundle, check=False, capture_output=True, text=True)
+
+    assert (bundle / "model.ts").is_file(), done.stderr
+    image = torch.randn(1, 1, 37, 48, 33)
+    with torch.no_grad():
+        expected = open_bundle(bundle, "cpu").network(image)
+        torch.testing.assert_close(torch.jit.load(bundle / "model.ts")(image), expected, atol=1e-3, rtol=1e-3)

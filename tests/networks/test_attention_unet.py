@@ -363,3 +363,25 @@ def test_a_traced_network_gives_the_same_logits_after_saving(arguments: dict[str
 
 def odd_image(net: AttentionUNet) -> torch.Tensor:
     return image(*(9, 10, 11)[: net.spatial_dims])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"strides": ((3, 2, 2), (2, 2, 1))},
+        {"gating": "inside", "norm": "instance"},
+        {"gating": "coarse", "upsampling": "linear"},
+        {"upsampling": "aligned", "attention": False},
+        {"deep_supervision": 1, "downsampling": "pooled"},
+        {"spatial_dims": 2},
+    ],
+)
+def test_a_scripted_network_gives_the_same_logits_at_any_size(arguments: dict[str, Any]) -> None:
+    made = network(**arguments).eval()
+    scripted = torch.jit.script(made)
+
+    for size in itertools.product((9, 12), (8, 13), (10, 15)):
+        x = image(*size[: made.spatial_dims], batch=2)
+        with torch.no_grad():
+            torch.testing.assert_close(scripted(x), made(x), atol=TOLERANCE, rtol=TOLERANCE)

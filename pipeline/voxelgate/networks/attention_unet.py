@@ -7,6 +7,7 @@ References:
     Isensee et al. 2021, nnU-Net, doi:10.1038/s41592-020-01008-z (strided convolutions down, strides per axis).
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -260,6 +261,20 @@ class AttentionUNet(nn.Module):
             return GatedLogits(logits, maps)
         return logits if len(logits) > 1 else logits[0]
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what `torch.jit.script` takes in place of this network, as `monai.bundle ckpt_export` does: a trace.
+
+        It is in evaluation mode and takes images of any size that the network takes. The sizes of the traced image
+        leave a remainder at every level, so that all cropping is in the trace; elsewhere it cuts off nothing.
+        """
+        size = [2] * self.spatial_dims
+        for stride in reversed(self.strides):
+            size = [step * (n - 1) + 1 for n, step in zip(size, stride, strict=True)]
+        weight = next(self.encoder.parameters())
+        image = weight.new_zeros(1, weight.shape[1], *(max(n, 3) for n in size))
+        with torch.no_grad():
+            return _Traced(torch.jit.trace(copy.deepcopy(self).eval(), image, check_trace=False))
+
     def attention_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return alpha of every gate, finest first; an empty list in a plain U-Net.
 
@@ -317,6 +332,19 @@ class AttentionUNet(nn.Module):
                 f"an image of {' x '.join(map(str, size))} voxels shrinks to a single voxel at the deepest level; "
                 f"the smallest that works has {smallest}: pad it, or use fewer levels"
             )
+
+
+class _Traced(nn.Module):
+    """A traced network that can be scripted."""
+
+    def __init__(self, traced: nn.Module) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return what the network would."""
+        logits: torch.Tensor = self.traced(image)
+        return logits
 
 
 def _strides_per_axis(
