@@ -48,7 +48,7 @@ from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan
 from .training.train import TrainingJob, train
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
-from .transforms.io import ChannelsReader, LabelMapWriter, MaskReader, VolumeReader
+from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
 from .transforms.sampling import ForegroundIndicesd, RandBalancedPatchd
 from .transforms.spatial import PlaceLabeld, RandSideSafeFlipd, ResampleToSpacingd
 
@@ -78,14 +78,15 @@ __all__ = [
     "LabelMapWriter",
     "LabelScores",
     "LabelTable",
+    "LoadLabeld",
     "Manifest",
     "ManifestError",
-    "MaskReader",
     "MixedPrecisionInferer",
     "NetworkLoss",
     "NonLocalUNet",
     "NormalizeImaged",
     "OffsetToHUd",
+    "OneHotLabelsd",
     "Output",
     "OutputError",
     "PlaceLabeld",

@@ -8,6 +8,9 @@ from typing import Any
 from voxelgate.core.errors import OutputError
 from voxelgate.core.terminology import Coding, find_coding
 
+IGNORED = -1
+"""Value, in label maps that were read, of voxels that neither train nor count."""
+
 _SIDE = re.compile(r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![a-z])|(?:Left|Right)(?![a-z])")
 """A side as a word of its own, also in `kidney_left` and `LeftKidney`, not in "bright"."""
 

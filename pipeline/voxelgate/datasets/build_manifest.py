@@ -1,10 +1,12 @@
 """Make a manifest from a folder: pair images with labels, deal subjects into folds, record checksums."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,37 @@ from jsonschema.exceptions import ValidationError
 
 from voxelgate.core.documents import read_json
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
-from voxelgate.core.files import write_text
-from voxelgate.core.labels import LabelTable
+from voxelgate.core.files import make_folder, write_text
 from voxelgate.core.progress import Progress
-from voxelgate.datasets.check_manifest import MOST_READERS, checksum, manifest_defects
-from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality, manifest_from_document, schema_problem
+from voxelgate.core.strict_json import read_json
+from voxelgate.datasets.check_manifest import MOST_READERS, checked_manifest, checksum
+from voxelgate.datasets.manifest import (
+    Manifest,
+    ManifestCase,
+    Modality,
+    manifest_from_document,
+    named_values,
+    schema_problem,
+)
 from voxelgate.evaluation.pairs import Pair, find_pairs
-from voxelgate.images.pictures import RGB, is_picture, read_picture_header
-from voxelgate.images.spec import PICTURE_NAMES, ImageSpec, binary_as_one
-from voxelgate.images.volumes import SUFFIXES, read_volume, volume_stem
+from voxelgate.images.label_maps import WHITES, LabelValues, single_channel, values_of, white_as_one, whole_labels
+from voxelgate.images.pictures import RGB, read_picture_header
+from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
+from voxelgate.images.volumes import SUFFIXES, read_channels, volume_stem
+
+logger = logging.getLogger(__name__)
+
+FOLDS = 5
+"""Of a cross-validation, where there are as many subjects."""
 
 SUBJECTS_FILE = "subjects.json"
 """File beside the images that may say which cases belong to one subject (`subject_group`), and name the `labels`."""
 
 MOST_LABEL_VALUES = 255
-"""Highest value that is given a default name: what fits into the uint8 of a label map."""
+"""A file with more values beside 0 is taken for no label map, so that its values get no default names."""
+
+FEW = 3
+"""Cases from which on it is told if only one of them holds a structure."""
 
 NOTES = Draft202012Validator(
     {
@@ -55,25 +73,29 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     name: str,
     modality: str,
     licence: str,
-    folds: int = 5,
+    folds: int | None = None,
     labels: Mapping[str, str] | None = None,
+    ignore: Sequence[int] = (),
     subjects: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Manifest:
     """Return the manifest of a folder; every file has passed `check_manifest`.
 
-    Read are `images/` + `labels/`, `imagesTr/` + `labelsTr/` (with or without nnU-Net's `_0000`), or pairs in one
-    folder such as `a.nii.gz` + `a_seg.nii.gz`. The same files give the same manifest on every machine.
+    Read are `images/` + `labels/`, `imagesTr/` + `labelsTr/`, or pairs in one folder such as `a.nii.gz` +
+    `a_seg.nii.gz`; nnU-Net's `a_0000`, `a_0001`, ... are the channels of one image. The same files give the same
+    manifest on every machine. What is right but unusual, such as a structure in one case only, is logged as a warning.
 
     Args:
         folder: data root of the manifest.
         name: name of the data set.
         modality: "CT", "MRI" or "PICTURE"; pictures are in colours if the first one is.
         licence: licence of the data.
-        folds: number of folds; cases are dealt by subject.
-        labels: names as `{"0": "background", "1": ...}`; by default those of `subjects.json`, or else `label_1`,
-            `label_2`, ... up to the highest value found.
+        folds: number of folds; cases are dealt by subject. By default 5, or as many as there are subjects; with 1
+            there are none, and a training sees all cases.
+        labels: name of each value in the files, `{"0": "background", "200": ...}`; by default those of `subjects.json`,
+            or else `label_200` and so on for the values found. A network numbers them 1, 2, ... in this order.
+        ignore: values of voxels that nobody labelled; they neither train nor count.
         subjects: subject of every case id; by default those of `subjects.json`, or else each case is its own subject.
         seed: deals the subjects differently.
         progress: told how many cases have been checked.
@@ -81,13 +103,13 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     Raises:
         ManifestError: images without label, labels without image, cases without subject, and all that `check` refuses;
             lists all of them.
-        UsageError: an unknown modality, label values with a gap, or fewer subjects than folds.
+        UsageError: an unknown modality, labels without a background, or fewer subjects than folds.
 
     >>> manifest = vg.build_manifest("data", name="blobs", modality="MRI", licence="CC0-1.0", folds=2)
     >>> [case.case_id for case in manifest.cases]
     ['case_0', 'case_1', 'case_2', 'case_3']
     """
-    _refuse_options(modality, labels)
+    _refuse_options(modality, labels, ignore)
     root = Path(folder).resolve()
     notes = _read_notes(root)
     rule = ImageSpec(is_picture=modality == Modality.PICTURE)
@@ -100,15 +122,41 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
         "name": name,
         "licence": licence,
         **_channel_fields(pairs, modality),
-        "labels": dict(labels or notes.labels or _default_labels(pairs)),
+        "labels": dict(labels or notes.labels or _default_labels(pairs, ignore)),
+        "ignore": list(ignore),
         "training": [_row_of_pair(pair, root, subject_of[pair.case_id]) for pair in pairs],
     }
     manifest = manifest_from_document(document, root)
-    dealt = manifest if problems else manifest.with_folds(folds, seed)
-    problems += manifest_defects(manifest, progress=progress)
-    if problems:
-        raise ManifestError(problems)
+    dealt = manifest if problems else _dealt(manifest, folds, seed)
+    found = checked_manifest(manifest, progress=progress)
+    if problems or found.problems:
+        raise ManifestError([*problems, *found.problems])
+    _tell_unusual(dealt, found.cases_with)
     return replace(dealt, cases=tuple(map(_with_checksums, dealt.cases)))
+
+
+def _dealt(manifest: Manifest, folds: int | None, seed: int) -> Manifest:
+    subjects = len({case.subject for case in manifest.cases})
+    wanted = min(FOLDS, subjects) if folds is None else folds
+    dealt = manifest.with_folds(wanted, seed)
+    if wanted > 1:
+        return dealt
+    logger.warning(
+        "%s: no folds, so that no case can measure a training on the others; train on all of them (--fold -1)",
+        manifest.name,
+    )
+    return replace(dealt, cases=tuple(replace(case, fold=None) for case in dealt.cases))
+
+
+def _tell_unusual(manifest: Manifest, cases_with: Mapping[int, int]) -> None:
+    """Warn of structures that hardly any case holds: a slip of the pen makes one."""
+    for number, name in manifest.labels.foreground.items():
+        cases, all_cases = cases_with.get(number, 0), len(manifest.cases)
+        if cases == 0 or (cases == 1 and all_cases >= FEW):
+            held = "no case" if cases == 0 else f"one of {all_cases} cases only"
+            logger.warning(
+                "%s (value %d) is in %s; check that it is no slip", name, manifest.values.values[number], held
+            )
 
 
 def _no_pairs(root: Path, rule: ImageSpec) -> str:
@@ -121,8 +169,8 @@ def _no_pairs(root: Path, rule: ImageSpec) -> str:
 
 def _channel_fields(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
     """Return what the manifest says of the channels; each picture is compared with it by `check_manifest`."""
-    if modality != Modality.PICTURE or not _is_in_colours(pairs[0].image):
-        return {"modality": {"0": modality}}
+    if modality != Modality.PICTURE or len(pairs[0].images) > 1 or not _is_in_colours(pairs[0].image):
+        return {"modality": {str(index): modality for index in range(len(pairs[0].images))}}
     channels = {str(index): name for index, name in enumerate(RGB)}
     return {"modality": dict.fromkeys(channels, modality), "channels": channels}
 
@@ -154,20 +202,20 @@ def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = Fa
     manifest_from_document(document, manifest.data_root)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; choose another name or allow overwriting.")
+    make_folder(path.parent)
     try:
         write_text(path, _to_text(document), overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; choose another place.") from error
 
 
-def _refuse_options(modality: str, labels: Mapping[str, str] | None) -> None:
+def _refuse_options(modality: str, labels: Mapping[str, str] | None, ignore: Sequence[int]) -> None:
     if modality not in set(Modality):
         raise UsageError(f"modality {modality!r} is unknown; choose {' or '.join(Modality)}.")
-    if labels is not None:
-        try:
-            LabelTable.from_mapping(labels)
-        except ValueError as error:
-            raise UsageError(f"labels: {error}.") from error
+    try:
+        LabelValues((0,), tuple(ignore)) if labels is None else named_values(labels, ignore)
+    except ValueError as error:
+        raise UsageError(f"labels: {error}.") from error
 
 
 def _read_notes(root: Path) -> _Notes:
@@ -178,7 +226,7 @@ def _read_notes(root: Path) -> _Notes:
         content = read_json(path)
         NOTES.validate(content)
         if "labels" in content:
-            LabelTable.from_mapping(content["labels"])
+            named_values(content["labels"], ())
     except (OSError, ValueError) as error:
         raise ManifestError([f"{SUBJECTS_FILE}: {error}."]) from error
     except ValidationError as error:
@@ -208,25 +256,48 @@ def _last_number(case_id: str) -> str:
     return case_id[len(case_id.rstrip("0123456789")) :]
 
 
-def _default_labels(pairs: Sequence[Pair]) -> dict[str, str]:
+def _default_labels(pairs: Sequence[Pair], ignore: Sequence[int]) -> dict[str, str]:
+    """Name the values that are found; refuse those that may mean something else than a structure."""
     with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
-        highest = max(pool.map(_highest_value, (pair.label for pair in pairs)))
-    return {"0": "background", **{str(value): f"label_{value}" for value in range(1, highest + 1)}}
+        of_files = list(pool.map(partial(_values_found, ignored=frozenset(ignore)), (pair.label for pair in pairs)))
+    found = sorted(set[int]().union(*of_files))
+    if not found:
+        raise ManifestError(["labels: no label map holds a value beside 0; give label maps that were drawn."])
+    if doubtful := [value for value in found if value < 0 or _is_alone_at_the_end(value, found)]:
+        files = sum(not values.isdisjoint(doubtful) for values in of_files)
+        raise ManifestError([_doubtful_line(doubtful, found, files)])
+    return {"0": "background", **{str(value): f"label_{value}" for value in found}}
 
 
-def _highest_value(path: Path) -> int:
-    """Return the highest label value that can have a default name, at least 1; unreadable files are for the check."""
+def _values_found(path: Path, ignored: frozenset[int]) -> frozenset[int]:
+    """Return the values of a label map beside 0; unreadable files are for the check, and so are images."""
     try:
-        voxels = read_volume(path)[0]
+        channels = read_channels(path)[0]
+        voxels = whole_labels(single_channel(path, channels))
     except InputError:
-        return 1
-    if is_picture(path):
-        voxels = binary_as_one(voxels, 1)
-    return int(voxels[(voxels >= 1) & (voxels <= MOST_LABEL_VALUES)].max(initial=1))
+        return frozenset()
+    values = frozenset(values_of(voxels if ignored else white_as_one(voxels))) - ignored
+    return values if len(values) <= MOST_LABEL_VALUES else frozenset()
+
+
+def _is_alone_at_the_end(value: int, found: Sequence[int]) -> bool:
+    """Return whether a value is the last of its type, far behind the others: often it marks what nobody labelled."""
+    return value in WHITES and len(found) > 1 and value - 1 not in found
+
+
+def _doubtful_line(doubtful: Sequence[int], found: Sequence[int], files: int) -> str:
+    values = ", ".join(map(str, doubtful))
+    named = ",".join(f"{value}=NAME" for value in found if value >= 0)
+    return (
+        f"labels: the value {values} is in {files} label map{'' if files == 1 else 's'}; if it marks voxels that "
+        f"nobody labelled, say so (--ignore {','.join(map(str, doubtful))})"
+        + ("." if min(doubtful) < 0 else f", and if it is a structure, name all (--labels {named}).")
+    )
 
 
 def _row_of_pair(pair: Pair, root: Path, subject: str) -> dict[str, Any]:
-    row = {"image": pair.image.relative_to(root).as_posix(), "label": pair.label.relative_to(root).as_posix()}
+    files = [path.relative_to(root).as_posix() for path in pair.images]
+    row = {"image": files if len(files) > 1 else files[0], "label": pair.label.relative_to(root).as_posix()}
     named = {} if pair.case_id == volume_stem(pair.image) else {"case_id": pair.case_id}
     return {**named, **row, "subject": subject}
 

@@ -11,8 +11,7 @@ from scipy import ndimage
 from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.structures import Structure, measure_structures, structure_boxes
 from voxelgate.datasets.check_manifest import inspect_case
-from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
-from voxelgate.images.spec import SMALLEST_HU_RANGE
+from voxelgate.datasets.manifest import Manifest, ManifestCase
 
 Labels = npt.NDArray[Any]
 
@@ -81,7 +80,7 @@ class CaseFacts:
         structures: those that are there, in the order of their values.
     """
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     case_id: str
     problems: tuple[str, ...] = ()
@@ -121,14 +120,13 @@ def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
         return CaseFacts(case.case_id, found.problems, found.content)
     grid = found.channels[0][1]
     channels = np.stack([_in_ras(voxels, grid) for voxels, _ in found.channels])
-    if (problem := _sameness(channels, manifest.modality)) is not None:
-        return CaseFacts(case.case_id, (f"{manifest.relative(case.image)}: {problem}",), found.content)
-    labels = _in_ras(found.label[0], grid).astype(np.int32)
+    numbers = np.maximum(found.label[0], 0).astype(np.int32)  # what is ignored belongs to no structure
+    labels = _in_ras(numbers, grid)
     order = nib.io_orientation(grid.affine)[:, 0].astype(int)
     spacing_mm = np.empty(3)
     spacing_mm[order] = grid.spacing_mm
     boxes = structure_boxes(labels, len(manifest.labels.names) - 1)
-    looks = measure_structures(found.label[0].astype(np.int32), grid, manifest.labels)
+    looks = measure_structures(numbers, grid, manifest.labels)
     darkest = float(channels[0].min())
     return CaseFacts(
         case_id=case.case_id,
@@ -151,22 +149,6 @@ def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
             for value, box in boxes.items()
         ),
     )
-
-
-def _sameness(channels: npt.NDArray[Any], modality: Modality) -> str | None:
-    """Say why no network could see anything in an image, which training would refuse; None if it could.
-
-    MRI is scaled channel by channel by its values that are not 0, pictures so with all channels together, CT by HU.
-    """
-    if modality is Modality.CT:
-        span = float(channels.max()) - float(channels.min())
-        is_same = span < SMALLEST_HU_RANGE
-        return f"its values span {span:g}, less than {SMALLEST_HU_RANGE:g}, so they are no HU." if is_same else None
-    for number, part in enumerate(channels if modality is Modality.MRI else channels[None]):
-        values = part[part != 0]
-        if not values.size or values.min() == values.max():
-            return f"channel {number} holds one value only beside 0, so there is nothing to see in it."
-    return None
 
 
 def _structure_of_case(  # where a box lies, and what is in it

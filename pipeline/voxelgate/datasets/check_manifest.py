@@ -2,9 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,17 @@ import numpy.typing as npt
 from voxelgate.core.errors import InputError, ManifestError, reading_problem
 from voxelgate.core.files import file_sha256
 from voxelgate.core.geometry import Grid
-from voxelgate.core.labels import LabelTable
 from voxelgate.core.progress import Progress
-from voxelgate.datasets.manifest import Manifest, ManifestCase
-from voxelgate.images.spec import binary_as_one, mask_problem
+from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
+from voxelgate.images.label_maps import single_channel, values_of
 from voxelgate.images.volumes import read_channels
+from voxelgate.transforms.intensity import PERCENTILE_LIMITS, SMALLEST_HU_RANGE, contrast_limits
 
 Volume = tuple[npt.NDArray[Any], Grid]
 """Voxels in the file's dtype, and where they lie."""
 
 MOST_READERS = 4
 """Threads that read; each holds one image and its label, and more do not decompress faster."""
-
-MOST_VALUES_SHOWN = 5
-"""Undeclared label values that a line names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class InspectedCase:
         case: the case.
         problems: one line for each defect of its files.
         channels: the image, one volume for each channel that could be read.
-        label: the label map, or None if there is none or it cannot be read.
+        label: the label map with the values 0, 1, 2, ... and `IGNORED`, or None if there is none or it cannot be read.
     """
 
     case: ManifestCase
@@ -59,14 +58,30 @@ class _Checked:
     case: ManifestCase
     problems: tuple[str, ...]
     content: str
+    numbers: tuple[int, ...]
 
 
-def check_manifest(manifest: Manifest, *, progress: Progress | None = None) -> None:
-    """Read every file of a manifest and refuse the data set if any is wrong.
+@dataclass(frozen=True)
+class CheckedManifest:
+    """What a pass over all files found.
+
+    Args:
+        problems: one line for each defect; empty if the data set is sound.
+        cases_with: number of cases that hold each label.
+        content: hash of the decoded image of each case that could be read.
+    """
+
+    problems: tuple[str, ...]
+    cases_with: Mapping[int, int]
+    content: Mapping[str, str]
+
+
+def check_manifest(manifest: Manifest, *, progress: Progress | None = None) -> CheckedManifest:
+    """Read every file of a manifest, and refuse the data set if any is wrong; return what was found.
 
     Looked for are: missing and unreadable files, checksums that differ, an image and a label on different grids (corner
     by corner in mm), label values that are not whole numbers or not declared, voxels of an image that are not finite,
-    and one image under two names.
+    images without contrast, and one image under two names or as two channels.
 
     Args:
         manifest: what to check.
@@ -75,27 +90,32 @@ def check_manifest(manifest: Manifest, *, progress: Progress | None = None) -> N
     Raises:
         ManifestError: one line for each defect, each naming its file, in the order of the manifest.
     """
-    problems = manifest_defects(manifest, progress=progress)
-    if problems:
-        raise ManifestError(problems)
+    found = checked_manifest(manifest, progress=progress)
+    if found.problems:
+        raise ManifestError(found.problems)
+    return found
 
 
-def manifest_defects(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
-    """Return what `check_manifest` refuses, one line for each defect; empty if the data set is sound."""
+def checked_manifest(manifest: Manifest, *, progress: Progress | None = None) -> CheckedManifest:
+    """Return what `check_manifest` finds, with what it refuses."""
     cases = manifest.all_cases
     files = [path for case in cases for path in case.files]
     if not any(map(Path.is_file, files)):
-        return [
+        nowhere = (
             f"{manifest.data_root}: holds none of the {len(files)} files, such as {manifest.relative(files[0])}; name "
             "the folder that the paths start from (--data-root)."
-        ]
+        )
+        return CheckedManifest((nowhere,), {}, {})
     with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(_checked_case, case, manifest) for case in cases]
         for done, _ in enumerate(as_completed(futures), start=1):
             if progress is not None:
                 progress(done, len(cases))
     checked = [future.result() for future in futures]
-    return [problem for one in checked for problem in one.problems] + list(_twins(checked, manifest))
+    problems = [problem for one in checked for problem in one.problems]
+    cases_with = Counter(number for one in checked for number in one.numbers)
+    content = {one.case.case_id: one.content for one in checked if one.content}
+    return CheckedManifest((*problems, *_twins(checked, manifest)), cases_with, content)
 
 
 def checksum(path: Path) -> str:
@@ -128,6 +148,10 @@ def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
             if (problem := manifest.images.problem(path, len(file[0]))) is not None:
                 problems.append(f"{name}: {problem}")
             channels += [(voxels, file[1]) for voxels in file[0]]
+    if len(case.channels) > 1:
+        problems += _doubled(channels, case, manifest)
+    if not problems and (flat := _flatness([voxels for voxels, _ in channels], manifest.modality)) is not None:
+        problems.append(f"{manifest.relative(case.image)}: {flat}")
     label: Volume | None = None
     if case.label is not None:
         label, found = _inspect_label(case, case.label, channels, manifest)
@@ -137,7 +161,8 @@ def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
 
 def _checked_case(case: ManifestCase, manifest: Manifest) -> _Checked:
     found = inspect_case(case, manifest)
-    return _Checked(case, found.problems, found.content)
+    numbers = () if found.label is None else values_of(found.label[0])
+    return _Checked(case, found.problems, found.content, numbers)
 
 
 def _apart(volume: Volume, channels: Sequence[Volume], name: str, first: str) -> list[str]:
@@ -169,17 +194,14 @@ def _inspect_label(
     file, problems = _read(path, case.label_sha256, name)
     if file is None:
         return None, problems
-    if (problem := mask_problem(path, len(file[0]))) is not None:
-        return None, [*problems, f"{name}: {problem}"]
-    voxels = file[0][0]
-    if manifest.images.is_picture:
-        voxels = binary_as_one(voxels, len(manifest.labels.names) - 1)
-    label = voxels, file[1]
-    difference = channels[0][1].difference(label[1]) if channels else None
+    difference = channels[0][1].difference(file[1]) if channels else None
     if difference is not None:
         image_name = manifest.relative(case.image)
         problems.append(f"{name}: on another grid than {image_name}: {difference}; use the label drawn on this image.")
-    return label, problems + _value_problems(label[0], manifest.labels, name)
+    try:
+        return (manifest.values.numbered(single_channel(path, file[0])), file[1]), problems
+    except InputError as error:
+        return None, [*problems, f"{name}: {error}"]
 
 
 def _image_problems(voxels: npt.NDArray[Any], name: str) -> list[str]:
@@ -187,19 +209,29 @@ def _image_problems(voxels: npt.NDArray[Any], name: str) -> list[str]:
     return [f"{name}: {count} voxels are NaN or infinite; write the image anew without them."] if count else []
 
 
-def _value_problems(voxels: npt.NDArray[Any], table: LabelTable, name: str) -> list[str]:
-    broken = voxels[voxels != np.rint(voxels)] if voxels.dtype.kind == "f" else voxels[:0]
-    if broken.size:
-        return [
-            f"{name}: {broken.size} voxels are no whole number, such as {broken[0]:g}; a label map holds only those."
-        ]
-    highest = len(table.names) - 1
-    if voxels.min() >= 0 and voxels.max() <= highest:
-        return []
-    found = np.unique(voxels[(voxels < 0) | (voxels > highest)])
-    shown = ", ".join(f"{value:g}" for value in found[:MOST_VALUES_SHOWN])
-    more = f" and {found.size - MOST_VALUES_SHOWN} more" if found.size > MOST_VALUES_SHOWN else ""
-    return [f"{name}: values {shown}{more} are not declared; the manifest declares 0 to {highest}."]
+def _doubled(channels: Sequence[Volume], case: ManifestCase, manifest: Manifest) -> Iterator[str]:
+    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(case.channels, channels, strict=False), 2):
+        if np.array_equal(voxels, others):
+            name, other = manifest.relative(second), manifest.relative(first)
+            yield f"{name}: holds the same voxels as {other}; give each channel its own image."
+
+
+def _flatness(channels: Sequence[npt.NDArray[Any]], modality: Modality) -> str | None:
+    """Say why no network could see anything in an image, which training would refuse; None if it could.
+
+    MRI is scaled channel by channel by its values that are not 0, pictures so with all channels together, CT by HU.
+    """
+    if modality is Modality.CT:
+        span = max(float(part.max()) for part in channels) - min(float(part.min()) for part in channels)
+        is_flat = span < SMALLEST_HU_RANGE
+        return f"its values span {span:g}, less than {SMALLEST_HU_RANGE:g}, so they are no HU." if is_flat else None
+    is_picture = modality is Modality.PICTURE
+    try:
+        for number, part in enumerate([np.stack(channels)] if is_picture else channels):
+            contrast_limits(part[part != 0], (0.0, 100.0) if is_picture else PERCENTILE_LIMITS, number)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _content_hash(channels: Sequence[npt.NDArray[Any]]) -> str:

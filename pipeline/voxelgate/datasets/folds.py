@@ -26,7 +26,7 @@ def assign_folds(subject_of: Mapping[str, str], folds: int, seed: int = 0) -> di
     """
     size = Counter(subject_of.values())
     if not 1 <= folds <= len(size):
-        raise UsageError(f"{folds} folds asked for, but there are {len(size)} subjects; choose 1 to {len(size)} folds.")
+        raise UsageError(f"{folds} folds asked for, but {_possible(len(size))}.")
     cases_in = [0] * folds
     fold_of_subject: dict[str, int] = {}
     for subject in sorted(size, key=lambda subject: (-size[subject], _order_key(f"{seed}/{subject}"), subject)):
@@ -34,6 +34,12 @@ def assign_folds(subject_of: Mapping[str, str], folds: int, seed: int = 0) -> di
         fold_of_subject[subject] = fold
         cases_in[fold] += size[subject]
     return {case_id: fold_of_subject[subject] for case_id, subject in subject_of.items()}
+
+
+def _possible(subjects: int) -> str:
+    if subjects == 1:
+        return "there is one subject, and nobody is in two folds; train on all cases (--fold -1), or add a subject"
+    return f"there are {subjects} subjects; choose 1 to {subjects} folds"
 
 
 def closed_up(folds: Iterable[int | None]) -> dict[int | None, int | None]:

@@ -20,7 +20,9 @@ from jsonschema.exceptions import ValidationError
 from voxelgate.core.documents import read_json
 from voxelgate.core.errors import ManifestError, UsageError
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.strict_json import read_json
 from voxelgate.datasets.folds import assign_folds, closed_up
+from voxelgate.images.label_maps import VALUES_KEY, LabelValues
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
 from voxelgate.images.volumes import volume_stem
@@ -103,6 +105,8 @@ class Manifest:
         description: where the data come from and what to know of them.
         reference: publications to cite.
         channel_names: what each channel of an image is, such as T1 and FLAIR.
+        label_values: values of background and structures in the label files; 0, 1, 2, ... if empty.
+        ignored: values in the label files of voxels that neither train nor count.
 
     Raises:
         ManifestError: a file outside of `data_root` or named twice, a case id used twice, a case with more or fewer
@@ -124,6 +128,8 @@ class Manifest:
     description: str = ""
     reference: str = ""
     channel_names: tuple[str, ...] = ("image",)
+    label_values: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         rules = (_path_problems, _channel_problems, _case_id_problems, _subject_problems, _fold_problems)
@@ -140,6 +146,11 @@ class Manifest:
     def images(self) -> ImageSpec:
         """Return what every image consists of."""
         return ImageSpec(self.channel_names, self.modality is Modality.PICTURE)
+
+    @property
+    def values(self) -> LabelValues:
+        """Return what the values of the label files stand for."""
+        return LabelValues(self.label_values or tuple(range(len(self.labels.names))), self.ignored)
 
     @property
     def all_cases(self) -> tuple[ManifestCase, ...]:
@@ -177,7 +188,8 @@ class Manifest:
             **({"reference": self.reference} if self.reference else {}),
             "modality": dict.fromkeys(channels, str(self.modality)),
             **({"channels": channels} if channels != _default_names(channels) else {}),
-            "labels": self.labels.to_mapping(),
+            "labels": {str(value): name for value, name in zip(self.values.values, self.labels.names, strict=True)},
+            **({"ignore": list(self.ignored)} if self.ignored else {}),
             "training": [self._row(case) for case in self.cases],
             **({"test": [self._row(case) for case in self.test_cases]} if self.test_cases else {}),
         }
@@ -218,7 +230,7 @@ def load_manifest(path: str | Path, data_root: str | Path | None = None) -> Mani
     ('background', 'blob')
     """
     path = Path(path)
-    document = _read_json(path)
+    document = _read_document(path)
     try:
         return manifest_from_document(document, path.parent if data_root is None else Path(data_root))
     except ManifestError as error:
@@ -235,7 +247,7 @@ def manifest_from_document(document: object, data_root: Path) -> Manifest:
     if problems or not isinstance(document, dict):
         raise ManifestError(problems)
     try:
-        labels = LabelTable.from_mapping(document["labels"])
+        labels, values = named_values(document["labels"], document.get("ignore", ()))
     except ValueError as error:
         raise ManifestError([f"labels: {error}."]) from error
     modality = document["modality"]
@@ -258,15 +270,32 @@ def manifest_from_document(document: object, data_root: Path) -> Manifest:
         description=document.get("description", ""),
         reference=document.get("reference", ""),
         channel_names=tuple(names[key] for key in modality),
+        label_values=() if values.values == tuple(range(len(values.values))) else values.values,
+        ignored=values.ignored,
     )
+
+
+def named_values(names: Mapping[str, str], ignored: Iterable[int]) -> tuple[LabelTable, LabelValues]:
+    """Return names and file values of the labels of a data set, both in the order of the values.
+
+    Args:
+        names: name of each value of the files, 0 the background.
+        ignored: values of voxels that neither train nor count.
+
+    Raises:
+        ValueError: no background, a value twice, or names that make no table.
+    """
+    values = LabelValues(tuple(sorted(int(value) for value in names)), tuple(sorted(set(ignored))))
+    return LabelTable(tuple(names[str(value)] for value in values.values)), values
 
 
 def datalist(
     path: str | Path, *, data_root: str | Path | None = None, fold: int, part: str = Split.TRAINING
-) -> list[dict[str, str | list[str]]]:
+) -> list[dict[str, Any]]:
     """Return the rows a bundle config hands to MONAI's `Dataset`: "image", "label", "case_id", "subject".
 
-    "image" is one path, or a list of them where images have several channels.
+    "image" is one path, or a list of them where images have several channels. Where label files have other values than
+    0, 1, 2, ..., or some to be ignored, "label_values" tells `LoadLabeld` the number of each.
 
     Args:
         path: the manifest.
@@ -290,7 +319,8 @@ def datalist(
     cases = _part_cases(manifest, fold, Split(part))
     if not cases:
         raise UsageError(f"{Path(path).name}: part {part} of fold {fold} holds no case; choose another fold or part.")
-    return [_datalist_row(case) for case in cases]
+    values = {} if manifest.values.is_plain else {VALUES_KEY: manifest.values.to_mapping()}
+    return [_datalist_row(case) | values for case in cases]
 
 
 def schema_problem(error: ValidationError) -> str:
@@ -306,7 +336,7 @@ def _default_names(channels: Collection[str]) -> dict[str, str]:
     return {key: "image" if len(channels) == 1 else f"channel {key}" for key in channels}
 
 
-def _read_json(path: Path) -> object:
+def _read_document(path: Path) -> object:
     try:
         return read_json(path)
     except OSError as error:
@@ -413,9 +443,13 @@ def _part_cases(manifest: Manifest, fold: int, part: Split) -> list[ManifestCase
     return [case for case in manifest.cases if (case.fold == validating) == (part is Split.VALIDATION)]
 
 
-def _datalist_row(case: ManifestCase) -> dict[str, str | list[str]]:
+def _datalist_row(case: ManifestCase) -> dict[str, Any]:
     files = [str(path) for path in case.channels]
-    row = {"image": files if case.further_channels else files[0], "case_id": case.case_id, "subject": case.subject}
+    row: dict[str, Any] = {
+        "image": files if case.further_channels else files[0],
+        "case_id": case.case_id,
+        "subject": case.subject,
+    }
     return row if case.label is None else {**row, "label": str(case.label)}
 
 

@@ -223,7 +223,7 @@ def _measured_case(manifest: Manifest, cache: Path | None, index: int) -> CaseFa
 def _content_key(manifest: Manifest, index: int) -> str:
     """Hash everything that the facts of a case follow from: bytes of its files, label values, version of the rules."""
     case = manifest.cases[index]
-    rules = (CaseFacts.VERSION, len(manifest.labels.names), manifest.modality, manifest.channel_names)
+    rules = (CaseFacts.VERSION, manifest.values, manifest.modality, manifest.channel_names)
     digest = hashlib.sha256(f"{rules} {case.image_sha256} {case.label_sha256}".encode())
     for path in case.files:
         try:

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from ignite.engine import Engine, Events
 
 from voxelgate.core.geometry import Grid
-from voxelgate.core.labels import LabelTable
+from voxelgate.core.labels import IGNORED, LabelTable
 from voxelgate.evaluation.scores import LabelScores, score
 from voxelgate.evaluation.table import write_csv
 
@@ -19,7 +21,7 @@ class ScoreCases:
         path: CSV to write; one that is there is replaced.
         names: `{"0": "background", "1": ...}`.
         pred_key: key of the prediction in the evaluator's output, one-hot (classes, I, J, K) with its affine.
-        label_key: key of the reference, likewise.
+        label_key: key of the reference, likewise; voxels without any class count in neither.
 
     >>> scores = vg.ScoreCases(path="scores.csv", names={"0": "background", "1": "blob"})
     >>> scores.attach(Engine(lambda engine, batch: None))
@@ -43,8 +45,8 @@ class ScoreCases:
         for row, case in zip(engine.state.output, engine.state.batch, strict=True):
             prediction, reference = row[self.pred_key], row[self.label_key]
             self.scores += score(
-                prediction.argmax(0).cpu().numpy().astype(np.uint16),
-                reference.argmax(0).cpu().numpy().astype(np.uint16),
+                values_of_channels(prediction).clip(min=0),
+                values_of_channels(reference),
                 Grid.of(prediction),
                 self.labels,
                 str(case["case_id"]),
@@ -53,3 +55,9 @@ class ScoreCases:
     def _write(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self.scores, self.path, overwrite=True)
+
+
+def values_of_channels(one_hot: torch.Tensor) -> npt.NDArray[np.int32]:
+    """Return the label values (I, J, K) of one channel each, `IGNORED` where none is set."""
+    values = one_hot.argmax(0).cpu().numpy().astype(np.int32)
+    return np.where((one_hot > 0.5).any(0).cpu().numpy(), values, IGNORED)

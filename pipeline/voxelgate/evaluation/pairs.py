@@ -1,7 +1,8 @@
 """Find which image and which label of a folder belong together, and name every file that has no partner."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from voxelgate.images.volumes import SUFFIXES, is_volume, read_channels, volume_
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks"))
 """Folders of images and labels: ours, those of the Decathlon and of nnU-Net, and those of most sets of pictures."""
 
-IMAGE_ENDING = re.compile(r"_(0000|image|img)$", re.IGNORECASE)
-"""What an image's name may carry behind the case id; `_0000` is nnU-Net's first channel."""
+IMAGE_ENDING = re.compile(r"_(image|img)$", re.IGNORECASE)
+"""What an image's name may carry behind the case id."""
+
+CHANNEL_ENDING = re.compile(r"_(00\d\d)$")
+"""What nnU-Net puts behind the case id for the channels: `_0000`, `_0001`, ..."""
 
 LABEL_ENDING = re.compile(r"_(seg|segmentation|label|labels|mask)$", re.IGNORECASE)
 """What a label's name may carry behind the case id; it tells labels from images where both lie in one folder."""
@@ -30,15 +34,22 @@ LabelMapPair = tuple[str, Path, Path]
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the label map drawn on it."""
+    """The files of an image, one for each channel, and the label map drawn on it."""
 
     case_id: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path
+
+    @property
+    def image(self) -> Path:
+        """Return the file of the first channel."""
+        return self.images[0]
 
 
 def find_pairs(root: Path, rule: ImageSpec = ONE_VOLUME) -> tuple[list[Pair], list[str]]:
-    """Return the pairs of a folder by ascending case id, and one line for each file that is in no pair.
+    """Return the pairs of a folder by ascending case id, and one line for each file that is in no pair or lacks.
+
+    `CASE_0000`, `CASE_0001`, ... are the channels of one image, unless a label map is called so too.
 
     Args:
         root: holds `images/` and `labels/` or `masks/`, or `imagesTr/` and `labelsTr/`, or all files flat, where labels
@@ -60,31 +71,31 @@ def find_pairs(root: Path, rule: ImageSpec = ONE_VOLUME) -> tuple[list[Pair], li
 
 def _pair_folders(root: Path, image_folder: str, label_folder: str, rule: ImageSpec) -> tuple[list[Pair], list[str]]:
     images, labels = _files(root / image_folder, rule), _files(root / label_folder, rule)
-    image_of, image_doubles = _by_case_id(images, IMAGE_ENDING, labels)
-    label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, images)
-    problems = _double_lines(image_doubles, root) + _double_lines(label_doubles, root)
-    for case_id in sorted(image_of.keys() ^ label_of.keys()):
-        if case_id in image_of:
-            found, kind, partner = image_of[case_id], "image", f"label in {label_folder}/"
+    label_of, problems = _label_by_case_id(labels, images, root)
+    images_of, doubles = _images_by_case_id(images, label_of, root)
+    problems = [*doubles, *problems]
+    for case_id in sorted(images_of.keys() ^ label_of.keys()):
+        if case_id in images_of:
+            found, kind, partner = next(iter(images_of[case_id].values())), "image", f"label in {label_folder}/"
         else:
             found, kind, partner = label_of[case_id], "label", f"image in {image_folder}/"
         problems.append(f"{_name(found, root)}: {kind} without {partner}; add it or take the {kind} away.")
-    return _matched(image_of, label_of), problems
+    return _matched(images_of, label_of, problems, root)
 
 
 def _pair_flat(root: Path, rule: ImageSpec) -> tuple[list[Pair], list[str]]:
     files = _files(root, rule)
     labels = [path for path in files if LABEL_ENDING.search(volume_stem(path))]
-    others = sorted(set(files) - set(labels))
-    image_of, image_doubles = _by_case_id(others, IMAGE_ENDING, ())
-    label_of, label_doubles = _by_case_id(labels, LABEL_ENDING, ())
-    problems = _double_lines(image_doubles, root) + _double_lines(label_doubles, root)
-    for case_id in sorted(image_of.keys() ^ label_of.keys()):
+    label_of, problems = _label_by_case_id(labels, (), root)
+    images_of, doubles = _images_by_case_id(sorted(set(files) - set(labels)), label_of, root)
+    problems = [*doubles, *problems]
+    for case_id in sorted(images_of.keys() ^ label_of.keys()):
         if case_id in label_of:
             problems.append(f"{label_of[case_id].name}: label without image {case_id}; add it or take the label away.")
         else:
-            problems.append(f"{image_of[case_id].name}: {_looks(image_of[case_id])}")
-    return _matched(image_of, label_of), problems
+            found = next(iter(images_of[case_id].values()))
+            problems.append(f"{found.name}: {_looks(found)}")
+    return _matched(images_of, label_of, problems, root)
 
 
 def _looks(path: Path) -> str:
@@ -110,31 +121,73 @@ def _files(folder: Path, rule: ImageSpec) -> list[Path]:
     )
 
 
-def _by_case_id(
-    paths: Iterable[Path], ending: re.Pattern[str], partners: Iterable[Path]
-) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
-    """Return the file of every case id, and the files whose case id is taken, each with the one that has it.
+def _label_by_case_id(labels: Iterable[Path], images: Iterable[Path], root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the label of every case id, and a line for each whose case id is taken.
 
-    An ending is part of the case id where a partner carries it too.
+    An ending is part of the case id where an image carries it too.
     """
-    partner_stems = {volume_stem(path) for path in partners}
-    path_of: dict[str, Path] = {}
-    doubles = []
-    for path in paths:
+    image_stems = {volume_stem(path) for path in images}
+    label_of: dict[str, Path] = {}
+    problems = []
+    for path in labels:
         stem = volume_stem(path)
-        first = path_of.setdefault(stem if stem in partner_stems else ending.sub("", stem), path)
+        first = label_of.setdefault(stem if stem in image_stems else LABEL_ENDING.sub("", stem), path)
         if first != path:
-            doubles.append((path, first))
-    return path_of, doubles
+            problems.append(_double_line(path, first, root))
+    return label_of, problems
 
 
-def _double_lines(doubles: Sequence[tuple[Path, Path]], root: Path) -> list[str]:
-    return [f"{_name(path, root)}: of the same case as {_name(first, root)}; keep one." for path, first in doubles]
+def _images_by_case_id(
+    images: Iterable[Path], case_ids: Collection[str], root: Path
+) -> tuple[dict[str, dict[int, Path]], list[str]]:
+    """Return the files of every case id by the number of their channel, and a line for each whose place is taken.
+
+    An ending is part of the case id where a label carries it too.
+    """
+    images_of: dict[str, dict[int, Path]] = {}
+    problems = []
+    for path in images:
+        case_id, channel = (stem := volume_stem(path)), 0
+        if stem not in case_ids:
+            ending = CHANNEL_ENDING.search(stem)
+            case_id = stem[: ending.start()] if ending else IMAGE_ENDING.sub("", stem)
+            channel = int(ending[1]) if ending else 0
+        first = images_of.setdefault(case_id, {}).setdefault(channel, path)
+        if first != path:
+            problems.append(_double_line(path, first, root))
+    return images_of, problems
 
 
-def _matched(image_of: dict[str, Path], label_of: dict[str, Path]) -> list[Pair]:
-    both = sorted(image_of.keys() & label_of.keys())
-    return [Pair(case_id, image_of[case_id], label_of[case_id]) for case_id in both]
+def _double_line(path: Path, first: Path, root: Path) -> str:
+    return f"{_name(path, root)}: of the same case as {_name(first, root)}; keep one."
+
+
+def _matched(
+    images_of: Mapping[str, Mapping[int, Path]], label_of: Mapping[str, Path], problems: list[str], root: Path
+) -> tuple[list[Pair], list[str]]:
+    """Return the cases with image and label, and the lines of before and of channels that lack or are too many."""
+    both = sorted(images_of.keys() & label_of.keys())
+    counts = Counter(max(images_of[case_id]) + 1 for case_id in both)
+    usual = max(counts, key=lambda channels: (counts[channels], channels), default=1)
+    found = [line for case_id in both for line in _channel_lines(case_id, images_of[case_id], usual, root)]
+    pairs = [
+        Pair(case_id, tuple(path for _, path in sorted(images_of[case_id].items())), label_of[case_id])
+        for case_id in both
+    ]
+    return pairs, [*problems, *found]
+
+
+def _channel_lines(case_id: str, files: Mapping[int, Path], usual: int, root: Path) -> Iterator[str]:
+    there = _name(next(iter(files.values())), root)
+    for number in range(usual):
+        if number not in files:
+            yield (
+                f"{there}: case {case_id} has no channel {number:04d} beside it, which the other cases have "
+                f"({case_id}_{number:04d}); add it, or take the case away."
+            )
+    for number in sorted(files):
+        if number >= usual:
+            yield f"{_name(files[number], root)}: the other cases have channels up to {usual - 1:04d}; take it away."
 
 
 def _name(path: Path, root: Path) -> str:

@@ -20,13 +20,13 @@ from scipy import ndimage
 from voxelgate.core.dice import Mask, dice_of_sizes
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid, counts_pixels
-from voxelgate.core.labels import LabelTable
+from voxelgate.core.labels import IGNORED, LabelTable
 from voxelgate.core.progress import Progress
 from voxelgate.evaluation.pairs import LabelMapPair, pair_files
 from voxelgate.evaluation.surfaces import surface_distances
-from voxelgate.images.pictures import PIXELS_PER_ML, is_picture
-from voxelgate.images.spec import ONE_STRUCTURE, binary_as_one, mask_problem
-from voxelgate.images.volumes import read_channels, read_grid
+from voxelgate.images.label_maps import LabelValues, read_label_map, whole_labels
+from voxelgate.images.pictures import PIXELS_PER_ML
+from voxelgate.images.volumes import read_grid
 
 logger = logging.getLogger(__name__)
 
@@ -125,17 +125,18 @@ class LabelScores:
 def score(
     prediction: npt.NDArray[Any], reference: npt.NDArray[Any], grid: Grid, labels: LabelTable, case_id: str
 ) -> list[LabelScores]:
-    """Measure every structure of a label table in one case.
+    """Measure every structure of a label table in one case; voxels of the reference with `IGNORED` count in neither.
 
     A surface is the set of voxels of a structure with one of their six neighbours outside it; beyond the edge of the
     volume the structure counts as going on, so that the cut of the field of view is no surface (as in the evaluation
     of CHAOS, github.com/emrekavur/CHAOS-evaluation, `CHAOSmetrics.py`). Distances go from each voxel centre of one
     surface to the nearest of the other, in mm by the grid's affine, right for oblique and sheared grids too. A
-    structure that fills the whole volume has no surface and therefore no distances (NaN).
+    structure that fills the whole volume has no surface and therefore no distances (NaN). The border of what is ignored
+    is no surface either.
 
     Args:
         prediction: label values, (I, J, K), whole numbers of any dtype.
-        reference: label values, (I, J, K), whole numbers of any dtype.
+        reference: label values, (I, J, K), whole numbers of any dtype, or `IGNORED`.
         grid: where both lie.
         labels: the structures to measure.
         case_id: stands in the scores and in messages.
@@ -147,22 +148,6 @@ def score(
         InputError: shapes that are not the grid's, values that are no whole numbers or that the table does not name.
     """
     return _score(prediction, reference, grid, labels.foreground, case_id)
-
-
-def read_label_map(path: Path, highest: int) -> tuple[npt.NDArray[Any], Grid]:
-    """Read a label map (I, J, K); in a picture of black and white, white is the only structure if there is but one.
-
-    Args:
-        path: of a volume or picture.
-        highest: largest label value.
-
-    Raises:
-        InputError: it cannot be read, or holds colours.
-    """
-    channels, grid = read_channels(path)
-    if (problem := mask_problem(path, len(channels))) is not None:
-        raise InputError(f"{path.name}: {problem}")
-    return binary_as_one(channels[0], highest) if is_picture(path) else channels[0], grid
 
 
 def evaluate(
@@ -197,6 +182,7 @@ def evaluate_pairs(
     *,
     workers: int = 1,
     progress: Progress | None = None,
+    values: LabelValues | None = None,
 ) -> Iterator[list[LabelScores]]:
     """Measure many cases, at most `workers` of them in memory at a time.
 
@@ -207,6 +193,7 @@ def evaluate_pairs(
         labels: the structures to measure; without it, the values found in the references are named `label_1`, ...
         workers: threads; reading, erosion and the search for neighbours leave Python's lock.
         progress: called with the number of cases done and the number of all.
+        values: what the values of the references stand for; without it, they are those of the predictions.
 
     Returns:
         The scores of each case, in the order of `pairs`.
@@ -222,7 +209,7 @@ def evaluate_pairs(
     if differences:
         raise InputError("; ".join(differences) + ". Resample the predictions onto the grids of their references.")
     names = labels.foreground if labels is not None else _names_found(pairs, workers)
-    return _score_all(pairs, names, workers, progress)
+    return _score_all(pairs, names, values or max(names), workers, progress)
 
 
 def _grid_difference(pair: LabelMapPair) -> str | None:
@@ -234,7 +221,7 @@ def _grid_difference(pair: LabelMapPair) -> str | None:
 def _names_found(pairs: Sequence[LabelMapPair], workers: int) -> dict[int, str]:
     def values_in(pair: LabelMapPair) -> set[int]:
         case_id, _, reference = pair
-        voxels, _ = read_label_map(reference, ONE_STRUCTURE)
+        voxels, _ = read_label_map(reference, 1)
         return set(_boxes(_as_labels(voxels, f"{case_id}: the reference")))
 
     with ThreadPoolExecutor(workers) as pool:
@@ -245,12 +232,16 @@ def _names_found(pairs: Sequence[LabelMapPair], workers: int) -> dict[int, str]:
 
 
 def _score_all(
-    pairs: Sequence[LabelMapPair], names: Mapping[int, str], workers: int, progress: Progress | None
+    pairs: Sequence[LabelMapPair],
+    names: Mapping[int, str],
+    values: LabelValues | int,
+    workers: int,
+    progress: Progress | None,
 ) -> Iterator[list[LabelScores]]:
     def score_pair(pair: LabelMapPair) -> list[LabelScores]:
         case_id, prediction_path, reference_path = pair
         prediction, _ = read_label_map(prediction_path, max(names))
-        reference, grid = read_label_map(reference_path, max(names))
+        reference, grid = read_label_map(reference_path, values)
         return _score(prediction, reference, grid, names, case_id)
 
     pool = ThreadPoolExecutor(workers)
@@ -267,35 +258,34 @@ def _score_all(
 def _score(
     prediction: npt.NDArray[Any], reference: npt.NDArray[Any], grid: Grid, names: Mapping[int, str], case_id: str
 ) -> list[LabelScores]:
+    ignored = reference == IGNORED
     maps, boxes = [], []
     for array, name in ((prediction, "prediction"), (reference, "reference")):
         what = f"{case_id}: the {name}"
         if array.shape != grid.shape:
             raise InputError(f"{what} has the shape {array.shape}, but its grid {grid.shape}; give both on one grid.")
-        maps.append(_as_labels(array, what))
+        maps.append(_as_labels(np.where(ignored, 0, array) if ignored.any() else array, what))
         boxes.append(_boxes(maps[-1]))
         _refuse_unnamed(boxes[-1].keys(), names, what)
     scores = []
-    for value, name in names.items():
+    for value, label in names.items():
         box = _union([found[value] for found in boxes if value in found], grid.shape)
         masks = [labels[box] == value for labels in maps]
-        scores.append(_score_masks(masks[0], masks[1], grid, case_id, name))
+        scores.append(_score_masks(masks[0], masks[1], ignored[box], grid, (case_id, label)))
     return scores
 
 
 def _as_labels(array: npt.NDArray[Any], what: str) -> LabelArray:
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8)
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "biuf":
         raise InputError(f"{what} holds {array.dtype} values; a label map holds whole numbers from 0.")
-    low, high = array.min(), array.max()
+    try:
+        labels = whole_labels(array)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    low, high = labels.min(), labels.max()
     limit = np.iinfo(np.uint16).max
     if not (low >= 0 and high <= limit):
         raise InputError(f"{what} holds values from {low:g} to {high:g}; a label map holds whole numbers to {limit}.")
-    labels = array if array.dtype.kind in "iu" else array.astype(np.uint16)
-    if array.dtype.kind == "f" and not np.array_equal(labels, array):
-        example = array[labels != array][0]
-        raise InputError(f"{what} holds {example:g}, which is no whole number; give label maps, not probabilities.")
     return labels
 
 
@@ -325,13 +315,13 @@ def _union(boxes: Sequence[Box], shape: tuple[int, int, int]) -> Box:
     )
 
 
-def _score_masks(prediction: Mask, reference: Mask, grid: Grid, case_id: str, label: str) -> LabelScores:
+def _score_masks(prediction: Mask, reference: Mask, ignored: Mask, grid: Grid, names: tuple[str, str]) -> LabelScores:
     size, reference_size = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     common = int(np.count_nonzero(prediction & reference))
-    distances = surface_distances(prediction, reference, grid)
+    distances = surface_distances(prediction, reference, grid, ignored)
     return LabelScores(
-        case_id=case_id,
-        label=label,
+        case_id=names[0],
+        label=names[1],
         dice=dice_of_sizes(common, size, reference_size),
         iou=_ratio(common, size + reference_size - common),
         **distances._asdict(),

@@ -32,7 +32,7 @@ class SurfaceDistances(NamedTuple):
     mssd_mm: float
 
 
-def surface_distances(prediction: Mask, reference: Mask, grid: Grid) -> SurfaceDistances:
+def surface_distances(prediction: Mask, reference: Mask, grid: Grid, ignored: Mask | None = None) -> SurfaceDistances:
     """Measure from each voxel centre of one surface to the nearest of the other; memory is that of the surfaces.
 
     A surface is the set of voxels of a mask with a neighbour outside it along one of the axes; beyond the edge of the
@@ -42,9 +42,10 @@ def surface_distances(prediction: Mask, reference: Mask, grid: Grid) -> SurfaceD
         prediction: (i, j, k), a part of the grid.
         reference: the same.
         grid: of the whole volume; its affine alone counts.
+        ignored: the same; voxels in neither mask, where both count as going on.
     """
-    points_mm = _surface_mm(prediction, grid)
-    reference_points_mm = _surface_mm(reference, grid)
+    points_mm = _surface_mm(prediction, ignored, grid)
+    reference_points_mm = _surface_mm(reference, ignored, grid)
     if not len(points_mm) or not len(reference_points_mm):
         return SurfaceDistances(math.nan, math.nan, math.nan)
     to_reference_mm = KDTree(reference_points_mm).query(points_mm)[0]
@@ -54,10 +55,11 @@ def surface_distances(prediction: Mask, reference: Mask, grid: Grid) -> SurfaceD
     return SurfaceDistances(float(max(directed_mm)), float(together_mm.mean()), float(together_mm.max()))
 
 
-def _surface_mm(mask: Mask, grid: Grid) -> npt.NDArray[np.float64]:
+def _surface_mm(mask: Mask, ignored: Mask | None, grid: Grid) -> npt.NDArray[np.float64]:
     """Return the surface voxels' centres, (N, 3) mm along the axes of RAS+, from an origin that does not matter."""
     if not mask.size:
         return np.empty((0, 3))
-    surface = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    solid = mask if ignored is None else mask | ignored
+    surface = mask & ~ndimage.binary_erosion(solid, border_value=1)
     points_mm: npt.NDArray[np.float64] = np.argwhere(surface) @ grid.affine[:3, :3].T
     return points_mm

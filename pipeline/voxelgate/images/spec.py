@@ -16,13 +16,6 @@ from voxelgate.images.volumes import Reading, Voxels, is_volume, read_with_findi
 
 PICTURE_NAMES = "PNG, TIFF or JPEG"
 
-
-ONE_STRUCTURE = 1
-"""Highest label value of a data set with one structure."""
-
-WHITE = 255
-"""Value of what is white in a picture of 8 bits that is black and white."""
-
 Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
@@ -80,39 +73,6 @@ class ImageSpec:
 
 
 ONE_VOLUME = ImageSpec()
-
-
-def mask_problem(path: Path, channels: int) -> str | None:
-    """Say why a file cannot be a label map, or return None.
-
-    Args:
-        path: of the file.
-        channels: that were read of it.
-    """
-    if channels > 1:
-        return "a label map in colours, expected one number in each pixel; save it as grey values, or with a palette."
-    if is_picture(path) and read_picture_header(path).is_lossy:
-        return "a label map as JPEG, which changes values; save it as PNG from where it was drawn."
-    return None
-
-
-def binary_as_one(labels: Voxels, highest: int) -> Voxels:
-    """Return a label map in which white means the only structure there is; others as they are.
-
-    Most programs save a mask of one structure in black and white, 0 and 255. With more structures, or with other values
-    beside these two, 255 is a value like any other.
-
-    Args:
-        labels: (i, j, k) label values.
-        highest: value that the data set declares; 1 if it has one structure.
-
-    >>> binary_as_one(np.array([0, 255, 255], np.uint8), 1)
-    array([0, 1, 1], dtype=uint8)
-    """
-    is_black_and_white = (
-        highest == ONE_STRUCTURE and labels.dtype == np.uint8 and bool(np.isin(labels, (0, WHITE)).all())
-    )
-    return labels // WHITE if is_black_and_white else labels
 
 
 class ImageOnGrid(NamedTuple):

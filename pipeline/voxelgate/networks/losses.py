@@ -52,6 +52,40 @@ class BCEDiceLoss(nn.Module):
         return entropy + dice
 
 
+class CountedVoxels(nn.Module):
+    """A segmentation loss of the voxels that somebody labelled; those with a value below 0 are left out.
+
+    Where all are labelled it is the loss itself. Otherwise each image is taken alone, as a row of its voxels, or, for
+    a Dice over the whole batch, all images together.
+
+    Args:
+        loss: of logits (B, classes, ...) and label values (B, 1, ...).
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.is_of_batch = bool(getattr(getattr(loss, "dice", loss), "batch", False))
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss of logits (B, classes, i, j[, k]) and label values (B, 1, i, j[, k])."""
+        counts = target >= 0
+        loss: torch.Tensor
+        if bool(counts.all()):
+            loss = self.loss(logits, target)
+            return loss
+        rows = [
+            (one[:, where], truth[:, where])
+            for one, truth, where in zip(logits, target, counts[:, 0], strict=True)
+            if bool(where.any())
+        ]
+        if not rows:
+            return logits.sum() * 0.0
+        if self.is_of_batch:
+            rows = [(torch.cat([one for one, _ in rows], dim=1), torch.cat([truth for _, truth in rows], dim=1))]
+        return torch.stack([self.loss(one[None], truth[None]) for one, truth in rows]).mean()
+
+
 class NetworkLoss(nn.Module):
     """The loss of whatever a network of this package returns while training, so that a config may exchange networks.
 
@@ -78,7 +112,7 @@ class NetworkLoss(nn.Module):
         reconstruction_weight: float = RECONSTRUCTION_WEIGHT,
     ) -> None:
         super().__init__()
-        self.supervised = DeepSupervisionLoss(loss)
+        self.supervised = DeepSupervisionLoss(CountedVoxels(loss))
         self.attention_weight = attention_weight
         self.guide_weight = guide_weight
         self.reconstruction_weight = reconstruction_weight
@@ -88,7 +122,7 @@ class NetworkLoss(nn.Module):
 
         Args:
             output: of the network.
-            target: label values, (B, 1, i, j[, k]).
+            target: label values, (B, 1, i, j[, k]); voxels below 0 do not count.
         """
         loss: torch.Tensor
         if isinstance(output, GatedLogits):
@@ -107,15 +141,17 @@ def gate_loss(maps: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
 
     Args:
         maps: alpha of each gate, (B, 1, ...) in 0..1, at sizes up to that of `target`.
-        target: label values, (B, 1, i, j[, k]); all above 0 are foreground.
+        target: label values, (B, 1, i, j[, k]); all above 0 are foreground, those below 0 are left out.
     """
-    foreground = (target > 0).float()
+    foreground, counts = (target > 0).float(), (target >= 0).float()
     shrink = F.adaptive_avg_pool2d if target.ndim == 4 else F.adaptive_avg_pool3d
     losses = []
     for alpha in maps:
         truth = shrink(foreground, alpha.shape[2:])  # type: ignore[arg-type]  # a size, of 2 or of 3 numbers
         certain = alpha.float().clamp(CERTAIN, 1 - CERTAIN)
-        losses.append(-(truth * certain.log() + (1 - truth) * (1 - certain).log()).mean())
+        entropy = -(truth * certain.log() + (1 - truth) * (1 - certain).log())
+        weights = shrink(counts, alpha.shape[2:])  # type: ignore[arg-type]  # as above
+        losses.append((entropy * weights).sum() / weights.sum().clamp(min=1))
     return torch.stack(losses).mean() if losses else foreground.new_zeros(())
 
 

@@ -193,7 +193,7 @@ def _agreement(root: Path) -> str:
 
 
 _PREPARATION = {"train": "validate#preprocessing#transforms", "inference": "preprocessing#transforms"}
-_FOR_LABELS = ("PlaceLabeld",)
+_FOR_LABELS = ("PlaceLabeld", "LoadLabeld")
 
 
 def _preparation(parser: ConfigParser, path: str) -> list[dict[str, Any]]:

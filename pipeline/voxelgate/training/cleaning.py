@@ -44,16 +44,17 @@ def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Cle
 
     Args:
         prediction: one channel for each label value, (classes, I, J, K).
-        reference: the same.
+        reference: the same; voxels without any channel are not counted.
         labels: names of the values.
     """
+    counts = reference.any(axis=0)
     found = [value for value in labels.foreground if prediction[value].any() and reference[value].any()]
     before = {value: dice_of_masks(prediction[value], reference[value]) for value in found}
     trials = []
     for value in found:
         after = {}
         for step, do in _STEPS.items():
-            cleaned = do(prediction[value])
+            cleaned = do(prediction[value]) & counts
             lost = sum(
                 before[other] - dice_of_masks(prediction[other] & ~cleaned, reference[other])
                 for other in found

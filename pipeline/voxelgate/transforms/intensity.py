@@ -63,6 +63,9 @@ network that must see lung, fat, soft tissue and bone at once.
 """
 
 
+PERCENTILE_LIMITS = (0.5, 99.5)
+"""Between which MRI is normalised unless a config says otherwise."""
+
 LOG_FLOOR = 1e-3
 """Added to an image scaled to 0..1 before its logarithm, for the sake of zeros; a quarter of a grey level of 8 bits."""
 
@@ -145,8 +148,8 @@ def normalize(
     image: torch.Tensor,
     *,
     nonzero: bool = True,
-    low_percentile: float = 0.5,
-    high_percentile: float = 99.5,
+    low_percentile: float = PERCENTILE_LIMITS[0],
+    high_percentile: float = PERCENTILE_LIMITS[1],
     together: bool = False,
 ) -> torch.Tensor:
     """Clip an image to two percentiles and bring it to mean 0 and standard deviation 1, each channel on its own.
@@ -289,8 +292,8 @@ class NormalizeImaged(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
         keys: Hashable | Sequence[Hashable],
         *,
         nonzero: bool = True,
-        low_percentile: float = 0.5,
-        high_percentile: float = 99.5,
+        low_percentile: float = PERCENTILE_LIMITS[0],
+        high_percentile: float = PERCENTILE_LIMITS[1],
         together: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -354,8 +357,15 @@ class Despeckled(MapTransform):  # type: ignore[misc]  # MONAI ships no types th
 def _mapped(
     step: MapTransform, data: Mapping[Hashable, Any], change: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[Hashable, Any]:
-    """Return `data` with the images of a step changed, one by one."""
-    return {**data, **{key: change(torch.as_tensor(data[key])) for key in step.key_iterator(data)}}
+    """Return `data` with the images of a step changed, one by one.
+
+    Raises:
+        InputError: as `change` does, with the case of a training.
+    """
+    try:
+        return {**data, **{key: change(torch.as_tensor(data[key])) for key in step.key_iterator(data)}}
+    except InputError as error:
+        raise InputError(f"{data['case_id']}: {error}" if "case_id" in data else str(error)) from error
 
 
 def _like(voxels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -380,6 +390,22 @@ def _statistics(
     values: npt.NDArray[np.float32], percentiles: tuple[float, float], channel: int
 ) -> tuple[float, float, float, float]:
     """Return both percentiles, and mean and standard deviation of the values clipped to them."""
+    low, high = contrast_limits(values, percentiles, channel)
+    clipped = values.clip(low, high)
+    return low, high, float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
+
+
+def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float], channel: int) -> tuple[float, float]:
+    """Return the percentiles between which an image is normalised.
+
+    Args:
+        values: of one channel, those that count.
+        percentiles: low and high.
+        channel: its number, for messages.
+
+    Raises:
+        InputError: there are none, some are not finite, or both percentiles are equal: nothing to see.
+    """
     if not values.size:
         raise InputError(f"channel {channel} of the image holds nothing but zeros; leave the case out.")
     if not np.isfinite(values).all():
@@ -390,8 +416,7 @@ def _statistics(
             f"channel {channel} of the image has no contrast: percentiles {percentiles[0]:g} and {percentiles[1]:g} "
             f"are both {low:g}; leave the case out, or widen the percentiles."
         )
-    clipped = values.clip(low, high)
-    return low, high, float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
+    return low, high
 
 
 def _despeckled(channel: npt.NDArray[np.float32], weight: float, *, log_compressed: bool) -> npt.NDArray[np.float32]:

@@ -1,19 +1,22 @@
 """MONAI's `LoadImage` and `SaveImage` on top of `voxelgate.images.volumes`: as strict, as exact, and as safe."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import ImageReader, ImageWriter, MetaTensor
+from monai.networks import one_hot
+from monai.transforms import MapTransform
 
 from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.read.reader import CheckedDicomReader
+from voxelgate.images.label_maps import VALUES_KEY, LabelValues, read_label_map
 from voxelgate.images.pictures import is_picture
-from voxelgate.images.spec import as_paths, binary_as_one, joined, meta_of
+from voxelgate.images.spec import as_paths, joined, meta_of
 from voxelgate.images.volumes import Voxels, is_volume, read_channels, read_volume, write_label_map
 
 
@@ -80,24 +83,73 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         return voxels, meta_of(grid)
 
 
-class MaskReader(VolumeReader):
-    """Let MONAI's `LoadImage` read label maps, among them masks of one structure in black and white.
+class LoadLabeld(MapTransform):  # type: ignore[misc]  # MONAI ships no stubs
+    """Read label maps as (1, I, J, K) float32 with the values 0, 1, 2, ..., and `IGNORED` where nobody labelled.
+
+    What the values of a file stand for a row of `datalist` tells under "label_values"; without, they are those of the
+    network, or black and white where there is one structure.
 
     Args:
-        highest: label value that the data set declares; see `voxelgate.images.spec.binary_as_one`.
+        keys: paths of label maps.
+        highest: largest label value of the network.
+        allow_missing_keys: skip keys that are absent instead of refusing.
 
-    >>> from monai.transforms import LoadImaged
-    >>> load = LoadImaged(keys="label", reader="voxelgate.MaskReader", highest=1)
+    Raises:
+        InputError: at call, as for `VolumeReader`, and for values that nothing is said of.
+
+    >>> loaded = vg.LoadLabeld("label", highest=1)({"label": "labels.nii.gz"})["label"]
+    >>> loaded.shape, int(loaded.max())
+    (torch.Size([1, 32, 36, 28]), 1)
     """
 
-    def __init__(self, highest: int) -> None:
-        super().__init__()
+    def __init__(self, keys: Hashable | Sequence[Hashable], highest: int, *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.highest = highest
 
-    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
-        """Return voxels and metadata as `VolumeReader` does."""
-        voxels, meta = super().get_data(img)
-        return binary_as_one(voxels, self.highest), meta
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with label maps instead of their paths, and without "label_values"."""
+        out = dict(data)
+        told = out.pop(VALUES_KEY, None)
+        values = LabelValues.up_to(self.highest) if told is None else LabelValues.from_mapping(told)
+        for key in self.key_iterator(out):
+            (path,) = as_paths(data[key])
+            voxels, grid = read_label_map(path, values) if _is_file(path) else _dicom_labels(path, values)
+            out[key] = as_image(voxels.astype(np.float32)[None], grid)
+            out[key].meta["filename_or_obj"] = str(path)
+        return out
+
+
+def _dicom_labels(path: Path, values: LabelValues) -> tuple[Voxels, Grid]:
+    voxels, meta = VolumeReader().get_data((path,))
+    return values.numbered(voxels), Grid(voxels.shape, meta["affine"])
+
+
+class OneHotLabelsd(MapTransform):  # type: ignore[misc]  # MONAI ships no stubs
+    """Make one channel for each label value, all of them empty where the label map says that nobody labelled.
+
+    So neither metric counts these voxels, in the prediction or in the label.
+
+    Args:
+        keys: label maps (1, I, J, K) of one shape, such as prediction and label.
+        label_key: the one that knows what is ignored.
+        classes: label values, background included.
+
+    >>> label = torch.tensor([[[[0.0, 1.0, -1.0]]]])
+    >>> vg.OneHotLabelsd("label", label_key="label", classes=2)({"label": label})["label"][:, 0, 0].tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, keys: Hashable | Sequence[Hashable], label_key: Hashable, classes: int) -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+        self.classes = classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with the channels."""
+        out, counts = dict(data), data[self.label_key] >= 0
+        for key in self.key_iterator(out):
+            out[key] = one_hot(data[key].clamp(min=0), self.classes, dim=0) * counts
+        return out
 
 
 def _is_file(path: Path) -> bool:

@@ -30,7 +30,7 @@ def foreground_indices(label: torch.Tensor) -> list[Indices]:
     """List where each structure of a label map lies.
 
     Args:
-        label: values, 0 for background, (1, I, J, K) or (1, I, J), any dtype.
+        label: values, 0 for background, below 0 what is ignored, (1, I, J, K) or (1, I, J), any dtype.
 
     Returns:
         One array of flat voxel indices (C order, ascending) for each value present, in ascending order of the values;
@@ -47,7 +47,7 @@ def foreground_indices(label: torch.Tensor) -> list[Indices]:
     if label.numel() > np.iinfo(np.int32).max:
         raise InputError(f"a label map of {label.numel()} voxels is too large; crop it, or resample it coarser.")
     values = plain_tensor(label).reshape(-1).numpy(force=True)
-    foreground = np.flatnonzero(values).astype(np.int32)
+    foreground = np.flatnonzero(values > 0).astype(np.int32)
     if not foreground.size:
         return []
     order = np.argsort(values[foreground], kind="stable")
@@ -198,7 +198,7 @@ def _foreground_voxel(label: torch.Tensor, flat_index: int) -> tuple[int, ...]:
     shape = tuple(label.shape[1:])
     if flat_index < np.prod(shape):
         voxel = tuple(int(i) for i in np.unravel_index(flat_index, shape))
-        if plain_tensor(label)[(0, *voxel)] != 0:
+        if plain_tensor(label)[(0, *voxel)] > 0:
             return voxel
     raise InputError(
         f"the stored foreground index {flat_index} is no foreground of this label map of the shape {shape}; "

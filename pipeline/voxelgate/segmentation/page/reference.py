@@ -15,7 +15,8 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.evaluation.pairs import label_maps_in
-from voxelgate.evaluation.scores import LabelScores, read_label_map, score
+from voxelgate.evaluation.scores import LabelScores, score
+from voxelgate.images.label_maps import read_label_map
 from voxelgate.images.volumes import read_channels, volume_stem
 from voxelgate.inference.attention.gate_report import GateReport
 from voxelgate.inference.attention.maps import GateMap, diagnose

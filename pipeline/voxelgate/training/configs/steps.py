@@ -33,20 +33,14 @@ ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
 def reading_steps(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the steps from files to channel-first volumes."""
-    volume: Config = {"reader": "voxelgate.VolumeReader"}
-    image: Config = volume if len(plan.image_channels) == 1 else {"reader": "voxelgate.ChannelsReader"}
-    label = volume
-    if plan.modality is Modality.PICTURE:
-        label = {"reader": "voxelgate.MaskReader", "highest": len(plan.labels) - 1}
-    first = {"_target_": "EnsureChannelFirstd", "keys": keys}
-    if image == label:
-        return [{"_target_": "LoadImaged", "keys": keys, **image}, first]
-    others = [key for key in keys if key != "image"]
-    load: list[Config] = [
-        {"_target_": "LoadImaged", "keys": ["image"], **image},
-        {"_target_": "LoadImaged", "keys": others, **label},
+    reader = "voxelgate.VolumeReader" if len(plan.image_channels) == 1 else "voxelgate.ChannelsReader"
+    steps: list[Config] = [
+        {"_target_": "LoadImaged", "keys": ["image"], "reader": reader},
+        {"_target_": "EnsureChannelFirstd", "keys": ["image"]},
     ]
-    return [*(step for step in load if step["keys"]), first]
+    if "label" in keys:
+        steps.append({"_target_": "voxelgate.LoadLabeld", "keys": ["label"], "highest": len(plan.labels) - 1})
+    return steps
 
 
 def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:

@@ -300,7 +300,12 @@ def _train_handlers() -> list[Config]:
 
 
 def _one_hot(plan: Plan) -> Config:
-    return {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": len(plan.labels)}
+    return {
+        "_target_": "voxelgate.OneHotLabelsd",
+        "keys": ["pred", "label"],
+        "label_key": "label",
+        "classes": len(plan.labels),
+    }
 
 
 def _validate_section(plan: Plan) -> Config:

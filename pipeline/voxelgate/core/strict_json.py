@@ -1,0 +1,68 @@
+"""JSON from people and from elsewhere: what is odd in it is refused with one sentence before anything uses it."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
+
+DEEPEST = 100
+"""Objects and lists inside each other; ours have five, and Python ends at about a thousand."""
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""What no name of a file and no output can hold."""
+
+
+def read_json(path: Path) -> Any:  # whatever JSON holds
+    """Read a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or as for `parse_json`; the message names no file.
+    """
+    return parse_json(path.read_text(encoding="utf-8-sig"))
+
+
+def parse_json(text: str) -> Any:  # whatever JSON holds
+    """Decode JSON.
+
+    Raises:
+        ValueError: no JSON, numbers that JSON does not know, a key twice in one object, nested deeper than `DEEPEST`,
+            or texts with NUL or half of a surrogate pair.
+
+    >>> parse_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+        ...
+    ValueError: the key 'a' stands 2 times in one object
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEEPEST}") from error
+    level = [document]
+    for _ in range(DEEPEST):
+        level = [part for one in level for part in _parts(one)]
+        if not level:
+            return document
+    raise ValueError(f"nested deeper than {DEEPEST}")
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a value consists of, and refuse texts that nothing can be done with."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, str) and (odd := _UNUSABLE.search(value)):
+        what = "NUL" if odd[0] == "\0" else "half of a surrogate pair"
+        raise ValueError(f"the text {value!a} holds {what}")
+    return value if isinstance(value, list) else []
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, times in Counter(key for key, _ in pairs).items():
+        if times > 1:
+            raise ValueError(f"the key {key!r} stands {times} times in one object")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
