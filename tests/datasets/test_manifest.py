@@ -20,7 +20,7 @@ from monai.data import load_decathlon_datalist
 from tests.manifest_files import write_document
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
-from voxelgate.datasets.check_manifest import check_manifest, checksum, manifest_defects
+from voxelgate.datasets.check_manifest import check_manifest, checked_manifest, checksum
 from voxelgate.datasets.folds import assign_folds
 from voxelgate.datasets.manifest import Manifest, datalist, load_manifest, manifest_from_document
 from voxelgate.evaluation.pairs import find_pairs
@@ -191,10 +191,10 @@ def test_a_breach_that_quotes_all_cases_stays_one_readable_line() -> None:
     assert len(problem) < 250
 
 
-def test_label_values_with_a_gap_are_refused() -> None:
-    assert row_problems(row("a"), labels={"0": "background", "2": "x"}) == (
-        "labels: label values must be 0, 1, 2, ... without a gap, found 0, 2.",
-    )
+def test_labels_without_a_background_are_refused() -> None:
+    with pytest.raises(UsageError, match="label values begin with 0 for the background"):
+        build_manifest("nowhere", name="a", modality="CT", licence="b", labels={"1": "x", "2": "y"})
+    assert "'0' is a required property" in row_problems(row("a"), labels={"1": "x", "2": "y"})[0]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_label_that_is_turned_but_has_the_same_shape_is_named(manifest: Manife
 def test_a_float_label_with_whole_numbers_is_accepted(manifest: Manifest) -> None:
     save(manifest.data_root / "labels/b.nii.gz", label_voxels().astype(np.float32))
 
-    assert manifest_defects(manifest) == []
+    assert checked_manifest(manifest).problems == ()
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
@@ -605,7 +605,7 @@ def test_a_broken_subjects_file_is_refused(sound: Path, text: str) -> None:
 def test_wrong_options_of_build_are_refused(sound: Path) -> None:
     with pytest.raises(UsageError, match="modality 'PET' is unknown; choose CT or MRI"):
         build_small(sound, modality="PET")
-    with pytest.raises(UsageError, match="without a gap"):
+    with pytest.raises(UsageError, match="begin with 0 for the background"):
         build_small(sound, labels={"1": "x"})
     with pytest.raises(UsageError, match="choose 1 to 3 folds"):
         build_small(sound, folds=4)
@@ -675,9 +675,12 @@ def test_a_document_that_could_not_be_read_again_is_not_written(sound: Path) -> 
     assert not list(sound.glob("*.json*"))
 
 
-def test_a_folder_that_does_not_exist_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written: No such file"):
-        write_document(document(row("a")), tmp_path / "none/m.json")
+def test_folders_above_a_manifest_are_made_unless_a_file_is_in_the_way(tmp_path: Path) -> None:
+    write_document(document(row("a")), tmp_path / "new/folder/m.json")
+
+    assert (tmp_path / "new/folder/m.json").is_file()
+    with pytest.raises(OutputError, match=r"m\.json: cannot be made"):
+        write_document(document(row("a")), tmp_path / "new/folder/m.json/n.json")
 
 
 # --- datalist

@@ -313,7 +313,7 @@ def test_mri_with_a_channel_of_one_value_is_left_out(folder: Path) -> None:
     image[3:] = 9
     save(folder / "images" / "c0.nii.gz", image)
     (defect,) = survey(load_manifest(folder / "manifest.json")).defects
-    assert "channel 0 holds one value only beside 0" in defect.found
+    assert "channel 0 of the image has no contrast" in defect.found
     assert defect.is_left_out
 
 

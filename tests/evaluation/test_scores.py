@@ -299,10 +299,11 @@ def test_a_structure_that_fills_the_volume_has_no_surface() -> None:
     ("wrong", "message"),
     [
         (np.full((3, 3, 3), 2, np.uint8), "holds the value 2, which has no name"),
-        (np.full((3, 3, 3), -1, np.int16), "whole numbers to 65535"),
-        (np.full((3, 3, 3), 0.5, np.float32), "holds 0.5, which is no whole number"),
-        (np.full((3, 3, 3), np.nan, np.float32), "from nan"),
+        (np.full((3, 3, 3), -2, np.int16), "whole numbers to 65535"),
+        (np.full((3, 3, 3), 0.5, np.float32), "no whole number, such as 0.5"),
+        (np.full((3, 3, 3), np.nan, np.float32), "no whole number, such as nan"),
         (np.full((3, 3, 3), 1e9), "from 1e"),
+        (np.full((3, 3, 3), 1e12), "expected label values to 4294967295"),
         (np.full((3, 3, 3), 1j), "complex128"),
         (np.ones((3, 3, 4), np.uint8), "shape"),
     ],
@@ -310,9 +311,9 @@ def test_a_structure_that_fills_the_volume_has_no_surface() -> None:
 def test_what_is_no_label_map_of_the_table_is_refused(wrong: Array, message: str) -> None:
     right, grid = np.ones((3, 3, 3), np.uint8), a_grid((3, 3, 3))
 
-    with pytest.raises(InputError, match=f"case: the prediction .*{message}"):
+    with pytest.raises(InputError, match=f"case: the prediction.*{message}"):
         score(wrong, right, grid, ORGAN, "case")
-    with pytest.raises(InputError, match=f"case: the reference .*{message}"):
+    with pytest.raises(InputError, match=f"case: the reference.*{message}"):
         score(right, wrong, grid, ORGAN, "case")
 
 

@@ -18,8 +18,9 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.images.pictures import RGB, label_suffix, read_picture, read_picture_header, write_picture
-from voxelgate.images.spec import ImageSpec, binary_as_one, read_image
+from voxelgate.images.spec import ImageSpec, read_image
 from voxelgate.images.volumes import read_grid, read_volume, volume_stem, write_label_map
+from voxelgate.transforms.io import LoadLabeld
 
 COLOUR = ImageSpec(RGB, is_picture=True)
 GREY = ImageSpec(is_picture=True)
@@ -303,18 +304,11 @@ def test_monai_reads_a_picture_in_colours_as_three_channels(tmp_path: Path) -> N
     label = save(tmp_path / "b.png", np.array([[0, 255], [255, 0]], np.uint8))
 
     image = LoadImaged("image", reader="voxelgate.ChannelsReader")({"image": str(path)})["image"]
-    mask = LoadImaged("label", reader="voxelgate.MaskReader", highest=1)({"label": str(label)})["label"]
+    mask = LoadLabeld("label", highest=1)({"label": str(label)})["label"]
 
     np.testing.assert_array_equal(image, expected(pixels))
     np.testing.assert_array_equal(image.affine, AXES_RAS)
-    np.testing.assert_array_equal(mask[..., 0], [[0, 1], [1, 0]])
-
-
-def test_white_is_the_only_structure_where_there_is_one_and_a_value_like_any_other_where_not() -> None:
-    mask = np.array([0, 255], np.uint8)
-    assert binary_as_one(mask, 1).tolist() == [0, 1]
-    assert binary_as_one(mask, 300).tolist() == [0, 255]
-    assert binary_as_one(np.array([0, 1, 255], np.uint8), 1).tolist() == [0, 1, 255]
+    np.testing.assert_array_equal(mask[0, ..., 0], [[0, 1], [1, 0]])
 
 
 def test_grey_and_colour_are_told_apart(tmp_path: Path) -> None:

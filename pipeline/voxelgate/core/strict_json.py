@@ -41,13 +41,13 @@ def parse_json(text: str) -> Any:  # whatever JSON holds
         raise ValueError(f"nested deeper than {DEEPEST}") from error
     level = [document]
     for _ in range(DEEPEST):
-        level = [part for one in level for part in _parts(one)]
+        level = [part for one in level for part in _checked_parts(one)]
         if not level:
             return document
     raise ValueError(f"nested deeper than {DEEPEST}")
 
 
-def _parts(value: Any) -> list[Any]:
+def _checked_parts(value: Any) -> list[Any]:
     """Return what a value consists of, and refuse texts that nothing can be done with."""
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]

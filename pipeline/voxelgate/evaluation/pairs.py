@@ -165,16 +165,14 @@ def _double_line(path: Path, first: Path, root: Path) -> str:
 def _matched(
     images_of: Mapping[str, Mapping[int, Path]], label_of: Mapping[str, Path], problems: list[str], root: Path
 ) -> tuple[list[Pair], list[str]]:
-    """Return the cases with image and label, and the lines of before and of channels that lack or are too many."""
+    """Return the cases with image and label, and with the lines of before those of channels that lack."""
     both = sorted(images_of.keys() & label_of.keys())
     counts = Counter(max(images_of[case_id]) + 1 for case_id in both)
     usual = max(counts, key=lambda channels: (counts[channels], channels), default=1)
     found = [line for case_id in both for line in _channel_lines(case_id, images_of[case_id], usual, root)]
-    pairs = [
-        Pair(case_id, tuple(path for _, path in sorted(images_of[case_id].items())), label_of[case_id])
-        for case_id in both
-    ]
-    return pairs, [*problems, *found]
+    whole = [case_id for case_id in both if sorted(images_of[case_id]) == list(range(usual))]
+    in_order = {case_id: tuple(path for _, path in sorted(images_of[case_id].items())) for case_id in whole}
+    return [Pair(case_id, in_order[case_id], label_of[case_id]) for case_id in whole], [*problems, *found]
 
 
 def _channel_lines(case_id: str, files: Mapping[int, Path], usual: int, root: Path) -> Iterator[str]:

@@ -50,11 +50,13 @@ class LabelValues:
 
     def __post_init__(self) -> None:
         if self.values[:1] != (0,) or any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
-            raise ValueError(f"label values begin with 0 for the background and ascend, found {_listed(self.values)}")
+            raise ValueError(
+                f"label values begin with 0 for the background and ascend, found {_shown_values(self.values)}"
+            )
         if (largest := max(map(abs, (*self.values, *self.ignored)))) > HIGHEST_VALUE:
             raise ValueError(f"label values go up to {HIGHEST_VALUE}, found {largest}")
         if both := sorted(set(self.values) & set(self.ignored)):
-            raise ValueError(f"the value {_listed(both)} is a label and to be ignored; it can be one of them")
+            raise ValueError(f"the value {_shown_values(both)} is a label and to be ignored; it can be one of them")
 
     @classmethod
     def up_to(cls, highest: int) -> "LabelValues":
@@ -116,10 +118,10 @@ class LabelValues:
         found = _others(whole, (*self.values, *self.ignored))
         more = f" and {len(found) - MOST_VALUES_SHOWN} more" if len(found) > MOST_VALUES_SHOWN else ""
         is_range = self.values == tuple(range(len(self.values)))
-        declared = f"0 to {self.values[-1]}" if is_range else _listed(self.values)
-        ignored = f", and ignores {_listed(self.ignored)}" if self.ignored else ""
+        declared = f"0 to {self.values[-1]}" if is_range else _shown_values(self.values)
+        ignored = f", and ignores {_shown_values(self.ignored)}" if self.ignored else ""
         hint = "" if more else "; name them (--labels VALUE=NAME,...), or leave them out (--ignore VALUE)"
-        return f"values {_listed(found)}{more} are not declared; the manifest declares {declared}{ignored}{hint}."
+        return f"values {_shown_values(found)}{more} are not declared; the manifest declares {declared}{ignored}{hint}."
 
 
 def read_label_map(path: Path, values: LabelValues | int) -> tuple[Voxels, Grid]:
@@ -137,8 +139,7 @@ def read_label_map(path: Path, values: LabelValues | int) -> tuple[Voxels, Grid]
         voxels = single_channel(path, channels)
         if isinstance(values, LabelValues):
             return values.numbered(voxels), grid
-        whole = whole_labels(voxels)
-        return white_as_one(whole) if values == 1 else whole, grid
+        return _of_network(whole_labels(voxels), values), grid
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
 
@@ -184,6 +185,12 @@ def whole_labels(voxels: Voxels) -> Voxels:
     return rounded.astype(np.int32 if rounded.max(initial=0) <= np.iinfo(np.int32).max else np.int64)
 
 
+def _of_network(whole: Voxels, highest: int) -> Voxels:
+    if (lowest := int(whole.min(initial=0))) < 0:
+        raise InputError(f"holds the value {lowest}; a label map holds whole numbers from 0.")
+    return white_as_one(whole) if highest == 1 else whole
+
+
 def white_as_one(labels: Voxels) -> Voxels:
     """Return a label map of one structure in black and white as 0 and 1; others as they are.
 
@@ -207,6 +214,6 @@ def _others(whole: Voxels, known: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(found - set(known)))
 
 
-def _listed(values: Iterable[int]) -> str:
+def _shown_values(values: Iterable[int]) -> str:
     shown = [str(value) for value in values]
     return ", ".join(shown[:MOST_VALUES_SHOWN])

@@ -414,7 +414,7 @@ def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float], 
     if not low < high:
         raise InputError(
             f"channel {channel} of the image has no contrast: percentiles {percentiles[0]:g} and {percentiles[1]:g} "
-            f"are both {low:g}; leave the case out, or widen the percentiles."
+            f"are both {low:g}; leave the case out."
         )
     return low, high
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from voxelgate.core.errors import UsageError, reason_of
+from voxelgate.core.errors import UsageError, reason_of
+from voxelgate.core.files import make_folder
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import load_manifest
@@ -67,6 +69,7 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
         UsageError: overrides that make no plan, or none whose network can be trained.
     """
     refuse_existing_bundle(out)
+    make_folder(out.parent)
     found = survey(load_manifest(manifest, data_root), cache=cache, progress=progress)
     first = plan(found.fingerprint, budget, overrides)
     timed = budget if budget.step_s else replace(budget, step_s=_measured_s(first))
