@@ -13,7 +13,7 @@ from voxelgate.core.files import file_sha256, write_text
 CHECKSUMS = "checksums.json"
 """File in a bundle with the SHA-256 of every file that is executed or loaded."""
 
-SEALED = ("configs/*.json", "models/*.pt", "plan.json", "fingerprint.json")
+SEALED = ("configs/*.json", "models/*.pt", "plan.json", "fingerprint.json", "seen.json")
 
 WEIGHTS = "models/model.pt"
 

@@ -130,6 +130,15 @@ def checksum(path: Path) -> str:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
+def image_content(case: ManifestCase) -> str:
+    """Return the hash of the decoded image of a case, which neither name nor packing of its files changes.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return _content_hash([voxels for path in case.channels for voxels in read_channels(path)[0]])
+
+
 def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
     """Read the files of one case and say what is wrong with them.
 

@@ -11,14 +11,14 @@ from ignite.engine import Engine, Events
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import IGNORED, LabelTable
 from voxelgate.evaluation.scores import LabelScores, score
-from voxelgate.evaluation.table import write_csv
+from voxelgate.evaluation.table import without_names, write_csv
 
 
 class ScoreCases:
     """Handler of a MONAI evaluator: score every case on the grid of its prediction, and write the table at the end.
 
     Args:
-        path: CSV to write; one that is there is replaced.
+        path: CSV to write; one that is there is replaced. Cases are called by a hash, for it may go with the bundle.
         names: `{"0": "background", "1": ...}`.
         pred_key: key of the prediction in the evaluator's output, one-hot (classes, I, J, K) with its affine.
         label_key: key of the reference, likewise; voxels without any class count in neither.
@@ -53,8 +53,7 @@ class ScoreCases:
             )
 
     def _write(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(self.scores, self.path, overwrite=True)
+        write_csv(without_names(self.scores), self.path, overwrite=True)
 
 
 def values_of_channels(one_hot: torch.Tensor) -> npt.NDArray[np.int32]:

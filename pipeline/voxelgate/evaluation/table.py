@@ -1,16 +1,19 @@
 """Scores as a table: statistics by structure and over all, and CSV."""
 
-import csv
-import io
+import hashlib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from voxelgate.core.csv_tables import csv_text
 from voxelgate.core.errors import InputError, OutputError
-from voxelgate.core.files import write_text
+from voxelgate.core.files import make_folder, write_text
 from voxelgate.evaluation.scores import IN_PIXELS, LabelScores, Measure
+
+HASH_DIGITS = 12
+"""Hexadecimal digits by which a case is called that shall not be named."""
 
 MEAN_OVER_LABELS = "mean over labels"
 """Name of the last line of a summary, in which every label weighs the same."""
@@ -88,14 +91,18 @@ def write_csv(scores: Sequence[LabelScores], path: Path, *, overwrite: bool = Fa
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; name another file, or allow it to be overwritten.")
     columns = _columns(in_pixels=all(item.counts_pixels for item in scores))
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(name for name, _ in columns.values())
-    lines.writerows([_cell(getattr(item, name), columns[name][1]) for name in columns] for item in scores)
+    header = [name for name, _ in columns.values()]
+    rows = [[_cell(getattr(item, name), columns[name][1]) for name in columns] for item in scores]
+    make_folder(path.parent)
     try:
-        write_text(path, text.getvalue(), overwrite=overwrite)
+        write_text(path, csv_text([header, *rows]), overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); name a file in a writable folder.") from error
+
+
+def without_names(scores: Iterable[LabelScores]) -> list[LabelScores]:
+    """Return scores whose cases are called by a hash of their id, for tables that lie in a bundle and go with it."""
+    return [replace(one, case_id=hashlib.sha256(one.case_id.encode()).hexdigest()[:HASH_DIGITS]) for one in scores]
 
 
 def _columns(*, in_pixels: bool) -> dict[str, tuple[str, int]]:

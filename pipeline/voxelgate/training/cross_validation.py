@@ -11,35 +11,37 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal
+from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.workflow import read_configs, run_workflow
 from voxelgate.core.errors import UsageError
-from voxelgate.core.files import copy_file
+from voxelgate.core.files import copy_file, locked
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
-from voxelgate.datasets.manifest import Manifest, Split, datalist, load_manifest
+from voxelgate.datasets.manifest import Manifest, load_manifest
 from voxelgate.evaluation.handler import ScoreCases
 from voxelgate.evaluation.scores import LabelScores, Measure
-from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, write_csv
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, without_names, write_csv
 from voxelgate.training.cleaning import CleaningTrial, choose_cleaning, trials_of
 from voxelgate.training.configs.bundle_files import cleaned, is_as_planned, rewrite_bundle
 from voxelgate.training.planning.plan import Cleaning, Plan
+from voxelgate.training.seen import SEEN, read_seen
 from voxelgate.training.train import (
-    SEEN,
     TRAINING,
     TrainingJob,
-    count_seen,
+    epochs_done,
     prepare_folder,
     refuse_other_labels,
+    refuse_settings,
     settings_of,
     train,
+    validation_cases,
 )
 
 logger = logging.getLogger(__name__)
 
 FOLD_MANIFEST = "manifest.json"
-"""File in the training folder with the folds, where the manifest that was given has others."""
+"""File in the training folder with the folds, where the manifest that was given has others; gone when all is done."""
 
 FOLD_SCORES = "cross_validation.csv"
 """File in the training folder with the scores of every case by a network that has not seen it, before any cleaning."""
@@ -123,14 +125,17 @@ def train_folds(
     >>> len(vg.train_folds(job, 2).mean_dice)
     2
     """
+    verify(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
+    refuse_settings(job, settings_of(job))
     dealt = None if manifest.folds == tuple(range(folds)) else manifest.with_folds(folds)
     prepare_folder(job)
-    rooted = replace(job, data_root=(job.data_root or job.manifest.parent).resolve())
-    jobs = _fold_jobs(replace(rooted, manifest=_kept(dealt, job)), folds, devices)
-    done = (_train_fold(one, progress) for one in jobs) if executor is None else executor.map(_train_fold, jobs)
-    return _put_together(job, list(done))
+    with locked(job.out):
+        rooted = replace(job, data_root=(job.data_root or job.manifest.parent).resolve())
+        jobs = _fold_jobs(replace(rooted, manifest=_kept(dealt, job)), folds, devices)
+        done = (_train_fold(one, progress) for one in jobs) if executor is None else executor.map(_train_fold, jobs)
+        return _put_together(job, list(done))
 
 
 def devices_here() -> list[str]:
@@ -173,19 +178,20 @@ def _fold_jobs(job: TrainingJob, folds: int, devices: Sequence[str]) -> list[Tra
 
 def _train_fold(job: TrainingJob, progress: Progress | None = None) -> _FoldResult:
     """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
-    rows = datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=Split.VALIDATION)
-    if not is_sealed(job.out):
+    manifest = load_manifest(job.manifest, job.data_root)
+    cases = validation_cases(manifest, job.fold)
+    if not is_sealed(job.out) or epochs_done(job.out) < (job.overrides or {}).get("epochs", 0):
         train(replace(job, resume=job.out.exists()), progress=progress)
-    if seen := count_seen(job.out, rows):
+    if seen := read_seen(job.out).count(manifest, cases, {}):
         raise UsageError(
-            f"{job.out.name} was trained on {seen} of the {len(rows)} cases that shall validate it, or on others of "
+            f"{job.out.name} was trained on {seen} of the {len(cases)} cases that shall validate it, or on others of "
             "their subjects: the manifest is not the one it was trained with; train all folds anew into another folder"
         )
     uncleaned = {"validate#postprocessing": read_configs(job.out, ["train"], {}).get("validate#postprocessing")}
     settings = settings_of(job) | SCORE_CLEANINGS | uncleaned | {"output_dir": str(job.out / TRAINING)}
     parser = run_workflow(job.out, ["train", "evaluate"], settings)
     found = parser.get_parsed_content("score_cases")
-    subject_of = {str(row["case_id"]): str(row["subject"]) for row in rows}
+    subject_of = {case.case_id: case.subject for case in cases}
     return _FoldResult(job.out, tuple(found.scores), tuple(found.trials), subject_of)
 
 
@@ -196,13 +202,14 @@ def _put_together(job: TrainingJob, done: Sequence[_FoldResult]) -> CrossValidat
         tuple(trial for fold in done for trial in fold.trials),
         tuple(fold.mean_dice for fold in done),
     )
-    write_csv(list(result.scores), job.out / TRAINING / FOLD_SCORES, overwrite=True)
+    write_csv(without_names(result.scores), job.out / TRAINING / FOLD_SCORES, overwrite=True)
     for number, fold in enumerate(done):
         copy_file(fold.bundle / WEIGHTS, job.out / "models" / f"fold_{number}.pt")
     best = max(range(len(done)), key=lambda number: (not isnan(result.mean_dice[number]), result.mean_dice[number]))
     copy_file(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
-    copy_file(done[best].bundle / TRAINING / SEEN, job.out / TRAINING / SEEN)
+    copy_file(done[best].bundle / SEEN, job.out / SEEN)
     _clean_by_plan(job.out, choose_cleaning(result.trials))
+    (job.out / TRAINING / FOLD_MANIFEST).unlink(missing_ok=True)  # it names files, and a bundle is handed on
     seal(job.out)
     return result
 

@@ -26,6 +26,12 @@ from voxelgate.training.distributed import UNREADABLE_STATE, rank, save_atomical
 
 logger = logging.getLogger(__name__)
 
+LENGTH_NAME = "epochs"
+"""Of the setting in which a training that is taken up again may differ."""
+
+SCHEDULE_LENGTH = "t_total"
+"""Attribute of MONAI's `WarmupCosineSchedule` with its steps, which it keeps in its state."""
+
 SEED_LIMIT = 2**32
 """NumPy takes seeds below this."""
 
@@ -262,12 +268,14 @@ class KeepBest:
 class ResumeState:
     """Save everything a training needs after each epoch, and go on from there: the same weights as without a break.
 
-    Together with `SeedEpochs` the random state needs no saving: it follows from the epoch.
+    Together with `SeedEpochs` the random state needs no saving: it follows from the epoch. The weights are the same
+    with as many threads on such a machine; others take sums in another order. A training may go on to more epochs than
+    it was meant to have, on the schedule of the new length.
 
     Args:
         path: of the state, written atomically; readable with `torch.load(weights_only=True)`.
         objects: what has a state: network, average, optimiser, schedule, `KeepBest`.
-        identity: settings that must be equal when a run is taken up again.
+        identity: settings that must be equal when a run is taken up again, but for "epochs".
         resume: take up the run at `path`; otherwise a state that lies there is refused.
 
     >>> state = vg.ResumeState(path="state.pt", objects={"network": torch.nn.Conv3d(1, 2, 1)}, identity={"seed": 0})
@@ -315,7 +323,7 @@ class ResumeState:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             self._refuse_other(content["identity"])
             for name, thing in self.objects.items():
-                thing.load_state_dict(content[name])
+                thing.load_state_dict(_with_own_length(content[name], thing))
             if "scaler" in content and getattr(engine, "scaler", None) is not None:
                 engine.scaler.load_state_dict(content["scaler"])
             engine.state.epoch = content["epoch"]
@@ -325,14 +333,38 @@ class ResumeState:
             ) from error
         engine.state.iteration = content["epoch"] * engine.state.epoch_length
         logger.info("resuming after epoch %d of %d", engine.state.epoch, engine.state.max_epochs)
+        self._tell_length(content["identity"], engine)
+
+    def _tell_length(self, saved: Mapping[str, Any], engine: Engine) -> None:
+        before, now = saved.get(LENGTH_NAME), self.identity.get(LENGTH_NAME)
+        if before == now:
+            return
+        if engine.state.epoch > engine.state.max_epochs:
+            raise UsageError(
+                f"{self.path} holds {engine.state.epoch} epochs, more than {now}: give as many at least, or train into "
+                "another folder"
+            )
+        logger.warning(
+            "the training goes on to epoch %s instead of %s, from here on with the learning rates of that length: its "
+            "weights are not those of one training of %s epochs",
+            now,
+            before,
+            now,
+        )
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
-        for name in sorted(self.identity.keys() | saved.keys()):
+        for name in sorted((self.identity.keys() | saved.keys()) - {LENGTH_NAME}):
             if self.identity.get(name) != saved.get(name):
                 raise UsageError(
                     f"{self.path} was made with {name}={saved.get(name)}, not {self.identity.get(name)}: "
                     "resume with the same settings, or train into another folder"
                 )
+
+
+def _with_own_length(state: dict[str, Any], thing: Stateful) -> dict[str, Any]:
+    """Return a state in which a schedule has the length that it was made for now."""
+    length = getattr(thing, SCHEDULE_LENGTH, None)
+    return state if length is None else state | {SCHEDULE_LENGTH: length}
 
 
 class ShowProgress:

@@ -1,35 +1,42 @@
 """Train a copy of a bundle on a manifest, check its weights on the cases it has not seen, and seal it."""
 
-import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxelgate.bundle.checksums import CHECKSUMS, seal
+import torch
+
+from voxelgate.bundle.checksums import CHECKSUMS, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
-from voxelgate.bundle.workflow import read_configs, run_workflow
-from voxelgate.core.errors import OutputError, UsageError
-from voxelgate.core.files import write_text
+from voxelgate.bundle.workflow import ConfigParser, read_configs, run_workflow
+from voxelgate.core.errors import BundleError, OutputError, UsageError
+from voxelgate.core.files import LOCK_NAME, locked
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import check_manifest
-from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, datalist, load_manifest
+from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, ManifestCase, Split, datalist, load_manifest
 from voxelgate.evaluation.scores import LabelScores
+from voxelgate.training.distributed import STATE, UNREADABLE_STATE
+from voxelgate.training.seen import SEEN, Seen, contents_of, read_seen, seen_of, write_seen
 
 logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 """Folder in a trained bundle with state, TensorBoard events and scores; not needed to segment."""
 
-SEEN = "seen.json"
-"""File in the training folder with case id and subject of every case that the weights were trained on."""
-
 OF_THE_JOB = ("manifest", "data_root", "fold", "resume", "bundle_root", "output_dir", "model_path")
 """Settings that follow from a job; another value of one would train on or into something else than the job says."""
+
+SHARED = ("network_def", "network", "train#deterministic_transforms", "train#preprocessing", "validate#preprocessing",
+          "validate#inferer")  # fmt: skip
+"""Parts of `train.json` that say again what `inference.json` says, or build on it."""
+
+PATCH_SIZES = ("patch_vox", "margin_vox", "spatial_size")
+"""Settings of random transforms that follow from the patch, as the windows of inference and the metadata do."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,10 @@ class TrainingJob:
 def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     """Run a training and return the folder of the trained bundle, sealed and ready to segment.
 
-    Everything is checked before work starts: manifest, files, labels, folds, settings. A training that is killed
-    leaves `out` with its last state, unsealed; run again with `resume`, it ends with the same weights.
+    Everything is checked before work starts: the bundle's seal, manifest, files, labels, folds, settings. A training
+    that is killed leaves `out` with its last state, unsealed; run again with `resume`, it ends with the same weights
+    (on such a machine, with as many threads: sums are taken in another order with others). With more epochs than
+    before, `resume` lengthens a training.
 
     Args:
         job: what to train.
@@ -80,8 +89,9 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
 
     Raises:
         ManifestError: the manifest or its files are wrong; lists all problems.
-        UsageError: labels, fold or settings do not fit the bundle.
-        OutputError: `out` exists, and `resume` was not asked for.
+        UsageError: labels, fold or settings do not fit the bundle, or settings are shared with inference.
+        BundleError: the bundle is not sealed or was changed since, or `out` holds other configs than the bundle.
+        OutputError: `out` exists, and `resume` was not asked for; or another training works in it.
 
     >>> made = vg.plan(vg.survey(vg.load_manifest("data/manifest.json")).fingerprint, vg.Budget(minutes=1))
     >>> vg.write_bundle(made, Path("quick"))
@@ -90,26 +100,69 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     >>> vg.train(job).name
     'quick_trained'
     """
+    verify(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
-    if job.fold != ALL_FOLDS and job.fold not in manifest.folds:
-        raise UsageError(
-            f"{manifest.name} has the folds {manifest.folds}, not {job.fold}; choose one of them, or -1 for all"
-        )
-    training, _ = (
+    _refuse_other_fold(job.fold, manifest)
+    for part in (Split.TRAINING, Split.VALIDATION):
         datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=part)
-        for part in (Split.TRAINING, Split.VALIDATION)
-    )
     settings = settings_of(job) | {"resume": job.resume}
-    read_configs(job.bundle, ["train"], settings)
-    check_manifest(manifest, progress=progress)
+    refuse_settings(job, settings)
+    content = check_manifest(manifest, progress=progress).content
     prepare_folder(job)
-    start_s = time.monotonic()
-    run_workflow(job.out, ["train"], settings)
-    logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
-    _write_seen(training, job.out / TRAINING / SEEN)
-    seal(job.out)
+    with locked(job.out):
+        (job.out / CHECKSUMS).unlink(missing_ok=True)  # what changes its weights is not finished
+        start_s = time.monotonic()
+        run_workflow(job.out, ["train"], settings)
+        logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
+        training = [case for case in manifest.cases if job.fold == ALL_FOLDS or case.fold != job.fold]
+        write_seen(job.out, seen_of(manifest, training, content) | _seen_before(job))
+        seal(job.out)
     return job.out
+
+
+def _refuse_other_fold(fold: int, manifest: Manifest) -> None:
+    if fold == ALL_FOLDS or fold in manifest.folds:
+        return
+    if not manifest.folds:
+        raise UsageError(f"{manifest.name} has no folds, so that no case can validate; train on all (--fold -1)")
+    raise UsageError(f"{manifest.name} has the folds {manifest.folds}, not {fold}; choose one of them, or -1 for all")
+
+
+def refuse_settings(job: TrainingJob, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the bundle does not have, and those that inference shares and would not get.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    read_configs(job.bundle, ["train"], settings)
+    plain = _shared_parts(read_configs(job.bundle, ["train"], {}))
+    for name, value in (job.overrides or {}).items():
+        if _shared_parts(read_configs(job.bundle, ["train"], {name: value})) != plain:
+            raise UsageError(
+                f"setting {name}: inference shares this with the training, and would keep what it has; change the plan "
+                "(`voxelgate plan --override FILE`), so that both get it"
+            )
+
+
+def _shared_parts(config: ConfigParser) -> list[Any]:
+    drawn = config.get("train#random_transforms") or []
+    sizes = [step.get(size) for step in drawn if isinstance(step, Mapping) for size in PATCH_SIZES]
+    return [*(config.get(part) for part in SHARED), sizes]
+
+
+def _seen_before(job: TrainingJob) -> Seen:
+    """Return what weights have seen from which a training begins."""
+    weights = (job.overrides or {}).get("init_weights")
+    return Seen() if weights is None else read_seen(Path(str(weights)).absolute().parents[1])
+
+
+def epochs_done(folder: Path) -> int:
+    """Return the epochs of the training that a trained or half-trained bundle holds; 0 if it holds none."""
+    try:
+        return int(torch.load(folder / TRAINING / STATE, map_location="cpu", weights_only=True)["epoch"])
+    except UNREADABLE_STATE:
+        return 0
 
 
 def evaluate_fold(
@@ -129,13 +182,14 @@ def evaluate_fold(
     settings = settings_of(TrainingJob(bundle, manifest, bundle, data_root, fold)) | {
         "output_dir": str(output_dir.resolve())
     }
-    rows = datalist(manifest, data_root=data_root, fold=fold, part=Split.VALIDATION)
-    if seen := count_seen(bundle, rows):
+    cases = validation_cases(loaded := load_manifest(manifest, data_root), fold)
+    known = read_seen(bundle)
+    if (known != Seen()) and (seen := known.count(loaded, cases, contents_of(cases))):
         logger.warning(
             "%d of the %d cases of fold %d, or others of their subjects, were seen in training: the scores say nothing "
             "about new cases",
             seen,
-            len(rows),
+            len(cases),
             fold,
         )
     parser = run_workflow(bundle, ["train", "evaluate"], settings)
@@ -153,21 +207,10 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def count_seen(bundle: Path, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return how many cases of a datalist the weights of a bundle were trained on, as far as the bundle knows.
-
-    Another case of a subject that was seen counts too.
-    """
-    path = bundle / TRAINING / SEEN
-    if not path.is_file():
-        return 0
-    subject_of: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    subjects = set(subject_of.values())
-    return sum(row["case_id"] in subject_of or row["subject"] in subjects for row in rows)
-
-
-def _write_seen(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    write_text(path, json.dumps({row["case_id"]: row["subject"] for row in rows}) + "\n")
+def validation_cases(manifest: Manifest, fold: int) -> list[ManifestCase]:
+    """Return the cases that the evaluate workflow measures; see `datalist`."""
+    validating = 0 if fold == ALL_FOLDS else fold
+    return [case for case in manifest.cases if case.fold == validating or not manifest.folds]
 
 
 def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:
@@ -192,15 +235,46 @@ def prepare_folder(job: TrainingJob) -> None:
     if job.out.exists():
         if not job.resume:
             raise OutputError(f"{job.out} exists already; name another folder, or take its training up with --resume")
+        _refuse_changed(job)
         return
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}-") as partial:
         copy = Path(partial) / job.out.name
         copy_untrained(job.bundle, copy)
-        copy.rename(job.out)
+        (copy / SEEN).unlink(missing_ok=True)
+        try:
+            copy.rename(job.out)
+        except OSError as error:
+            raise OutputError(
+                f"{job.out}: cannot be made ({error.strerror}); another training may have begun"
+            ) from error
 
 
 def copy_untrained(bundle: Path, to: Path) -> None:
     """Copy a bundle without its weights, their checksums, and what its trainings have left."""
-    shutil.copytree(bundle, to, ignore=shutil.ignore_patterns(TRAINING, f"{TRAINING}_*", CHECKSUMS, "*.pt"))
+    left = (TRAINING, f"{TRAINING}_*", CHECKSUMS, LOCK_NAME, "*.pt")
+    shutil.copytree(bundle, to, ignore=shutil.ignore_patterns(*left))
     (to / "models").mkdir(exist_ok=True)
+
+
+def _refuse_changed(job: TrainingJob) -> None:
+    """Refuse to go on with configs that are not those of the sealed bundle.
+
+    Raises:
+        BundleError: names what differs.
+    """
+    if is_sealed(job.out):
+        verify(job.out)
+        return
+    configs = {path.name for root in (job.bundle, job.out) for path in root.glob("configs/*.json")}
+    files = ["plan.json", *(f"configs/{name}" for name in sorted(configs))]
+    changed = [name for name in files if _content(job.out / name) != _content(job.bundle / name)]
+    if changed:
+        raise BundleError(
+            f"{job.out}: {', '.join(changed)} differ from those of {job.bundle.name}, so its training is not taken up; "
+            "train into another folder"
+        )
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""

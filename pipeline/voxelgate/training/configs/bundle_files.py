@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
+from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import write_text
 from voxelgate.datasets.manifest import Modality
@@ -38,7 +39,7 @@ DICOM_MODALITY = {Modality.CT: "CT", Modality.MRI: "MR"}
 
 
 def write_bundle(plan: Plan, root: Path | str, facts: Fingerprint | None = None) -> None:
-    """Write every file of a bundle but its weights; all of them appear at once, or none.
+    """Write every file of a bundle but its weights, and seal it; all of them appear at once, or none.
 
     Args:
         plan: the numbers.
@@ -63,6 +64,7 @@ def write_bundle(plan: Plan, root: Path | str, facts: Fingerprint | None = None)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "models").mkdir()
+        seal(folder)
         shutil.move(os.fspath(folder), target)
 
 

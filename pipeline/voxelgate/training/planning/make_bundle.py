@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from voxelgate.core.errors import UsageError, reason_of
-from voxelgate.core.errors import UsageError, reason_of
 from voxelgate.core.files import make_folder
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
