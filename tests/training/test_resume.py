@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from voxelgate.bundle.checksums import verify
 from voxelgate.core.errors import UsageError
 from voxelgate.datasets import build_manifest as manifest_build
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import survey
 from voxelgate.training.configs.bundle_files import write_bundle
+from voxelgate.training.cross_validation import train_folds
 from voxelgate.training.planning import Plan, Training, plan
-from voxelgate.training.train import TRAINING, TrainingJob, train
+from voxelgate.training.train import TRAINING, TrainingJob, epochs_done, train
 
 STATE = f"{TRAINING}/state.pt"
 FOLDS = 2
@@ -168,3 +171,26 @@ def test_a_training_is_not_resumed_on_other_cases(whole: TrainingJob, tmp_path: 
     other.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(UsageError, match=r"made with cases=. cases \w+, not . cases"):
         train(replace(whole, resume=True, manifest=other, data_root=whole.manifest.parent))
+
+
+def test_a_finished_training_is_lengthened_on_the_schedule_of_its_new_length(
+    whole: TrainingJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = replace(whole, out=tmp_path / "longer", overrides=SETTINGS | {"epochs": EPOCHS + 2})
+    shutil.copytree(whole.out, longer.out)
+    train(replace(longer, resume=True))
+    state = torch.load(longer.out / STATE, weights_only=True)
+    assert state["epoch"] == state["identity"]["epochs"] == EPOCHS + 2
+    assert state["lr_scheduler"]["t_total"] == 2 * (EPOCHS + 2)
+    assert f"goes on to epoch {EPOCHS + 2} instead of {EPOCHS}" in caplog.text
+    verify(longer.out)
+    with pytest.raises(UsageError, match=f"holds {EPOCHS + 2} epochs, more than 1: give as many at least"):
+        train(replace(longer, resume=True, overrides=SETTINGS | {"epochs": 1}))
+
+
+def test_a_cross_validation_is_lengthened_in_every_fold(whole: TrainingJob, tmp_path: Path) -> None:
+    short = SETTINGS | {"epochs": 1, "steps_per_epoch": 1, "warmup_steps": 1}
+    job = replace(whole, out=tmp_path / "folds", overrides=short)
+    train_folds(job, FOLDS)
+    train_folds(replace(job, resume=True, overrides=short | {"epochs": 2}), FOLDS)
+    assert [epochs_done(job.out / TRAINING / f"fold_{fold}") for fold in range(FOLDS)] == [2, 2]

@@ -15,8 +15,8 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 def csv_text(rows: Iterable[Iterable[str]]) -> str:
     """Return rows as CSV (RFC 4180); `'` stands before what a spreadsheet would take for a formula.
 
-    >>> csv_text([("=A0", "-1.5")])
-    "'=A0,-1.5\\r\\n"
+    >>> csv_text([("=A0", "-1.5")]).strip()
+    "'=A0,-1.5"
     """
     text = io.StringIO()
     writer = csv.writer(text)

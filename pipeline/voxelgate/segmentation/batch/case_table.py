@@ -1,10 +1,9 @@
 """The tables of an output folder, for spreadsheets: what became of each case, and where its input lies."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from voxelgate.core.csv_tables import csv_text
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import write_text
 from voxelgate.images.pictures import PIXELS_PER_ML
@@ -17,9 +16,6 @@ TABLE_NAME = "cases.csv"
 INPUTS_NAME = "inputs.csv"
 """It names patients where files and folders do."""
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""With these a cell would be a formula in a spreadsheet (OWASP, CSV injection)."""
-
 
 def write_tables(ledger: Ledger) -> None:
     """Write `cases.csv` and `inputs.csv` anew: sorted by case, without times, the same for the same results.
@@ -31,7 +27,7 @@ def write_tables(ledger: Ledger) -> None:
         OutputError: one cannot be written; the older one stays.
     """
     _write_table(ledger.out_dir / TABLE_NAME, table_text(ledger.out_dir, ledger.entries()))
-    _write_table(ledger.out_dir / INPUTS_NAME, _as_csv([("case", "input"), *sorted(ledger.inputs().items())]))
+    _write_table(ledger.out_dir / INPUTS_NAME, csv_text([("case", "input"), *sorted(ledger.inputs().items())]))
 
 
 def _write_table(path: Path, text: str) -> None:
@@ -49,15 +45,7 @@ def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
     header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
     ordered = sorted(entries, key=lambda entry: entry.case_id)
     rows = (_table_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in ordered)
-    return _as_csv([[*header, "findings", "reasons"], *rows])
-
-
-def _as_csv(rows: Iterable[Iterable[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    for row in rows:
-        writer.writerow(map(_table_cell, row))
-    return text.getvalue()
+    return csv_text([[*header, "findings", "reasons"], *rows])
 
 
 def _table_row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pixels: bool) -> Iterable[str]:
@@ -79,7 +67,3 @@ def _table_row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pix
 
 def _shown_size(volume_ml: float, *, in_pixels: bool) -> str:
     return f"{volume_ml * PIXELS_PER_ML:.0f}" if in_pixels else f"{volume_ml:.4f}"
-
-
-def _table_cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
