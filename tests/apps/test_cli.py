@@ -168,7 +168,10 @@ def test_what_is_not_there_is_answered_by_one_sentence(
             ("evaluate", HIPPOCAMPUS_BUNDLE, "m.json", "--workers", 3),
             "UsageError: --workers is for label maps, and this",
         ),
-        (("evaluate", "found", "true", "--fold", 0), "UsageError: --fold is for a bundle, and these are label maps"),
+        (
+            ("evaluate", "found", "true", "--fold", 0),
+            "UsageError: --fold goes with a manifest, and these are label maps",
+        ),
         (
             ("segment", HIPPOCAMPUS_BUNDLE, "a.nii.gz", "--out", "o", "--data-root", "d"),
             "UsageError: --data-root is for a manifest, and none is given; leave it out.",

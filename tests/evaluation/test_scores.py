@@ -524,6 +524,9 @@ def test_a_table_is_overwritten_only_on_request(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("case_id,label,dice")
 
 
-def test_a_folder_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_csv([a_score("a")], tmp_path / "nowhere" / "scores.csv")
+def test_folders_above_a_table_are_made_unless_a_file_is_in_the_way(tmp_path: Path) -> None:
+    write_csv([a_score("a")], tmp_path / "new" / "folder" / "scores.csv")
+
+    assert (tmp_path / "new" / "folder" / "scores.csv").is_file()
+    with pytest.raises(OutputError, match="cannot be made"):
+        write_csv([a_score("a")], tmp_path / "new" / "folder" / "scores.csv" / "scores.csv")

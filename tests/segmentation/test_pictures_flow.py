@@ -180,7 +180,7 @@ def grey_image(data: Path) -> None:
 
 
 def colour_mask(data: Path) -> None:
-    save(data / "masks" / "case_2.png", np.zeros((72, 88, 3), np.uint8))
+    save(data / "masks" / "case_2.png", np.arange(72 * 88 * 3, dtype=np.uint8).reshape(72, 88, 3))
 
 
 def jpeg_mask(data: Path) -> None:

@@ -23,7 +23,6 @@ from voxelgate.segmentation.report import CaseStatus
 from voxelgate.training.cleaning import choose_cleaning
 from voxelgate.training.configs.bundle_files import rewrite_bundle
 from voxelgate.training.cross_validation import (
-    FOLD_MANIFEST,
     FOLD_SCORES,
     CrossValidation,
     _clean_by_plan,
@@ -32,6 +31,7 @@ from voxelgate.training.cross_validation import (
     train_folds,
 )
 from voxelgate.training.planning import Cleaning, Plan
+from voxelgate.training.seen import read_seen
 from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold
 from voxelgate.transforms.io import as_image
 
@@ -130,9 +130,10 @@ def test_another_number_of_folds_is_dealt_by_subject(job: TrainingJob, tmp_path:
     out = tmp_path / "three"
     quick = {"epochs": 1, "steps_per_epoch": 1, "warmup_steps": 1}
     found = train_folds(replace(job, out=out, overrides={**(job.overrides or {}), **quick}), 3)
-    dealt = load_manifest(out / TRAINING / FOLD_MANIFEST, job.manifest.parent)
-    assert dealt.folds == (0, 1, 2)
-    assert len(found.scores) == len(dealt.cases)
+    cases = load_manifest(job.manifest).cases
+    assert len(found.mean_dice) == 3
+    assert sorted(score.case_id for score in found.scores) == sorted(case.case_id for case in cases)
+    assert sum(len(read_seen(out / TRAINING / f"fold_{fold}").images) for fold in range(3)) == 2 * len(cases)
 
 
 def test_more_folds_than_subjects_are_refused_before_anything_is_made(job: TrainingJob, tmp_path: Path) -> None:
@@ -147,8 +148,10 @@ def test_configs_that_were_changed_by_hand_are_left_alone(
     bundle = Path(shutil.copytree(job.bundle, tmp_path / "bundle"))
     config = bundle / "configs" / "inference.json"
     config.write_text(config.read_text(encoding="utf-8").replace('"overlap": 0.25', '"overlap": 0.5'), encoding="utf-8")
+    seal(bundle)
     out = Path(shutil.copytree(done.bundle, tmp_path / "out"))
     shutil.copyfile(config, out / "configs" / "inference.json")
+    seal(out)
     train_folds(replace(job, bundle=bundle, out=out, resume=True), FOLDS)
     assert (out / "configs" / "inference.json").read_bytes() == config.read_bytes()
 

@@ -279,7 +279,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     for identity, message in (
         (IDENTITY | {"fold": 1}, "made with fold=0, not 1"),
         (IDENTITY | {"seed": 3}, "made with seed=None, not 3"),
-        ({"fold": 0}, "made with epochs=3, not None"),
+        ({"epochs": 3}, "made with fold=0, not None"),
     ):
         with pytest.raises(UsageError, match=message):
             run_with_state(path, epochs=2, identity=identity, resume=True)

@@ -59,6 +59,14 @@ def test_nothing_in_a_trained_bundle_names_a_case_or_a_subject(trained: Path, jo
     assert not [text for text in texts_of(trained) if NAME.encode() in text]
 
 
+def test_scores_with_names_go_where_the_user_wants_them(job: TrainingJob, tmp_path: Path, run: Run) -> None:
+    settings = [part for name, value in SHORT.items() for part in ("--set", f"{name}={value}")]
+    result = run("train", job.bundle, job.manifest, "--out", "trained", "--csv", "new/scores.csv", *settings)
+    assert result.returncode == 0, result.stderr
+    assert f"{NAME}_" in (tmp_path / "new/scores.csv").read_text()
+    assert not [text for text in texts_of(tmp_path / "trained") if NAME.encode() in text]
+
+
 def test_nothing_in_a_bundle_of_all_folds_names_a_case_or_a_subject(job: TrainingJob, tmp_path: Path) -> None:
     document = json.loads(job.manifest.read_text(encoding="utf-8"))
     document["training"] = [{**row, "fold": 0} for row in document["training"]]

@@ -21,9 +21,9 @@ def csv_text(rows: Iterable[Iterable[str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     for row in rows:
-        writer.writerow(map(_harmless, row))
+        writer.writerow(map(_no_formula, row))
     return text.getvalue()
 
 
-def _harmless(cell: str) -> str:
+def _no_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(FORMULA_STARTS) and not _NUMBER.fullmatch(cell) else cell

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from voxelgate.core.files import read_text
+
 DEEPEST = 100
 """Objects and lists inside each other; ours have five, and Python ends at about a thousand."""
 
@@ -20,7 +22,7 @@ def read_json(path: Path) -> Any:  # whatever JSON holds
         OSError: it cannot be read.
         ValueError: it is no JSON, or as for `parse_json`; the message names no file.
     """
-    return parse_json(path.read_text(encoding="utf-8-sig"))
+    return parse_json(read_text(path).removeprefix("\ufeff"))
 
 
 def parse_json(text: str) -> Any:  # whatever JSON holds

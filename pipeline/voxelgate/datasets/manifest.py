@@ -316,7 +316,7 @@ def datalist(
     if part not in set(Split):
         raise UsageError(f"part {part!r} is unknown; the parts are {', '.join(Split)}.")
     manifest = load_manifest(path, data_root)
-    cases = _part_cases(manifest, fold, Split(part))
+    cases = part_cases(manifest, fold, Split(part))
     if not cases:
         raise UsageError(f"{Path(path).name}: part {part} of fold {fold} holds no case; choose another fold or part.")
     values = {} if manifest.values.is_plain else {VALUES_KEY: manifest.values.to_mapping()}
@@ -429,7 +429,12 @@ def _grouped(pairs: Iterable[tuple[str, ManifestCase]]) -> dict[str, list[Manife
     return groups
 
 
-def _part_cases(manifest: Manifest, fold: int, part: Split) -> list[ManifestCase]:
+def part_cases(manifest: Manifest, fold: int, part: Split) -> list[ManifestCase]:
+    """Return the cases of a part, as `datalist` says.
+
+    Raises:
+        UsageError: an unknown fold.
+    """
     if part is Split.TEST:
         return list(manifest.test_cases)
     if part is Split.ALL or (fold == ALL_FOLDS and (part is Split.TRAINING or not manifest.folds)):

@@ -221,7 +221,27 @@ def pair_files(
         raise InputError(f"{file} is a file and {folder} a folder; name two files or two folders.")
     if not prediction.is_dir():
         return [(volume_stem(reference), prediction, reference)]
-    predictions, references = label_maps_in(prediction, is_other), label_maps_in(reference, is_other)
+    return pair_cases(prediction, label_maps_in(reference, is_other), is_other)
+
+
+def pair_cases(
+    prediction: Path, references: Mapping[str, Path], is_other: Callable[[Path], bool] = lambda _: False
+) -> list[LabelMapPair]:
+    """Return the pairs of references that have a case id, such as those of a manifest, and label maps called so.
+
+    Args:
+        prediction: label map, or folder of them.
+        references: by case id.
+        is_other: as for `pair_files`.
+
+    Raises:
+        InputError: as for `pair_files`.
+    """
+    if not prediction.exists():
+        raise InputError(f"{prediction} does not exist; name a label map or a folder of label maps.")
+    predictions = {volume_stem(prediction): prediction}
+    if prediction.is_dir():
+        predictions = label_maps_in(prediction, is_other)
     lonely = [
         *(f"{predictions[case_id]} has no reference" for case_id in sorted(predictions.keys() - references.keys())),
         *(f"{references[case_id]} has no prediction" for case_id in sorted(references.keys() - predictions.keys())),

@@ -201,3 +201,30 @@ Noise of 3 HU, the least of a diagnostic scan, spans more than this over the vox
 
 HIGHEST_AIR_HU = -500.0
 """The darkest voxel of a CT in HU lies below this: every scan shows air, around the body or in its airways."""
+
+PERCENTILE_LIMITS = (0.5, 99.5)
+"""Between which MRI is normalised unless a config says otherwise."""
+
+
+def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float], channel: int) -> tuple[float, float]:
+    """Return the percentiles between which an image is normalised.
+
+    Args:
+        values: of one channel, those that count.
+        percentiles: low and high.
+        channel: its number, for messages.
+
+    Raises:
+        InputError: there are none, some are not finite, or both percentiles are equal: nothing to see.
+    """
+    if not values.size:
+        raise InputError(f"channel {channel} of the image holds nothing but zeros; leave the case out.")
+    if not np.isfinite(values).all():
+        raise InputError(f"channel {channel} of the image holds values that are not finite; repair the file.")
+    low, high = (float(limit) for limit in np.percentile(values, percentiles))
+    if not low < high:
+        raise InputError(
+            f"channel {channel} of the image has no contrast: percentiles {percentiles[0]:g} and {percentiles[1]:g} "
+            f"are both {low:g}; leave the case out."
+        )
+    return low, high

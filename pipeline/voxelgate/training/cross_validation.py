@@ -18,7 +18,7 @@ from voxelgate.core.errors import UsageError
 from voxelgate.core.files import copy_file, locked
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
-from voxelgate.datasets.manifest import Manifest, load_manifest
+from voxelgate.datasets.manifest import Manifest, Split, load_manifest, part_cases
 from voxelgate.evaluation.handler import ScoreCases
 from voxelgate.evaluation.scores import LabelScores, Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, without_names, write_csv
@@ -35,7 +35,6 @@ from voxelgate.training.train import (
     refuse_settings,
     settings_of,
     train,
-    validation_cases,
 )
 
 logger = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ def _fold_jobs(job: TrainingJob, folds: int, devices: Sequence[str]) -> list[Tra
 def _train_fold(job: TrainingJob, progress: Progress | None = None) -> _FoldResult:
     """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
     manifest = load_manifest(job.manifest, job.data_root)
-    cases = validation_cases(manifest, job.fold)
+    cases = part_cases(manifest, job.fold, Split.VALIDATION)
     if not is_sealed(job.out) or epochs_done(job.out) < (job.overrides or {}).get("epochs", 0):
         train(replace(job, resume=job.out.exists()), progress=progress)
     if seen := read_seen(job.out).count(manifest, cases, {}):

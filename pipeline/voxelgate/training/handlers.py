@@ -337,7 +337,7 @@ class ResumeState:
 
     def _tell_length(self, saved: Mapping[str, Any], engine: Engine) -> None:
         before, now = saved.get(LENGTH_NAME), self.identity.get(LENGTH_NAME)
-        if before == now:
+        if before == now or before is None or now is None:
             return
         if engine.state.epoch > engine.state.max_epochs:
             raise UsageError(

@@ -18,7 +18,7 @@ from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.files import LOCK_NAME, locked
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import check_manifest
-from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, ManifestCase, Split, datalist, load_manifest
+from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, datalist, load_manifest, part_cases
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.training.distributed import STATE, UNREADABLE_STATE
 from voxelgate.training.seen import SEEN, Seen, contents_of, read_seen, seen_of, write_seen
@@ -182,7 +182,7 @@ def evaluate_fold(
     settings = settings_of(TrainingJob(bundle, manifest, bundle, data_root, fold)) | {
         "output_dir": str(output_dir.resolve())
     }
-    cases = validation_cases(loaded := load_manifest(manifest, data_root), fold)
+    cases = part_cases(loaded := load_manifest(manifest, data_root), fold, Split.VALIDATION)
     known = read_seen(bundle)
     if (known != Seen()) and (seen := known.count(loaded, cases, contents_of(cases))):
         logger.warning(
@@ -205,12 +205,6 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "fold": job.fold,
         **(job.overrides or {}),
     }
-
-
-def validation_cases(manifest: Manifest, fold: int) -> list[ManifestCase]:
-    """Return the cases that the evaluate workflow measures; see `datalist`."""
-    validating = 0 if fold == ALL_FOLDS else fold
-    return [case for case in manifest.cases if case.fold == validating or not manifest.folds]
 
 
 def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ from monai.utils import convert_to_dst_type
 from skimage.restoration import denoise_tv_chambolle
 
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.images.spec import HIGHEST_AIR_HU, SMALLEST_HU_RANGE
+from voxelgate.images.spec import HIGHEST_AIR_HU, PERCENTILE_LIMITS, SMALLEST_HU_RANGE, contrast_limits
 from voxelgate.transforms.io import plain_tensor
 
 
@@ -62,9 +62,6 @@ gives a range, one value of it stands here: head and neck (level 20 to 60, width
 network that must see lung, fat, soft tissue and bone at once.
 """
 
-
-PERCENTILE_LIMITS = (0.5, 99.5)
-"""Between which MRI is normalised unless a config says otherwise."""
 
 LOG_FLOOR = 1e-3
 """Added to an image scaled to 0..1 before its logarithm, for the sake of zeros; a quarter of a grey level of 8 bits."""
@@ -393,30 +390,6 @@ def _statistics(
     low, high = contrast_limits(values, percentiles, channel)
     clipped = values.clip(low, high)
     return low, high, float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
-
-
-def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float], channel: int) -> tuple[float, float]:
-    """Return the percentiles between which an image is normalised.
-
-    Args:
-        values: of one channel, those that count.
-        percentiles: low and high.
-        channel: its number, for messages.
-
-    Raises:
-        InputError: there are none, some are not finite, or both percentiles are equal: nothing to see.
-    """
-    if not values.size:
-        raise InputError(f"channel {channel} of the image holds nothing but zeros; leave the case out.")
-    if not np.isfinite(values).all():
-        raise InputError(f"channel {channel} of the image holds values that are not finite; repair the file.")
-    low, high = (float(limit) for limit in np.percentile(values, percentiles))
-    if not low < high:
-        raise InputError(
-            f"channel {channel} of the image has no contrast: percentiles {percentiles[0]:g} and {percentiles[1]:g} "
-            f"are both {low:g}; leave the case out."
-        )
-    return low, high
 
 
 def _despeckled(channel: npt.NDArray[np.float32], weight: float, *, log_compressed: bool) -> npt.NDArray[np.float32]:

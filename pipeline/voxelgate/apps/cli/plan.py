@@ -44,8 +44,9 @@ def run(
         print_facts(facts)
     _print_plan(made.plan)
     root = "" if data_root is None and made.manifest == manifest else f" --data-root {data_root or manifest.parent}"
+    fold = "" if made.survey.manifest.folds else " --fold -1"
     console.print(
-        f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{root} --out {out}_trained`",
+        f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{root}{fold} --out {out}_trained`",
         soft_wrap=True,
     )
 

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxelgate.apps.cli.options import BundleArgument, DataRoot, ManifestArgument, Settings, refuse_given
+from voxelgate.apps.cli.options import BundleArgument, DataRoot, ManifestArgument, Overwrite, Settings, refuse_given
 from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.shipped import find_own_bundle
 from voxelgate.core.errors import UsageError
+from voxelgate.core.files import refuse_existing
 from voxelgate.core.workers import engine_named, executor_named
 from voxelgate.datasets.manifest import load_manifest
+from voxelgate.evaluation.scores import LabelScores
+from voxelgate.evaluation.table import write_csv
 
 if TYPE_CHECKING:
     from voxelgate.training.train import TrainingJob
@@ -37,11 +40,19 @@ def run(
         str, typer.Option(help="With --folds: serial, processes:N, or dask:ADDRESS of a scheduler.")
     ] = "serial",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="Table to write of the validation, a row for each case and label.")
+    ] = None,
+    overwrite: Overwrite = False,
     settings: Settings = None,
 ) -> None:
     """Train a bundle; its best weights by validation Dice are kept."""
+    if csv is not None:
+        refuse_existing([csv], overwrite=overwrite)
     if folds is None:
         refuse_given(context, ["engine"], "goes with --folds")
+        if fold < 0:
+            refuse_given(context, ["csv"], "needs a fold that validates")
     else:
         refuse_given(context, ["fold"], "goes without --folds")
     overrides = _settings_given(settings) | ({} if epochs is None else {"epochs": epochs})
@@ -53,34 +64,37 @@ def run(
 
     job = TrainingJob(bundle, manifest, own, data_root, fold, resume, overrides)
     if folds is not None:
-        _train_folds(job, folds, engine)
+        _train_folds(job, folds, engine, csv)
         return
     with progress_bar("checking cases") as progress:
         trained = train(job, progress=progress)
     if fold >= 0:
-        subject_of = {case.case_id: case.subject for case in load_manifest(manifest, data_root).cases}
-        print_scores(
-            evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold),
-            f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic",
-            subject_of,
-        )
+        title = f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic"
+        _show(evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold), title, job, csv)
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
-def _train_folds(job: "TrainingJob", folds: int, engine: str) -> None:
+def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None) -> None:
     from voxelgate.training.cross_validation import devices_here, train_folds
 
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
         done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
-    subject_of = {case.case_id: case.subject for case in load_manifest(job.manifest, job.data_root).cases}
     title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
-    print_scores(list(done.scores), title, subject_of)
+    _show(list(done.scores), title, job, csv)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
     console.print(
         f"{done.bundle}: the best fold; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
         "together with --ensemble",
         soft_wrap=True,
     )
+
+
+def _show(scores: list[LabelScores], title: str, job: "TrainingJob", csv: Path | None) -> None:
+    """Print scores and perhaps write them, for those in the bundle name no case."""
+    subject_of = {case.case_id: case.subject for case in load_manifest(job.manifest, job.data_root).cases}
+    print_scores(scores, title, subject_of)
+    if csv is not None:
+        write_csv(scores, csv, overwrite=True)
 
 
 def _settings_given(settings: list[str] | None) -> dict[str, Any]:
