@@ -19,8 +19,8 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
 from voxelgate.images.label_maps import single_channel, values_of
-from voxelgate.images.volumes import read_channels
 from voxelgate.images.spec import PERCENTILE_LIMITS, SMALLEST_HU_RANGE, contrast_limits
+from voxelgate.images.volumes import read_channels
 
 Volume = tuple[npt.NDArray[Any], Grid]
 """Voxels in the file's dtype, and where they lie."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid
