@@ -257,12 +257,11 @@ def test_an_image_with_few_values_that_differ_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[" * 100_000, "nested deeper than 100"),
-        ('{"name": ' + "[" * 200 + "]" * 200 + "}", "nested deeper than 100"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"name": ' + "[" * 200 + "]" * 200 + "}", "nested too deeply"),
         ('{"name": "a\\u0000"}', "holds NUL"),
         ('{"\\ud800": 1}', "holds half of a surrogate pair"),
         ('{"name": 1, "name": 2}', "the key 'name' stands 2 times"),
-        ('{"name": NaN}', "NaN is no number of JSON"),
         ('{"name": ' + "9" * 5000 + "}", "4300 digits"),
         ("", "Expecting value"),
         ('{"name": "\udcff"}', "utf-8"),

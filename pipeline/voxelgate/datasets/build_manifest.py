@@ -17,7 +17,6 @@ from voxelgate.core.documents import read_json
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import make_folder, write_text
 from voxelgate.core.progress import Progress
-from voxelgate.core.strict_json import read_json
 from voxelgate.datasets.check_manifest import MOST_READERS, checked_manifest, checksum
 from voxelgate.datasets.manifest import (
     Manifest,

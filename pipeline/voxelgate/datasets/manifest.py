@@ -20,7 +20,6 @@ from jsonschema.exceptions import ValidationError
 from voxelgate.core.documents import read_json
 from voxelgate.core.errors import ManifestError, UsageError
 from voxelgate.core.labels import LabelTable
-from voxelgate.core.strict_json import read_json
 from voxelgate.datasets.folds import assign_folds, closed_up
 from voxelgate.images.label_maps import VALUES_KEY, LabelValues
 from voxelgate.images.pictures import is_picture

@@ -10,10 +10,10 @@ from pathlib import Path
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
+from voxelgate.core.documents import read_json
 from voxelgate.core.errors import BundleError
 from voxelgate.core.files import write_text
 from voxelgate.core.records import record_problem
-from voxelgate.core.strict_json import read_json
 from voxelgate.datasets.check_manifest import MOST_READERS, image_content
 from voxelgate.datasets.manifest import Manifest, ManifestCase
 
