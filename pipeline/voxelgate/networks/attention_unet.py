@@ -8,6 +8,7 @@ References:
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -272,8 +273,10 @@ class AttentionUNet(nn.Module):
             size = [step * (n - 1) + 1 for n, step in zip(size, stride, strict=True)]
         weight = next(self.encoder.parameters())
         image = weight.new_zeros(1, weight.shape[1], *(max(n, 3) for n in size))
-        with torch.no_grad():
-            return _Traced(torch.jit.trace(copy.deepcopy(self).eval(), image, check_trace=False))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the sizes that it compares
+            traced = torch.jit.trace(copy.deepcopy(self).eval(), image, check_trace=False)  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
+        return _Traced(traced)
 
     def attention_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return alpha of every gate, finest first; an empty list in a plain U-Net.
