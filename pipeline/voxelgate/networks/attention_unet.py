@@ -274,7 +274,7 @@ class AttentionUNet(nn.Module):
         weight = next(self.encoder.parameters())
         image = weight.new_zeros(1, weight.shape[1], *(max(n, 3) for n in size))
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the sizes that it compares
+            warnings.simplefilter("ignore")  # of the sizes that it compares
             traced = torch.jit.trace(copy.deepcopy(self).eval(), image, check_trace=False)  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
         return _Traced(traced)
 
