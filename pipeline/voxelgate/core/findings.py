@@ -35,6 +35,7 @@ class FindingCode(StrEnum):
     # whose images
     SEVERAL_PATIENTS = "SEVERAL_PATIENTS"
     SEVERAL_STUDIES = "SEVERAL_STUDIES"
+    SEVERAL_SERIES = "SEVERAL_SERIES"
     SEVERAL_FRAMES_OF_REFERENCE = "SEVERAL_FRAMES_OF_REFERENCE"
     BAD_UID = "BAD_UID"
     DUPLICATE_UID = "DUPLICATE_UID"
@@ -47,6 +48,7 @@ class FindingCode(StrEnum):
     MONOCHROME1 = "MONOCHROME1"
     MOSAIC = "MOSAIC"
     MULTI_FRAME = "MULTI_FRAME"
+    CONCATENATION = "CONCATENATION"
     DERIVED = "DERIVED"
     # which geometry
     NO_POSITION = "NO_POSITION"
@@ -79,6 +81,7 @@ class FindingCode(StrEnum):
     MODALITY_LUT = "MODALITY_LUT"
     PADDING_VALUE = "PADDING_VALUE"
     BAD_VALUE = "BAD_VALUE"
+    CHARACTER_SET = "CHARACTER_SET"
     MIXED_PIXEL_FORMATS = "MIXED_PIXEL_FORMATS"
     LOSSY = "LOSSY"
     NO_PIXELS = "NO_PIXELS"
@@ -98,13 +101,16 @@ class FindingCode(StrEnum):
 
 
 class Allow(StrEnum):
-    """Faults that a user may ask to have mended by resampling, instead of a refusal."""
+    """Faults that a user may ask to have mended, instead of a refusal."""
 
     GAPS = "gaps"
     """Fill missing slices by linear interpolation between their neighbours."""
 
     TILT = "tilt"
     """Bring the slices of a tilted gantry onto a rectangular grid."""
+
+    MERGE_SERIES = "merge-series"
+    """Read single images that make a stack as one volume, although each has a series UID of its own."""
 
 
 @dataclass(frozen=True, order=True)

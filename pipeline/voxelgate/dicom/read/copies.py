@@ -58,7 +58,8 @@ def _is_copy(header: Header, other: Header) -> bool:
 def _kind(header: Header) -> tuple[object, ...]:
     shape = (header.rows, header.columns, header.frames, len(header.planes))
     whose = (header.patient, header.study_uid, header.frame_of_reference_uid)
-    return (*shape, header.modality, header.photometric, header.has_modality_lut, *whose)
+    part = header.concatenation.number if header.concatenation else None
+    return (*shape, part, header.modality, header.photometric, header.has_modality_lut, *whose)
 
 
 def _meaning_of_header(plane: ImagePlane) -> tuple[object, ...]:

@@ -1,25 +1,20 @@
 """What one DICOM file says about its images, read without their pixels and without anything that names a patient."""
 
-import hashlib
-import math
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from pydicom import DataElement, Dataset, dcmread
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import RawDataElement
-from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
+from pydicom import Dataset
+from pydicom.dataset import FileDataset
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from voxelgate.dicom.read.bounded import TooLargeError
 from voxelgate.dicom.read.dicom_files import DICOM_MAGIC, FileRef
-
-PIXEL_DATA_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
-"""Pixel Data, Float Pixel Data and Double Float Pixel Data (PS3.3 C.7.6.24)."""
+from voxelgate.dicom.read.header_values import HeaderValues, Vector, first_item
+from voxelgate.dicom.read.padding import RawLayout, is_padding
+from voxelgate.dicom.read.parsing import HeaderParser, PixelPlace
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
 """Endings of files that should be, or hold, DICOM: if they are not, something is lost."""
@@ -27,8 +22,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
 EMPTY_BYTES = 1024
 """Zeros at the start of a file that show that nothing was written into it; a preamble has 128."""
 
-UNDEFINED_LENGTH = 0xFFFFFFFF
-"""Length of pixel data that are encapsulated, frame by frame (PS3.5 A.4)."""
+MOST_FRAMES = 20_000
+"""Frames of a file that are looked at; a volume has some thousand slices at most."""
 
 PRIVATE_B_VALUES = (
     ("SIEMENS MR HEADER", 0x0019, 0x0C, "IS"),
@@ -47,20 +42,58 @@ SIEMENS_MOSAIC_COUNT = ("SIEMENS MR HEADER", 0x0019, 0x0A, "US")
 ACQUISITION_SETTINGS = ("KVP", "ConvolutionKernel", "RepetitionTime", "InversionTime", "FlipAngle", "Modality", "Units")
 """What tells one acquisition or reconstruction from another, and is the same for all slices of it."""
 
+PRIVATE_BLOCKS = range(0x10, 0x30)
+"""Blocks of a group in which a vendor's elements are looked for (PS3.5 7.8.1); writers fill them from the first on."""
+
+OVERLAYS = range(0x6000, 0x6020, 2)
+"""Groups of overlay planes (PS3.3 C.9.2)."""
+
+SHARED_GROUPS = "SharedFunctionalGroupsSequence"
+
+_TEXTS = "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID PatientID PatientName "
+_TEXTS += "PatientBirthDate Modality ImageType SeriesDescription PhotometricInterpretation LossyImageCompression "
+_TEXTS += "ContrastBolusAgent RescaleType StackID ConcatenationUID MRAcquisitionType AcquisitionDate AcquisitionTime "
+_TEXTS += "AcquisitionDateTime FrameAcquisitionDateTime ContentDate ContentTime SpecificCharacterSet "
+_NUMBERS = "SeriesNumber InstanceNumber AcquisitionNumber Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated "
+_NUMBERS += "BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit GantryDetectorTilt "
+_NUMBERS += "AcquisitionMatrix ImagePositionPatient ImageOrientationPatient PixelSpacing RescaleSlope RescaleIntercept "
+_NUMBERS += "SliceThickness SpacingBetweenSlices EchoTime EffectiveEchoTime DiffusionBValue TemporalPositionIdentifier "
+_NUMBERS += "TemporalPositionIndex TriggerTime NominalCardiacTriggerDelayTime InConcatenationNumber "
+_NUMBERS += "InConcatenationTotalNumber ConcatenationFrameOffsetNumber "
+_SEQUENCES = "ContrastBolusAgentSequence ModalityLUTSequence SharedFunctionalGroupsSequence PlanePositionSequence "
+_SEQUENCES += "PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence MREchoSequence "
+_SEQUENCES += "FrameContentSequence CardiacSynchronizationSequence MRDiffusionSequence"
+
+HEADER_TAGS = frozenset(
+    (
+        *map(Tag, (_TEXTS + _NUMBERS + _SEQUENCES).split()),
+        *map(Tag, ACQUISITION_SETTINGS),
+        *(group << 16 | element for group in OVERLAYS for element in (0x0100, 0x0102)),
+        *(
+            group << 16 | block << shift | element * (shift > 0)
+            for _, group, element, _ in (*PRIVATE_B_VALUES, SIEMENS_MOSAIC_COUNT)
+            for block in PRIVATE_BLOCKS
+            for shift in (0, 8)
+        ),
+    )
+)
+"""All that is looked at in a header or in the groups of a frame; private creators and elements too."""
+
 IMAGE_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")
 )
 """CT, MR and PET images, also enhanced and legacy converted (PS3.4 table B.5-1)."""
 
-_LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"UN")
+STORAGE = "1.2.840.10008.5.1.4.1.1"
+"""Root of the storage SOP classes (PS3.4 table B.5-1)."""
+
+_NOT_IMAGES = "4.2 9 11 66 67 68 78 79 80 88 90 104 481.2 481.3 481.4 481.5 481.6 481.7 481.8"
+NOT_IMAGE_CLASSES = tuple(f"{STORAGE}.{part}" for part in _NOT_IMAGES.split())
+"""Spectra, waveforms, presentation states, segmentations, registrations, reports, documents, doses, plans and more."""
+
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
-
-_BINARY_FORMATS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
-
-Vector = tuple[float, ...]
-Element = DataElement | RawDataElement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +117,9 @@ class ImagePlane:
         trigger_time_ms: Trigger Time, or nominal cardiac trigger delay.
         stack: Stack ID of a multi-frame image, or empty.
         rescale_type: what the rescaled values are (Rescale Type), in upper case, or empty.
+        acquired_s: when its data were acquired (Frame Acquisition DateTime, Acquisition DateTime, Date and Time), in
+            seconds since any day.
+        made_s: when its pixels were made (Content Date and Time), in seconds since any day.
     """
 
     frame: int = 0
@@ -100,6 +136,24 @@ class ImagePlane:
     trigger_time_ms: float | None = None
     stack: str = field(default="", repr=False)
     rescale_type: str = field(default="", repr=False)
+    acquired_s: float | None = field(default=None, repr=False)
+    made_s: float | None = field(default=None, repr=False)
+
+
+class Concatenation(NamedTuple):
+    """Which part of a multi-frame image a file is (PS3.3 C.7.6.16.2.2.4).
+
+    Args:
+        uid: what the parts share.
+        number: of the part, from 1.
+        total: number of parts, where it is said.
+        offset: frames in the parts before it.
+    """
+
+    uid: str
+    number: int | None
+    total: int | None
+    offset: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -119,12 +173,17 @@ class Header:
         mosaic_count: images in a Siemens mosaic, from its private tag.
         acquisition_matrix: the four numbers of Acquisition Matrix.
         acquisition: other settings that all slices of a volume share, such as kV and kernel, as a hash.
+        settings: the same one by one, in the order of `ACQUISITION_SETTINGS`; texts as hashes.
+        is_3d: whether it says that its slices were acquired all at once (MR Acquisition Type).
+        concatenation: which part it is of what several files of frames make, if it is one.
+        overlay_bits: mask of the bits of Pixel Data that hold overlays.
         pixel_offset: byte at which the value of Pixel Data starts, or None without or where it is deflated.
         pixel_bytes: its length in bytes, -1 if encapsulated, None without pixel data.
         is_little_endian: byte order of the pixels.
         has_float_pixels: whether Float or Double Float Pixel Data stand in the place of Pixel Data.
         malformed: keywords of values that are not what their type demands.
         planes: one for each frame.
+        is_padded: whether padding follows the pixels, which is why their data are longer than rows and columns say.
     """
 
     file: FileRef
@@ -143,6 +202,9 @@ class Header:
     instance_number: int | None
     acquisition_number: int | None
     acquisition: str
+    settings: tuple[float | str | None, ...]
+    is_3d: bool
+    concatenation: "Concatenation | None"
     rows: int | None
     columns: int | None
     frames: int
@@ -164,15 +226,35 @@ class Header:
     pixel_bytes: int | None
     is_little_endian: bool
     has_float_pixels: bool
+    overlay_bits: int
     malformed: tuple[str, ...]
     planes: tuple[ImagePlane, ...]
+    is_padded: bool = False
 
     def __repr__(self) -> str:
         return f"Header(instance {self.instance_number}: {self.rows} x {self.columns}, {self.frames} frames)"
 
 
+DAMAGED = "damaged and cannot be read; send them again"
+
+
 class UnreadableFileError(Exception):
-    """A file is DICOM by its first bytes, or was named as such, but cannot be read."""
+    """A file is DICOM by its first bytes, or was named as such, but cannot be read.
+
+    Args:
+        reason: what files of its kind are, as the rest of a sentence.
+    """
+
+    def __init__(self, reason: str = DAMAGED) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnreadableFile(NamedTuple):
+    """A file that cannot be read, and what it is, as the rest of a sentence."""
+
+    file: FileRef
+    reason: str = DAMAGED
 
 
 def read_header(file: FileRef) -> Header | None:
@@ -189,11 +271,18 @@ def read_header(file: FileRef) -> Header | None:
                 return _parse(file, stream)
     except UnreadableFileError:
         raise
+    except TooLargeError as error:
+        raise UnreadableFileError(f"not read, since a header {error.reason}; look where they come from") from error
     except Exception as error:  # pydicom raises nearly anything on damaged input
         raise UnreadableFileError from error
     if PurePath(file.member or file.path).suffix.lower() in DICOM_SUFFIXES:
         raise UnreadableFileError
     return None
+
+
+def is_one_of(uid: str, classes: tuple[str, ...]) -> bool:
+    """Return whether a SOP class is one of some, or of a family of them."""
+    return uid in classes or uid.startswith(tuple(f"{name}." for name in classes))
 
 
 def is_empty(file: FileRef) -> bool:
@@ -218,21 +307,67 @@ def _looks_like_dicom(stream: IO[bytes]) -> bool:
 
 
 def _parse(file: FileRef, stream: IO[bytes]) -> Header | None:
-    dataset = dcmread(stream, stop_before_pixels=True, force=True)
-    values = _Values(dataset)
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    parser = HeaderParser(stream, HEADER_TAGS)
+    dataset = parser.elements()
+    values = HeaderValues(dataset)
     sop_class = values.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    if is_one_of(sop_class, NOT_IMAGE_CLASSES):
+        return _header_of_parts(file, values, (sop_class, dataset), (_image_plane(values, 0),), PixelPlace(), parser)
+    dataset.update(parser.further_elements())
     if not sop_class and not values.text("Modality") and "Rows" not in dataset:
         return _nothing_in(dataset)
-    offset, length, is_float = _pixels(stream, dataset, syntax)
-    size = file.size
-    if length is None and syntax != DeflatedExplicitVRLittleEndian and _is_cut_off(dataset, sop_class, size):
+    shared = HeaderValues(first_item(dataset, Tag(SHARED_GROUPS)), behind=values)
+    groups = parser.frame_groups(_most_groups(values))
+    planes = tuple(_image_plane(HeaderValues(group, behind=shared), index) for index, group in enumerate(groups))
+    pixels = parser.pixel_place()
+    is_deflated = dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if pixels.length is None and not is_deflated and _is_cut_off(dataset, sop_class, parser.end, file.size):
         raise UnreadableFileError
-    frames, planes = _frames(dataset, values)
+    header = _header_of_parts(file, values, (sop_class, dataset), planes or (_image_plane(values, 0),), pixels, parser)
+    return replace(header, is_padded=True) if _is_padded(header, stream) else header
+
+
+def _is_padded(header: Header, stream: IO[bytes]) -> bool:
+    """Return whether raw pixel data are longer than the header says because padding follows them."""
+    numbers = (header.rows or 0, header.columns or 0, (header.bits_allocated or 0) // 8, header.frames)
+    if header.pixel_offset is None or not header.pixel_bytes or header.pixel_bytes < 0 or min(numbers) < 1:
+        return False
+    layout = RawLayout(*numbers)
+    if layout.pixel_bytes not in (1, 2, 4) or not layout.bytes + 1 < header.pixel_bytes < 2 * layout.bytes:
+        return False
+    return is_padding(stream, header.pixel_offset, header.pixel_bytes, layout)
+
+
+def _most_groups(values: HeaderValues) -> int:
+    """Return how many groups of frames to read: one more than there are frames, so that too many are seen.
+
+    Raises:
+        TooLargeError: there are too many frames.
+    """
+    frames = values.integer("NumberOfFrames")
+    if frames is not None and frames < 1:
+        values.malformed.add("NumberOfFrames")
+    if frames is not None and frames > MOST_FRAMES:
+        raise TooLargeError(f"says that it has {frames} frames, more than the {MOST_FRAMES} of any volume")
+    return max(frames or 1, 1) + 1
+
+
+def _header_of_parts(
+    file: FileRef,
+    values: HeaderValues,
+    found: tuple[str, FileDataset],
+    planes: tuple[ImagePlane, ...],
+    pixels: PixelPlace,
+    parser: HeaderParser,
+) -> Header:
+    """Put together what was found: values, SOP class and data set, planes and the place of the pixels."""
+    sop_class, dataset = found
+    if parser.has_bad_character_set:
+        values.malformed.add("SpecificCharacterSet")
     return Header(
         file=file,
-        size=size,
-        transfer_syntax_uid=syntax,
+        size=file.size,
+        transfer_syntax_uid=str(dataset.file_meta.get("TransferSyntaxUID", "")),
         sop_class_uid=sop_class,
         sop_instance_uid=values.text("SOPInstanceUID"),
         study_uid=values.text("StudyInstanceUID"),
@@ -246,9 +381,12 @@ def _parse(file: FileRef, stream: IO[bytes]) -> Header | None:
         instance_number=values.integer("InstanceNumber"),
         acquisition_number=values.integer("AcquisitionNumber"),
         acquisition=values.hashed(*ACQUISITION_SETTINGS),
+        settings=tuple(map(values.number_or_hash, ACQUISITION_SETTINGS)),
+        is_3d=values.text("MRAcquisitionType").upper() == "3D",
+        concatenation=_concatenation(values),
         rows=values.integer("Rows"),
         columns=values.integer("Columns"),
-        frames=frames,
+        frames=max(values.integer("NumberOfFrames") or 1, 1),
         samples_per_pixel=values.integer("SamplesPerPixel"),
         photometric=values.text("PhotometricInterpretation").upper(),
         bits_allocated=values.integer("BitsAllocated"),
@@ -263,13 +401,30 @@ def _parse(file: FileRef, stream: IO[bytes]) -> Header | None:
         is_lossy=values.text("LossyImageCompression") == "01",
         has_contrast=bool(values.text("ContrastBolusAgent")) or "ContrastBolusAgentSequence" in dataset,
         has_modality_lut="ModalityLUTSequence" in dataset,
-        pixel_offset=offset,
-        pixel_bytes=length,
-        is_little_endian=bool(dataset.original_encoding[1]),
-        has_float_pixels=is_float,
+        pixel_offset=pixels.offset,
+        pixel_bytes=pixels.length,
+        is_little_endian=parser.is_little_endian,
+        has_float_pixels=pixels.is_float,
+        overlay_bits=_overlay_bits(values),
         malformed=tuple(sorted(values.malformed)),
         planes=planes,
     )
+
+
+def _concatenation(values: HeaderValues) -> Concatenation | None:
+    uid = values.text("ConcatenationUID")
+    keywords = ("InConcatenationNumber", "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber")
+    return Concatenation(uid, *map(values.integer, keywords)) if uid else None
+
+
+def _overlay_bits(values: HeaderValues) -> int:
+    """Return a mask of the bits beside the values of the pixels that hold overlays (PS3.3 C.9.2, retired)."""
+    bits = 0
+    for group in OVERLAYS:
+        allocated, position = (values.own_number(group << 16 | element) for element in (0x0100, 0x0102))
+        if allocated is not None and position is not None and allocated > 1:
+            bits |= 1 << int(position)
+    return bits
 
 
 def _nothing_in(dataset: Dataset) -> Header | None:
@@ -283,61 +438,24 @@ def _nothing_in(dataset: Dataset) -> Header | None:
     return None
 
 
-def _is_cut_off(dataset: Dataset, sop_class_uid: str, size: int) -> bool:
+def _is_cut_off(dataset: Dataset, sop_class_uid: str, end: int | None, size: int) -> bool:
     """Return whether a file without pixel data ends within its header; pydicom reads what is there without a word."""
-    if sop_class_uid in IMAGE_CLASSES and "Rows" not in dataset:
-        return True
-    elements: list[Element | None] = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118 - decodes none
-    if any(element is not None and element.VR == "SQ" and isinstance(element, DataElement) for element in elements):
-        return False  # a sequence without a length of its own may be the last
-    ends = [element.value_tell + element.length for element in elements if isinstance(element, RawDataElement)]
-    return max(ends, default=0) != size
-
-
-def _pixels(stream: IO[bytes], dataset: Dataset, syntax: str) -> tuple[int | None, int | None, bool]:
-    """Return offset and length of the pixel data, in front of which pydicom stopped, and whether they are floats."""
-    if syntax == DeflatedExplicitVRLittleEndian:
-        return None, -1 if "Rows" in dataset else None, False
-    head = stream.read(12)
-    is_implicit, is_little = dataset.original_encoding
-    order = "<" if is_little else ">"
-    if len(head) < 8:
-        return None, None, False
-    group, element = struct.unpack(f"{order}HH", head[:4])
-    tag = group << 16 | element
-    if tag not in PIXEL_DATA_TAGS:
-        return None, None, False
-    at = stream.tell() - len(head)
-    if (
-        head[4:6] in _LONG_VRS and len(head) == 12
-    ):  # whatever the meta header says: lengths are even, and these would be odd ones
-        offset, length = at + 12, struct.unpack(f"{order}I", head[8:12])[0]
-    elif is_implicit:
-        offset, length = at + 8, struct.unpack(f"{order}I", head[4:8])[0]
-    else:
-        offset, length = at + 8, struct.unpack(f"{order}H", head[6:8])[0]
-    return offset, -1 if length == UNDEFINED_LENGTH else length, tag != PIXEL_DATA_TAGS[0]
+    return (sop_class_uid in IMAGE_CLASSES and "Rows" not in dataset) or end not in (None, size)
 
 
 def image_planes(dataset: Dataset) -> tuple[ImagePlane, ...]:
-    """Return what a header says about its image planes, one for each frame; call it inside `quiet_pydicom`."""
-    return _frames(dataset, _Values(dataset))[1]
+    """Return what a whole header says about its image planes, one for each frame; call it inside `quiet_pydicom`.
+
+    A frame's own groups stand before the shared ones.
+    """
+    values = HeaderValues(dataset)
+    shared = HeaderValues(first_item(dataset, Tag(SHARED_GROUPS)), behind=values)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    planes = tuple(_image_plane(HeaderValues(group, behind=shared), index) for index, group in enumerate(groups))
+    return planes or (_image_plane(values, 0),)
 
 
-def _frames(dataset: Dataset, values: "_Values") -> tuple[int, tuple[ImagePlane, ...]]:
-    """Return the number of frames, and what is said of each; a frame's own groups stand before the shared ones."""
-    frames = values.integer("NumberOfFrames")
-    if frames is not None and frames < 1:
-        values.malformed.add("NumberOfFrames")
-    shared = _first(dataset.get("SharedFunctionalGroupsSequence"))
-    planes = tuple(
-        _image_plane(_Values(group, shared, dataset, malformed=values.malformed), index)
-        for index, group in enumerate(dataset.get("PerFrameFunctionalGroupsSequence") or ())
-    )
-    return max(frames or 1, 1), planes or (_image_plane(values, 0),)
-
-
-def _image_plane(values: "_Values", frame: int) -> ImagePlane:
+def _image_plane(values: HeaderValues, frame: int) -> ImagePlane:
     return ImagePlane(
         frame=frame,
         position_lps_mm=values.numbers("ImagePositionPatient", 3, inside="PlanePositionSequence"),
@@ -359,10 +477,16 @@ def _image_plane(values: "_Values", frame: int) -> ImagePlane:
         ),
         stack=values.text("StackID", inside="FrameContentSequence"),
         rescale_type=values.text("RescaleType", inside="PixelValueTransformationSequence").upper(),
+        acquired_s=_either(
+            values.seconds("FrameAcquisitionDateTime", inside="FrameContentSequence"),
+            values.seconds("AcquisitionDateTime"),
+            values.seconds("AcquisitionDate", "AcquisitionTime"),
+        ),
+        made_s=values.seconds("ContentDate", "ContentTime"),
     )
 
 
-def _b_value(values: "_Values") -> float | None:
+def _b_value(values: HeaderValues) -> float | None:
     standard = values.number("DiffusionBValue", inside="MRDiffusionSequence")
     vendors = (values.private_number(*place) for place in PRIVATE_B_VALUES)
     found = _either(standard, *vendors)
@@ -371,133 +495,3 @@ def _b_value(values: "_Values") -> float | None:
 
 def _either(*found: Any) -> Any:
     return next((value for value in found if value is not None), None)
-
-
-def _first(sequence: Sequence[Dataset] | None) -> Dataset:
-    return sequence[0] if sequence else Dataset()
-
-
-class _Values:
-    """Values of a data set, or of a frame's groups, the shared groups and the data set behind them.
-
-    Texts and numbers are taken from the bytes as they stand, since pydicom's own conversion warns with the value in
-    the text, and takes twice the time.
-
-    Args:
-        datasets: where to look, in this order.
-        malformed: keywords of bad values are added here.
-    """
-
-    def __init__(self, *datasets: Dataset, malformed: set[str] | None = None) -> None:
-        self.datasets = datasets
-        self.malformed: set[str] = set() if malformed is None else malformed
-
-    def text(self, keyword: str, *, inside: str = "") -> str:
-        """Return a text, stripped; empty if missing."""
-        return _as_text(self._element(keyword, inside))
-
-    def hashed(self, *keywords: str) -> str:
-        """Return a hash of texts, regardless of case and spacing; empty if all are."""
-        texts = [" ".join(self.text(keyword).replace("^", " ").casefold().split()) for keyword in keywords]
-        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] if any(texts) else ""
-
-    def numbers(self, keyword: str, count: int, *, inside: str = "") -> Vector | None:
-        """Return `count` finite numbers, or None."""
-        element = self._element(keyword, inside)
-        try:
-            found = _as_numbers(element)
-        except (ValueError, struct.error):
-            found = (math.nan,)
-        if not found:
-            return None
-        if len(found) != count or not all(math.isfinite(value) for value in found):
-            self.malformed.add(keyword)
-            return None
-        return found
-
-    def number(self, keyword: str, *, inside: str = "") -> float | None:
-        """Return the only number, or None."""
-        found = self.numbers(keyword, 1, inside=inside)
-        return None if found is None else found[0]
-
-    def integer(self, keyword: str, *, inside: str = "") -> int | None:
-        """Return the only number, if it is whole, or None."""
-        found = self.number(keyword, inside=inside)
-        if found is not None and found != int(found):
-            self.malformed.add(keyword)
-            return None
-        return None if found is None else int(found)
-
-    def private_number(self, creator: str, group: int, element: int, vr: str) -> float | None:
-        """Return the first number of a private element, or None; implicit encodings do not say its type `vr`."""
-        for dataset in self.datasets:
-            tag = _private_tag(dataset, creator, group, element)
-            if tag is not None and tag in dataset:
-                try:
-                    found = next(iter(_as_numbers(dataset.get_item(tag), vr)), math.nan)
-                except (ValueError, struct.error):
-                    return None
-                return found if math.isfinite(found) else None
-        return None
-
-    def _element(self, keyword: str, inside: str) -> Element | None:
-        tag = _tag(keyword)
-        for dataset in self.datasets:
-            place = _first(dataset[_tag(inside)].value) if inside and _tag(inside) in dataset else dataset
-            if tag in place:
-                return place.get_item(tag)
-        return None
-
-
-def _private_tag(dataset: Dataset, creator: str, group: int, element: int) -> int | None:
-    """Return the tag of a private element; its block is where the creator's name stands (PS3.5 7.8.1)."""
-    tags = dataset.keys()
-    blocks = [tag & 0xFF for tag in tags if tag >> 16 == group and 0x10 <= tag & 0xFFFF <= 0xFF]
-    named = (block for block in blocks if _as_text(dataset.get_item(group << 16 | block)) == creator)
-    return next((group << 16 | block << 8 | element for block in named), None)
-
-
-@cache
-def _tag(keyword: str) -> BaseTag:
-    return Tag(keyword)
-
-
-def _as_text(element: Element | None) -> str:
-    if element is None or element.value is None:
-        return ""
-    if isinstance(element.value, bytes):
-        return element.value.decode("latin-1").strip(" \0")
-    if isinstance(element.value, MultiValue):
-        return "\\".join(str(part) for part in element.value)
-    return str(element.value).strip()
-
-
-def _as_numbers(element: Element | None, private_vr: str = "") -> Vector:
-    """Return all numbers of an element.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    if element is None or element.value is None:
-        return ()
-    if not isinstance(element.value, bytes):
-        several = isinstance(element.value, Iterable) and not isinstance(element.value, str)
-        return tuple(float(part) for part in (element.value if several else (element.value,)))
-    code = _BINARY_FORMATS.get(_vr(element, private_vr))
-    if code is not None:
-        order = "<" if isinstance(element, RawDataElement) and element.is_little_endian else ">"
-        return tuple(float(part) for (part,) in struct.iter_unpack(f"{order}{code}", element.value))
-    text = element.value.decode("latin-1").strip(" \0")
-    if "_" in text:
-        raise ValueError("an underscore, which Python's numbers may have")
-    return tuple(float(part) for part in text.split("\\")) if text else ()
-
-
-def _vr(element: Element, private_vr: str) -> str:
-    """Return the type of an element, from the dictionary where the encoding does not say it."""
-    if element.VR not in (None, "UN"):
-        return str(element.VR)
-    if private_vr:
-        return private_vr
-    vr = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "UN"
-    return vr.split(" ", maxsplit=1)[0]

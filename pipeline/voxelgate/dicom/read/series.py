@@ -1,7 +1,7 @@
 """Find the series below a path, headers only, and say of each what is wrong with it."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,15 @@ from voxelgate.dicom.audit.kind import KNOWN_MODALITIES
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.copies import without_copies
 from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef, like, list_files
-from voxelgate.dicom.read.headers import Header, ImagePlane, UnreadableFileError, is_empty, read_header
+from voxelgate.dicom.read.headers import (
+    Header,
+    ImagePlane,
+    UnreadableFile,
+    UnreadableFileError,
+    is_empty,
+    read_header,
+)
+from voxelgate.dicom.read.merging import merged_stacks
 from voxelgate.dicom.read.stack import Slice, by_position, grid_of, slices_of
 
 ID_DIGITS = 12
@@ -108,14 +116,14 @@ def scan_files(
         their own, so that none is passed over without a word; so do empty ones that are named like their neighbours.
     """
     headers: list[Header] = []
-    unreadable: list[FileRef] = []
+    unreadable: list[UnreadableFile] = []
     empty: list[FileRef] = []
     with quiet_pydicom():
         for done, file in enumerate(files, start=1):
             try:
                 header = read_header(file)
-            except UnreadableFileError:
-                unreadable.append(file)
+            except UnreadableFileError as error:
+                unreadable.append(UnreadableFile(file, error.reason))
             else:
                 if header is None and is_empty(file):
                     empty.append(file)
@@ -124,19 +132,19 @@ def scan_files(
             if progress is not None:
                 progress(done, len(files))
         names = {(header.file.folder, like(header.file.name)) for header in headers}
-        unreadable += [file for file in empty if (file.folder, like(file.name)) in names]
+        unreadable += [UnreadableFile(file) for file in empty if (file.folder, like(file.name)) in names]
         return group(headers, unreadable, allow=allow)
 
 
 def group(
-    headers: Iterable[Header], unreadable: Sequence[FileRef] = (), *, allow: Iterable[Allow] = ()
+    headers: Iterable[Header], unreadable: Sequence[UnreadableFile] = (), *, allow: Iterable[Allow] = ()
 ) -> list[Series]:
     """Make series of headers; the order of the headers does not matter."""
     families: dict[tuple[str, ...], list[Header]] = defaultdict(list)
     for header in headers:
         families[_family(header)].append(header)
-    broken_folders = {file.folder for file in unreadable}
-    found = [_series(family, broken_folders, tuple(allow)) for family in families.values()]
+    broken_folders = {one.file.folder for one in unreadable}
+    found = [_series(family, broken_folders, tuple(allow)) for family in merged_stacks(families.values())]
     found += [_unreadable_series(unreadable)] if unreadable else []
     return sorted(found, key=lambda series: (series.study_id, _series_number(series), series.series_id))
 
@@ -169,22 +177,22 @@ def _series(headers: Sequence[Header], broken_folders: set[tuple[Path, str]], al
     return Series(series_id, _short_hash(kept[0].study_uid), kept, ordered, files)
 
 
-def _unreadable_series(files: Sequence[FileRef]) -> Series:
-    missing = [file for file in files if file.is_missing]
+def _unreadable_series(unreadable: Sequence[UnreadableFile]) -> Series:
+    missing = [one.file for one in unreadable if one.file.is_missing]
     findings = []
     if missing:
         sentence = f"{len(missing)} files that a DICOMDIR or a link names are not there; copy all of it again."
         findings.append(Finding(FindingCode.MISSING_FILE, Severity.REFUSE, sentence))
-    if len(files) > len(missing):
-        sentence = f"{len(files) - len(missing)} DICOM files are damaged and cannot be read; send them again."
+    for reason, count in sorted(Counter(one.reason for one in unreadable if one.file not in missing).items()):
+        sentence = f"{count} DICOM files are {reason}." if count > 1 else f"a DICOM file is {reason}."
         findings.append(Finding(FindingCode.UNREADABLE_FILE, Severity.REFUSE, sentence))
-    return Series("unreadable", "", (), tuple(findings), tuple(files))
+    return Series("unreadable", "", (), tuple(findings), tuple(one.file for one in unreadable))
 
 
 def _identifying_text(headers: Sequence[Header]) -> str:
-    """Return what identifies a series: its UID, or where that is empty what its images say of themselves."""
+    """Return what identifies a series: its UIDs, or where they are empty what its images say of themselves."""
     if headers[0].series_uid:
-        return headers[0].series_uid
+        return "\0".join(sorted({header.series_uid for header in headers}))
     return "\0".join(sorted(f"{header.patient} {header.acquisition} {_described_planes(header)}" for header in headers))
 
 

@@ -16,7 +16,7 @@ from voxelgate.core.findings import Allow
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, FileRef, list_files
-from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
+from voxelgate.dicom.read.headers import Header, UnreadableFile, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import group
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec
 from voxelgate.segmentation.cases import Case, Listing, file_of, image_cases, list_input, study_cases, with_own_ids
@@ -38,13 +38,13 @@ class _Seen:
         size_and_time: bytes, and nanoseconds of its last change.
         since_s: monotonic time at which it was first seen so.
         header: None if it is no DICOM, or damaged.
-        is_damaged: whether it is DICOM that cannot be read.
+        damage: why it cannot be read though it is DICOM; empty if it can.
     """
 
     size_and_time: tuple[int, int]
     since_s: float
     header: Header | None = None
-    is_damaged: bool = False
+    damage: str = ""
 
 
 class Inbox:
@@ -127,8 +127,8 @@ class Inbox:
             return _Seen(found, now_s, read_header(file) if is_dicom else None)
         except OSError:
             return None
-        except UnreadableFileError:
-            return _Seen(found, now_s, is_damaged=True)
+        except UnreadableFileError as error:
+            return _Seen(found, now_s, damage=error.reason)
 
     def _is_complete(self, key: tuple[str, ...], files: Sequence[FileRef]) -> bool:
         """Return whether files that belong together have settled, and are not as they were handed out."""
@@ -141,10 +141,10 @@ class Inbox:
 
     def _studies(self) -> list[Case]:
         studies: dict[tuple[str, ...], list[FileRef]] = defaultdict(list)
-        damaged: dict[tuple[Path, str], list[FileRef]] = defaultdict(list)
+        damaged: dict[tuple[Path, str], list[UnreadableFile]] = defaultdict(list)
         for file, one in self._files.items():
-            if one.is_damaged:
-                damaged[file.folder].append(file)
+            if one.damage:
+                damaged[file.folder].append(UnreadableFile(file, one.damage))
                 studies[("damaged", *map(str, file.folder))].append(file)
             elif one.header is not None and one.header.sop_class_uid != DICOMDIR_CLASS:
                 studies[("study", one.header.study_uid)].append(file)
@@ -153,7 +153,7 @@ class Inbox:
             if not self._is_complete(key, files):
                 continue
             headers = [one.header for one in map(self._files.__getitem__, files) if one.header is not None]
-            beside = [file for folder in {file.folder for file in files} for file in damaged[folder]]
+            beside = [one for folder in {file.folder for file in files} for one in damaged[folder]]
             found = group(headers, beside, allow=self._allow)
             cases += study_cases([series for series in found if series.headers or not headers], self._rule)
         return cases
