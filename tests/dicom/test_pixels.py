@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import struct
 import sys
 import zipfile
 from collections import deque
@@ -112,13 +113,115 @@ def test_bytes_in_big_endian_that_are_no_words_are_left_alone(tmp_path: Path) ->
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLosslessSV1, JPEG2000Lossless])
 def test_an_overlay_in_the_unused_bits_does_not_count(tmp_path: Path, syntax: str, kind: str) -> None:
     stored = values(12, kind)
-    overlay = (stored.view("u2") & 0x0FFF) | np.where(np.arange(SIZE[1]) % 3 == 0, 0xF000, 0).astype("u2")
-    header = header_of(write(image(overlay.view(stored.dtype), bits=16), tmp_path / "a", syntax))
-    dataset = dcmread(tmp_path / "a")
-    dataset.BitsStored, dataset.HighBit = 12, 11
-    dataset.save_as(tmp_path / "a")
-    header = header_of(tmp_path / "a")
-    assert np.array_equal(stored_pixels(header), stored)
+    overlay = (stored.view("u2") & 0x0FFF) | np.where(np.arange(SIZE[1]) % 3 == 0, 0x9000, 0).astype("u2")
+    path = with_bits_stored(write(image(overlay.view(stored.dtype), bits=16), tmp_path / "a", syntax), 12)
+    dataset = dcmread(path)
+    for group, position in ((0x6000, 12), (0x6002, 15)):
+        dataset.add_new(group << 16 | 0x0100, "US", 16)
+        dataset.add_new(group << 16 | 0x0102, "US", position)
+    dataset.save_as(path)
+    assert np.array_equal(stored_pixels(header_of(path)), stored)
+
+
+def with_bits_stored(path: Path, bits: int) -> Path:
+    """Say that fewer bits are in use than are."""
+    dataset = dcmread(path)
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["u", "i"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+def test_values_of_more_bits_than_bits_stored_are_never_cut_off(tmp_path: Path, syntax: str, kind: str) -> None:
+    stored = np.full(SIZE, 24, f"{kind}2")
+    stored[3:6, 4:9] = 2224
+    path = with_bits_stored(write(image(stored), tmp_path / "a", syntax), 11)
+    with pytest.raises(PixelError, match="15 of its 1620 pixels use more bits than the 11 of Bits Stored") as caught:
+        stored_pixels(header_of(path))
+    assert caught.value.code is FindingCode.BAD_VALUE
+
+
+@pytest.mark.parametrize("value", [0xFFFF, 0x8000, 0x0800])
+def test_padding_beyond_bits_stored_is_never_taken_for_tissue(tmp_path: Path, value: int) -> None:
+    stored = np.full(SIZE, 24, "u2")
+    stored[0] = value
+    path = with_bits_stored(write(image(stored, PixelPaddingValue=value), tmp_path / "a"), 11)
+    with pytest.raises(PixelError, match="Bits Stored"):
+        stored_pixels(header_of(path))
+
+
+def test_an_overlay_that_the_header_does_not_name_is_refused(tmp_path: Path) -> None:
+    stored = values(12, "u") | np.where(np.arange(SIZE[1]) % 3 == 0, 0xF000, 0).astype("u2")
+    with pytest.raises(PixelError, match="Bits Stored"):
+        stored_pixels(header_of(with_bits_stored(write(image(stored), tmp_path / "a"), 12)))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_negative_values_may_be_extended_or_not(tmp_path: Path, syntax: str) -> None:
+    stored = np.arange(-800, 820, dtype="i2").reshape(SIZE)
+    for cells in (stored, (stored.view("u2") & 0x0FFF).view("i2")):
+        path = with_bits_stored(write(image(cells), tmp_path / "a", syntax), 12)
+        assert np.array_equal(stored_pixels(header_of(path)), stored)
+
+
+def rle_frame(stored: np.ndarray, extra: bytes = b"", end: bytes = b"", last: int = 0) -> bytes:
+    """Return an RLE frame of 16 bits in literal runs; `extra` stands behind each segment, `last` bytes in its runs."""
+    segments = []
+    for plane in (stored.view("u1").reshape(-1, 2)[:, 1], stored.view("u1").reshape(-1, 2)[:, 0]):
+        content = plane.tobytes() + b"\7" * last
+        runs = [content[at : at + 100] for at in range(0, len(content), 100)]
+        packed = b"".join(bytes([len(run) - 1]) + run for run in runs) + extra
+        segments.append(packed + b"\0" * (len(packed) % 2))
+    return struct.pack("<16I", 2, 64, 64 + len(segments[0]), *[0] * 13) + b"".join(segments) + end
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [
+        {"extra": b"\0\7"},
+        {"extra": b"\0\0"},
+        {"extra": b"\x80" * 5},
+        {"extra": bytes(33)},
+        {"end": bytes(30)},
+        {"end": bytes(4000)},
+        {"last": 1},
+    ],
+)
+def test_what_follows_a_whole_rle_segment_is_padding(tmp_path: Path, padding: dict[str, object]) -> None:
+    stored = values(16, "u")
+    path = write(image(stored), tmp_path / "a", RLELossless)
+    frame = rle_frame(stored, **padding)
+    found = stored_pixels(header_of(with_pixel_data(path, encapsulate([frame]))))
+    assert np.array_equal(found, stored)
+
+
+@pytest.mark.parametrize("padding", [{"last": 2}, {"last": 60}, {"extra": b"\x05abcdef"}, {"extra": b"\x81\0" * 9}])
+def test_more_pixels_than_the_image_has_are_no_padding(tmp_path: Path, padding: dict[str, object]) -> None:
+    stored = values(16, "u")
+    path = write(image(stored), tmp_path / "a", RLELossless)
+    with pytest.raises(PixelError, match="unpack to more than 1620 pixels"):
+        stored_pixels(header_of(with_pixel_data(path, encapsulate([rle_frame(stored, **padding)]))))
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("padding", [b"\0", bytes(200), bytes(5000), b"\xff" * 300, b"\0\1" * 20])
+def test_what_follows_the_end_of_a_codestream_is_padding(tmp_path: Path, syntax: str, padding: bytes) -> None:
+    stored = values(12, "u", (64, 80))
+    path = write(image(stored, bits=12), tmp_path / "a", syntax)
+    padded = encapsulate([codestream_of(path).rstrip(b"\0") + padding])
+    assert np.array_equal(stored_pixels(header_of(with_pixel_data(path, padded))), stored)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("padding", [b"", bytes(200), bytes(range(1, 200))])
+def test_a_codestream_that_breaks_off_before_its_padding_is_truncated(
+    tmp_path: Path, syntax: str, padding: bytes
+) -> None:
+    path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", syntax)
+    broken = encapsulate([codestream_of(path).rstrip(b"\0")[:-40] + padding])
+    with pytest.raises(PixelError, match="end too early"):
+        stored_pixels(header_of(with_pixel_data(path, broken)))
 
 
 @pytest.mark.parametrize("precision", [12, 16])

@@ -15,7 +15,10 @@ END_OF_IMAGE = b"\xff\xd9"
 """Last marker of all JPEG codestreams; their coded data cannot contain it."""
 
 END_PADDING = 64
-"""Bytes after the last marker that are taken as padding; DICOM allows one, some writers add more."""
+"""Bytes after the last marker that are taken as padding whatever they are; DICOM allows one, some writers add more.
+
+Padding of one byte value only may be of any length, as where fragments are filled up to a block of a disk.
+"""
 
 ANOTHER_IMAGE = re.compile(rb"\xff\xd9\0*(?:\xff\xd8\xff|\xff\x4f\xff\x51)")
 
@@ -38,6 +41,12 @@ LARGEST_DIFFERENCE = 16
 RLE_HEADER = struct.Struct("<16I")
 """Number of segments and their offsets (PS3.5 G.5)."""
 
+RLE_NOTHING = 128
+"""Control byte that stands for no bytes; those below start literal runs, those above repeated ones."""
+
+RLE_SURPLUS = 1
+"""Bytes that a segment may unpack to beyond the image: some encoders make odd numbers even. More would hide damage."""
+
 
 class Codestream(NamedTuple):
     """What the header of a JPEG, JPEG-LS or JPEG 2000 codestream says."""
@@ -46,6 +55,15 @@ class Codestream(NamedTuple):
     columns: int
     components: int
     bits: int
+
+
+def up_to_end(codestream: bytes) -> bytes | None:
+    """Return a JPEG, JPEG-LS or JPEG 2000 codestream up to its last marker, or None if it does not end with padding."""
+    end = codestream.rfind(END_OF_IMAGE) + len(END_OF_IMAGE)
+    padding = codestream[end:].rstrip(b"\0")
+    if end < len(END_OF_IMAGE) or (len(padding) > END_PADDING and len(set(padding)) > 1):
+        return None
+    return codestream[:end]
 
 
 def describe_codestream(codestream: bytes) -> Codestream:
@@ -114,38 +132,50 @@ def _check_tables(content: bytes) -> None:
         at += 1 + LONGEST_CODE + len(values)
 
 
-def why_bad_rle(codestream: bytes, pixels: int, bits_allocated: int) -> str | None:
-    """Say what is wrong with an RLE frame, or return None; the decoder in Rust panics on runs beyond its end.
+def whole_rle(codestream: bytes, pixels: int, bits_allocated: int) -> bytes:
+    """Return an RLE frame none of whose runs ends beyond the image, where the decoder in Rust panics.
 
     Args:
-        codestream: the frame, of one grey value a pixel.
+        codestream: the frame, of one grey value a pixel; padding may follow each segment.
         pixels: rows x columns.
         bits_allocated: 8, 16 or 32; each byte of it has a segment.
+
+    Raises:
+        ValueError: what is wrong with the frame, as the rest of a sentence.
     """
     if len(codestream) < RLE_HEADER.size:
-        return "end too early"
+        raise ValueError("end too early")
     count, *offsets = RLE_HEADER.unpack_from(codestream)
     if count != bits_allocated // 8:
-        return f"have {count} bytes a pixel, expected {bits_allocated // 8}"
-    bounds = [*offsets[:count], len(codestream)]
-    for start, end in pairwise(bounds):
-        length, read = _unpacked(codestream, start, end, pixels)
-        if length != pixels or start < RLE_HEADER.size:
-            return f"do not unpack to {pixels} pixels"
-        if end - read > 1:
-            return "hold more than one image"
-    return None
+        raise ValueError(f"have {count} bytes a pixel, expected {bits_allocated // 8}")
+    whole = bytearray(codestream)
+    for start, end in pairwise([*offsets[:count], len(codestream)]):
+        length, read, last = _unpacked(codestream, start, end, pixels)
+        if length < pixels or start < RLE_HEADER.size:
+            raise ValueError(f"do not unpack to {pixels} pixels")
+        surplus = length - pixels
+        if surplus:
+            whole[last] += -surplus if codestream[last] < RLE_NOTHING else surplus
+        if codestream[read:end].strip(b"\0\x80"):
+            surplus += _unpacked(codestream, read, end, RLE_SURPLUS + 1)[0]
+        if surplus > RLE_SURPLUS:
+            raise ValueError(f"unpack to more than {pixels} pixels, as if there were more than one image")
+    return bytes(whole)
 
 
-def _unpacked(codestream: bytes, at: int, end: int, most: int) -> tuple[int, int]:
-    """Return the length of a segment when unpacked (PS3.5 G.3.2), up to `most`, and where reading it ended."""
-    length = 0
+def _unpacked(codestream: bytes, at: int, end: int, most: int) -> tuple[int, int, int]:
+    """Unpack a segment (PS3.5 G.3.2) until it has the length `most`, to the end of the run in which it is reached.
+
+    Returns:
+        Its length, -1 if a run ends beyond the segment; where reading ended; where the last run starts.
+    """
+    length, last = 0, at
     while length < most and at < end:
         control = codestream[at]
-        if control == 128:
+        if control == RLE_NOTHING:
             at += 1
             continue
-        is_literal = control < 128
+        is_literal = control < RLE_NOTHING
         length += control + 1 if is_literal else 257 - control
-        at += control + 2 if is_literal else 2
-    return (length, at) if at <= end else (-1, at)
+        last, at = at, at + (control + 2 if is_literal else 2)
+    return (length if at <= end else -1, at, last)

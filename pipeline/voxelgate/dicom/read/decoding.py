@@ -9,7 +9,6 @@ from typing import IO, Any, NamedTuple
 import gdcm
 import numpy as np
 import numpy.typing as npt
-from pydicom import dcmread
 from pydicom._uid_dict import UID_dictionary
 from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets
 from pydicom.pixels.decoders.base import get_decoder
@@ -33,13 +32,13 @@ from pydicom.uid import (
 from voxelgate.core.findings import FindingCode
 from voxelgate.dicom.read.codestreams import (
     ANOTHER_IMAGE,
-    END_OF_IMAGE,
-    END_PADDING,
     JPEG_START,
     describe_codestream,
-    why_bad_rle,
+    up_to_end,
+    whole_rle,
 )
 from voxelgate.dicom.read.headers import Header
+from voxelgate.dicom.read.parsing import inflated_pixels
 
 DECODERS: Mapping[str, tuple[str, ...]] = {
     JPEGBaseline8Bit: ("gdcm", "pylibjpeg"),
@@ -82,7 +81,7 @@ class PixelError(Exception):
     """The pixels of an image cannot be had.
 
     Args:
-        code: `TRUNCATED` or `UNDECODABLE`.
+        code: `TRUNCATED`, `UNDECODABLE`, or `BAD_VALUE` where header and pixels contradict each other.
         reason: what is wrong, in words that hold no patient data.
     """
 
@@ -118,11 +117,12 @@ class FrameLayout(NamedTuple):
 def stored_pixels(header: Header, frame: int = 0) -> Values:
     """Return the stored values of one frame, (rows, columns), integers in native byte order, perhaps read-only.
 
-    Bits above Bits Stored, which may hold an overlay, are replaced by the sign (PS3.5 8.1.1). Call it inside
-    `quiet_pydicom`: decoders warn with values of the header.
+    Bits above Bits Stored may hold an overlay that the header names, or the sign; they are replaced by the sign
+    (PS3.5 8.1.1). Call it inside `quiet_pydicom`: decoders warn with values of the header.
 
     Raises:
-        PixelError: there are no pixels, or fewer than the header promises, or they cannot be decoded.
+        PixelError: there are no pixels, or fewer than the header promises, they cannot be decoded, or they hold values
+            of more bits than Bits Stored says.
     """
     return next(stored_frames(header, (frame,)))
 
@@ -134,7 +134,7 @@ def stored_frames(header: Header, frames: Sequence[int]) -> Iterator[Values]:
         PixelError: as for `stored_pixels`.
     """
     layout = layout_of(header)
-    with _open(header) as stream:
+    with _open(header, layout) as stream:
         start = stream.tell()
         _check_inflated(header, layout, stream)
         for frame in frames:
@@ -187,11 +187,12 @@ def _reworded_fault() -> Iterator[None]:
         raise PixelError(FindingCode.UNDECODABLE, "its pixel data are damaged and cannot be decoded") from error
 
 
-def _open(header: Header) -> IO[bytes]:
+def _open(header: Header, layout: FrameLayout) -> IO[bytes]:
     """Return a stream that stands where the value of Pixel Data starts; what is packed is unpacked into memory."""
     with _reworded_fault():
         if header.pixel_offset is None:
-            return BytesIO(dcmread(BytesIO(header.file.read())).PixelData)
+            with header.file.open() as packed:
+                return inflated_pixels(packed, header.frames * layout.frame_bytes)
         stream: IO[bytes] = BytesIO(header.file.read()) if header.file.member else header.file.open()
         stream.seek(header.pixel_offset)
         return stream
@@ -226,7 +227,8 @@ def _read_raw(header: Header, layout: FrameLayout, stream: IO[bytes], frame: int
     if is_swapped:
         content = np.frombuffer(content, np.uint16).byteswap().tobytes()[first - begin :][:size]
     stored = np.frombuffer(content, layout.dtype.newbyteorder("<" if header.is_little_endian else ">"))
-    return _without_unused_bits(stored.astype(layout.dtype, copy=False), layout).reshape(layout.rows, layout.columns)
+    values = stored.astype(layout.dtype, copy=False).reshape(layout.rows, layout.columns)
+    return _without_unused_bits(values, layout, header.overlay_bits, may_be_signed=False)
 
 
 def _is_in_words(stream: IO[bytes]) -> bool:
@@ -238,9 +240,34 @@ def _is_in_words(stream: IO[bytes]) -> bool:
     return vr == b"OW"
 
 
-def _without_unused_bits(values: Values, layout: FrameLayout) -> Values:
+def _without_unused_bits(values: Values, layout: FrameLayout, overlay_bits: int, *, may_be_signed: bool) -> Values:
+    """Return values in which the bits above Bits Stored are the sign, or 0.
+
+    Args:
+        values: as they are stored, each in Bits Allocated.
+        layout: what the header says of them.
+        overlay_bits: mask of the bits that hold overlays.
+        may_be_signed: whether a decoder may have extended the sign of values that the header calls unsigned.
+
+    Raises:
+        PixelError: bits above are in use, so that values without them would be others.
+    """
     unused = layout.bits_allocated - layout.bits_stored
-    return (values << unused) >> unused if unused else values
+    stored = (values << unused) >> unused if unused else values
+    if np.array_equal(stored, values):
+        return stored
+    bits = values.view(f"u{values.dtype.itemsize}")
+    above_mask = ((1 << unused) - 1) & ~(overlay_bits >> layout.bits_stored)
+    above = (bits >> layout.bits_stored) & above_mask
+    is_negative = (bits >> (layout.bits_stored - 1)) & 1 if layout.pixel_representation or may_be_signed else 0
+    count = np.count_nonzero((above != 0) & ((above != above_mask) | (is_negative == 0)))
+    if count:
+        raise PixelError(
+            FindingCode.BAD_VALUE,
+            f"{count} of its {values.size} pixels use more bits than the {layout.bits_stored} of Bits Stored, which "
+            "would be cut off",
+        )
+    return stored
 
 
 def _read_encoded(header: Header, layout: FrameLayout, stream: IO[bytes], frame: int) -> Values:
@@ -248,12 +275,14 @@ def _read_encoded(header: Header, layout: FrameLayout, stream: IO[bytes], frame:
     plugin = _plugin(syntax)
     _check_frames(header, stream)
     codestream = get_frame(stream, frame, number_of_frames=header.frames)
-    (_check_rle if syntax == RLELossless else _check_codestream)(codestream, layout)
+    codestream = (_checked_rle if syntax == RLELossless else _checked_codestream)(codestream, layout)
     if plugin == "gdcm" and syntax == JPEGExtended12Bit:
         values = _decode_gdcm(codestream, layout)
     else:
         values = _decode_pydicom(codestream, layout, syntax, plugin)
-    return values if syntax in LOSSY else _without_unused_bits(values, layout)
+    if syntax in LOSSY:
+        return values
+    return _without_unused_bits(values, layout, header.overlay_bits, may_be_signed=syntax != RLELossless)
 
 
 def _decode_pydicom(codestream: bytes, layout: FrameLayout, syntax: UID, plugin: str) -> Values:
@@ -263,6 +292,7 @@ def _decode_pydicom(codestream: bytes, layout: FrameLayout, syntax: UID, plugin:
         "samples_per_pixel": 1,
         "photometric_interpretation": "MONOCHROME2",
         "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,  # without a word
     }
     source = encapsulate([codestream], has_bot=False)
     values, _ = get_decoder(syntax).as_array(source, index=0, raw=True, decoding_plugin=plugin, **options)
@@ -286,9 +316,14 @@ def _shown_syntax(syntax: UID) -> str:
     return f" {syntax.name}" if syntax in UID_dictionary else ""
 
 
-def _check_codestream(codestream: bytes, layout: FrameLayout) -> None:
-    """Refuse what decoders would fill up, cut or die of; it must be one grey image as the header says."""
-    if END_OF_IMAGE not in codestream[-END_PADDING:]:
+def _checked_codestream(codestream: bytes, layout: FrameLayout) -> bytes:
+    """Return a codestream without padding; refuse what decoders would fill up, cut or die of.
+
+    Raises:
+        PixelError: it is not whole, or not one grey image as the header says.
+    """
+    whole = up_to_end(codestream)
+    if whole is None:
         raise PixelError(FindingCode.TRUNCATED, "its compressed pixel data end too early")
     found = describe_codestream(codestream)
     if (found.rows, found.columns) != (layout.rows, layout.columns):
@@ -306,16 +341,18 @@ def _check_codestream(codestream: bytes, layout: FrameLayout) -> None:
         raise PixelError(FindingCode.UNDECODABLE, "its pixels are said to have 32 bits, which JPEG cannot hold")
     if ANOTHER_IMAGE.search(codestream):
         raise PixelError(FindingCode.UNDECODABLE, SEVERAL_IMAGES)
+    return whole
 
 
 def _bytes(bits: int) -> int:
     return (bits + 7) // 8
 
 
-def _check_rle(codestream: bytes, layout: FrameLayout) -> None:
-    reason = why_bad_rle(codestream, layout.rows * layout.columns, layout.bits_allocated)
-    if reason is not None:
-        raise PixelError(FindingCode.UNDECODABLE, f"its compressed pixel data {reason}")
+def _checked_rle(codestream: bytes, layout: FrameLayout) -> bytes:
+    try:
+        return whole_rle(codestream, layout.rows * layout.columns, layout.bits_allocated)
+    except ValueError as error:
+        raise PixelError(FindingCode.UNDECODABLE, f"its compressed pixel data {error}") from error
 
 
 def _check_frames(header: Header, stream: IO[bytes]) -> None:
