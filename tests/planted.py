@@ -425,6 +425,45 @@ def cut_by(count: int) -> Callable[[list[Path]], None]:
     return damage
 
 
+def with_bytes(old: bytes, new: bytes, *, on: Sequence[int] | None = None) -> Callable[[list[Path]], None]:
+    """Return damage that changes some bytes of all files or of some."""
+
+    def damage(paths: list[Path]) -> None:
+        for index in range(len(paths)) if on is None else on:
+            content = paths[index].read_bytes()
+            assert old in content
+            paths[index].write_bytes(content.replace(old, new))
+
+    return damage
+
+
+def in_parts(*sizes: int, uid: str = f"{ROOT}.4.0") -> Plant:
+    """Return a plant that cuts one multi-frame image into the parts of a concatenation (PS3.3 C.7.6.16.2.2.4)."""
+
+    def plant(datasets: list[Dataset]) -> list[Dataset]:
+        (whole,) = datasets
+        frame_bytes = whole.Rows * whole.Columns * whole.BitsAllocated // 8
+        parts, start = [], 0
+        for number, size in enumerate(sizes, start=1):
+            part = deepcopy(whole)
+            part.PerFrameFunctionalGroupsSequence = Items(whole.PerFrameFunctionalGroupsSequence[start : start + size])
+            part.PixelData = whole.PixelData[start * frame_bytes : (start + size) * frame_bytes]
+            part.update({"SOPInstanceUID": f"{ROOT}.4.1.{number}", "NumberOfFrames": size, "InstanceNumber": number})
+            part.file_meta.MediaStorageSOPInstanceUID = part.SOPInstanceUID
+            part.update({"ConcatenationUID": uid, "InConcatenationNumber": number})
+            part.update({"InConcatenationTotalNumber": len(sizes), "ConcatenationFrameOffsetNumber": start})
+            parts.append(part)
+            start += size
+        return parts
+
+    return plant
+
+
+def in_series_of_their_own(datasets: list[Dataset]) -> list[Dataset]:
+    """Give every image a series UID of its own."""
+    return setting("SeriesInstanceUID", lambda index: f"{ROOT}.1.{index + 1}")(datasets)
+
+
 def longer_pixels(times: float) -> Plant:
     """Return a plant that makes pixel data of all images shorter or longer than their size says."""
 
@@ -434,6 +473,18 @@ def longer_pixels(times: float) -> Plant:
         return datasets
 
     return plant
+
+
+def _padded(datasets: list[Dataset], count: int) -> list[Dataset]:
+    for dataset in datasets:
+        dataset.PixelData = dataset.PixelData + bytes(count)
+    return datasets
+
+
+def _blackened(datasets: list[Dataset], rows: int) -> list[Dataset]:
+    for dataset in datasets:
+        dataset.PixelData = dataset.PixelData[: -2 * COLUMNS * rows] + bytes(2 * COLUMNS * rows)
+    return datasets
 
 
 def _in_frames(sequence: str, keyword: str, values: Callable[[int], object]) -> Plant:
@@ -514,6 +565,18 @@ FAULTS = (
         "two frames of reference",
         setting("FrameOfReferenceUID", f"{ROOT}.9", on=[3, 4]),
         ((FindingCode.SEVERAL_FRAMES_OF_REFERENCE, REFUSE),),
+    ),
+    Fault("a series UID for each slice", in_series_of_their_own, ((FindingCode.SEVERAL_SERIES, REFUSE),)),
+    Fault(
+        "a series UID for each slice, to be merged",
+        in_series_of_their_own,
+        ((FindingCode.SEVERAL_SERIES, WARN),),
+        allow=(Allow.MERGE_SERIES,),
+    ),
+    Fault(
+        "a series UID for each slice, of which one is missing",
+        chained(in_series_of_their_own, without(5)),
+        ((FindingCode.SEVERAL_SERIES, REFUSE), (FindingCode.MISSING_SLICE, REFUSE)),
     ),
     Fault("an empty series UID", setting("SeriesInstanceUID", ""), ((FindingCode.BAD_UID, WARN),)),
     Fault("no frame of reference", deleting("FrameOfReferenceUID"), ((FindingCode.BAD_UID, WARN),)),
@@ -637,8 +700,61 @@ FAULTS = (
     ),
     Fault("fewer places than frames", _fewer_groups, ((FindingCode.MULTI_FRAME, REFUSE),), enhanced_series),
     Fault("two multi-frame files", _two_files, ((FindingCode.MULTI_FRAME, REFUSE),), enhanced_series),
+    Fault(
+        "a concatenation without its first part",
+        chained(in_parts(4, 4, 4), without(0)),
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "a concatenation without its last part",
+        chained(in_parts(6, 6), without(1)),
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "a concatenation with a second image in its first part",
+        lambda datasets: [*(parts := in_parts(6, 6)(datasets)), different(parts[0], 1)],
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "parts that say two totals",
+        chained(in_parts(6, 6), setting("InConcatenationTotalNumber", 3, on=[1])),
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "parts whose frames overlap",
+        chained(in_parts(6, 6), setting("ConcatenationFrameOffsetNumber", 5, on=[1])),
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "a part beyond the total",
+        chained(in_parts(4, 4, 4), setting("InConcatenationTotalNumber", 2)),
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "parts of two concatenations",
+        chained(in_parts(6, 6), setting("ConcatenationUID", f"{ROOT}.4.9", on=[1])),
+        ((FindingCode.CONCATENATION, REFUSE),),
+        enhanced_series,
+    ),
+    Fault(
+        "parts without a total",
+        chained(in_parts(6, 6), deleting("InConcatenationTotalNumber")),
+        ((FindingCode.CONCATENATION, WARN), (FindingCode.SLOPE_PER_SLICE, NOTE)),
+        enhanced_series,
+    ),
     Fault("more frames than are told", longer_pixels(3), ((FindingCode.MULTI_FRAME, REFUSE),)),
     Fault("fewer columns than the pixels have", setting("Columns", COLUMNS - 4), ((FindingCode.BAD_VALUE, REFUSE),)),
+    Fault(
+        "fewer columns than the pixels have, and a black end",
+        chained(setting("Columns", COLUMNS - 4), lambda datasets: _blackened(datasets, 8)),
+        ((FindingCode.BAD_VALUE, REFUSE),),
+    ),
     Fault("fewer bits than the highest one", setting("BitsStored", 8), ((FindingCode.BAD_VALUE, REFUSE),)),
     Fault(
         "two stacks",
@@ -827,6 +943,51 @@ FAULTS = (
         ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
         mr_series,
     ),
+    Fault("tube voltages in turn", interleaved("KVP", "80", "140"), ((FindingCode.MIXED_ACQUISITIONS, REFUSE),)),
+    Fault(
+        "repetition times in turn",
+        interleaved("RepetitionTime", "500", "2000"),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "repetition times in turn that differ a little, as of two packages",
+        interleaved("RepetitionTime", "3512.4", "3498.7"),
+        ((FindingCode.MIXED_ACQUISITIONS, WARN),),
+        mr_series,
+    ),
+    Fault(
+        "flip angles in turn",
+        interleaved("FlipAngle", "5", "20"),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "acquisition times in turn",
+        interleaved("AcquisitionTime", "101112", "101242.5"),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+    ),
+    Fault(
+        "times of their own that lie in two acquisitions",
+        setting("AcquisitionDateTime", lambda index: f"202401021011{10 + 20 * (index % 2) + index / 2:04.1f}"),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+    ),
+    Fault(
+        "acquisition times of three phases in turn",
+        interleaved("AcquisitionTime", "101112", "101242", "101500"),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+    ),
+    Fault(
+        "acquisition times in turn of MR volumes",
+        chained(interleaved("AcquisitionTime", "101112", "101242"), setting("MRAcquisitionType", "3D")),
+        ((FindingCode.MIXED_ACQUISITIONS, REFUSE),),
+        mr_series,
+    ),
+    Fault(
+        "content times in turn",
+        interleaved("ContentTime", "101112", "101242"),
+        ((FindingCode.MIXED_ACQUISITIONS, WARN),),
+    ),
     Fault(
         "kernels in turn", interleaved("ConvolutionKernel", "B30f", "B70f"), ((FindingCode.MIXED_ACQUISITIONS, REFUSE),)
     ),
@@ -914,6 +1075,24 @@ FAULTS = (
     Fault("slopes of PET that differ", lambda datasets: datasets, ((FindingCode.SLOPE_PER_SLICE, NOTE),), pet_series),
     Fault("a table of values", _modality_lut, ((FindingCode.MODALITY_LUT, REFUSE),)),
     Fault("padding beyond the bits", setting("PixelPaddingValue", 63536), ((FindingCode.PADDING_VALUE, WARN),)),
+    Fault(
+        "a character set with a NUL in it",
+        lambda datasets: datasets,
+        ((FindingCode.CHARACTER_SET, WARN),),
+        damage=with_bytes(b"ISO_IR 100", b"ISO_IR\x00100"),
+    ),
+    Fault(
+        "a character set of rubbish in some",
+        lambda datasets: datasets,
+        ((FindingCode.CHARACTER_SET, WARN),),
+        damage=with_bytes(b"ISO_IR 100", b"\t\0\x0c\0\r\xff\x0b\0\t\0", on=[2, 3]),
+    ),
+    Fault(
+        "a character set that nobody knows",
+        lambda datasets: datasets,
+        ((FindingCode.CHARACTER_SET, WARN),),
+        damage=with_bytes(b"ISO_IR 100", b"ISO_IR 999"),
+    ),
     Fault("a thickness of text", raw("SliceThickness", CANARY.encode()), ((FindingCode.BAD_VALUE, WARN),)),
     Fault("12 bits allocated", setting("BitsAllocated", 12), ((FindingCode.BAD_VALUE, REFUSE),)),
     Fault("no bits stored", deleting("BitsStored"), ((FindingCode.BAD_VALUE, REFUSE),)),
@@ -952,6 +1131,53 @@ HARMLESS = (
         )
         for kind in ("IN_PHASE", "OPP_PHASE", "IP")
     ),
+    *(
+        Fault(f"a character set spelled {name!r}", lambda datasets: datasets, damage=with_bytes(b"ISO_IR 100", name))
+        for name in (b"ISO IR 100", b"ISO_IR 6\0 ", b"          ", b"latin_1   ", b"ISO_IR 192")
+    ),
+    Fault(
+        "a concatenation of three parts, mixed and of several sizes",
+        lambda datasets: in_parts(5, 3, 4)(datasets)[::-1],
+        ((FindingCode.SLOPE_PER_SLICE, NOTE),),
+        enhanced_series,
+    ),
+    Fault(
+        "a concatenation of one part",
+        in_parts(SLICES),
+        ((FindingCode.SLOPE_PER_SLICE, NOTE),),
+        enhanced_series,
+    ),
+    Fault(
+        "a concatenation of single frames",
+        in_parts(*[1] * SLICES),
+        ((FindingCode.SLOPE_PER_SLICE, NOTE),),
+        enhanced_series,
+    ),
+    Fault(
+        "a part of a concatenation that came twice",
+        lambda datasets: [*(parts := in_parts(6, 6)(datasets)), parts[1]],
+        ((FindingCode.DUPLICATE_FILE, NOTE), (FindingCode.SLOPE_PER_SLICE, NOTE)),
+        enhanced_series,
+    ),
+    Fault("a voltage in two spellings", interleaved("KVP", "120", "120.0", "1.2e2")),
+    Fault("echo times in single precision", interleaved("EchoTime", "4.6", "4.6000001"), base=mr_series),
+    Fault("a flip angle of four digits", interleaved("FlipAngle", "15", "15.01"), base=mr_series),
+    Fault(
+        "odd slices of MR acquired before the even ones",
+        setting("AcquisitionTime", lambda index: f"1011{10 + 20 * (index % 2) + index / 2:04.1f}"),
+        base=mr_series,
+    ),
+    Fault(
+        "acquisition times that run with the table", setting("AcquisitionTime", lambda index: f"1011{10 + index}.25")
+    ),
+    Fault(
+        "a content time of each slice, by chance",
+        setting("ContentTime", lambda index: f"1011{10 + index * 7 % SLICES}"),
+    ),
+    Fault("acquisition times of two blocks", setting("AcquisitionTime", lambda index: f"10{11 + index // 6}00")),
+    Fault("an acquisition time that is none", interleaved("AcquisitionTime", "101112", "")),
+    Fault("pixel data that fill a block", lambda datasets: _padded(datasets, 512)),
+    Fault("pixel data that fill so much that the columns could be more", lambda datasets: _padded(datasets, 640)),
     Fault("a Rescale Type of US", setting("RescaleType", "US")),
     Fault("a gap just below two thicknesses", setting("SliceThickness", "1.3")),
     Fault("a clean enhanced MR", lambda datasets: datasets, ((FindingCode.SLOPE_PER_SLICE, NOTE),), enhanced_series),

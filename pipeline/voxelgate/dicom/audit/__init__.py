@@ -26,7 +26,7 @@ KIND: tuple[Stage, ...] = (
     (kind.secondary_capture,),
     (kind.modality,),
     (kind.localizer,),
-    (kind.colour, kind.mosaic, kind.multi_frame, kind.several_stacks, kind.derived),
+    (kind.colour, kind.mosaic, kind.multi_frame, kind.concatenation, kind.several_stacks, kind.derived),
 )
 
 GEOMETRY: tuple[Stage, ...] = (
@@ -61,9 +61,11 @@ GEOMETRY: tuple[Stage, ...] = (
 
 VALUES: tuple[Stage, ...] = (
     (
+        kind.several_series,
         values.bad_uid,
         values.duplicate_uid,
         values.bad_values,
+        values.character_set,
         values.mixed_pixel_formats,
         values.lossy,
         values.modality_lut,

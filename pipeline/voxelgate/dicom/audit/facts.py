@@ -89,4 +89,5 @@ def _listed_numbers(found: Sequence[Header] | Sequence[Slice]) -> str:
 def _number_of_slice(part: Header | Slice) -> int | None:
     if isinstance(part, Header):
         return part.instance_number
-    return part.plane.frame + 1 if part.header.frames > 1 else part.header.instance_number
+    before = part.header.concatenation.offset or 0 if part.header.concatenation else 0
+    return before + part.plane.frame + 1 if part.header.frames > 1 else part.header.instance_number

@@ -1,14 +1,15 @@
 """Rules on whose images these are and of what kind: only plain CT, MR and PET volumes of one patient are read."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from voxelgate.core.findings import Finding, FindingCode
-from voxelgate.dicom.audit.facts import SeriesFacts, note, refuse, share, warn
+from voxelgate.core.findings import Allow, Finding, FindingCode
+from voxelgate.dicom.audit.facts import SHOWN_NUMBERS, SeriesFacts, note, refuse, share, warn
 from voxelgate.dicom.audit.planes import usual_orientation
-from voxelgate.dicom.read.headers import IMAGE_CLASSES, Header
+from voxelgate.dicom.read.headers import IMAGE_CLASSES, NOT_IMAGE_CLASSES, STORAGE, Concatenation, Header, is_one_of
 from voxelgate.dicom.read.stack import Slice
 
 _KNOWN = "CT MR PT NM US XA RF CR DX MG SEG RTSTRUCT RTDOSE RTPLAN RTIMAGE SR PR KO OT SC REG FID DOC"
@@ -16,13 +17,6 @@ KNOWN_MODALITIES = frozenset(_KNOWN.split())
 """Modalities that are shown; any other text of a header is not, whatever it holds."""
 
 READ_MODALITIES = frozenset(("CT", "MR", "PT"))
-
-STORAGE = "1.2.840.10008.5.1.4.1.1"
-"""Root of the storage SOP classes (PS3.4 table B.5-1)."""
-
-_NOT_IMAGES = "4.2 9 11 66 67 68 78 79 80 88 90 104 481.2 481.3 481.4 481.5 481.6 481.7 481.8"
-NOT_IMAGE_CLASSES = tuple(f"{STORAGE}.{part}" for part in _NOT_IMAGES.split())
-"""Spectra, waveforms, presentation states, segmentations, registrations, reports, documents, doses, plans and more."""
 
 NOT_IMAGE_MODALITIES = frozenset(("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "FID", "DOC"))
 
@@ -83,6 +77,21 @@ def several_frames_of_reference(facts: SeriesFacts) -> Iterator[Finding]:
         yield refuse(FindingCode.SEVERAL_FRAMES_OF_REFERENCE, sentence)
 
 
+def several_series(facts: SeriesFacts) -> Iterator[Finding]:
+    """Refuse single images that make a stack but name several series; with `Allow.MERGE_SERIES` warn."""
+    if (count := len({header.series_uid for header in facts.headers})) < 2:
+        return
+    sentence = (
+        f"{count} single images of one study, series number, frame of reference and grid make a stack, but each has a "
+        "series UID of its own"
+    )
+    if Allow.MERGE_SERIES in facts.allow:
+        sentence += "; they are read as one, and DICOM results (SEG) that refer to one series cannot be written."
+        yield warn(FindingCode.SEVERAL_SERIES, sentence)
+    else:
+        yield refuse(FindingCode.SEVERAL_SERIES, f"{sentence}; pass --allow merge-series to read them as one.")
+
+
 def not_an_image(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse segmentations, structures, reports and whatever else holds no image of a patient."""
     found = [header for header in facts.headers if _is_no_image(header)]
@@ -94,13 +103,9 @@ def not_an_image(facts: SeriesFacts) -> Iterator[Finding]:
 
 
 def _is_no_image(header: Header) -> bool:
-    if _is_one_of(header.sop_class_uid, NOT_IMAGE_CLASSES) or header.modality in NOT_IMAGE_MODALITIES:
+    if is_one_of(header.sop_class_uid, NOT_IMAGE_CLASSES) or header.modality in NOT_IMAGE_MODALITIES:
         return True
     return header.pixel_bytes is None and header.rows is None and header.sop_class_uid not in IMAGE_CLASSES
-
-
-def _is_one_of(uid: str, classes: tuple[str, ...]) -> bool:
-    return uid in classes or uid.startswith(tuple(f"{name}." for name in classes))
 
 
 def secondary_capture(facts: SeriesFacts) -> Iterator[Finding]:
@@ -232,11 +237,70 @@ def multi_frame(facts: SeriesFacts) -> Iterator[Finding]:
             f"{share(several, facts.headers)}: frames do not say where they lie, expected a functional group for each."
         )
         yield refuse(FindingCode.MULTI_FRAME, sentence)
-    elif len(facts.headers) > 1:
+    elif len(facts.headers) > 1 and not all(header.concatenation for header in facts.headers):
         sentence = (
             f"{len(several)} of {len(facts.headers)} files are multi-frame, expected one; choose one and give it alone."
         )
         yield refuse(FindingCode.MULTI_FRAME, sentence)
+
+
+def concatenation(facts: SeriesFacts) -> Iterator[Finding]:
+    """Refuse an image of which some parts are missing or contradict each other; complete ones are read as one.
+
+    Nothing says how many parts there are where the optional total is missing: a warning.
+    """
+    parts = [header.concatenation for header in facts.headers if header.concatenation is not None]
+    if not parts:
+        return
+    wrong = _why_not_concatenated(parts, facts.headers)
+    if wrong:
+        yield refuse(FindingCode.CONCATENATION, f"{wrong}.")
+    elif all(part.total is None for part in parts):
+        sentence = f"nothing says how many parts the image has, {len(parts)} are there; check that none is missing."
+        yield warn(FindingCode.CONCATENATION, sentence)
+
+
+def _why_not_concatenated(parts: Sequence[Concatenation], headers: Sequence[Header]) -> str | None:
+    """Say why files are not all parts of one image, or return None."""
+    images = {part.uid for part in parts}
+    numbers = Counter(part.number or 0 for part in parts)
+    totals = sorted({part.total for part in parts if part.total is not None})
+    total = totals[0] if totals else max(numbers)
+    missing = sorted(set(range(1, total + 1)) - set(numbers))
+    twice = sorted(number for number, count in numbers.items() if count > 1)
+    if len(images) > 1 or len(parts) < len(headers):
+        kinds = _counted(len(images), "concatenated image")
+        return (
+            f"{len(parts)} of {len(headers)} files are parts of {kinds}, expected all of one; give the parts of one "
+            "image alone"
+        )
+    if min(numbers) < 1 or max(numbers) > total or len(totals) > 1:
+        found = ", ".join(map(str, sorted(numbers)))
+        return f"the parts contradict each other: numbers {found} of {' and '.join(map(str, totals))}; send them again"
+    if twice:
+        return f"part {twice[0]} of {total} of the image is there {numbers[twice[0]]} times, expected once; choose one"
+    if missing:
+        named = ", ".join(map(str, missing[:SHOWN_NUMBERS])) + " and more" * (len(missing) > SHOWN_NUMBERS)
+        return f"of the {total} parts of the image {len(missing)} are missing (number {named}); send all of them"
+    return _why_not_in_line(headers)
+
+
+def _why_not_in_line(headers: Sequence[Header]) -> str | None:
+    """Say where a part does not start behind the frames of those before it, or return None."""
+    before = 0
+    for header in sorted(headers, key=lambda one: one.concatenation.number or 0 if one.concatenation else 0):
+        part = header.concatenation
+        if part is not None and part.offset not in (None, before):
+            return (
+                f"part {part.number} of the image says that {part.offset} frames lie before it, the other parts have "
+                f"{before}; send all parts again"
+            )
+        before += header.frames
+    return None
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def several_stacks(facts: SeriesFacts) -> Iterator[Finding]:

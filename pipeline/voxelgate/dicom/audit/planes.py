@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from voxelgate.core.findings import Finding, FindingCode
 from voxelgate.dicom.audit.facts import SeriesFacts, note, refuse, share
-from voxelgate.dicom.read.headers import Vector
+from voxelgate.dicom.read.header_values import Vector
 from voxelgate.dicom.read.stack import Slice
 
 ORIENTATION_TOLERANCE = 1e-3

@@ -17,6 +17,8 @@ LONGEST_UID = 64
 VALUE_KEYWORDS = frozenset(("BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames"))
 RESCALE_KEYWORDS = frozenset(("RescaleSlope", "RescaleIntercept"))
 
+CHARACTER_SET_KEYWORD = "SpecificCharacterSet"
+
 READ_BITS_ALLOCATED = (8, 16, 32)
 
 _LOSSY = "50 51 53 55 81 100 101 102 103 104 105 106 107 108 112"
@@ -78,7 +80,7 @@ def _share_a_place(headers: Sequence[Header]) -> bool:
 def bad_values(facts: SeriesFacts) -> Iterator[Finding]:
     """Refuse numbers that decoding needs and that are none; warn of others."""
     found = {keyword for header in facts.headers for keyword in header.malformed}
-    for keyword in sorted(found - GEOMETRY_KEYWORDS - RESCALE_KEYWORDS):
+    for keyword in sorted(found - GEOMETRY_KEYWORDS - RESCALE_KEYWORDS - {CHARACTER_SET_KEYWORD}):
         headers = [header for header in facts.headers if keyword in header.malformed]
         if keyword in VALUE_KEYWORDS:
             yield refuse(FindingCode.BAD_VALUE, f"{share(headers, facts.headers)}: {keyword} holds no valid number.")
@@ -87,6 +89,17 @@ def bad_values(facts: SeriesFacts) -> Iterator[Finding]:
                 FindingCode.BAD_VALUE,
                 f"{share(headers, facts.headers)}: {keyword} holds no valid number; it is ignored.",
             )
+
+
+def character_set(facts: SeriesFacts) -> Iterator[Finding]:
+    """Warn of texts whose letters nobody knows; the pixels are sound all the same."""
+    found = [header for header in facts.headers if CHARACTER_SET_KEYWORD in header.malformed]
+    if found:
+        sentence = (
+            f"{share(found, facts.headers)}: Specific Character Set is damaged or unknown, so names and other texts "
+            "may be misread; pixels and geometry are not concerned."
+        )
+        yield warn(FindingCode.CHARACTER_SET, sentence)
 
 
 def bad_format(facts: SeriesFacts) -> Iterator[Finding]:
@@ -174,7 +187,7 @@ def _wrong_size(facts: SeriesFacts) -> Iterator[Finding]:
     found = [
         header
         for header in facts.headers
-        if 0 < _expected_bytes(header) <= (header.pixel_bytes or 0) - _edge_bytes(header)
+        if not header.is_padded and 0 < _expected_bytes(header) <= (header.pixel_bytes or 0) - _edge_bytes(header)
     ]
     if found and not any(_is_truncated(header) for header in found):
         sentence = f"{share(found, facts.headers)}: more pixel data than Rows x Columns; the header is wrong."
