@@ -22,6 +22,7 @@ from voxelgate.dicom.read.headers import UnreadableFileError, read_header
 from voxelgate.dicom.read.pixels import read_stack
 from voxelgate.dicom.read.repair import repair, repair_needed
 from voxelgate.dicom.read.series import Series, scan_files
+from voxelgate.dicom.read.woven import woven_finding
 from voxelgate.images.spec import Paths, as_paths, meta_of
 from voxelgate.images.volumes import is_volume
 
@@ -78,10 +79,15 @@ def read_or_refuse(
         voxels = read_stack(series.slices, workers=_workers(), progress=progress)
     except PixelError as error:
         return Finding(error.code, Severity.REFUSE, f"{error}; send the series again.")
+    is_suspect = any(finding.code is FindingCode.MIXED_ACQUISITIONS for finding in series.findings)
+    woven = woven_finding(voxels, series.modality, is_suspect=is_suspect)
+    if woven is not None and woven.severity is Severity.REFUSE:
+        return woven
+    findings = ((woven,) if woven else ()) + series.findings
     if fault is None:
-        return DicomVolume(voxels, series.grid, series.findings)
+        return DicomVolume(voxels, series.grid, findings)
     mended = repair(voxels, series.slices)
-    return DicomVolume(mended.voxels, mended.grid, mended.findings + series.findings)
+    return DicomVolume(mended.voxels, mended.grid, mended.findings + findings)
 
 
 def _workers() -> int:
