@@ -112,7 +112,7 @@ def shared_positions(facts: SeriesFacts) -> Iterator[Finding]:
     most = max(len(group) for _, group in shared)
     named = ", and nothing says why"
     if feature:
-        named = f"; their {feature.noun} differ{_shown_values(feature, feature.values(facts.slices))}"
+        named = f"; their {feature.noun} differ{_differing_numbers(feature, feature.values(facts.slices))}"
     sentence = (
         f"{len(shared)} of {len(facts.positions)} positions hold up to {most} images{named}, expected one volume; "
         "separate the volumes first."
@@ -149,7 +149,9 @@ def _alternating(feature: Feature, stack: Sequence[Slice]) -> Finding | None:
     if not _alternates(values, is_exact=feature.is_exact):
         return None
     at = next(index for index, value in enumerate(values) if value != values[0])
-    named = f"{len(set(values))} different {feature.noun}{_shown_values(feature, values)} alternate along the stack"
+    named = (
+        f"{len(set(values))} different {feature.noun}{_differing_numbers(feature, values)} alternate along the stack"
+    )
     if feature.mixed is Severity.WARN or _are_near(values, feature.near):
         return warn(FindingCode.MIXED_ACQUISITIONS, f"{named}; check that it is one acquisition.")
     sentence = f"{named}, first between slices {at} and {at + 1}, expected one acquisition; give each of them alone."
@@ -161,7 +163,7 @@ def _are_near(values: Sequence[Value], near: float) -> bool:
     return len(numbers) == len(values) and max(numbers) - min(numbers) <= near * abs(max(numbers))
 
 
-def _shown_values(feature: Feature, values: Sequence[Value]) -> str:
+def _differing_numbers(feature: Feature, values: Sequence[Value]) -> str:
     """Return the numbers that differ, as they stand in a sentence; texts are not shown, whatever they hold."""
     numbers = sorted({value for value in values if isinstance(value, float | int)})
     if feature.unit is None or not numbers:
@@ -219,9 +221,10 @@ def _settings_in_blocks(facts: SeriesFacts) -> Iterator[Finding]:
         if kinds == 1 or feature.in_blocks or not (feature.is_exact or kinds <= len(values) // 2):
             continue
         at = next(index for index, value in enumerate(values) if value != values[0])
+        named = f"{kinds} different {feature.noun}{_differing_numbers(feature, values)}"
         sentence = (
-            f"{kinds} different {feature.noun}{_shown_values(feature, values)} follow one another along the stack, "
-            f"first between slices {at} and {at + 1}; check that it is one acquisition."
+            f"{named} follow one another along the stack, first between slices {at} and {at + 1}; check that it is one "
+            "acquisition."
         )
         yield warn(FindingCode.MIXED_ACQUISITIONS, sentence)
         return
