@@ -370,6 +370,8 @@ def test_axes_of_one_voxel_and_sizes_of_no_axis_change_nothing(tmp_path: Path, d
         ({"magic": b"xyz"}, "not a NIfTI file"),
         ({**rows(np.full((3, 4), np.nan))}, "in its sform"),
         ({**rows(np.eye(4) * 1e-20)}, "in its sform"),
+        ({"sform_code": 17}, "sform_code of 17"),
+        ({"qform_code": -1}, "qform_code of -1"),
         ({"sform_code": 0, "quatern_b": 5}, "longer than 1"),
         ({"sform_code": 0, "quatern_c": np.nan}, "not finite"),
         ({"sform_code": 0, "qoffset_x": np.inf}, "not finite"),
@@ -738,9 +740,9 @@ def test_a_data_file_that_is_missing_or_no_regular_file_is_refused_without_its_n
             assert "John" not in refusal(saved(tmp_path, file, header))
 
 
-def test_a_header_may_not_take_itself_for_voxels_of_its_size(tmp_path: Path) -> None:
+def test_a_header_may_not_take_itself_for_voxels(tmp_path: Path) -> None:
     for name in ("a.nrrd", "a.mhd"):
-        refusal(saved(tmp_path, name, detached(name)[name]))
+        assert "names itself" in refusal(saved(tmp_path, name, detached(name)[name] + CONTENT))
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".png"])

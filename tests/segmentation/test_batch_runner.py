@@ -19,6 +19,7 @@ from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import tree
 from tests.conftest import Run
 from tests.planted import ct_series, deleting, setting, write
+from tests.volume_files import metaimage_bytes, nrrd_bytes
 from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.files import locked
@@ -447,10 +448,14 @@ def test_with_hashed_names_only_the_table_of_inputs_and_the_ledger_name_files(
     save_case(tmp_path / "in" / "mueller_grete" / "mueller_ct.nii.gz", seed=1)
     (image.parent / "mueller_cut.nii.gz").write_bytes(image.read_bytes()[:1000])
     (image.parent / "mueller_other.nrrd").write_text("NRRD0004\ntype: short\n\n", "utf-8")
+    (image.parent / "a.nrrd").write_bytes(nrrd_bytes({"data file": "mueller_1970.raw"}, b""))
+    (image.parent / "b.nrrd").write_bytes(nrrd_bytes({"data file": "../mueller_hans/mueller_ct.nii.gz"}, b""))
+    (image.parent / "c.mhd").write_bytes(metaimage_bytes({"Offset": "mueller"}, b"", "mueller_1970.raw"))
+    (image.parent / "d.mha").write_bytes(metaimage_bytes(content=b"", data_file="mueller_2.raw"))
 
     reports = segment(tmp_path / "in", outputs=(Output.NIFTI, Output.PREVIEW), hashed_names=True)
 
-    assert sorted(statuses(reports).values()) == ["done", "done", "refused", "refused"]
+    assert sorted(statuses(reports).values()) == ["done"] * 2 + ["refused"] * 6
     assert all(len(report.case_id) == len("case-0123456789abcdef") for report in reports)
     texts = [
         path + text.decode(errors="replace") for path, text in tree(tmp_path / "out").items() if path != INPUTS_NAME
@@ -463,6 +468,7 @@ def test_with_hashed_names_only_the_table_of_inputs_and_the_ledger_name_files(
         f"../in/mueller_{name}"
         for name in (
             "grete/mueller_ct.nii.gz",
+            *(f"hans/{name}" for name in ("a.nrrd", "b.nrrd", "c.mhd", "d.mha")),
             "hans/mueller_ct.nii.gz",
             "hans/mueller_cut.nii.gz",
             "hans/mueller_other.nrrd",

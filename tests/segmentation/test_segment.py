@@ -22,12 +22,13 @@ from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.evaluation.review import Verdict
-from voxelgate.images.spec import ONE_VOLUME
+from voxelgate.images.spec import ONE_VOLUME, ImageSpec
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 
@@ -180,6 +181,38 @@ def test_an_unknown_orientation_is_told_and_refused_where_sides_matter(tmp_path:
     report = segment_case(Case("labels", image), bundle, tmp_path)
     assert report.status is CaseStatus.DONE
     assert "does not say where left and right are" in str(report.findings[0])
+
+
+MIRRORED = np.diag((-1.0, 1, 1, 1)) @ AFFINE
+
+
+def test_forms_that_exchange_the_sides_are_told_and_refused_where_sides_matter(tmp_path: Path, bundle: Bundle) -> None:
+    image = nib.Nifti1Image(BRIGHT, AFFINE)
+    image.set_sform(MIRRORED, 1)
+    image.set_qform(AFFINE, 1)
+    nib.save(image, path := tmp_path / "image.nii.gz")
+    sided = replace(bundle, labels=LabelTable(("background", "left eye", "right eye")))
+
+    assert "but the bundle tells sides apart" in refusal(path, sided, tmp_path)
+    report = segment_case(Case("labels", path), bundle, tmp_path)
+    assert report.status is CaseStatus.DONE
+    assert [finding.code for finding in report.findings] == [FindingCode.CONTRADICTORY_GEOMETRY]
+    np.testing.assert_allclose(nib.load(report.outputs[Output.NIFTI]).affine, MIRRORED)
+
+
+def test_a_second_channel_without_known_sides_is_refused_where_sides_matter(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "a_0000.nii.gz", BRIGHT, np.eye(4)), tmp_path / "a_0001.nrrd"
+    shape = " ".join(map(str, BRIGHT.shape))
+    header = f"NRRD0004\ntype: float\ndimension: 3\nsizes: {shape}\nspace: scanner-xyz\nspace directions: "
+    header += "(-1,0,0) (0,-1,0) (0,0,1)\nspace origin: (0,0,0)\nendian: little\nencoding: raw\n\n"
+    second.write_bytes(header.encode() + (BRIGHT * 2).astype("<f4").tobytes(order="F"))
+    case = Case("a", first, further_channels=(second,))
+    sided = LabelTable(("background", "left eye", "right eye"))
+
+    with pytest.raises(InputError, match=r"a_0001.nrrd: the header does not say where left and right are"):
+        read_case(case, sided, images=ImageSpec(("T1", "T2")))
+    found = read_case(case, LabelTable(("background", "eye")), images=ImageSpec(("T1", "T2"))).findings
+    assert [finding.code for finding in found] == [FindingCode.NO_ORIENTATION]
 
 
 def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Bundle) -> None:

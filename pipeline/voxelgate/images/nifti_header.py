@@ -41,6 +41,9 @@ TYPES = {
 }  # fmt: skip
 """Types of one number (nifti1.h, `NIFTI_TYPE_*`), by their code; complex numbers, colours and 128 bits are none."""
 
+MOST_FORM_CODE = 5
+"""Highest code of a space that sform and qform may lead to (nifti1.h, `NIFTI_XFORM_*`)."""
+
 UNIT_BITS, UNITS = 7, {0: "unknown", 1: "metres", 2: "mm", 3: "microns"}
 """The part of `xyzt_units` for lengths, and its codes; that for times changes nothing of a volume."""
 
@@ -145,6 +148,9 @@ def _scaling_of(slope: float, inter: float) -> tuple[float, float]:
 def _placed(block: bytes, fields: Any, shape: Shape) -> tuple[Affine, str, tuple[Finding, ...]]:
     """Return the affine by sform, else by qform, else by pixdim alone; why sides are not known; what was found."""
     header = nifti_fields(block)
+    for name in ("sform_code", "qform_code"):
+        if not 0 <= (code := int(fields[name])) <= MOST_FORM_CODE:  # which some readers take for 0, and others not
+            raise HeaderError(f"a {name} of {code}, which NIfTI does not define; export it again.")
     has_sform, has_qform = int(fields["sform_code"]) > 0, int(fields["qform_code"]) > 0
     if not has_sform:
         voxel_sizes(tuple(float(size) for size in fields["pixdim"][1:4]))

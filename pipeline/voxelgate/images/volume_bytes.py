@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 from isal import isal_zlib
 
 from voxelgate.core.files import open_file
@@ -108,6 +110,8 @@ def beside(header: Source, name: str) -> Path:
         raise HeaderError("a header whose voxels lie in several files; save them as one file, such as NIfTI.")
     target = path.parent / name
     refuse_irregular(target, "the file that holds its voxels, and that its header names, ")
+    if target.samefile(path):
+        raise HeaderError("a header that names itself as the file of its voxels; save it as one file.")
     if target.resolve().parent != path.parent.resolve():
         raise HeaderError("a header whose voxels lie behind a link to another folder; put the file beside the header.")
     return target
@@ -150,22 +154,38 @@ def stream_of(stored: Stored) -> Iterator[memoryview]:
             left = max(left - len(piece), 0)
 
 
-def whole_content(size: int, pieces: Iterable[memoryview]) -> tuple[bytearray, int]:
+def whole_content(size: int, pieces: Iterable[memoryview]) -> tuple[npt.NDArray[np.uint8], int]:
     """Return so many bytes of a stream, and how many more there are behind them.
 
     Raises:
         HeaderError: the stream ends before, or goes on for ever.
     """
-    found, at = bytearray(size), 0
+    found, at = np.empty(size, np.uint8), 0
     for piece in pieces:
         part = piece[: max(size - at, 0)]
-        found[at : at + len(part)] = part
+        found[at : at + len(part)] = np.frombuffer(part, np.uint8)
         at += len(piece)
         if at - size > MOST_SURPLUS_BYTES:
             raise HeaderError(f"far more than the {size} bytes that its voxels need; export it again.")
     if at < size:
         raise too_short(size, at)
     return found, at - size
+
+
+def raw_content(size: int, stored: Stored) -> npt.NDArray[np.uint8]:
+    """Return so many bytes of a stream that is not packed, at the speed of the disk.
+
+    Raises:
+        HeaderError: the stream ends before.
+    """
+    with open_regular(stored.path) as (file, _):
+        file.seek(stored.starts_at + stored.skip)
+        found, at = np.empty(size, np.uint8), 0
+        while count := file.readinto(found.data[at:]):  # type: ignore[attr-defined]  # typeshed knows it of raw files
+            at += count
+    if at < size:
+        raise too_short(size, at)
+    return found
 
 
 def too_short(needed: int, found: int) -> HeaderError:

@@ -29,7 +29,7 @@ from voxelgate.images.metaimage_header import read_metaimage_header
 from voxelgate.images.nifti_header import nifti_fields, read_nifti_header
 from voxelgate.images.nrrd_header import read_nrrd_header
 from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_picture, read_picture_header, write_picture
-from voxelgate.images.volume_bytes import MOST_RATIO, open_regular, stream_of, too_short, whole_content
+from voxelgate.images.volume_bytes import MOST_RATIO, open_regular, raw_content, stream_of, too_short, whole_content
 from voxelgate.images.volume_header import HeaderError, Packing, Source, VolumeHeader
 
 Voxels = npt.NDArray[Any]
@@ -312,16 +312,18 @@ def _read_picture(path: Path) -> tuple[Voxels, Grid]:
 
 def _voxels_of(header: VolumeHeader) -> tuple[Voxels, int]:
     """Return the voxels (i, j, k), scaled, in native byte order, and how many bytes of a compressed file are left."""
-    is_text = header.stored.packing is Packing.TEXT
-    if is_text:
-        flat, surplus = _typed_values(header), 0
+    surplus = 0
+    if header.stored.packing is Packing.TEXT:
+        flat = _typed_values(header)
+    elif header.stored.packing is Packing.NONE:
+        flat = raw_content(header.vox_bytes, header.stored).view(header.stored_type)
     else:
         content, surplus = whole_content(header.vox_bytes, stream_of(header.stored))
-        flat = np.frombuffer(content, header.stored_type)
+        flat = content.view(header.stored_type)
     native = flat.astype(header.stored_type.newbyteorder("="), copy=False).reshape(header.shape, order="F")
     if header.is_scaled:
         native = native * np.float64(header.slope) + np.float64(header.inter)
-    return native, 0 if header.stored.packing is Packing.NONE else surplus
+    return native, surplus
 
 
 def _typed_values(header: VolumeHeader) -> Voxels:
