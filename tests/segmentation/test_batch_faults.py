@@ -11,14 +11,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import CHANGES, tree
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import SCRATCH_PREFIX, new_scratch
+from voxelgate.segmentation.batch.input_stamps import is_as_stamped, stamp_of
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, SCHEMA, SCHEMA_VERSION, Ledger, read_ledger
 from voxelgate.segmentation.batch.run_batch import segment as segment_folder
 from voxelgate.segmentation.batch.status import status
+from voxelgate.segmentation.cases import find_cases
 from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
@@ -146,6 +149,65 @@ def test_after_one_error_of_the_ledger_the_same_command_goes_on(
 
     assert Failing.has_failed
     assert all_done(segment(bundle, tmp_path / "in", tmp_path / "out"))
+
+
+# --- whose process opens what --------------------------------------------------------------------------------------
+
+
+class Opened:
+    """The files below a folder that this process opens; audit hooks cannot be taken away, so it is told which."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.paths: list[str] = []
+        sys.addaudithook(self.see)
+
+    def see(self, event: str, values: tuple[object, ...]) -> None:
+        if self.folder is not None and event == "open" and str(values[0]).startswith(str(self.folder)):
+            self.paths.append(str(values[0]))
+
+
+@pytest.fixture(scope="module")
+def opened() -> Opened:
+    return Opened()
+
+
+@pytest.mark.slow
+def test_no_file_of_a_case_is_opened_in_the_process_that_keeps_the_ledger(
+    tmp_path: Path, bundle: Path, opened: Opened
+) -> None:
+    for number in range(8):
+        save_case(tmp_path / "in" / f"{number}.nii.gz", seed=number)
+    image = sitk.ReadImage(str(save_case(tmp_path / "one.nii.gz")))
+    for name in ("a.mha", "b.nrrd"):
+        sitk.WriteImage(image, str(tmp_path / "in" / name))
+    opened.folder = tmp_path / "in"
+
+    try:
+        for _ in range(2):  # the second time all are done
+            reports = segment_folder(bundle, tmp_path / "in", tmp_path / "out", workers="processes:1")
+            assert reports.forecast
+            assert all_done(list(reports))
+    finally:
+        opened.folder = None
+
+    assert opened.paths == []
+
+
+def test_a_change_of_a_file_that_only_a_header_names_is_seen_without_opening_the_header(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    image = sitk.ReadImage(str(save_case(tmp_path / "one.nii.gz")))
+    sitk.WriteImage(image, str(tmp_path / "in" / "a.mhd"))
+    for path in (tmp_path / "in").iterdir():
+        os.utime(path, (1, 1))
+    (case,) = find_cases(tmp_path / "in")
+    stamp = stamp_of(case)
+
+    assert is_as_stamped(case, stamp)
+    with (tmp_path / "in" / "a.raw").open("r+b") as file:
+        file.write(b"1234")
+    assert not is_as_stamped(case, stamp)
+    assert not is_as_stamped(case, "")
 
 
 # --- a folder that vanishes -----------------------------------------------------------------------------------------

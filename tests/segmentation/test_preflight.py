@@ -22,8 +22,9 @@ from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.images.volumes import is_nifti, read_volume
 from voxelgate.inference.memory import EARLIER_AXIS, MemoryModel, StreamingModel, Windows
 from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, WindowModel, forecast
-from voxelgate.segmentation.batch.forecast.preflight import preflight, summary, volume_of
+from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.forecast.sample import sample
+from voxelgate.segmentation.batch.forecast.volume_facts import volume_of
 from voxelgate.segmentation.batch.run_batch import (
     attention_of,
     cases_in,

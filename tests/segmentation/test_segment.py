@@ -323,7 +323,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
 
     assert report.status is CaseStatus.REFUSED
     assert "No space left on device" in str(report.findings[0])
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_cleaned_result_is_compared_with_the_cleaned_one_of_the_mirrored_image(

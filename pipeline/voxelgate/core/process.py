@@ -4,11 +4,13 @@ And how further processes start, so that they run nothing but what is installed.
 """
 
 import logging
+import multiprocessing
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
@@ -57,6 +59,17 @@ def installed_only() -> Iterator[None]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has ended, however that ended, and whatever hangs here."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def installed_path() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.files import sync, unwritable
+from voxelgate.core.files import make_folder, sync, unwritable
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.read.series import Series
@@ -84,7 +84,7 @@ def write_results(
         case: what it was found in.
         outputs: what to write.
         source: from `check_outputs`.
-        scratch: folder to make in one that is there, on the file system of the output folder.
+        scratch: folder to make, on the file system of the output folder.
 
     Returns:
         The files that were written.
@@ -96,8 +96,8 @@ def write_results(
     wanted = [kind for kind in outputs if not is_empty or kind not in DICOM_OUTPUTS]
     names = output_paths(case, scratch, wanted, [gate.level for gate in result.gates])
     staged = {kind: scratch / path.name for kind, path in names.items()}
+    make_folder(scratch)
     try:
-        scratch.mkdir()
         _write_files(result, case, staged, source)
         sync(scratch)
     except OSError as error:

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from monai.data import MetaTensor
 
 from voxelgate.bundle.predict import Bundle, Prediction
 from voxelgate.core.errors import OutputError
-from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing
+from voxelgate.core.files import new_scratch, publish, refuse_existing
 from voxelgate.core.findings import Finding, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.write.segmented import Algorithm
@@ -62,10 +61,9 @@ def segment_case(case: Case, bundle: Bundle, out_dir: Path, options: Options | N
     """
     chosen = options or Options()
     paths = output_paths(case, out_dir, chosen.outputs, chosen.attention)
-    scratch, is_new = new_scratch(out_dir), not out_dir.exists()
+    scratch = new_scratch(out_dir)
     try:
         refuse_existing(paths.values(), overwrite=chosen.overwrite)
-        make_folder(out_dir)
         report = attempt(case, bundle, (out_dir, scratch), chosen).report
         if report.status is CaseStatus.DONE:
             finished = {paths[kind] for kind in report.outputs}
@@ -76,9 +74,6 @@ def segment_case(case: Case, bundle: Bundle, out_dir: Path, options: Options | N
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with suppress(OSError):  # unless there are results in it
-            if is_new:
-                out_dir.rmdir()
     return report
 
 

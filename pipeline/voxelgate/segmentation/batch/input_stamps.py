@@ -31,10 +31,28 @@ def content_sha256(case: Case) -> str:
 def stamp_of(case: Case) -> str:
     """Return a sign that differs whenever an input file was written to, as far as the file system tells; cheap.
 
+    The names of files that only a header names stand in it, so that `is_as_stamped` need not open any.
+
     Raises:
         OSError: a file is not there.
     """
-    return stamp_of_path({file.path for file in _all_files(case)})
+    listed = {file.path for file in case.input_files}
+    found = {file.path for file in _all_files(case)}
+    named = [os.path.relpath(path, _folder_of(listed)) for path in sorted(found - listed)]
+    return " ".join([stamp_of_path(found), *(os.fsencode(name).hex() for name in named)])
+
+
+def is_as_stamped(case: Case, stamp: str) -> bool:
+    """Return whether the input files are surely those of a `stamp_of`; none is opened.
+
+    Raises:
+        OSError: a file is not there.
+        ValueError: the stamp is none.
+    """
+    digest, *named = stamp.split(" ")
+    listed = {file.path for file in case.input_files}
+    beside = {Path(os.path.normpath(_folder_of(listed) / os.fsdecode(bytes.fromhex(name)))) for name in named}
+    return bool(digest) and stamp_of_path(listed | beside) == digest
 
 
 def lasting_stamp_of(case: Case) -> str:
@@ -53,6 +71,10 @@ def stamp_of_path(paths: Iterable[Path]) -> str:
     facts = [(os.fspath(path), path.stat()) for path in sorted(paths)]
     text = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for name, s in facts)
     return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def _folder_of(paths: Iterable[Path]) -> Path:
+    return min(paths).parent
 
 
 def _digest_of_files(file: FileRef) -> bytes:

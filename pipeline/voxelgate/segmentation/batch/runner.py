@@ -16,7 +16,7 @@ from voxelgate.core.text import shown
 from voxelgate.segmentation.batch.case_table import write_tables
 from voxelgate.segmentation.batch.dispatch import Dispatcher, Ended, Ticket
 from voxelgate.segmentation.batch.engines import Engine
-from voxelgate.segmentation.batch.input_stamps import stamp_of
+from voxelgate.segmentation.batch.input_stamps import is_as_stamped
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunVersions
 from voxelgate.segmentation.batch.publish import is_intact, publish_case, recover, refuse_foreign
@@ -257,6 +257,6 @@ def _legible(report: CaseReport) -> CaseReport:
 def _is_unchanged(case: Case, entry: Entry) -> bool:
     """Return whether the input files are surely those that were read; if not, what they hold decides."""
     try:
-        return stamp_of(case) == entry.versions.input_stamp
-    except OSError:
+        return is_as_stamped(case, entry.versions.input_stamp)
+    except (OSError, ValueError):
         return False

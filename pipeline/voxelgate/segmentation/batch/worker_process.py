@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from voxelgate.core.errors import VoxelgateError
-from voxelgate.core.process import installed_only
+from voxelgate.core.process import end_with_parent, installed_only
 from voxelgate.core.text import log_to_stderr
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.inference.precision import keep_large_buffers
@@ -140,7 +140,7 @@ class WorkerProcess(Executor):
 def serve_calls(connection: Connection, network_threads: int, max_gib: float | None, log_level: int) -> None:
     """Answer calls until the other side says no more, or is gone: then end at once, in the middle of a call too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the coordinator decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     log_to_stderr()
     logging.getLogger("voxelgate").setLevel(log_level)
     keep_large_buffers()
@@ -173,14 +173,6 @@ def _start(threads: ThreadPoolExecutor) -> None:
     for _ in range(CASES_AT_A_TIME):
         threads.submit(together.wait)
     together.wait()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _calls(connection: Connection) -> Iterator[tuple[int, Callable[..., Any], Any, Any]]:

@@ -11,14 +11,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from voxelgate.core.errors import InputError, OutputError, UsageError
+from voxelgate.core.apart import each_apart
+from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.workers import engine_named
-from voxelgate.dicom.read.series import Series
-from voxelgate.images.volumes import is_nifti, read_grid, read_volume_header
 from voxelgate.inference.memory import GIB, SHARE, available_bytes
 from voxelgate.segmentation.batch.forecast.needs import Forecast, Measured, Room, Size, Written, forecast
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
+from voxelgate.segmentation.batch.forecast.volume_facts import volume_of
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, read_ledger
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, WorkerProcess
@@ -55,7 +55,7 @@ def preflight(cases: Sequence[Case], setup: Setup) -> Forecast:
     """
     if not (left := _left(cases, setup)):
         return Forecast(cases_at_a_time=CASES_AT_A_TIME, done=len(cases))
-    volumes = {case.case_id: volume for case in left if (volume := volume_of(case)) is not None}
+    volumes = _volumes_of(left)
     processes, max_gib = engine_named(setup.options.workers).count, setup.options.max_memory_gib
     middling = _middling([case for case in left if case.case_id in volumes], volumes)
     samples = _sampled(setup, middling, processes)
@@ -75,6 +75,17 @@ def preflight(cases: Sequence[Case], setup: Setup) -> Forecast:
     _refuse_crowd(found, room)
     _refuse_full_disk(found, setup.out_dir)
     return replace(found, done=len(cases) - len(left), unknown=len(left) - len(sizes))
+
+
+def _volumes_of(cases: Sequence[Case]) -> dict[str, tuple[Grid, "np.dtype[Any]"]]:
+    """Return grid and type of the voxels of cases, by id; nothing of those whose headers cannot be read at all.
+
+    Files are opened in a process that may die of them; of series the headers have been read.
+    """
+    files = [case for case in cases if isinstance(case.image, Path)]
+    found = dict(zip((case.case_id for case in files), each_apart(volume_of, files), strict=True))
+    found |= {case.case_id: volume_of(case) for case in cases if not isinstance(case.image, Path)}
+    return {case_id: volume for case_id, volume in found.items() if volume is not None}
 
 
 def summary(found: Forecast, processes: int = 1) -> str:
@@ -198,25 +209,6 @@ def _together(samples: Sequence[Sample]) -> Measured:
         network_s=min(one.network_s for one in measured),
         files_s=min(one.files_s for one in measured),
     )
-
-
-def volume_of(case: Case) -> tuple[Grid, "np.dtype[Any]"] | None:
-    """Return grid and type of the voxels of a case, from headers; None for what will be refused."""
-    if isinstance(case.image, Series):
-        return case.image.grid, np.dtype(np.float32)
-    if case.image is None:
-        return None
-    try:
-        return read_grid(case.image), _type_of(case)
-    except InputError:
-        return None
-
-
-def _type_of(case: Case) -> "np.dtype[Any]":
-    """Return the type of the voxels that are read; of several channels and other formats than NIfTI a usual one."""
-    if not isinstance(case.image, Path) or case.further_channels or not is_nifti(case.image):
-        return np.dtype(np.float32)
-    return read_volume_header(case.image).voxel_type
 
 
 def _size_of_input(case_id: str, grid: Grid, voxel_type: "np.dtype[Any]", scale: Scale) -> Size:
