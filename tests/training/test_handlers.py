@@ -434,6 +434,23 @@ def test_progress_logs_one_line_an_epoch_with_loss_and_measure(caplog: pytest.Lo
     assert second == "epoch 2 of 2: loss 1.0000, val_mean_dice 0.5000, 0.0 minutes left"
 
 
+def test_progress_of_a_long_epoch_is_told_meanwhile(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voxelgate.training.handlers.TELL_EVERY_S", 0.0)
+    engine = trainer()
+    ShowProgress().attach(engine)
+    with caplog.at_level(logging.INFO, logger="voxelgate.training.handlers"):
+        engine.run([0, 0], max_epochs=2)
+    lines = [record.getMessage().rpartition(", ")[0] for record in caplog.records]
+    assert lines[:3] == [
+        "epoch 1 of 2: step 1 of 2, loss 1.0000",
+        "epoch 1 of 2: step 2 of 2, loss 1.0000",
+        "epoch 1 of 2: loss 1.0000",
+    ]
+    assert lines[3].startswith("epoch 2 of 2: step 1 of 2")
+
+
 def test_progress_lets_an_error_through() -> None:
     def step(_engine: Engine, _batch: Any) -> None:
         raise InputError("broken")

@@ -367,8 +367,12 @@ def _with_own_length(state: dict[str, Any], thing: Stateful) -> dict[str, Any]:
     return state if length is None else state | {SCHEDULE_LENGTH: length}
 
 
+TELL_EVERY_S = 30.0
+"""How often a log says how far an epoch is; one of hours would else look like a process that hangs."""
+
+
 class ShowProgress:
-    """Show a bar with the time left on a terminal, and one log line an epoch everywhere.
+    """Show a bar with the time left on a terminal, and log lines everywhere: one an epoch, and every half minute.
 
     Args:
         validator: its metrics are shown.
@@ -382,7 +386,7 @@ class ShowProgress:
         self.metrics = tuple(metrics)
         self._losses: list[float] = []
         self._bar: tqdm[Any] | None = None
-        self._started_s = 0.0
+        self._started_s = self._told_s = 0.0
         self._first_epoch = 1
 
     def attach(self, engine: Engine) -> None:
@@ -396,7 +400,8 @@ class ShowProgress:
     def _open(self, engine: Engine) -> None:
         self._losses = []
         if self._bar is None:
-            self._started_s, self._first_epoch = time.monotonic(), engine.state.epoch
+            self._started_s = self._told_s = time.monotonic()
+            self._first_epoch = engine.state.epoch
             total = engine.state.max_epochs * engine.state.epoch_length
             done = (engine.state.epoch - 1) * engine.state.epoch_length
             is_shown = sys.stderr.isatty() and rank() == 0
@@ -406,6 +411,18 @@ class ShowProgress:
         self._losses.append(_loss(engine))
         if self._bar is not None:
             self._bar.update()
+        if time.monotonic() - self._told_s >= TELL_EVERY_S and rank() == 0:
+            self._tell(engine)
+
+    def _tell(self, engine: Engine) -> None:
+        """Say how far the training is, and how long it will take if validation takes no time."""
+        self._told_s = time.monotonic()
+        steps = engine.state.epoch_length
+        done = engine.state.iteration - (self._first_epoch - 1) * steps
+        left_s = (engine.state.max_epochs * steps - engine.state.iteration) * (self._told_s - self._started_s) / done
+        step = (engine.state.iteration - 1) % steps + 1
+        text = "epoch %d of %d: step %d of %d, loss %.4f, %.1f minutes left"
+        logger.info(text, engine.state.epoch, engine.state.max_epochs, step, steps, self._losses[-1], left_s / 60)
 
     def _summarise(self, engine: Engine) -> None:
         values = {"loss": sum(self._losses) / max(1, len(self._losses))}
