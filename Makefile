@@ -41,7 +41,7 @@ lint: $(VENV)/.dev
 
 label: $(LABEL_VENV)/.ready
 	@test -n "$(STUDIES)" || { echo "Which images? make label STUDIES=folder, or STUDIES=http://pacs/dicom-web"; exit 2; }
-	$(LABEL_BIN)/voxelgate label $(BUNDLES) --studies "$(STUDIES)" --work "$(WORK)"
+	exec $(LABEL_BIN)/voxelgate label $(BUNDLES) --studies "$(STUDIES)" --work "$(WORK)"
 
 label-test: $(LABEL_VENV)/.ready
 	$(LABEL_PIP) install --quiet $(LABEL_PINS) pytest hypothesis

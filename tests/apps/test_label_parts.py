@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,11 +22,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.apps.label import patience
+from voxelgate.apps.label.environment import child_environment
+from voxelgate.apps.label.folder_contents import said_of_folder
 from voxelgate.apps.label.guard import JSON_BYTES, Guard, Message, Receive, Scope, Send
 from voxelgate.apps.label.ids import check_id, check_tag, is_id
 from voxelgate.apps.label.label_formats import LabelFormat, converted
 from voxelgate.apps.label.label_names import LABEL_NAMES, remember_label_names
 from voxelgate.apps.label.model_versions import CURRENT, SCRATCH_PREFIX, ModelVersions, Origin, import_bundle
+from voxelgate.apps.label.patience import Bodies, Body, BodyError
+from voxelgate.apps.label.proposals import MOST_KEPT, Proposals
 from voxelgate.apps.label.server import Serving, prepare_server
 from voxelgate.apps.label.submitted import read_submitted, segments_of
 from voxelgate.apps.label.training_round import (
@@ -33,7 +41,7 @@ from voxelgate.apps.label.training_round import (
     Pace,
     split_cases,
     train_round,
-    validation_dice,
+    validation_dices,
 )
 from voxelgate.apps.label.uncertainty import disagreement, label_map, mean_dice, uncertainty
 from voxelgate.bundle.checksums import WEIGHTS, seal
@@ -41,7 +49,7 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.images.volumes import read_volume, write_label_map
+from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
 
 TABLE = LabelTable(("background", "liver", "spleen"))
@@ -292,18 +300,44 @@ def test_no_case_ever_changes_from_training_to_validation_or_back(grown: list[in
         assert ids(earlier.validation) <= ids(later.validation)
 
 
-def test_the_share_that_validates_is_kept_while_cases_come(tmp_path: Path) -> None:
-    for count in (5, 10, 23):
-        assert len(split_cases(ModelVersions(tmp_path), annotated(count), 0.2).validation) == round(0.2 * count)
+def test_the_share_that_validates_is_kept_while_cases_come_and_never_one_case_alone(tmp_path: Path) -> None:
+    for count, validating in ((5, 3), (10, 3), (23, 5)):
+        assert len(split_cases(ModelVersions(tmp_path), annotated(count), 0.2).validation) == validating
 
 
-@pytest.mark.parametrize(("count", "share", "left"), [(0, 0.2, "0 to train on and 0"), (2, 0.2, "2 to train on and 0")])
-def test_a_round_without_a_case_to_validate_on_is_refused_in_a_sentence(
+@pytest.mark.parametrize(
+    ("count", "share", "left"),
+    [(0, 0.2, "0 to train on and 0"), (2, 0.2, "0 to train on and 2"), (3, 0.9, "0 to .* 3")],
+)
+def test_a_round_with_too_few_cases_to_train_or_to_validate_on_is_refused_in_a_sentence(
     tmp_path: Path, count: int, share: float, left: str
 ) -> None:
-    with pytest.raises(InputError, match=f"leave {left} to validate on.*annotate more images, or change val_split"):
+    with pytest.raises(InputError, match=f"leave {left} to validate on.*annotate more images"):
         split_cases(ModelVersions(tmp_path), annotated(count), share)
     assert not (tmp_path / SPLITS).exists()
+
+
+def test_proposals_that_nobody_changed_train_and_measure_nothing(tmp_path: Path) -> None:
+    cases = annotated(8)
+    taken_over = [case._replace(is_proposal=True) for case in cases]
+
+    split = split_cases(ModelVersions(tmp_path), [*taken_over[:4], *cases[4:]], 0.5)
+
+    assert ids(split.validation) < ids(cases[4:])
+    assert ids(split.training) > ids(taken_over[:4])
+    with pytest.raises(InputError, match=r"8 annotated images, 8 of them proposals that nobody changed, leave"):
+        split_cases(ModelVersions(tmp_path), taken_over, 0.5)
+
+
+def test_a_case_that_validates_is_left_out_while_its_label_map_is_a_proposal(tmp_path: Path) -> None:
+    first = split_cases(ModelVersions(tmp_path), annotated(12), 0.5)
+    taken_over = first.validation[0]._replace(is_proposal=True)
+    others = [case for case in annotated(12) if case.image_id != taken_over.image_id]
+
+    again = split_cases(ModelVersions(tmp_path), [taken_over, *others], 0.5)
+
+    assert taken_over.image_id not in ids(again.validation) | ids(again.training)
+    assert ids(split_cases(ModelVersions(tmp_path), annotated(12), 0.5).validation) == ids(first.validation)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"val_split": 0.0}, {"val_split": 1.0}])
@@ -347,7 +381,7 @@ def taught_bundle(root: Path, start: str, learns: str, *, meanwhile: str = "") -
     return root
 
 
-def femurs(folder: Path, count: int = 4) -> list[Annotated]:
+def femurs(folder: Path, count: int = 6) -> list[Annotated]:
     """Write images with a bright box in soft tissue, and the label maps of the boxes."""
     cases = []
     for number in range(count):
@@ -368,8 +402,70 @@ def test_a_round_that_makes_the_model_better_is_put_into_use(tmp_path: Path, mod
 
     assert (done.version, versions.current, versions.previous) == (2, 2, 1)
     assert (done.origin.parent_dice, done.origin.dice) == (0.0, 1.0)
-    assert (done.origin.training_cases, done.origin.validation_cases) == (2, 2)
-    assert "version 2 is in use" in done.sentence()
+    assert (done.origin.training_cases, done.origin.validation_cases) == (3, 3)
+    assert (done.origin.better_cases, done.origin.worse_cases) == (3, 0)
+    assert "on 3 cases, better on 3, worse on 0: version 2 is in use" in done.sentence()
+
+
+def test_a_model_is_not_locked_in_by_its_own_proposals(tmp_path: Path, models: Path) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "wide", "right"), models)
+    cases = femurs(tmp_path, 9)
+    proposals = Proposals(tmp_path / "proposals")
+    table = open_bundle(versions.current_path).labels
+    for case in cases[:5]:
+        found = label_map(Case(case.image_id, case.image), open_bundle(versions.current_path))
+        write_label_map(case.label, found, read_grid(case.image), overwrite=True)
+        proposals.keep(case.image_id, case.label)
+    known = [case._replace(is_proposal=proposals.holds(case.image_id, case.label, table)) for case in cases]
+
+    done = train_round(versions, known, Pace(epochs=1, val_split=0.3))
+
+    assert [case.is_proposal for case in known] == [True] * 5 + [False] * 4
+    assert (done.version, versions.current) == (2, 2)
+
+
+def test_one_case_alone_does_not_lift_a_version_over_all_others(tmp_path: Path, models: Path) -> None:
+    versions = import_bundle(taught_bundle(tmp_path / "b", "right", "wide"), models)
+    cases = femurs(tmp_path, 7)
+    wide = open_bundle(taught_bundle(tmp_path / "wide", "wide", "wide"))
+    found = label_map(Case("x", cases[0].image), wide)
+    write_label_map(cases[0].label, found, read_grid(cases[0].image), overwrite=True)
+    parts = {case.image_id: "validation" if place < 6 else "training" for place, case in enumerate(cases)}
+    (versions.root / SPLITS).write_text(json.dumps(parts), encoding="utf-8")
+
+    done = train_round(versions, cases, Pace(epochs=1, val_split=0.8))
+
+    assert (done.origin.better_cases, done.origin.worse_cases) == (1, 5)
+    assert (done.version, versions.current) == (None, 1)
+
+
+def test_a_label_map_counts_as_a_proposal_but_for_a_slip_of_the_brush(tmp_path: Path) -> None:
+    proposals = Proposals(tmp_path / "proposals")
+    proposed = np.zeros((20, 20, 20), np.uint8)
+    proposed[4:16, 4:16, 4:16] = 1
+    slipped, corrected = proposed.copy(), proposed.copy()
+    slipped[4, 4, 4] = 0
+    corrected[4] = 0
+    proposals.keep("case_1", save(tmp_path / "proposed.nii.gz", proposed))
+    proposals.keep("case_1", save(tmp_path / "later.nii.gz", proposed[::-1] * 0))
+
+    held = {
+        name: proposals.holds("case_1", save(tmp_path / f"{name}.nii.gz", voxels), TABLE)
+        for name, voxels in {"same": proposed, "slipped": slipped, "corrected": corrected}.items()
+    }
+
+    assert held == {"same": True, "slipped": True, "corrected": False}
+    assert not proposals.holds("case_2", tmp_path / "same.nii.gz", TABLE)
+    proposals.forget("case_1")
+    assert not proposals.holds("case_1", tmp_path / "same.nii.gz", TABLE)
+
+
+def test_of_each_image_some_proposals_are_kept(tmp_path: Path) -> None:
+    proposals, path = Proposals(tmp_path / "proposals"), save(tmp_path / "a.nii.gz", LABELS)
+    for _ in range(MOST_KEPT + 2):
+        proposals.keep("case_1", path)
+
+    assert len(list((tmp_path / "proposals" / "case_1").iterdir())) == MOST_KEPT
 
 
 @pytest.mark.parametrize(("start", "learns"), [("right", "blind"), ("right", "wide"), ("right", "right")])
@@ -465,7 +561,7 @@ def test_versions_disagree_where_their_results_differ(tmp_path: Path) -> None:
     assert disagreement(case, right, right) == 0.0
     assert disagreement(case, right, blind) == 1.0
     np.testing.assert_array_equal(label_map(case, right), read_volume(annotated_case.label)[0])
-    assert validation_dice(right, [annotated_case]) == 1.0
+    assert validation_dices(right, [annotated_case]) == [1.0]
 
 
 def test_a_model_that_sees_no_sides_is_certain_and_one_that_does_is_not(tmp_path: Path) -> None:
@@ -595,6 +691,170 @@ def test_an_app_that_answers_a_cut_body_in_its_own_way_still_says_413() -> None:
     assert len(sent) == 2
 
 
+def answered(guard: Guard, receive: Receive, **headers: str) -> list[Message]:
+    """Send an upload through a guard; return what it answers."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    named = {"content-type": "multipart/form-data; boundary=x", "content-length": "9", **headers}
+    pairs = [(name.encode(), value.encode()) for name, value in named.items()]
+    scope = {"type": "http", "method": "PUT", "path": "/session/", "query_string": b"", "headers": pairs}
+    asyncio.run(guard(scope, receive, send))
+    return sent
+
+
+async def never() -> Message:
+    await asyncio.Event().wait()
+    return {}
+
+
+def test_strangers_are_refused_before_a_byte_of_what_they_send_is_read() -> None:
+    def check(authorization: str) -> tuple[int, str, dict[str, str]] | None:
+        return None if authorization == "Bearer good" else (401, "log in.", {"WWW-Authenticate": "Basic"})
+
+    async def once() -> Message:
+        return {"body": b"something"}
+
+    guard = Guard(echo, JSON_BYTES, check_login=check)
+
+    start, _ = answered(guard, never, authorization="Bearer bad")
+    assert start["status"] == 401
+    assert (b"www-authenticate", b"Basic") in start["headers"]
+    assert answered(guard, once, authorization="Bearer good")[0]["status"] == 200
+    assert answered(guard, never)[0]["status"] == 401
+
+
+def test_every_answer_forbids_pages_to_ask_other_hosts_and_refusals_close_the_connection() -> None:
+    async def once() -> Message:
+        return {"body": b"something"}
+
+    taken = dict(answered(Guard(echo, JSON_BYTES), once)[0]["headers"])
+    refused = dict(answered(Guard(echo, 1), once)[0]["headers"])
+
+    for headers in (taken, refused):
+        assert headers[b"content-security-policy"].startswith(b"default-src 'self'")
+        assert headers[b"x-content-type-options"] == b"nosniff"
+    assert refused[b"connection"] == b"close"
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "SILENCE_S", 0.2)
+    chunks = [b"x"] * 100
+
+    async def dripping() -> Message:
+        await asyncio.sleep(0.02)
+        return {"body": chunks.pop(), "more_body": True}
+
+    for receive in (never, dripping):
+        start, body = answered(Guard(echo, JSON_BYTES), receive)
+        assert start["status"] == 408
+        assert b"too slowly" in body["body"]
+    assert len(chunks) > 50
+
+
+def test_a_silent_body_gives_its_place_to_another_and_one_that_comes_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "MOST_BODIES", 2)
+    monkeypatch.setattr(patience, "SILENT_S", 0.2)
+
+    async def busy() -> Message:
+        await asyncio.sleep(0.01)
+        return {"body": b"x", "more_body": True}
+
+    async def all_of_them() -> list[BodyError | None]:
+        bodies, receives = Bodies(), (never, busy, never, never)
+        held: list[Body] = []
+
+        async def hold(body: Body, receive: Receive) -> None:
+            with suppress(BodyError), bodies.place_for(body):
+                while True:
+                    await body.next(receive)
+
+        tasks = []
+        for receive, wait_s in zip(receives, (0, 0.4, 0, 0), strict=True):
+            held.append(Body(JSON_BYTES, is_announced=True))
+            tasks.append(asyncio.create_task(hold(held[-1], receive)))
+            await asyncio.sleep(wait_s)
+        await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return [body.refusal for body in held]
+
+    silent, coming, third, fourth = asyncio.run(all_of_them())
+
+    assert silent is not None
+    assert silent.status == 408
+    assert (coming, third) == (None, None)
+    assert fourth is not None
+    assert fourth.status == 503
+
+
+# --- what the processes of the server see -------------------------------------------------------------------------
+
+
+def test_a_process_of_the_server_sees_no_secret_and_no_foreign_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DICOMWEB_PASSWORD", "DICOMWEB_USERNAME", "DATASTORE_API_KEY"):
+        monkeypatch.setenv(f"MONAI_LABEL_{name}", "secret")
+    for name in ("AWS_SECRET_ACCESS_KEY", "ANYTHING", "CUDA_KEY"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("https_proxy", "http://ann:secret@proxy")
+    monkeypatch.setenv("no_proxy", "pacs")
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", "/studies")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", "here", "/there", ""]))
+
+    found = child_environment(["/stand_in"])
+
+    assert not any("secret" in value for value in found.values())
+    assert (found["MONAI_LABEL_STUDIES"], found["no_proxy"], found["PYTHONSAFEPATH"]) == ("/studies", "pacs", "1")
+    assert found["PYTHONPATH"].split(os.pathsep)[1:] == ["/stand_in", "/there"]
+    assert (Path(found["PYTHONPATH"].split(os.pathsep)[0]) / "voxelgate" / "__init__.py").is_file()
+
+
+def test_a_secret_that_is_hidden_is_gone_from_what_the_system_shows() -> None:
+    code = (
+        "import os; from voxelgate.apps.label.environment import hide_secrets; hide_secrets(); "
+        "print(os.environ.get('MONAI_LABEL_DICOMWEB_PASSWORD'), open('/proc/self/environ').read().count('quiet'))"
+    )
+    environment = {**child_environment(), "MONAI_LABEL_DICOMWEB_PASSWORD": "quiet", "MONAI_LABEL_STUDIES": "/studies"}
+
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert said.stdout.split() == ["None", "0"]
+
+
+def test_what_of_a_folder_is_not_served_is_counted_by_kind_with_what_to_do(tmp_path: Path) -> None:
+    for name in (
+        "a.nii.gz",
+        "b.dcm",
+        "c.mgz",
+        "d.mgz",
+        "labels/final/a.nii.gz",
+        ".hidden",
+        "sub/e.nii.gz",
+        "sub/f.DCM",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    os.mkfifo(tmp_path / "pipe")
+
+    said = said_of_folder(tmp_path, 1, (".nii.gz", ".nrrd"), ("labels",))
+
+    assert said[0] == f"1 images of {tmp_path} are served"
+    assert said[1].endswith(": 2 .mgz, 3 DICOM, 1 files without a suffix, 1 images in sub-folders")
+    assert "give its address as --studies" in said[2]
+    assert len(said) == 3
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    first, second = said_of_folder(tmp_path, 0, (".nii.gz",), ())
+
+    assert first.startswith("0 images")
+    assert second.startswith("there is nothing to annotate yet: put .nii.gz files into")
+
+
 # --- what may be served -------------------------------------------------------------------------------------------
 
 
@@ -605,6 +865,15 @@ def test_the_server_listens_to_this_machine_unless_asked(tmp_path: Path) -> None
     assert serving.is_loopback
     assert not replace(serving, host="0.0.0.0").is_loopback  # noqa: S104 - what is asked for
     assert not replace(serving, host="server.example").is_loopback
+
+
+def test_annotators_log_in_wherever_other_machines_reach_the_server(tmp_path: Path) -> None:
+    serving = Serving((tmp_path,), str(tmp_path), tmp_path / "work")
+
+    assert not serving.asks_login
+    assert replace(serving, host="192.0.2.1").asks_login
+    assert replace(serving, login=True).asks_login
+    assert not replace(serving, host="192.0.2.1", login=False).asks_login
 
 
 @pytest.mark.parametrize(

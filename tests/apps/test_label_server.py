@@ -153,7 +153,7 @@ def test_an_annotated_round_makes_the_model_better_on_what_it_has_not_seen(
     before = on_unseen("before.nii.gz")
     too_few = server.json("POST", f"/train/{MODEL}", json={"max_epochs": 1})
     assert too_few["status"] in {"SUBMITTED", "RUNNING"}
-    with pytest.raises(AssertionError, match="expected at least one of each; annotate more images"):
+    with pytest.raises(AssertionError, match="expected at least 1 and 3; annotate more images"):
         server.finish("/train/")
     server.json("POST", f"/batch/infer/{MODEL}", json={"device": "cpu"})
     lines = server.finish("/batch/infer")
@@ -174,13 +174,16 @@ def test_an_annotated_round_makes_the_model_better_on_what_it_has_not_seen(
     assert server.call("POST", "/activelearning/disagreement").status_code == 409
 
     server.json("POST", f"/train/{MODEL}", json={"max_epochs": 4, "val_split": 0.34})
-    server.finish("/train/")
+    lines = server.finish("/train/")
+    assert "training 4 epochs on 3 cases; 3 others measure" in lines
+    assert any(line.startswith("epoch 4 of 4") for line in lines)
 
     kept = server.json("GET", f"/versions/{MODEL}")
     origin = kept["versions"]["2"]
     assert kept["current"] == 2
-    assert (origin["training_cases"], origin["validation_cases"]) == (4, 2)
+    assert (origin["training_cases"], origin["validation_cases"]) == (3, 3)
     assert origin["dice"] > origin["parent_dice"]
+    assert origin["better_cases"] > origin["worse_cases"]
     after = on_unseen("after.nii.gz")
     assert after > before + 0.2
     assert server.json("POST", "/activelearning/disagreement")["id"] in {"flipped", "oblique"}

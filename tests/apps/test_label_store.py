@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ sys.path += missing_modules()
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.routing import APIRoute
+from monai.transforms import Compose
 from monailabel.config import settings
 
 from tests.dicomweb_server import Pacs, dicomweb
@@ -29,10 +31,10 @@ from tests.label_server import free_port, save
 from tests.planted import ct_series
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.apps.label.batch_task import BatchTask
-from voxelgate.apps.label.image_store import EARLIER, ImageStore
-from voxelgate.apps.label.infer_task import InferTask
+from voxelgate.apps.label.image_store import EARLIER, HELD_S, ImageStore
+from voxelgate.apps.label.infer_task import InferTask, refuse_beyond_memory
 from voxelgate.apps.label.model_versions import import_bundle
-from voxelgate.apps.label.next_image import HELD_S, MostDoubtful, Picked, first_image, open_images
+from voxelgate.apps.label.next_image import MostDoubtful, Ordered, by_chance, by_name, open_images
 from voxelgate.apps.label.pacs_store import PacsStore
 from voxelgate.apps.label.proxy import read_pacs
 from voxelgate.apps.label.requests import MOST_DEPTH, OWN_FACTS, facts_in, further_facts
@@ -43,6 +45,8 @@ from voxelgate.core.errors import InputError, OutputError, UsageError, Voxelgate
 from voxelgate.core.files import locked
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_volume
+from voxelgate.segmentation.cases import Case
+from voxelgate.transforms import ResampleToSpacingd
 
 pytestmark = pytest.mark.label
 
@@ -211,12 +215,12 @@ def test_another_model_does_not_take_these_label_maps_for_its_own(
 
 
 def next_of(store: ImageStore, client: str | None = None) -> str | None:
-    found = Picked(first_image, "")({"client_id": client}, store)
+    found = Ordered(by_name, "")({"client_id": client, "strategy": "first"}, store)
     return None if found is None else str(found["id"])
 
 
 def give(store: ImageStore, image_id: str, client: str, *, ago_s: float = 0) -> None:
-    """Note that an image was given to a client, as MONAI Label does."""
+    """Note that an image was given to a client."""
     store.update_image_info(image_id, {"strategy": {"first": {"ts": time.time() - ago_s, "client_id": client}}})
 
 
@@ -240,7 +244,7 @@ def test_an_image_that_cannot_be_read_is_not_offered_again(store: ImageStore, st
     (studies / "case_0.nii.gz").write_bytes(b"damaged")
 
     assert next_of(store) == "case_1"
-    assert "ends too early" in store.get_image_info("case_0")["refused"]
+    assert "not a NIfTI file" in store.get_image_info("case_0")["refused"]
     assert "case_0" not in open_images({}, store)
 
 
@@ -257,7 +261,49 @@ def test_images_that_cannot_be_read_do_not_hide_those_that_were_not_measured(
             raise InputError("no")
         return 0.25
 
-    assert MostDoubtful("uncertainty", doubt, task, "")({}, store) == {"id": "last", "uncertainty": 0.25}
+    asked = {"strategy": "uncertainty"}
+    assert MostDoubtful("uncertainty", doubt, task, "")(asked, store) == {"id": "last", "uncertainty": 0.25}
+
+
+def test_annotators_who_ask_at_the_same_moment_are_given_an_image_each(
+    store: ImageStore, studies: Path, tmp_path: Path
+) -> None:
+    task = InferTask(import_bundle(make_threshold_bundle(tmp_path / "bundle"), tmp_path / "models"))
+    strategies = {
+        "first": Ordered(by_name, ""),
+        "random": Ordered(by_chance, ""),
+        "uncertainty": MostDoubtful("uncertainty", lambda *_: 0.5, task, ""),
+    }
+    barrier = threading.Barrier(8)
+    stores = [store, ImageStore(studies, TABLE)]  # as in two processes
+
+    def ask(number: int) -> str:
+        name = list(strategies)[number % 3]
+        barrier.wait()
+        return str(strategies[name]({"client_id": f"user_{number}", "strategy": name}, stores[number % 2])["id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(ask, range(8)))
+
+    assert sorted(given) == [f"case_{number}" for number in range(8)]
+
+
+def test_who_asks_again_is_given_the_same_image(store: ImageStore) -> None:
+    assert [next_of(store, client) for client in ("ann", "bob", "ann", "bob")] == ["case_0", "case_1"] * 2
+
+
+def test_an_image_whose_voxel_size_is_wrong_by_far_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    bundle = replace(
+        open_bundle(make_threshold_bundle(tmp_path / "bundle")),
+        preprocessing=Compose([ResampleToSpacingd("image", spacing_mm=(1.0, 1.0, 2.0))]),
+    )
+    right, wrong = (
+        save(tmp_path / f"{gap}.nii.gz", np.zeros((40, 40, 40)), np.diag([gap, gap, gap, 1.0])) for gap in (2.0, 2000.0)
+    )
+
+    refuse_beyond_memory(Case("right", right), bundle)
+    with pytest.raises(InputError, match=r"wrong: 2.6e\+14 voxels once those of 2000 x 2000 x 2000 mm .*1 x 1 x 2 mm"):
+        refuse_beyond_memory(Case("wrong", wrong), bundle)
 
 
 def test_a_proposal_that_comes_at_last_lifts_the_refusal(store: ImageStore) -> None:

@@ -26,15 +26,21 @@ def run(
     work: Annotated[Path, typer.Option(help="Folder for versions of the models, logs and copies.")] = Path(
         "label-work"
     ),
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; without a token check, all who reach it may do everything.")
-    ] = LOOPBACK,
+    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine, annotators log in.")] = LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
     origin: Annotated[
         list[str] | None,
         typer.Option(help="Page of another server that may use this one; may be repeated.", show_default="none"),
     ] = None,
-    most_mib: Annotated[int, typer.Option(min=1, help="Largest upload.")] = MOST_MIB,
+    most_mib: Annotated[int, typer.Option(min=1, help="Largest upload, also once it is unpacked.")] = MOST_MIB,
+    login: Annotated[
+        bool | None,
+        typer.Option(
+            "--login/--no-login",
+            help="Ask for a name and the password in the work folder; without, all who reach it may do everything.",
+            show_default="beyond this machine",
+        ),
+    ] = None,
 ) -> None:
     """Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated."""
-    serve_label(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib))
+    serve_label(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib, login))

@@ -18,13 +18,14 @@ from voxelgate.apps.label.model_versions import CURRENT, MODELS, ModelVersions
 from voxelgate.apps.label.next_image import (
     DiceScoring,
     MostDoubtful,
-    Picked,
-    anyone,
-    first_image,
+    Ordered,
+    by_chance,
+    by_name,
     measure_disagreement,
     measure_uncertainty,
 )
 from voxelgate.apps.label.pacs_store import PacsStore
+from voxelgate.apps.label.proposals import PROPOSALS, Proposals
 from voxelgate.apps.label.sessions import ImageSessions
 from voxelgate.apps.label.train_task import TrainTask
 from voxelgate.core.errors import InputError
@@ -40,7 +41,8 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
     Args:
         app_dir: work folder; `MODELS` in it was filled by `server`.
         studies: folder of images, or the address of a DICOMweb server.
-        conf: of MONAI Label; nothing in it is used.
+        conf: `most_mib` in it is the largest upload, packed or not: some KiB of gzip can hold a volume that fills any
+            memory.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -50,6 +52,8 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
         roots = sorted(path.parent for path in (Path(app_dir) / MODELS).glob(f"*/{CURRENT}"))
         self.tasks = {root.name: InferTask(ModelVersions(root)) for root in roots}
         self.first = self.tasks[roots[0].name]
+        self.proposals = Proposals(Path(app_dir) / PROPOSALS)
+        self.most_bytes = int(conf["most_mib"]) * 2**20
         super().__init__(app_dir, studies, dict(conf), name="voxelgate", description="Segmentation bundles.")
 
     def init_datastore(self) -> Datastore:
@@ -64,14 +68,14 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Return a training for each model whose bundle says how it is trained."""
-        trainers = {name: TrainTask(task.versions) for name, task in self.tasks.items()}
+        trainers = {name: TrainTask(task.versions, self.proposals) for name, task in self.tasks.items()}
         return {name: trainer for name, trainer in trainers.items() if trainer.is_valid()}
 
     def init_strategies(self) -> dict[str, Any]:
         """Return the ways to choose the next image."""
         return {
-            "first": Picked(first_image, "The first image by name"),
-            "random": Picked(anyone, "An image by chance"),
+            "first": Ordered(by_name, "The first image by name"),
+            "random": Ordered(by_chance, "An image by chance"),
             "uncertainty": MostDoubtful(
                 "uncertainty", measure_uncertainty, self.first, "The image whose mirror image gives another result"
             ),
@@ -120,8 +124,9 @@ class VoxelgateApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no 
         with tempfile.TemporaryDirectory() as folder:
             proposal = task.propose(store.case(image_id), Path(folder))
             facts = facts_of(proposal, task)
-            label_map = str(proposal.report.outputs[Output.NIFTI])
-            label_id = store.save_label(image_id, label_map, tag, {"model": request["model"], "params": facts})
+            label_map = Path(proposal.report.outputs[Output.NIFTI])
+            self.proposals.keep(image_id, label_map)
+            label_id = store.save_label(image_id, str(label_map), tag, {"model": request["model"], "params": facts})
         return {"label": label_id, "tag": tag, "file": None, "params": facts}
 
     def _load_sessions(self, load: bool = False) -> ImageSessions:  # noqa: ARG002, FBT001, FBT002  # MONAI Label's interface

@@ -17,6 +17,7 @@ from monailabel.config import settings
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
+from voxelgate.apps.label.folder_contents import said_of_folder
 from voxelgate.apps.label.ids import check_id, check_tag, is_id, is_tag
 from voxelgate.apps.label.label_names import remember_label_names
 from voxelgate.apps.label.submitted import read_submitted, segments_of
@@ -40,6 +41,9 @@ EARLIER = "earlier_labels"
 """Folder beside the images with the label maps that were replaced by later ones, `<image>/<tag>-1.nii.gz` first."""
 
 LOCK = ".voxelgate-label.lock"
+
+HELD_S = 1800
+"""How long an image counts as in the hands of the annotator who was given it."""
 
 Objects = dict[str, ImageLabelModel]
 
@@ -74,6 +78,11 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             self._handler.on_moved = self._on_any_event  # so a file comes that was written under another name
         has_maps = any(known.labels for known in self._datastore.objects.values())
         remember_label_names(Path(self._datastore.label_path(None)), table, has_maps=has_maps)
+
+    def said_of_images(self) -> list[str]:
+        """Return sentences on which images are served and which are not, for whoever starts the server."""
+        own = (self._datastore.labels_dir, EARLIER, Path(self._datastore_config_path).name)
+        return said_of_folder(Path(self._datastore_path), len(self.list_images()), SUFFIXES, own)
 
     def case(self, image_id: str) -> Case:
         """Return an image as the pipeline takes it.
@@ -193,6 +202,41 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
         """
         with self._changing() as objects:
             self._changed(objects, image_id).image.info.update(info)
+
+    def hand_out(self, image_ids: Sequence[str], client_id: str | None, strategy: str) -> str | None:
+        """Give an annotator the first of some images that is in nobody else's hands, and note it; else the first.
+
+        Both happen under one lock: of several who ask at the same moment each is given another.
+
+        Args:
+            image_ids: the best first.
+            client_id: of who asks; who does not say so holds no image.
+            strategy: by which it was chosen.
+
+        Returns:
+            The image, or None if none is left that is not annotated.
+        """
+        with self._changing() as objects:
+            left = [image_id for image_id in image_ids if self._is_open(objects, image_id)]
+            if not left:
+                return None
+            free = [image_id for image_id in left if not is_in_other_hands(self._facts(objects, image_id), client_id)]
+            chosen = next(iter(free or left))
+            given = self._changed(objects, chosen).image.info.setdefault("strategy", {})
+            given[strategy] = {"ts": int(time.time()), "client_id": client_id}
+        return chosen
+
+    @staticmethod
+    def _facts(objects: Objects, image_id: str) -> Mapping[str, Any]:
+        """Return what is known of an image; of a series that was never opened, nothing."""
+        known = objects.get(image_id)
+        return {} if known is None else known.image.info
+
+    @staticmethod
+    def _is_open(objects: Objects, image_id: str) -> bool:
+        """Return whether an image may still be given to somebody."""
+        known = objects.get(image_id)
+        return known is None or DefaultLabelTag.FINAL.value not in known.labels
 
     def update_label_info(self, label_id: str, label_tag: str, info: Mapping[str, Any]) -> None:
         """Keep facts with a label map.
@@ -327,6 +371,13 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
                     is_same = label is not None and label.ext == ext
                     labels[tag] = label if is_same else DataModel(info=file_stamp(f"{image_id}{ext}"), ext=ext)
             known.labels = labels
+
+
+def is_in_other_hands(facts: Mapping[str, Any], client_id: str | None) -> bool:
+    """Return whether an image was given to another client a short while ago."""
+    given = facts.get("strategy", {}).values()
+    since = time.time() - HELD_S
+    return any(one.get("client_id") not in {None, "", client_id} and one.get("ts", 0) > since for one in given)
 
 
 def _suffix_of_image(name: str) -> str:

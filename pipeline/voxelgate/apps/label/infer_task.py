@@ -1,5 +1,6 @@
 """MONAI Label's inference task, done by the pipeline: the very result of `voxelgate segment`."""
 
+import math
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
 from contextlib import AbstractContextManager
@@ -7,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+import torch
+from monai.transforms import Compose
 from monailabel.tasks.infer.bundle import BundleInferTask
 
 from voxelgate.apps.label.model_versions import ModelVersions
@@ -14,15 +17,23 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.labels import LabelTable
+from voxelgate.dicom.read.series import Series
+from voxelgate.images.volumes import read_grid
+from voxelgate.inference.memory import available_bytes
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
+from voxelgate.transforms.spatial import ResampleToSpacingd
 
 GOLDEN_RATIO = 0.618034
 """Steps of so much around the circle of hues never come close to an earlier one."""
+
+
+BYTES_PER_VOX = 16
+"""What a voxel of the network grid takes at least: two float32, before and after resampling, and scores of classes."""
 
 
 class Proposal(NamedTuple):
@@ -71,12 +82,35 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
         with self.turn:
             version = self.versions.current
             bundle, options = open_bundle(self.versions.path(version)), Options(tuple(outputs))
+            refuse_beyond_memory(case, bundle)
             report = in_network_thread(segment_case, case, bundle, folder, options)  # requests come in any thread
         if report.status is CaseStatus.REFUSED:
             raise InputError(" ".join(map(str, report.findings)))
         if report.status is CaseStatus.FAILED:
             raise VoxelgateError(" ".join(map(str, report.findings)))
         return Proposal(report, version)
+
+
+def refuse_beyond_memory(case: Case, bundle: Bundle) -> None:
+    """Refuse an image that resampling would make larger than the memory that is free: it would end the server.
+
+    A voxel size that is wrong by a factor of ten makes a volume a thousand times as large.
+
+    Raises:
+        InputError: it is refused, or cannot be read.
+    """
+    steps = bundle.preprocessing.transforms if isinstance(bundle.preprocessing, Compose) else ()
+    spacings = [step.spacing_mm for step in steps if isinstance(step, ResampleToSpacingd)]
+    grid = case.image.grid if isinstance(case.image, Series) else None if case.image is None else read_grid(case.image)
+    if grid is None or not spacings:
+        return
+    voxels = math.prod(grid.shape) * math.prod(grid.spacing_mm) / math.prod(spacings[-1])
+    if voxels * BYTES_PER_VOX > available_bytes(torch.device("cpu")):
+        found, wanted = (" x ".join(f"{gap:g}" for gap in gaps) for gaps in (grid.spacing_mm, spacings[-1]))
+        raise InputError(
+            f"{case.case_id}: {voxels:.2g} voxels once those of {found} mm are resampled to {wanted} mm, more than the "
+            "memory of the server holds; check the voxel size."
+        )
 
 
 def colours(table: LabelTable) -> dict[str, list[int]]:

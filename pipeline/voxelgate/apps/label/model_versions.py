@@ -37,6 +37,8 @@ class Origin:
         validation_cases: on how many others it was compared with its parent.
         dice: mean Dice on these; None for a bundle that was given.
         parent_dice: that of its parent.
+        better_cases: on how many of these its Dice is higher than that of its parent.
+        worse_cases: on how many it is lower.
     """
 
     parent: int | None = None
@@ -44,6 +46,8 @@ class Origin:
     validation_cases: int = 0
     dice: float | None = None
     parent_dice: float | None = None
+    better_cases: int = 0
+    worse_cases: int = 0
 
 
 @dataclass(frozen=True)

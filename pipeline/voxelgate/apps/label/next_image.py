@@ -3,9 +3,9 @@
 import logging
 import math
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -13,8 +13,8 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from voxelgate.apps.label.ids import check_tag
-from voxelgate.apps.label.image_store import ImageStore
-from voxelgate.apps.label.infer_task import InferTask
+from voxelgate.apps.label.image_store import ImageStore, is_in_other_hands
+from voxelgate.apps.label.infer_task import InferTask, refuse_beyond_memory
 from voxelgate.apps.label.uncertainty import disagreement, mean_dice, uncertainty
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.dice import dice_of_labels
@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 MOST_MEASURED = 8
 """Images that one request measures; the annotator waits. The rest come with the next requests, and nothing is lost."""
 
-HELD_S = 1800
-"""How long an image counts as in the hands of the annotator who was given it."""
-
 Measure = Callable[[Case, InferTask], float]
 Request = Mapping[str, Any]
 
@@ -38,6 +35,7 @@ Request = Mapping[str, Any]
 def measure_uncertainty(case: Case, task: InferTask) -> float:
     """Return how much a result differs from that of the mirrored image."""
     with task.turn:
+        refuse_beyond_memory(case, task.bundle())
         return in_network_thread(uncertainty, case, task.bundle())
 
 
@@ -52,54 +50,56 @@ def measure_disagreement(case: Case, task: InferTask) -> float:
         raise UsageError("the model has no earlier version to disagree with; train first, or choose by uncertainty.")
     with task.turn:
         earlier = open_bundle(task.versions.path(previous))
+        refuse_beyond_memory(case, task.bundle())
         return in_network_thread(disagreement, case, task.bundle(), earlier)
 
 
 def open_images(request: Request, store: ImageStore) -> list[str]:
     """Return the images to annotate, sorted: without label map, readable as far as is known, and in nobody's hands.
 
-    What others were given in the last `HELD_S` seconds comes only when nothing else is left, so that two annotators do
-    not do one image twice.
+    What others were given a short while ago comes only when nothing else is left, so that two annotators do not do one
+    image twice; who asks at the same moment is told apart by `ImageStore.hand_out`.
     """
     facts = {image_id: store.get_image_info(image_id) for image_id in sorted(store.get_unlabeled_images())}
     usable = [image_id for image_id, known in facts.items() if not known.get("refused")]
-    return [image_id for image_id in usable if not _is_held(facts[image_id], request.get("client_id"))] or usable
+    return [
+        image_id for image_id in usable if not is_in_other_hands(facts[image_id], request.get("client_id"))
+    ] or usable
 
 
-def first_image(image_ids: Sequence[str]) -> str:
-    """Return the first in the order of names."""
-    return image_ids[0]
+def by_name(image_ids: Sequence[str]) -> list[str]:
+    """Return images in the order of names."""
+    return sorted(image_ids)
 
 
-def anyone(image_ids: Sequence[str]) -> str:
-    """Return one by chance."""
-    return random.SystemRandom().choice(image_ids)
+def by_chance(image_ids: Sequence[str]) -> list[str]:
+    """Return images in any order."""
+    return random.SystemRandom().sample(image_ids, len(image_ids))
 
 
-class Picked(Strategy):  # type: ignore[misc]  # monailabel ships no types for mypy
+class Ordered(Strategy):  # type: ignore[misc]  # monailabel ships no types for mypy
     """Choose an image without asking the model; one whose header cannot be read is passed over.
 
     Args:
-        pick: takes one of some ids.
+        order: puts ids into an order.
         description: for clients.
     """
 
-    def __init__(self, pick: Callable[[Sequence[str]], str], description: str) -> None:
+    def __init__(self, order: Callable[[Sequence[str]], list[str]], description: str) -> None:
         super().__init__(description)
-        self.pick = pick
+        self.order = order
 
     def __call__(self, request: Request, datastore: ImageStore) -> dict[str, Any] | None:
         """Return the id of an image, or None where every image is annotated or unreadable."""
-        left = open_images(request, datastore)
-        while left:
-            image_id = self.pick(left)
+        left = self.order(open_images(request, datastore))
+        while chosen := datastore.hand_out(left, request.get("client_id"), request["strategy"]):
             try:
-                datastore.image_grid(image_id)
+                datastore.image_grid(chosen)
             except InputError as error:
-                _refuse(image_id, error, datastore)
-                left.remove(image_id)
+                _refuse(chosen, error, datastore)
+                left.remove(chosen)
             else:
-                return {"id": image_id}
+                return {"id": chosen}
         return None
 
 
@@ -118,13 +118,24 @@ class MostDoubtful(Strategy):  # type: ignore[misc]  # monailabel ships no types
     def __init__(self, key: str, measure: Measure, task: InferTask, description: str) -> None:
         super().__init__(description)
         self.key, self.measure, self.task = key, measure, task
+        self._turn = Lock()  # who waits for it finds measured what another has just measured
 
     def __call__(self, request: Request, datastore: ImageStore) -> dict[str, Any] | None:
         """Return the id of an image and its doubt, or None where every image is annotated or unreadable."""
+        left = open_images(request, datastore)
+        with self._turn:
+            doubts = self._doubts(left, datastore)
+        ranked = sorted(doubts, key=lambda image_id: doubts[image_id], reverse=True)
+        unknown = [image_id for image_id in left if image_id not in doubts and not _is_refused(image_id, datastore)]
+        chosen = datastore.hand_out([*ranked, *unknown], request.get("client_id"), request["strategy"])
+        return None if chosen is None else {"id": chosen, self.key: doubts.get(chosen)}
+
+    def _doubts(self, image_ids: Sequence[str], datastore: ImageStore) -> dict[str, float]:
+        """Return the doubts that are known, and some more."""
         fingerprint = self.task.bundle().fingerprint
         doubts: dict[str, float] = {}
         unknown = []
-        for image_id in open_images(request, datastore):
+        for image_id in image_ids:
             kept = datastore.get_image_info(image_id).get(self.key, {})
             if kept.get("fingerprint") == fingerprint:
                 doubts[image_id] = kept["doubt"]
@@ -135,10 +146,7 @@ class MostDoubtful(Strategy):  # type: ignore[misc]  # monailabel ships no types
             if left > 0 and (doubt := self._measured(image_id, fingerprint, datastore)) is not None:
                 doubts[image_id] = doubt
                 left -= 1
-        if not doubts:
-            return None
-        chosen = max(doubts, key=lambda image_id: doubts[image_id])
-        return {"id": chosen, self.key: doubts[chosen]}
+        return doubts
 
     def _measured(self, image_id: str, fingerprint: str, datastore: ImageStore) -> float | None:
         """Measure an image and keep the result; None if it cannot be read."""
@@ -179,11 +187,8 @@ class DiceScoring(ScoringMethod):  # type: ignore[misc]  # monailabel ships no t
         return scores
 
 
-def _is_held(facts: Mapping[str, Any], client_id: str | None) -> bool:
-    """Return whether an image was given to another client a short while ago; MONAI Label notes it for each strategy."""
-    given = facts.get("strategy", {}).values()
-    since = time.time() - HELD_S
-    return any(one.get("client_id") not in {None, "", client_id} and one.get("ts", 0) > since for one in given)
+def _is_refused(image_id: str, store: ImageStore) -> bool:
+    return bool(store.get_image_info(image_id).get("refused"))
 
 
 def _refuse(image_id: str, error: InputError, store: ImageStore) -> None:

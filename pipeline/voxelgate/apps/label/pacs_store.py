@@ -66,6 +66,10 @@ class PacsStore(ImageStore):
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder, bundle_in_use().labels)
 
+    def said_of_images(self) -> list[str]:
+        """Return which images are served; the PACS may be started later."""
+        return [f"the {self.rule.modality[0]} series of the PACS are served"]
+
     def list_images(self) -> list[str]:
         """Return the series that the PACS has now.
 

@@ -1,10 +1,11 @@
-"""Start the MONAI Label server: what it may serve is checked first, and it listens to this machine only."""
+"""Start the MONAI Label server: what it may serve is checked first, and it listens to this machine unless asked."""
 
 import importlib.util
 import ipaddress
 import json
 import logging
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -15,20 +16,31 @@ from pathlib import Path
 
 import torch
 
+from voxelgate.apps.label.environment import hide_secrets
 from voxelgate.apps.label.guard import Guard
 from voxelgate.apps.label.model_versions import MODELS, import_bundle
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
-from voxelgate.core.files import locked
+from voxelgate.core.files import locked, write_text
 from voxelgate.core.process import refuse_current_folder
 from voxelgate.inference.threads import start_network_thread
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+
+PASSWORD = "password"  # noqa: S105 - the name of its file
+"""File of the work folder with the password of the server's login, for its owner alone; it may be replaced."""
+
 MOST_MIB = 2048
-"""Largest upload; a CT of 1000 slices has 500 MiB before it is packed."""
+"""Largest upload, packed or not; a CT of 1000 slices has 500 MiB."""
+
+END_WITHIN_S = 5
+"""How long requests may go on once the server is told to end."""
+
+MOST_OPEN_FILES = 16_384
+"""Connections and files that may be open, where the system allows more than its usual 1024."""
 
 STAND_INS = {"torchvision": "no_torchvision", "pydicom_seg": "no_pydicom_seg"}
 """Modules that MONAI Label 0.8.5 imports although nothing here uses them, and the folders with ours."""
@@ -52,7 +64,8 @@ class Serving:
         host: address to listen at. Others than this machine's are for servers with a token check, or behind one.
         port: to listen at.
         origins: pages of other servers that may use this one, such as "http://viewer:3000".
-        most_mib: largest upload.
+        most_mib: largest upload, also once it is unpacked.
+        login: whether annotators log in; None asks them where other machines reach the server.
 
     Raises:
         UsageError: no bundle, no such folder, or a port that is none.
@@ -65,6 +78,7 @@ class Serving:
     port: int = 8000
     origins: tuple[str, ...] = ()
     most_mib: int = MOST_MIB
+    login: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.bundles:
@@ -87,6 +101,11 @@ class Serving:
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def asks_login(self) -> bool:
+        """Return whether annotators log in, where no realm checks tokens."""
+        return not self.is_loopback if self.login is None else self.login
+
 
 def serve_label(serving: Serving) -> None:
     """Check, prepare and run the server until it is stopped.
@@ -107,21 +126,56 @@ def serve_label(serving: Serving) -> None:
 
 
 def _run_server(serving: Serving) -> None:
+    work = serving.work.resolve()
+    os.chdir(work)  # MONAI Label takes settings from a file `.env` of the current folder, whoever wrote it
     logging.getLogger("monailabel").setLevel(logging.ERROR)
     import uvicorn  # noqa: PLC0415 - of the optional extra
     from monailabel.config import settings  # noqa: PLC0415 - made of what `prepare_server` set, as the next ones
     from monailabel.utils.others.generic import init_log_config  # noqa: PLC0415
 
-    from voxelgate.apps.label.web import make_web, voxelgate_app  # noqa: PLC0415
+    from voxelgate.apps.label.login import login_of  # noqa: PLC0415
+    from voxelgate.apps.label.patient_protocol import PatientProtocol  # noqa: PLC0415
+    from voxelgate.apps.label.web import check_login_of, make_web, voxelgate_app  # noqa: PLC0415
 
-    voxelgate_app()  # what it refuses is said before the server listens
-    if not serving.is_loopback and not settings.MONAI_LABEL_AUTH_ENABLE:
-        logger.warning("everybody who reaches %s may read and change all images and label maps", serving.host)
+    store = voxelgate_app().datastore()  # what it refuses is said before the server listens
+    hide_secrets()
+    login = login_of(work) if serving.asks_login and not settings.MONAI_LABEL_AUTH_ENABLE else None
+    check_login = check_login_of(login)
     hosts = (serving.host, LOOPBACK, "localhost") if serving.is_loopback else ()
-    guard = Guard(make_web(serving.origins), serving.most_mib * 2**20, hosts, serving.origins)
-    log_config = init_log_config(None, str(serving.work.resolve()), "app.log", "WARNING")
+    most_bytes = serving.most_mib * 2**20
+    web = make_web(serving.origins, login)
+    guard = Guard(web, most_bytes, hosts, serving.origins, check_login)
+    log_config = init_log_config(None, str(work), "app.log", "WARNING")
+    for sentence in (*store.said_of_images(), *_said_of_login(serving, work, login, check_login)):
+        logger.info("%s", sentence)
     start_network_thread(torch.get_num_threads())
-    uvicorn.run(guard, host=serving.host, port=serving.port, log_config=log_config, access_log=False)
+    _allow_files()
+    uvicorn.run(
+        guard,
+        host=serving.host,
+        port=serving.port,
+        http=PatientProtocol,
+        log_config=log_config,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=END_WITHIN_S,
+    )
+
+
+def _said_of_login(serving: Serving, work: Path, login: object, check_login: object) -> list[str]:
+    """Return what to say of who is let in, and by what."""
+    if login is not None:
+        return [f"annotators log in with a name of their own and the password that is in {work / PASSWORD}"]
+    if check_login is None and not serving.is_loopback:
+        return [f"everybody who reaches {serving.host} may read and change all images and label maps"]
+    return []
+
+
+def _allow_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def prepare_server(serving: Serving) -> None:
@@ -141,19 +195,19 @@ def prepare_server(serving: Serving) -> None:
             raise UsageError(
                 f"{bundle.name}: takes {taken}, but MONAI Label serves volumes of one channel; use voxelgate segment."
             )
-    (work / "main.py").write_text(MAIN, encoding="utf-8")
+    write_text(work / "main.py", MAIN)
     (work / "logs").mkdir(exist_ok=True)
     for emptied in ("tmp", "sessions"):  # what a server that was killed left behind, images among it
         shutil.rmtree(work / emptied, ignore_errors=True)
         (work / emptied).mkdir(mode=0o700)
     tempfile.tempdir = str(work / "tmp")
-    stand_ins = missing_modules()
-    sys.path += stand_ins
+    sys.path += missing_modules()
     studies = serving.studies if serving.is_pacs else str(Path(serving.studies).resolve())
     os.environ |= {
         "TMPDIR": str(work / "tmp"),
         "MONAI_LABEL_APP_DIR": str(work),
         "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_APP_CONF": json.dumps({"most_mib": str(serving.most_mib)}),
         "MONAI_LABEL_SERVER_PORT": str(serving.port),
         "MONAI_LABEL_SESSION_PATH": str(work / "sessions"),
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii", "*.nrrd"]),
@@ -161,8 +215,7 @@ def prepare_server(serving: Serving) -> None:
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
     }
-    os.environ["PYTHONPATH"] = os.pathsep.join([*stand_ins, os.environ.get("PYTHONPATH", "")])
-    refuse_current_folder()  # nor may the processes that train import anything from it
+    refuse_current_folder()
 
 
 def _refuse_taken_port(serving: Serving) -> None:

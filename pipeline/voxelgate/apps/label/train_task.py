@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from voxelgate.apps.label.model_versions import ModelVersions
+from voxelgate.apps.label.proposals import Proposals
 from voxelgate.apps.label.training_round import Annotated, Pace, train_round
-from voxelgate.images.volumes import volume_stem
+from voxelgate.bundle.metadata import Metadata
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,13 @@ class TrainTask(BundleTrainTask):  # type: ignore[misc]  # monailabel ships no t
 
     Args:
         versions: of the model.
+        proposals: of all models.
     """
 
-    def __init__(self, versions: ModelVersions) -> None:
+    def __init__(self, versions: ModelVersions, proposals: Proposals) -> None:
         super().__init__(str(versions.current_path), {})
         self.versions = versions
+        self.proposals = proposals
 
     def config(self) -> dict[str, Any]:
         """Return what a client may choose, with the defaults."""
@@ -44,10 +47,13 @@ class TrainTask(BundleTrainTask):  # type: ignore[misc]  # monailabel ships no t
             float(request.get("val_split", Pace.val_split)),
             name_to_device(request.get("device", "")),
         )
-        cases = [
-            Annotated(volume_stem(Path(row["image"])), Path(row["image"]), Path(row["label"]))
-            for row in self._fetch_datalist(request, datastore)
-        ]
+        cases = [self._annotated(image_id, datastore) for image_id in sorted(datastore.get_labeled_images())]
         done = train_round(self.versions, cases, pace)
         logger.warning("%s", done.sentence())
         return {"version": done.version, "dice": done.origin.dice, "parent_dice": done.origin.parent_dice}
+
+    def _annotated(self, image_id: str, datastore: Datastore) -> Annotated:
+        label = Path(datastore.get_label_uri(image_id, DefaultLabelTag.FINAL.value))
+        table = Metadata.read(self.versions.current_path).labels
+        is_proposal = self.proposals.holds(image_id, label, table)
+        return Annotated(image_id, Path(datastore.get_image_uri(image_id)), label, is_proposal)

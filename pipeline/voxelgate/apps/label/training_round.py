@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,16 +27,30 @@ from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
 from voxelgate.training.train import TRAINING, copy_untrained
 
+logger = logging.getLogger(__name__)
+
+LEAST_VALIDATION = 3
+"""Cases that measure; with fewer one case decides, and so it does where the mean alone counts."""
+
 SPLITS = "parts.json"
 """File beside the versions that says which case trains and which validates."""
 
 
 class Annotated(NamedTuple):
-    """An image with the label map that an annotator submitted, both as files."""
+    """An image with the label map that an annotator submitted, both as files.
+
+    Args:
+        image_id: its id.
+        image: its file.
+        label: file of the label map.
+        is_proposal: nobody changed what a model had proposed. Such a label map measures no model: the one that made it
+            agrees with itself, and none could ever be better.
+    """
 
     image_id: str
     image: Path
     label: Path
+    is_proposal: bool = False
 
 
 class DealtCases(NamedTuple):
@@ -90,7 +105,7 @@ class Round:
         became = f"version {self.version} is in use" if self.is_used else f"version {facts.parent} stays in use"
         if self.version and not self.is_used:
             became = f"version {self.version} is kept, but another was put into use meanwhile"
-        cases = f"{facts.validation_cases} cases"
+        cases = f"{facts.validation_cases} cases, better on {facts.better_cases}, worse on {facts.worse_cases}"
         return f"validation Dice {facts.dice:.4f} after {facts.parent_dice:.4f} on {cases}: {became}"
 
 
@@ -105,8 +120,8 @@ def train_round(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace)
         pace: how long, and how many cases only measure.
 
     Raises:
-        InputError: there are too few cases to train and to validate, or one cannot be read, or a label map does not lie
-            on the grid of its image or holds a value that the bundle does not know.
+        InputError: too few cases are left to train on or to validate on, or one cannot be read, or a label map does not
+            lie on the grid of its image or holds a value that the bundle does not know.
         BundleError: the bundle cannot be trained.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -117,16 +132,22 @@ def _train(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace, labe
     parent = versions.current
     bundle = open_bundle(versions.path(parent), pace.device)
     split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in cases], pace.val_split)
+    logger.info("training %d epochs on %d cases; %d others measure", pace.epochs, *map(len, split))
     candidate = _candidate(versions)
     try:
         run_workflow(candidate, ["train"], _training_overrides(bundle, split, pace))
         seal(candidate)
+        logger.info("trained; comparing with version %d on %d cases", parent, len(split.validation))
+        dices = validation_dices(open_bundle(candidate, pace.device), split.validation)
+        parent_dices = validation_dices(bundle, split.validation)
         origin = Origin(
             parent,
             len(split.training),
             len(split.validation),
-            validation_dice(open_bundle(candidate, pace.device), split.validation),
-            validation_dice(bundle, split.validation),
+            fmean(dices),
+            fmean(parent_dices),
+            sum(new > old for new, old in zip(dices, parent_dices, strict=True)),
+            sum(new < old for new, old in zip(dices, parent_dices, strict=True)),
         )
         shutil.rmtree(candidate / TRAINING, ignore_errors=True)
         return _published(versions, candidate, origin)
@@ -138,37 +159,41 @@ def split_cases(versions: ModelVersions, cases: Sequence[Annotated], share: floa
     """Divide cases into those that train and those that validate; each keeps its part in all rounds of a model.
 
     Otherwise a version would be measured on cases that its parent was trained on. New cases validate until the share is
-    reached; which of them is a matter of their hashed ids, not of the order in which they came.
+    reached, and at least `LEAST_VALIDATION`; which of them is a matter of their hashed ids, not of the order in which
+    they came. Proposals that nobody changed train, or are left out where they would measure.
 
     Raises:
-        InputError: either part would be empty.
+        InputError: too few would measure, or none would train.
     """
     path = versions.root / SPLITS
     parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    new = sorted((case.image_id for case in cases if case.image_id not in parts), key=_hashed_name)
-    validating = sum(parts.get(case.image_id) == Split.VALIDATION for case in cases)
-    lacking = round(share * len(cases)) - validating
+    drawn = [case.image_id for case in cases if not case.is_proposal]
+    new = sorted((image_id for image_id in drawn if image_id not in parts), key=_hashed_name)
+    validating = sum(parts.get(image_id) == Split.VALIDATION for image_id in drawn)
+    lacking = max(round(share * len(drawn)), LEAST_VALIDATION) - validating
     parts |= {name: Split.VALIDATION if place < lacking else Split.TRAINING for place, name in enumerate(new)}
+    parts = {case.image_id: Split.TRAINING for case in cases} | parts
     split = DealtCases(
-        *(tuple(case for case in cases if parts[case.image_id] == part) for part in (Split.TRAINING, Split.VALIDATION))
+        tuple(case for case in cases if parts[case.image_id] == Split.TRAINING),
+        tuple(case for case in cases if parts[case.image_id] == Split.VALIDATION and not case.is_proposal),
     )
-    if not all(split):
+    if not split.training or len(split.validation) < LEAST_VALIDATION:
         raise InputError(
-            f"{len(cases)} annotated images and a validation share of {share} leave {len(split.training)} to train on "
-            f"and {len(split.validation)} to validate on, expected at least one of each; annotate more images, or "
-            "change val_split."
+            f"{len(cases)} annotated images, {len(cases) - len(drawn)} of them proposals that nobody changed, leave "
+            f"{len(split.training)} to train on and {len(split.validation)} to validate on, expected at least 1 and "
+            f"{LEAST_VALIDATION}; annotate more images."
         )
     write_text(path, json.dumps(parts, indent=0) + "\n")
     return split
 
 
-def validation_dice(bundle: Bundle, cases: Sequence[Annotated]) -> float:
-    """Return the mean Dice of a bundle on annotated cases: over the structures of each, then over the cases.
+def validation_dices(bundle: Bundle, cases: Sequence[Annotated]) -> list[float]:
+    """Return the Dice of a bundle on each annotated case, mean over the structures.
 
     Raises:
         InputError: a case cannot be segmented.
     """
-    return fmean(_case_dice(bundle, case) for case in cases)
+    return [_case_dice(bundle, case) for case in cases]
 
 
 def _case_dice(bundle: Bundle, case: Annotated) -> float:
@@ -208,8 +233,12 @@ def _training_overrides(bundle: Bundle, split: DealtCases, pace: Pace) -> dict[s
 
 
 def _published(versions: ModelVersions, candidate: Path, origin: Origin) -> Round:
-    """Keep a candidate and put it into use if it is better than its parent; the caller removes what is not kept."""
-    if origin.dice is None or origin.parent_dice is None or origin.dice <= origin.parent_dice:
+    """Keep a candidate and put it into use if it is better than its parent; the caller removes what is not kept.
+
+    Better is a higher mean that most of the cases agree with: one case alone can lift a mean over all others.
+    """
+    is_higher = origin.dice is not None and origin.parent_dice is not None and origin.dice > origin.parent_dice
+    if not is_higher or origin.better_cases <= origin.worse_cases:
         return Round(None, origin, is_used=False)
     number = versions.add(candidate, origin)
     is_used = versions.current == origin.parent

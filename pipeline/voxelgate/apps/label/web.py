@@ -1,8 +1,6 @@
 """The HTTP server: MONAI Label's endpoints, and in place of those that trust what they are given, our own."""
 
 import json
-import math
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,21 +11,11 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints import (
-    activelearning,
-    batch_infer,
-    datastore,
-    info,
-    login,
-    logs,
-    ohif,
-    scoring,
-    session,
-    train,
-)
-from monailabel.endpoints.user.auth import RBAC, User, get_current_user
+from monailabel.endpoints import batch_infer, datastore, info, scoring, session, train
+from monailabel.endpoints import login as realm_login
+from monailabel.endpoints.user.auth import DEFAULT_USER, RBAC, User, get_current_user
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
@@ -37,10 +25,14 @@ from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
 
 from voxelgate.apps.label.app import VoxelgateApp
+from voxelgate.apps.label.background import TaskKind, start_task, stop_all
+from voxelgate.apps.label.guard import Refusal
 from voxelgate.apps.label.ids import check_id, check_tag
 from voxelgate.apps.label.image_store import ImageStore
 from voxelgate.apps.label.infer_task import facts_of
 from voxelgate.apps.label.label_formats import converted
+from voxelgate.apps.label.login import Login, login_routes, user_in
+from voxelgate.apps.label.pages import endpoints_page, front_page, log_page, viewer_file
 from voxelgate.apps.label.proxy import read_pacs
 from voxelgate.apps.label.requests import (
     OWN_FACTS,
@@ -54,16 +46,14 @@ from voxelgate.apps.label.requests import (
 )
 from voxelgate.apps.label.submitted import RAW_SUFFIX
 from voxelgate.apps.label.tokens import anonymous, current_user
+from voxelgate.apps.label.uploads import IMAGE_SUFFIXES, save_upload, upload_suffix
 from voxelgate.core.errors import InputError, UsageError, VoxelgateError
-from voxelgate.images.volumes import SUFFIXES, is_volume, read_grid
+from voxelgate.images.volumes import is_volume
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.output_names import Output
 
 HARMLESS = {"GET", "HEAD", "DELETE"}
 """Methods of HTTP that bring nothing to the server."""
-
-MOST_VOXELS = 2**30
-"""Largest volume that is taken, four times a CT of 1000 slices; some KiB of gzip can hold one that fills any memory."""
 
 ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
@@ -100,9 +90,12 @@ def infer(
     task = app.task(model)
     outputs = (Output.NIFTI, Output.SEG) if output is Answer.DICOM_SEG else (Output.NIFTI,)
     with tempfile.TemporaryDirectory() as folder:
-        case = _wanted(app, image, session_id, file, Path(folder))
+        sent = None if file is None else save_upload(file, Path(folder), IMAGE_SUFFIXES, app.most_bytes)
+        case = _wanted(app, image, session_id, sent)
         proposal = task.propose(case, Path(folder) / "out", outputs)
         report = proposal.report
+        if image:  # also of one that comes in a session, and is added under this id when it is annotated
+            app.proposals.keep(image, Path(report.outputs[Output.NIFTI]))
         if output is Answer.DICOM_SEG:
             if Output.SEG not in report.outputs:
                 raise InputError("nothing was found in the image, so there is no SEG; ask for the image.")
@@ -122,10 +115,10 @@ def save_label(
     user: User = ANNOTATOR,
 ) -> dict[str, str]:
     """Take a label map that an annotator submits; one that it replaces is kept."""
-    facts = _facts(params, user)
+    app, facts = voxelgate_app(), _facts(params, user)
     with tempfile.TemporaryDirectory() as folder:
-        path = _saved(label, Path(folder), (*SUFFIXES, RAW_SUFFIX))
-        label_id = voxelgate_app().datastore().save_label(check_id(image), str(path), check_tag(tag), facts)
+        path = save_upload(label, Path(folder), (*IMAGE_SUFFIXES, RAW_SUFFIX), app.most_bytes)
+        label_id = app.datastore().save_label(check_id(image), str(path), check_tag(tag), facts)
     return {"image": image, "label": label_id}
 
 
@@ -136,12 +129,20 @@ def add_image(
     user: User = ANNOTATOR,
 ) -> dict[str, str]:
     """Take an image."""
-    facts = _facts(params, user)
+    app, facts = voxelgate_app(), _facts(params, user)
     with tempfile.TemporaryDirectory() as folder:
-        path = _saved(file, Path(folder), SUFFIXES)
-        suffix = _upload_suffix(file, SUFFIXES)
+        path = save_upload(file, Path(folder), IMAGE_SUFFIXES, app.most_bytes)
+        suffix = upload_suffix(file, IMAGE_SUFFIXES)
         image_id = image or Path(file.filename or "").name[: -len(suffix)]
-        return {"image": voxelgate_app().datastore().add_image(check_id(image_id), str(path), facts)}
+        return {"image": app.datastore().add_image(check_id(image_id), str(path), facts)}
+
+
+def remove_image(id: str) -> dict[str, str]:  # noqa: A002 - as clients call it
+    """Remove an image with its label maps, and with what was proposed for it."""
+    app = voxelgate_app()
+    app.datastore().remove_image(check_id(id))
+    app.proposals.forget(id)
+    return {}
 
 
 def download_image(image: str) -> FileResponse:
@@ -175,17 +176,17 @@ def download_dataset(limit_cases: int | None = None) -> FileResponse:
 
 def create_session(files: Annotated[UploadFile, File()], expiry: int = 0) -> dict[str, Any]:
     """Keep an image for some proposals, an hour at most; archives are not unpacked."""
-    sessions = voxelgate_app().sessions()
+    app = voxelgate_app()
     with tempfile.TemporaryDirectory() as folder:
-        path = _saved(files, Path(folder), SUFFIXES)
-        session_id, kept = sessions.keep(path, expiry)
+        path = save_upload(files, Path(folder), IMAGE_SUFFIXES, app.most_bytes)
+        session_id, kept = app.sessions().keep(path, expiry)
     return {"session_id": session_id, "session_info": kept.to_json()}
 
 
 def start_training(model: str, wish: TrainRequest | None = None, *, enqueue: bool = False) -> Any:
     """Train a model in a process of its own."""
     voxelgate_app().check_trainable(model)
-    return train.run_model(model, (wish or TrainRequest()).request(), run_sync=False, enqueue=enqueue)
+    return start_task(TaskKind.TRAIN, {"model": model, **(wish or TrainRequest()).request()}, enqueue=enqueue)
 
 
 def start_trainings(wishes: dict[str, TrainRequest] | None = None) -> Any:
@@ -200,8 +201,8 @@ def start_batch(
     """Propose label maps for all images, in a process of its own."""
     voxelgate_app().task(model)
     asked = wish or BatchRequest()
-    request = {"label_tag": check_tag(asked.label_tag), "max_batch_size": asked.max_batch_size}
-    return batch_infer.run(model, images, request)
+    which = {"model": model, "images": images.value, "label_tag": check_tag(asked.label_tag)}
+    return start_task(TaskKind.BATCH_INFER, {**which, "max_batch_size": asked.max_batch_size})
 
 
 def start_scoring(method: str, wish: ScoreRequest | None = None, *, run_sync: bool = False) -> Any:
@@ -209,13 +210,16 @@ def start_scoring(method: str, wish: ScoreRequest | None = None, *, run_sync: bo
     if method != "dice":
         raise InputError("there is no such way to compare, only dice.")
     asked = wish or ScoreRequest()
-    return scoring.run_method(method, {"y": check_tag(asked.y), "y_pred": check_tag(asked.y_pred)}, run_sync)
+    request = {"method": method, "y": check_tag(asked.y), "y_pred": check_tag(asked.y_pred)}
+    return voxelgate_app().scoring(request) if run_sync else start_task(TaskKind.SCORING, request)
 
 
 def next_sample(strategy: str, wish: NextRequest | None = None, user: User = USER) -> Any:
     """Choose the next image to annotate, another for each annotator: a user, or a client where there are no tokens."""
-    client = user.username if settings.MONAI_LABEL_AUTH_ENABLE else (wish or NextRequest()).client_id
-    return activelearning.sample(strategy, {"client_id": client})
+    client = (wish or NextRequest()).client_id if user == DEFAULT_USER else user.username
+    app = voxelgate_app()
+    found = app.next_sample({"strategy": strategy, "client_id": client})
+    return {**found, **app.datastore().get_image_info(found["id"])} if found else {}
 
 
 def list_versions(model: str) -> dict[str, Any]:
@@ -232,9 +236,9 @@ def use_version(model: str, version: int) -> dict[str, int]:
     return {"current": kept.current}
 
 
-def _wanted(app: VoxelgateApp, image: str, session_id: str, file: UploadFile | None, folder: Path) -> Case:
-    if file is not None:
-        return Case("upload", _saved(file, folder, SUFFIXES))
+def _wanted(app: VoxelgateApp, image: str, session_id: str, sent: Path | None) -> Case:
+    if sent is not None:
+        return Case("upload", sent)
     if session_id:
         kept = app.sessions().get_session(check_id(session_id))
         if kept is None or not is_volume(Path(kept.image)):
@@ -242,24 +246,6 @@ def _wanted(app: VoxelgateApp, image: str, session_id: str, file: UploadFile | N
         return Case("session", Path(kept.image))
     store: ImageStore = app.datastore()
     return store.case(check_id(image))
-
-
-def _upload_suffix(file: UploadFile, allowed: tuple[str, ...]) -> str:
-    name = Path(file.filename or "").name.lower()
-    suffix = next((suffix for suffix in allowed if name.endswith(suffix)), None)
-    if suffix is None:
-        raise InputError(f"a file of this format is not taken; send {', '.join(allowed)}.")
-    return suffix
-
-
-def _saved(file: UploadFile, folder: Path, allowed: tuple[str, ...]) -> Path:
-    """Write an upload under a name of ours; of the client's name only a known suffix counts."""
-    path = folder / f"upload{_upload_suffix(file, allowed)}"
-    with path.open("wb") as stream:
-        shutil.copyfileobj(file.file, stream)
-    if is_volume(path) and math.prod(read_grid(path).shape) > MOST_VOXELS:
-        raise InputError(f"the file unpacks to more than {MOST_VOXELS} voxels; send the part that matters.")
-    return path
 
 
 def _facts(params: str, user: User) -> dict[str, Any]:
@@ -292,6 +278,7 @@ async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
     app.server_mode(mode=True)
     app.on_init_complete()
     yield
+    stop_all()
 
 
 def _own_routes() -> APIRouter:
@@ -301,6 +288,8 @@ def _own_routes() -> APIRouter:
         ("/datastore/label", save_label, "PUT", ANNOTATOR),
         ("/datastore/image", add_image, "PUT", ANNOTATOR),
         ("/datastore/", add_image, "PUT", ANNOTATOR),
+        ("/datastore/image", remove_image, "DELETE", ADMIN),
+        ("/datastore/", remove_image, "DELETE", ADMIN),
         ("/datastore/image/info", add_image_facts, "PUT", ANNOTATOR),
         ("/datastore/label/info", add_label_facts, "PUT", ANNOTATOR),
         ("/datastore/image", download_image, "GET", USER),
@@ -311,6 +300,9 @@ def _own_routes() -> APIRouter:
         ("/batch/infer/{model}", start_batch, "POST", ADMIN),
         ("/scoring/{method}", start_scoring, "POST", ANNOTATOR),
         ("/activelearning/{strategy}", next_sample, "POST", USER),
+        ("/", front_page, "GET", USER),
+        ("/logs/", log_page, "GET", ADMIN),
+        ("/ohif/{path:path}", viewer_file, "GET", USER),
         ("/versions/{model}", list_versions, "GET", USER),
         ("/versions/{model}", use_version, "PUT", ADMIN),
     ):
@@ -325,20 +317,22 @@ def _harmless(router: APIRouter) -> APIRouter:
     return APIRouter(routes=[route for route in router.routes if route.methods <= HARMLESS])
 
 
-def make_web(origins: tuple[str, ...] = ()) -> FastAPI:
+def make_web(origins: tuple[str, ...] = (), login: Login | None = None) -> FastAPI:
     """Return the application; what it serves is set in MONAI Label's settings.
 
     Args:
         origins: pages of other servers that may read answers; none by default.
+        login: who is let in; without, a realm's tokens where MONAI Label is set so, else everybody.
     """
-    web = FastAPI(title="voxelgate", lifespan=_lifespan, docs_url="/docs", redoc_url=None)
+    web = FastAPI(title="voxelgate", lifespan=_lifespan, docs_url=None, redoc_url=None)
     if origins:
         web.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    parts = (info, train, batch_infer, scoring, datastore, logs, session, ohif)
-    tokens = (login.router,) if settings.MONAI_LABEL_AUTH_ENABLE else ()
-    for router in (_own_routes(), *tokens, *(_harmless(part.router) for part in parts)):
+    parts = (info, train, batch_infer, scoring, datastore, session)
+    for router in (_own_routes(), *_login_routes(login), *(_harmless(part.router) for part in parts)):
         web.include_router(router)
-    web.dependency_overrides[get_current_user] = current_user if settings.MONAI_LABEL_AUTH_ENABLE else anonymous
+    web.add_api_route("/docs", lambda: endpoints_page(web), methods=["GET"], dependencies=[USER], summary="This list.")
+    web.add_api_route("/ohif", lambda: RedirectResponse("/ohif/"), methods=["GET"])
+    web.dependency_overrides[get_current_user] = _user_of(login)
     for error, status in (
         (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
         (UsageError, HTTPStatus.CONFLICT),
@@ -348,3 +342,38 @@ def make_web(origins: tuple[str, ...] = ()) -> FastAPI:
     ):
         web.add_exception_handler(error, _refused(status))
     return web
+
+
+def check_login_of(login: Login | None) -> Callable[[str], Refusal | None] | None:
+    """Return what tells strangers by their header `Authorization`, before they send a body; None if all are let in."""
+    if login is None and not settings.MONAI_LABEL_AUTH_ENABLE:
+        return None
+
+    def check(authorization: str) -> Refusal | None:
+        try:
+            if login is not None:
+                login.name_of(authorization)
+            else:
+                current_user(authorization.partition(" ")[2])
+        except HTTPException as error:
+            return error.status_code, str(error.detail), error.headers or {}
+        return None
+
+    return check
+
+
+def _login_routes(login: Login | None) -> tuple[APIRouter, ...]:
+    if login is not None:
+        return (login_routes(login),)
+    return (realm_login.router,) if settings.MONAI_LABEL_AUTH_ENABLE else ()
+
+
+def _user_of(login: Login | None) -> Callable[..., Any]:
+    """Return the dependency that says who sends a request."""
+    if login is None:
+        return current_user if settings.MONAI_LABEL_AUTH_ENABLE else anonymous
+
+    def logged_in(request: Request) -> User:
+        return user_in(login, request)
+
+    return logged_in
