@@ -140,7 +140,7 @@ def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: P
             "BundleError: nothing is neither a folder nor a shipped bundle",
         ),
         (("evaluate", "missing", "missing_too"), "InputError: missing does not exist; name a label map or a folder"),
-        (("manifest", "missing"), "missing: there is no such folder."),
+        (("manifest", "missing"), "missing: does not exist, expected a folder with images and labels; check the path."),
         (("plan", "missing.json", "--out", "b"), f"ManifestError: {NO_MANIFEST}"),
         (("train", HIPPOCAMPUS_BUNDLE, "missing.json", "--out", "t"), f"ManifestError: {NO_MANIFEST}"),
         (("segment", HIPPOCAMPUS_BUNDLE, "missing.nii.gz", "--out", "o"), "InputError: missing.nii.gz: does not exist"),

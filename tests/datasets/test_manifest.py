@@ -565,7 +565,7 @@ def test_a_label_by_name_without_image_and_an_unreadable_file_in_a_flat_folder_a
 def test_a_folder_without_volumes_or_none_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="holds no volumes"):
         build_small(tmp_path)
-    with pytest.raises(ManifestError, match="there is no such folder"):
+    with pytest.raises(ManifestError, match="does not exist, expected a folder"):
         build_small(tmp_path / "none")
 
 

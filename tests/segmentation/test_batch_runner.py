@@ -21,7 +21,7 @@ from tests.conftest import Run
 from tests.planted import ct_series, deleting, setting, write
 from tests.volume_files import metaimage_bytes, nrrd_bytes
 from voxelgate.bundle.checksums import seal
-from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.files import locked
 from voxelgate.core.findings import Allow
 from voxelgate.dicom.read.reader import read_series
@@ -79,6 +79,13 @@ def test_a_batch_goes_on_after_a_bad_case_and_names_it(tmp_path: Path, segment: 
     assert [entry.report for entry in entries] == reports
     assert (len(runs), runs[0].engine, runs[0].bundle) == (1, "serial", "bright_ct 1.0.0")
     assert all(len(entry.versions.input_sha256) == 64 for entry in entries)
+
+
+def test_a_batch_of_no_input_is_refused_before_its_folder_is_made(tmp_path: Path, bundle: Path) -> None:
+    with pytest.raises(InputError, match="no input is given"):
+        segment_folder(bundle, [], tmp_path / "out", workers="serial")
+
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_done_is_not_done_again_and_what_was_refused_is_tried_again(tmp_path: Path, segment: Segment) -> None:

@@ -58,7 +58,8 @@ def find_pairs(root: Path, rule: ImageSpec = ONE_VOLUME) -> tuple[list[Pair], li
         rule: which files are images.
     """
     if not root.is_dir():
-        return [], [f"{root}: there is no such folder."]
+        found = "is a file" if root.exists() else "does not exist"
+        return [], [f"{root}: {found}, expected a folder with images and labels; check the path."]
     there = [[(root / name).is_dir() for name in folders] for folders in FOLDERS]
     for folders, both in sorted(zip(FOLDERS, there, strict=True), key=lambda pair: not all(pair[1])):
         if all(both):

@@ -97,7 +97,7 @@ def list_files(root: Path, on_closed: Callable[[OSError], None] = _refuse_folder
     if root.is_dir():
         return [ref for path in _below(root, on_closed) for ref in _members_or_archive(path)]
     if not root.is_file():
-        raise InputError(f"{root.name}: does not exist, expected a folder, a zip, a DICOMDIR or a DICOM file.")
+        raise InputError(f"{root.name}: does not exist, expected a file, a folder or a zip of files; check the path.")
     return _named_by_dicomdir(root) if _is_dicomdir(root) else _with_members(root)
 
 

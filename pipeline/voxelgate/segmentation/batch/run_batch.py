@@ -12,7 +12,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.core.findings import Allow
 from voxelgate.core.workers import EngineKind, engine_named
@@ -276,8 +276,10 @@ def cases_in(
     """List what there is to segment in files and folders, by the rules of the bundle; arguments as for `find_cases`.
 
     Raises:
-        InputError: as for `find_cases`.
+        InputError: no input, or as for `find_cases`.
     """
+    if not inputs:
+        raise InputError("no input is given; name images, DICOM series, folders or a manifest.")
     metadata = Metadata.read(setup.bundle)
     found = find_inputs(
         [path.absolute() for path in inputs],  # workers may have another working directory
