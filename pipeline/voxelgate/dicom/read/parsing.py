@@ -27,6 +27,9 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 LAST_COMMON_GROUP = 0x0028
 """Group up to which an object says what it is, whose it is and how large; what follows is for images alone."""
 
+WHOLE_WORK, WHOLE_VALUE_BYTES = 20_000_000, 2**28
+"""Bounds of a header that is read with all that it holds; elements that were passed over before may be long."""
+
 _ITEM, _END_OF_SEQUENCE = 0xFFFEE000, 0xFFFEE0DD
 _HEAD_BYTES = 8
 _META_BYTES = 4096
@@ -197,6 +200,26 @@ class HeaderParser:
         if self._is_implicit or tag in (_ITEM, _END_OF_SEQUENCE):
             return _Head(tag, struct.unpack(f"{order}I", head[4:])[0], at + _HEAD_BYTES)
         return _Head(tag, struct.unpack(f"{order}H", head[6:])[0], at + _HEAD_BYTES)
+
+
+def whole_header(stream: IO[bytes]) -> Dataset:
+    """Return all that a file says up to its pixels; of a file whose header was found to be in bounds.
+
+    Args:
+        stream: at the start of the file.
+    """
+    meta = _meta_of_deflated(stream)
+    if meta is not None:
+        stream, _ = inflated(stream, MOST_HEADER_BYTES)
+    bounded = BoundedStream(stream, most_work=WHOLE_WORK, most_value_bytes=WHOLE_VALUE_BYTES)
+    source = cast("BinaryIO", bounded)
+    if meta is not None:
+        return read_dataset(source, False, True, stop_when=_is_at_pixels)  # noqa: FBT003 - pydicom's own order
+    return read_partial(source, stop_when=_is_at_pixels, force=True)
+
+
+def _is_at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag in PIXEL_DATA_TAGS
 
 
 def inflated_pixels(stream: IO[bytes], most_bytes: int) -> BytesIO:

@@ -30,7 +30,7 @@ def placeholder(source: SourceSeries, class_uid: str, instance_uid: str, series_
 
 
 def image_placeholders(source: SourceSeries, planes: LabelPlanes) -> list[Dataset]:
-    """Return headers of the source images: one for each instance, frames inside.
+    """Return headers of the source images: one for each, or one with all frames in the order of the files.
 
     Images whose voxels are those of a plane get exactly the geometry of the plane, for highdicom matches them by
     position, with a tolerance of its own.
@@ -48,12 +48,11 @@ def image_placeholders(source: SourceSeries, planes: LabelPlanes) -> list[Datase
         for keyword in LOSSY_ATTRIBUTES:
             if keyword in source.header:
                 header[keyword] = source.header[keyword]
-    images = sorted(source.images, key=lambda image: image.frame or 0)  # frames are named by their place
-    frames = [_position_item(positions.get(image, image.position_lps_mm)) for image in images]
+    frames = [_position_item(positions.get(image, image.position_lps_mm)) for image in source.in_file_order]
     oriented, measured = _oriented(orientation), _measures_item(spacing_mm, planes.spacing_mm[0])
     if source.is_multi_frame:
         _fill_multi_frame(headers[0], frames, oriented, measured)
-        return headers
+        return headers[:1]
     for header, frame in zip(headers, frames, strict=True):
         for part in (frame, oriented, measured):
             header.update(part)

@@ -152,11 +152,24 @@ def _segmentation(
         **series_arguments(segmented, SERIES_OFFSET),
     )
     seg.ContentCreatorName = ""  # type 2, no person made it; highdicom leaves it out (PS3.3 table 10-12)
+    _name_parts(seg, source)
     _refer(seg, source, planes)
     if kind is SegKind.LABELMAP:
         compress(seg)
     source.stamp(seg, segmented.texts)
     return seg
+
+
+def _name_parts(seg: Dataset, source: SourceSeries) -> None:
+    """Name file and frame of each source image, in place, where highdicom took the parts of a concatenation for one."""
+    if not source.is_multi_frame or len(source.instances) == 1:
+        return
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.DerivationImageSequence:
+            for item in derivation.SourceImageSequence:
+                item.update(source.in_file_order[int(item.ReferencedFrameNumber) - 1].reference())
+    referred = [image._replace(frame=None).reference() for image in source.instances]
+    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = referred
 
 
 def _refer(seg: Dataset, source: SourceSeries, planes: LabelPlanes) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.findings import refusals
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.headers import image_planes
+from voxelgate.dicom.read.parsing import whole_header
 from voxelgate.dicom.read.series import Series
 
 LIBRARY_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -111,8 +112,8 @@ class SourceSeries:
         """Sort the headers of a series; orientation, spacing and size are those of the first header.
 
         Args:
-            headers: all classic images of a series in any order, or one enhanced multi-frame image; without pixels;
-                of a series that the audit calls usable, so that they differ by no more than it tolerates.
+            headers: all classic images of a series in any order, or one enhanced multi-frame image or its parts,
+                without pixels; of a series that the audit calls usable: they differ by no more than it tolerates.
 
         Raises:
             OutputError: no header; a UID that DICOM demands is missing, invalid or not shared; an image occurs twice;
@@ -146,7 +147,7 @@ class SourceSeries:
 
     @property
     def is_multi_frame(self) -> bool:
-        """Return whether the images are frames of one instance."""
+        """Return whether the images are frames, of one instance or of the parts of a concatenation."""
         return self.images[0].frame is not None
 
     @property
@@ -166,8 +167,14 @@ class SourceSeries:
 
     @property
     def instances(self) -> tuple[SourceImage, ...]:
-        """Return one image for each instance: all images, or the first frame."""
-        return self.images[:1] if self.is_multi_frame else self.images
+        """Return one image for each instance: all images, or a frame of each."""
+        return tuple({image.instance_uid: image for image in reversed(self.images)}.values())[::-1]
+
+    @property
+    def in_file_order(self) -> tuple[SourceImage, ...]:
+        """Return frames as they lie in their files, one file after the other; classic images along the normal."""
+        files = {image.instance_uid: number for number, image in enumerate(self.instances)}
+        return tuple(sorted(self.images, key=lambda image: (files[image.instance_uid], image.frame or 0)))
 
     def derived_series_number(self, offset: int) -> int:
         """Return a series number for a derived object: a hundred times that of the source plus `offset` (1 to 99)."""
@@ -214,7 +221,7 @@ def source_of(series: Series) -> SourceSeries:
     with quiet_pydicom():
         for header in series.headers:
             with header.file.open() as stream:
-                headers.append(dcmread(stream, stop_before_pixels=True, force=True))
+                headers.append(whole_header(stream))
         return SourceSeries.from_headers(headers)
 
 
@@ -233,7 +240,8 @@ def _check_uids(headers: Sequence[Dataset]) -> None:
             )
     if len({str(header.SOPInstanceUID) for header in headers}) != len(headers):
         raise OutputError("two source images share one SOP instance UID; remove the copies from the series.")
-    if len(headers) > 1 and any("PerFrameFunctionalGroupsSequence" in header for header in headers):
+    are_parts = len({str(header.get("ConcatenationUID") or header.SOPInstanceUID) for header in headers}) == 1
+    if not are_parts and any("PerFrameFunctionalGroupsSequence" in header for header in headers):
         raise OutputError("the source series has several multi-frame images, expected one; give one of them alone.")
 
 
