@@ -65,3 +65,30 @@ def test_sides_are_paired_by_name() -> None:
 
     assert table.side_pairs == ((1, 2),)
     assert table.unpaired_sides == ("left lung",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "left atrium",
+        "heart_ventricle_left",
+        "Left ventricular myocardium",
+        "left coronary artery",
+        "left lobe of liver",
+    ],
+)
+def test_a_part_of_an_organ_of_which_there_is_one_forbids_no_mirroring(name: str) -> None:
+    assert LabelTable(("background", name, "aorta")).unpaired_sides == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["left kidney", "Left-Lateral-Ventricle", "left inf lat vent", "left cerebral ventricle"]
+)
+def test_a_side_of_the_body_without_its_partner_forbids_mirroring(name: str) -> None:
+    assert LabelTable(("background", name, "liver")).unpaired_sides == (name,)
+
+
+def test_chambers_beside_kidneys_leave_the_sides_of_those_alone() -> None:
+    table = LabelTable(("background", "left kidney", "right kidney", "left atrium"))
+    assert table.side_pairs == ((1, 2),)
+    assert table.unpaired_sides == ()

@@ -1,4 +1,4 @@
-"""Voxels that nobody labelled: neither loss, nor sampling, nor metric knows what stands there, from files to weights."""
+"""Voxels that nobody labelled: neither loss, nor sampling, nor metric knows what stands there, up to the weights."""
 
 from pathlib import Path
 

@@ -357,6 +357,22 @@ def test_a_side_without_partner_is_never_mirrored(tmp_path: Path) -> None:
         assert "'flip_axes': [0]" not in str(parser.get())
 
 
+def test_a_side_without_partner_is_told_with_the_way_out_and_a_chamber_of_the_heart_is_mirrored() -> None:
+    made = {
+        name: plan(replace(FACTS, labels=LabelTable(("background", name)), structures=FACTS.structures[:1]))
+        for name in ("left lung", "left atrium")
+    }
+    assert made["left atrium"].augmentation.flip_sagittal == 0.5
+    assert made["left atrium"].flip_test
+    assert (
+        made["left lung"]
+        .reasons["augmentation"]
+        .startswith(
+            "no mirroring, since left lung has no partner to change sides with (label it too, or call it otherwise if"
+        )
+    )
+
+
 def test_what_cross_validation_found_to_help_stands_before_the_label_map_is_saved() -> None:
     made = cleaned(plan(FACTS), Cleaning(keep_largest=(1, 3), fill_holes=(2,)))
     files = bundle_files(made)

@@ -14,6 +14,18 @@ IGNORED = -1
 _SIDE = re.compile(r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![a-z])|(?:Left|Right)(?![a-z])")
 """A side as a word of its own, also in `kidney_left` and `LeftKidney`, not in "bright"."""
 
+_ONE_OF_ITS_KIND = re.compile(
+    r"atri(um|al|a)(?![a-z])|ventric(le|ular)|bundle.?branch|coronary|gastric|colic(?![a-z])|colon(?![a-z])"
+    r"|hepatic|liver|portal",
+    re.IGNORECASE,
+)
+"""Parts of organs of which there is one, whatever side their names tell: of heart, liver, stomach and bowel.
+
+In the mirror a left kidney would be a right one that nobody labelled; a left atrium is still the left atrium."""
+
+_IN_THE_BRAIN = re.compile(r"lat(eral)?(?![a-z])|inf(erior)?.?lat|brain|cerebr|thalam|trigon", re.IGNORECASE)
+"""Ventricles and atria that do have two sides."""
+
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
 
@@ -107,9 +119,14 @@ class LabelTable:
 
     @property
     def unpaired_sides(self) -> tuple[str, ...]:
-        """Return the names that have a side but no partner; an image with one of them must not be mirrored."""
+        """Return the names of a side of the body without its partner; an image of one must not be mirrored."""
         paired = {index for pair in self.side_pairs for index in pair}
-        return tuple(name for index, name in enumerate(self.names) if _SIDE.search(name) and index not in paired)
+        return tuple(name for index, name in enumerate(self.names) if _has_side(name) and index not in paired)
+
+
+def _has_side(name: str) -> bool:
+    """Return whether a name tells the side of the body, and not which part of an organ that has no mirror image."""
+    return bool(_SIDE.search(name)) and (not _ONE_OF_ITS_KIND.search(name) or bool(_IN_THE_BRAIN.search(name)))
 
 
 def _other_side(name: str) -> str:

@@ -300,7 +300,7 @@ def _network(channels: tuple[int, ...], *, is_flat: bool) -> _Choice:
 
 def _augmentation(facts: Fingerprint) -> _Choice:
     unpaired = facts.labels.unpaired_sides
-    sides = f"no mirroring, since {unpaired[0]} has no partner" if unpaired else "mirroring"
+    sides = f"no mirroring, since {_lonely(unpaired[0])}" if unpaired else "mirroring"
     if facts.labels.side_pairs:
         sides = "mirroring, in which left and right change their labels"
     flip = 0.0 if unpaired else 0.5
@@ -313,9 +313,13 @@ def _augmentation(facts: Fingerprint) -> _Choice:
     return _Choice(change, f"{sides}; {turns} and sizes, little change of values, for HU have a scale")
 
 
+def _lonely(name: str) -> str:
+    return f"{name} has no partner to change sides with (label it too, or call it otherwise if it is no side)"
+
+
 def _flip_test(facts: Fingerprint) -> _Choice:
     if unpaired := facts.labels.unpaired_sides:
-        return _Choice(value=False, reason=f"{unpaired[0]} has no partner to change sides with")
+        return _Choice(value=False, reason=_lonely(unpaired[0]))
     return _Choice(value=True, reason="the mean of an image and its mirror image is better than either")
 
 
