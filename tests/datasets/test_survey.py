@@ -349,6 +349,21 @@ def test_a_bundle_for_a_data_set_with_defects_comes_with_a_manifest_of_the_rest(
     assert [case.case_id for case in rest.cases] == [f"c{case}" for case in range(1, CASES)]
 
 
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_folders_above_a_bundle_are_made_whether_or_not_a_case_is_left_out(folder: Path, is_sound: bool) -> None:
+    if not is_sound:
+        save(folder / "images" / "c0.nii.gz", np.full(SHAPE, 7, np.int16))
+    made = make_bundle(folder / "manifest.json", folder / "new" / "1" / "bundle", Budget(step_s=0.1))
+    assert (folder / "new" / "1" / "bundle" / "plan.json").is_file()
+    assert load_manifest(made.manifest, folder).cases[0].case_id == ("c0" if is_sound else "c1")
+
+
+def test_a_file_above_a_bundle_is_told_before_any_case_is_read(folder: Path) -> None:
+    (folder / "images" / "c0.nii.gz").unlink()
+    with pytest.raises(OutputError, match=r"manifest\.json: cannot be made"):
+        make_bundle(folder / "manifest.json", folder / "manifest.json" / "bundle", Budget())
+
+
 def test_a_sound_data_set_trains_on_its_own_manifest_and_its_steps_are_timed(folder: Path, tmp_path: Path) -> None:
     made = make_bundle(folder / "manifest.json", tmp_path / "b", Budget(minutes=5))
     assert made.manifest == folder / "manifest.json"

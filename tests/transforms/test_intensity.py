@@ -272,3 +272,16 @@ def test_geometry_stays_and_the_argument_is_not_changed(transform):
     assert result.meta["spatial_shape"].tolist() == [5, 6, 7]
     result.affine = torch.eye(4)
     assert image.affine[2, 2] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [(NormalizeImaged("image"), "has no contrast"), (WindowHUd("image", "liver"), "cannot be HU")],
+    ids=["MRI", "CT"],
+)
+def test_a_refusal_in_a_training_names_the_case(step: NormalizeImaged | WindowHUd, sentence: str) -> None:
+    image = MetaTensor(torch.full((1, 4, 4, 4), 7.0))
+    with pytest.raises(InputError, match=f"^case 12: .*{sentence}"):
+        step({"image": image, "case_id": "case 12"})
+    with pytest.raises(InputError, match=sentence):
+        step({"image": image})
