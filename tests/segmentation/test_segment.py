@@ -162,6 +162,15 @@ def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, bundle: Bundle, 
     assert "2 voxels are NaN or infinite" in refusal(save(tmp_path / "image.nii.gz", voxels), bundle, tmp_path)
 
 
+def test_values_that_no_float32_holds_are_refused(tmp_path: Path, bundle: Bundle) -> None:
+    image = save(tmp_path / "image.nii", (BRIGHT * 100).astype(np.int16))
+    content = bytearray(image.read_bytes())
+    content[112:116] = np.array(1e38, "<f4").tobytes()  # scl_slope
+    image.write_bytes(content)
+
+    assert "48 voxels are NaN or infinite as float32" in refusal(image, bundle, tmp_path)
+
+
 def test_an_image_of_one_value_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     image = save(tmp_path / "image.nii.gz", np.full((4, 4, 4), -1024, np.int16))
 

@@ -141,9 +141,12 @@ def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageSpec) ->
 
 def _refuse_unusable(image: Image, name: str, images: ImageSpec) -> None:
     voxels = image.voxels
-    unusable = 0 if voxels.dtype.kind != "f" else voxels.size - int(np.isfinite(voxels).sum())
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        unusable = 0 if voxels.dtype.kind != "f" else int((~np.isfinite(voxels.astype(np.float32, copy=False))).sum())
     if unusable:
-        raise InputError(f"{name}: {unusable} voxels are NaN or infinite, expected numbers; replace them first.")
+        raise InputError(
+            f"{name}: {unusable} voxels are NaN or infinite as float32, expected numbers; replace them first."
+        )
     for file in voxels.reshape(images.files, -1, *voxels.shape[1:]):  # of colours one may be empty
         if file.min() == file.max():
             raise InputError(f"{name}: all voxels are {file.flat[0]}, expected an image; export it again.")

@@ -154,16 +154,15 @@ def _placed(block: bytes, fields: Any, shape: Shape) -> tuple[Affine, str, tuple
     has_sform, has_qform = int(fields["sform_code"]) > 0, int(fields["qform_code"]) > 0
     if not has_sform:
         voxel_sizes(tuple(float(size) for size in fields["pixdim"][1:4]))
-        if has_qform and (problem := _qform_problem(fields)):
-            raise HeaderError(f"{problem}; export it again with its position.")
+        if has_qform and (broken := _qform_problem(fields)):
+            raise HeaderError(f"{broken}; export it again with its position.")
         return (_qform_of(header), "", ()) if has_qform else (header.get_base_affine(), NO_SIDES, (sides_unknown(),))
     sform = header.get_sform()
     if (unplaced := place_problem(shape, sform)) is not None:
-        raise HeaderError(f"in its sform {unplaced}; export it again with its position.")
+        raise HeaderError(f"its sform is {unplaced}; export it again with its position.")
     if not has_qform:
         return sform, "", _sizes_apart(fields, sform)
-    problem = _qform_problem(fields) or place_problem(shape, _qform_of(header)) or ""
-    if problem:
+    if problem := _qform_problem(fields) or place_problem(shape, _qform_of(header)):
         return sform, "", (_contradiction(f"{problem}; its sform was taken."),)
     return sform, *_forms_apart(sform, _qform_of(header), shape, fields)
 

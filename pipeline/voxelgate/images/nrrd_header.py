@@ -128,6 +128,8 @@ def _fields_of(header: bytes) -> dict[str, str]:
         if field in fields:
             raise HeaderError(f"the field '{field}' twice; export it again.")
         fields[field] = value.strip()
+        if field == "datafile" and fields[field].startswith("LIST"):  # what follows are names of files
+            break
     return fields
 
 

@@ -133,11 +133,11 @@ class VolumeHeader:
 def place_problem(shape: Shape, affine_ras: Affine) -> str | None:
     """Say why an affine gives voxels no place or no volume, or return None."""
     if not np.isfinite(affine_ras).all() or np.abs(affine_ras).max() > FARTHEST_MM:
-        return "an affine of numbers that are not finite, or beyond any size"
+        return "an affine whose numbers are not finite, or beyond any size"
     try:
         Grid(shape, affine_ras)
-    except ValueError as error:
-        return str(error)
+    except ValueError:
+        return "an affine that gives its voxels no volume"
     return None
 
 
