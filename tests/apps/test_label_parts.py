@@ -49,8 +49,11 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.datasets.check_manifest import image_content
+from voxelgate.datasets.manifest import ManifestCase
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
+from voxelgate.training.seen import DIGITS, Seen, read_seen, write_seen
 
 TABLE = LabelTable(("background", "liver", "spleen"))
 AFFINE = np.array([[-1.0, 0.0, 0.0, 9.0], [0.0, 0.9, -0.5, 4.0], [0.0, 0.5, 0.9, 2.0], [0.0, 0.0, 0.0, 1.0]])
@@ -325,7 +328,9 @@ def test_proposals_that_nobody_changed_train_and_measure_nothing(tmp_path: Path)
 
     assert ids(split.validation) < ids(cases[4:])
     assert ids(split.training) > ids(taken_over[:4])
-    with pytest.raises(InputError, match=r"8 annotated images, 8 of them proposals that nobody changed, leave"):
+    with pytest.raises(
+        InputError, match=r"8 annotated images leave .* and 0 to validate on.* 8 are proposals that nobody changed"
+    ):
         split_cases(ModelVersions(tmp_path), taken_over, 0.5)
 
 
@@ -422,6 +427,21 @@ def test_a_model_is_not_locked_in_by_its_own_proposals(tmp_path: Path, models: P
 
     assert [case.is_proposal for case in known] == [True] * 5 + [False] * 4
     assert (done.version, versions.current) == (2, 2)
+
+
+def test_what_a_bundle_was_trained_on_before_measures_no_version_of_it(tmp_path: Path, models: Path) -> None:
+    given_bundle, cases = taught_bundle(tmp_path / "b", "blind", "right"), femurs(tmp_path, 8)
+    content = [image_content(ManifestCase("x", case.image, None, "x", None))[:DIGITS] for case in cases]
+    write_seen(given_bundle, Seen(images=frozenset(content[:4])))
+    seal(given_bundle)
+    versions = import_bundle(given_bundle, models)
+
+    done = train_round(versions, cases, Pace(epochs=1, val_split=0.9))
+
+    assert (done.origin.training_cases, done.origin.validation_cases) == (4, 4)
+    assert read_seen(versions.path(2)).images == frozenset(content[:4])
+    with pytest.raises(InputError, match=r"leave 5 to train on and 0 .* 5 the model has seen before"):
+        train_round(versions, [*cases[:4], *femurs(tmp_path, 1)], Pace(epochs=1))
 
 
 def test_one_case_alone_does_not_lift_a_version_over_all_others(tmp_path: Path, models: Path) -> None:
@@ -882,11 +902,13 @@ def test_annotators_log_in_wherever_other_machines_reach_the_server(tmp_path: Pa
         ({"bundles": ()}, "no bundle is given"),
         ({"studies": "/nowhere"}, "is no folder"),
         ({"port": 0}, "is no port"),
+        ({"studies": "http://ann:secret@pacs:8042/dicom-web"}, "holds a name or password, which .* would see"),
     ],
 )
 def test_what_cannot_be_served_is_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refused:
         replace(Serving((tmp_path,), str(tmp_path), tmp_path / "work"), **wrong)
+    assert "secret" not in str(refused.value)
 
 
 def test_models_with_other_labels_are_not_served_together(tmp_path: Path, bundle: Path) -> None:

@@ -1,6 +1,7 @@
-"""The process that reads one file of a client before anybody else does: with little memory, little time, and no rights.
+"""The process that reads one file of a client before anybody else does, with little memory and little time.
 
 It is handed no password (`environment`), can write no file, and ends with a sentence where the file cannot be used.
+That sentence is all the server takes of it, as JSON; `core.apart`, for the user's own files, hands on more.
 """
 
 import json

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -68,7 +69,7 @@ class Serving:
         login: whether annotators log in; None asks them where other machines reach the server.
 
     Raises:
-        UsageError: no bundle, no such folder, or a port that is none.
+        UsageError: no bundle, no such folder, an address with a password, or a port that is none.
     """
 
     bundles: tuple[Path, ...]
@@ -85,6 +86,11 @@ class Serving:
             raise UsageError("no bundle is given; name the folder of one.")
         if not self.is_pacs and not Path(self.studies).is_dir():
             raise UsageError(f"{self.studies} is no folder; name one with images, or a DICOMweb address (http://...).")
+        if self.is_pacs and "@" in urlsplit(self.studies).netloc:
+            raise UsageError(
+                "the address of the PACS holds a name or password, which every program of this machine would see; give "
+                "them as MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD in the environment."
+            )
         if not 0 < self.port < 65536:
             raise UsageError(f"{self.port} is no port, expected 1 to 65535.")
 

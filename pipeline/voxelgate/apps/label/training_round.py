@@ -22,9 +22,11 @@ from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
-from voxelgate.datasets.manifest import Split
+from voxelgate.datasets.check_manifest import image_content
+from voxelgate.datasets.manifest import ManifestCase, Split
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
+from voxelgate.training.seen import DIGITS, Seen, read_seen, write_seen
 from voxelgate.training.train import TRAINING, copy_untrained
 
 logger = logging.getLogger(__name__)
@@ -45,12 +47,19 @@ class Annotated(NamedTuple):
         label: file of the label map.
         is_proposal: nobody changed what a model had proposed. Such a label map measures no model: the one that made it
             agrees with itself, and none could ever be better.
+        is_seen: the model was trained on the image before it came here; nor does that measure it.
     """
 
     image_id: str
     image: Path
     label: Path
     is_proposal: bool = False
+    is_seen: bool = False
+
+    @property
+    def can_measure(self) -> bool:
+        """Return whether it tells good versions from bad ones."""
+        return not self.is_proposal and not self.is_seen
 
 
 class DealtCases(NamedTuple):
@@ -131,11 +140,15 @@ def train_round(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace)
 def _train(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace, labels: Path) -> Round:
     parent = versions.current
     bundle = open_bundle(versions.path(parent), pace.device)
-    split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in cases], pace.val_split)
+    content = {case.image_id: _content_of(case) for case in cases}
+    seen = read_seen(bundle.root)
+    known = [case._replace(is_seen=content[case.image_id] in seen.images) for case in cases]
+    split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in known], pace.val_split)
     logger.info("training %d epochs on %d cases; %d others measure", pace.epochs, *map(len, split))
     candidate = _candidate(versions)
     try:
         run_workflow(candidate, ["train"], _training_overrides(bundle, split, pace))
+        write_seen(candidate, seen | Seen(images=frozenset(content[case.image_id] for case in split.training)))
         seal(candidate)
         logger.info("trained; comparing with version %d on %d cases", parent, len(split.validation))
         dices = validation_dices(open_bundle(candidate, pace.device), split.validation)
@@ -160,28 +173,29 @@ def split_cases(versions: ModelVersions, cases: Sequence[Annotated], share: floa
 
     Otherwise a version would be measured on cases that its parent was trained on. New cases validate until the share is
     reached, and at least `LEAST_VALIDATION`; which of them is a matter of their hashed ids, not of the order in which
-    they came. Proposals that nobody changed train, or are left out where they would measure.
+    they came. What cannot measure trains, or is left out where it would measure.
 
     Raises:
         InputError: too few would measure, or none would train.
     """
     path = versions.root / SPLITS
     parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    drawn = [case.image_id for case in cases if not case.is_proposal]
-    new = sorted((image_id for image_id in drawn if image_id not in parts), key=_hashed_name)
-    validating = sum(parts.get(image_id) == Split.VALIDATION for image_id in drawn)
-    lacking = max(round(share * len(drawn)), LEAST_VALIDATION) - validating
+    measuring = [case.image_id for case in cases if case.can_measure]
+    new = sorted((image_id for image_id in measuring if image_id not in parts), key=_hashed_name)
+    validating = sum(parts.get(image_id) == Split.VALIDATION for image_id in measuring)
+    lacking = max(round(share * len(measuring)), LEAST_VALIDATION) - validating
     parts |= {name: Split.VALIDATION if place < lacking else Split.TRAINING for place, name in enumerate(new)}
     parts = {case.image_id: Split.TRAINING for case in cases} | parts
     split = DealtCases(
         tuple(case for case in cases if parts[case.image_id] == Split.TRAINING),
-        tuple(case for case in cases if parts[case.image_id] == Split.VALIDATION and not case.is_proposal),
+        tuple(case for case in cases if parts[case.image_id] == Split.VALIDATION and case.can_measure),
     )
     if not split.training or len(split.validation) < LEAST_VALIDATION:
         raise InputError(
-            f"{len(cases)} annotated images, {len(cases) - len(drawn)} of them proposals that nobody changed, leave "
-            f"{len(split.training)} to train on and {len(split.validation)} to validate on, expected at least 1 and "
-            f"{LEAST_VALIDATION}; annotate more images."
+            f"{len(cases)} annotated images leave {len(split.training)} to train on and {len(split.validation)} to "
+            f"validate on, expected at least 1 and {LEAST_VALIDATION}: {sum(case.is_proposal for case in cases)} are "
+            f"proposals that nobody changed, {sum(case.is_seen for case in cases)} the model has seen before; annotate "
+            "more images."
         )
     write_text(path, json.dumps(parts, indent=0) + "\n")
     return split
@@ -245,6 +259,10 @@ def _published(versions: ModelVersions, candidate: Path, origin: Origin) -> Roun
     if is_used:
         versions.use(number)
     return Round(number, origin, is_used)
+
+
+def _content_of(case: Annotated) -> str:
+    return image_content(ManifestCase(case.image_id, case.image, case.label, case.image_id, None))[:DIGITS]
 
 
 def _hashed_name(name: str) -> str:
