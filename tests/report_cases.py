@@ -9,7 +9,7 @@ import numpy as np
 from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.review import Quality, Verdict
+from voxelgate.core.verdict import Quality, Verdict
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.segmentation.page.reference import Truth
@@ -94,7 +94,7 @@ def some_cases(out_dir: Path) -> list[CaseReport]:
         done(out_dir, "case_4", 9000.0, refuse),
         hostile,
         CaseReport(
-            "scan_5", CaseStatus.REFUSED, "ab" * 32, VERSIONS, (remark("scan_5: all voxels are 0.", Severity.REFUSE),)
+            "scan_5", CaseStatus.REJECTED, "ab" * 32, VERSIONS, (remark("scan_5: all voxels are 0.", Severity.REFUSE),)
         ),
         CaseReport(
             "scan_6",

@@ -6,13 +6,13 @@ from .core.errors import BundleError, EngineError, InputError, ManifestError, Ou
 from .core.findings import Finding, Severity
 from .core.geometry import Grid
 from .core.labels import LabelTable
+from .core.verdict import Quality, Verdict
 from .datasets.build_manifest import build_manifest, write_manifest
 from .datasets.manifest import Manifest, datalist, load_manifest
 from .datasets.survey import Fingerprint, Survey, survey
 from .dicom.read.reader import CheckedDicomReader
 from .dicom.read.series import Series, scan_dicom
 from .evaluation.handler import ScoreCases
-from .evaluation.review import Quality, Verdict
 from .evaluation.scores import LabelScores, evaluate
 from .images.spec import ImageOnGrid, ImageSpec, read_image
 from .images.volumes import write_label_map

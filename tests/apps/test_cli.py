@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, Result, Run
 
 HIPPOCAMPUS_BUNDLE = REPOSITORY / "bundles" / "hippocampus_mri_segmentation"
 NO_MANIFEST = "missing.json: cannot be read as a manifest: No such file or directory."
-NOT_REPLACED = "scan: refused: scan.nii.gz: exists already; pass --overwrite, or choose another output folder."
+NOT_REPLACED = "scan: rejected: scan.nii.gz: exists already; pass --overwrite, or choose another output folder."
 
 
 @pytest.fixture
@@ -28,6 +28,10 @@ def scan(tmp_path: Path) -> Path:
     return path
 
 
+ANY = ("--require", "any")
+"""In noise nothing is found, which is a refused result: done, but with exit code 1, and written only if asked for."""
+
+
 def assert_refused(result: Result, exit_code: int, *sentences: str) -> None:
     """Check how the program ended, and that it said why: in sentences, whose words alone any other error may have."""
     assert result.returncode == exit_code, result.stderr
@@ -37,10 +41,10 @@ def assert_refused(result: Result, exit_code: int, *sentences: str) -> None:
 
 
 def test_a_scan_is_segmented_on_its_own_grid_and_reported_as_json(run: Run, scan: Path, tmp_path: Path) -> None:
-    result = run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--json")
-    assert result.returncode == 0, result.stderr
+    result = run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--json", *ANY)
+    assert result.returncode == 1, result.stderr
     report = json.loads(result.stdout)
-    assert report["status"] == "done"
+    assert (report["status"], report["quality"]["verdict"]) == ("done", "refuse")
     assert set(report["volumes_ml"]) == {"anterior", "posterior"}
     written, image = nib.load(tmp_path / "results" / "scan.nii.gz"), nib.load(scan)
     assert written.shape == image.shape
@@ -56,17 +60,17 @@ def test_cases_and_folders_with_brackets_are_named_whole(run: Run, scan: Path, t
 
     result = run("segment", HIPPOCAMPUS_BUNDLE, "scans", "--out", "res[/]x", "--no-previews", "--engine", "serial")
 
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
     for shown in (*names, "3 of 3 volumes segmented into res[/]x"):
         assert shown in result.stdout
 
 
 def test_the_same_command_again_does_nothing_twice(run: Run, scan: Path, tmp_path: Path) -> None:
-    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results").returncode == 0
+    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", *ANY).returncode == 1
     result = tmp_path / "results" / "scan.nii.gz"
     before = result.stat()
 
-    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results").returncode == 0
+    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", *ANY).returncode == 1
     after = result.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -78,7 +82,7 @@ def test_files_of_others_are_not_replaced_unless_asked(run: Run, scan: Path, tmp
 
     assert_refused(run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results"), 1, NOT_REPLACED)
     assert result.read_bytes() == b"mine"
-    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--overwrite").returncode == 0
+    assert run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--overwrite", *ANY).returncode == 1
     assert result.read_bytes() != b"mine"
 
 
@@ -109,7 +113,7 @@ def test_what_is_passed_over_is_said_before_after_and_in_json(run: Run, scan: Pa
     for name in ("b.img", "b.hdr", "c.mgz", "notes.txt"):
         (folder / name).write_bytes(b"")
 
-    shown = run("segment", HIPPOCAMPUS_BUNDLE, folder, "--out", "x")
+    shown = run("segment", HIPPOCAMPUS_BUNDLE, folder, "--out", "x", *ANY)
     as_json = run("segment", HIPPOCAMPUS_BUNDLE, folder, "--out", "y", "--json")
 
     assert "Passed over: 1 .hdr, 1 .img, 1 .mgz, 1 other" in shown.stderr
@@ -122,11 +126,11 @@ def test_what_is_passed_over_is_said_before_after_and_in_json(run: Run, scan: Pa
 
 def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(scan.read_bytes()[:2000])
-    result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path, "--out", "results")
+    result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path, "--out", "results", *ANY)
     assert_refused(
         result,
         1,
-        "broken: refused: broken.nii.gz: the file ends too early; copy or export it again.",
+        "broken: rejected: broken.nii.gz: the file ends too early; copy or export it again.",
         "1 of 2 volumes segmented",
     )
     assert [path.name for path in (tmp_path / "results").glob("*.nii.gz")] == ["scan.nii.gz"]
@@ -210,7 +214,7 @@ def test_a_volume_too_small_for_the_network_is_refused_with_the_smallest_size(ru
     voxels = np.random.default_rng(0).random((5, 5, 5), dtype=np.float32)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "tiny.nii.gz")
     result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path / "tiny.nii.gz", "--out", "o")
-    assert_refused(result, 1, "tiny: refused: the network cannot take this volume", "works has 9 along axis 0")
+    assert_refused(result, 1, "tiny: rejected: the network cannot take this volume", "works has 9 along axis 0")
 
 
 def test_an_unknown_device_is_refused(run: Run, scan: Path) -> None:

@@ -106,4 +106,4 @@ def test_a_command_takes_a_bundle_by_name(run: Run) -> None:
 def test_the_list_names_every_shipped_bundle_with_what_it_segments(run: Run) -> None:
     lines = run("bundle", "list").stdout.splitlines()
     assert len(lines) == len(shipped_bundles())
-    assert f"{NAME} 0.3.0: Segments the anterior and posterior hippocampus in MRI volumes." in lines
+    assert f"{NAME} 0.4.0: Segments the anterior and posterior hippocampus in MRI volumes." in lines

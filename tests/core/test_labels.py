@@ -31,9 +31,7 @@ def test_a_name_of_the_terminology_has_its_code() -> None:
 def test_a_name_without_a_code_is_refused_with_what_to_do() -> None:
     table = LabelTable.from_mapping(NAMES)
 
-    with pytest.raises(
-        OutputError, match=r"label 1 \(anterior\): no code .* label_codes in the bundle's metadata.json"
-    ):
+    with pytest.raises(OutputError, match=r"label 1 \(anterior\): no code .* with `voxelgate bundle codes`"):
         table.coding(1)
     assert table.find_coding(1) is None
 

@@ -42,6 +42,8 @@ def test_a_name_that_is_not_in_the_table_has_no_code(name: str) -> None:
         ("left parotid", "45289007", "Left"),
         ("mandible", "91609006", None),
         ("hippocampus_left", "5366008", "Left"),
+        ("Hippocampus, anterior", "5366008", "Anterior"),
+        ("posterior hippocampus", "5366008", "Posterior"),
         ("gluteus_minimus", "75297007", None),
         ("subclavian_artery_left", "36765005", "Left"),
         ("vertebrae_C3", "113205007", None),

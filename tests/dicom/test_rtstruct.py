@@ -1,6 +1,7 @@
 """RT Structure Set: outlines that give back the very voxels, with holes, pieces and corners, on any grid."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,12 @@ from tests.derived_cases import (
 from voxelgate.core.errors import OutputError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.palette import structure_colours
+from voxelgate.core.verdict import Quality, Verdict
 from voxelgate.dicom.write import rtstruct as rtstruct_module
 from voxelgate.dicom.write.outlines import Outline, filled, outlines
 from voxelgate.dicom.write.rtstruct import write_rtstruct
+from voxelgate.dicom.write.segmented import Algorithm
 
 MASKS = arrays(np.bool_, st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)))
 
@@ -202,7 +206,8 @@ def test_structures_carry_names_colours_codes_and_what_made_them(tmp_path: Path)
     read = dcmread(tmp_path / "a.dcm")
     assert [(roi.ROINumber, roi.ROIName) for roi in read.StructureSetROISequence] == list(table.foreground.items())
     assert {roi.ROIGenerationAlgorithm for roi in read.StructureSetROISequence} == {"AUTOMATIC"}
-    assert [roi.get("ROIDisplayColor") for roi in read.ROIContourSequence][:2] == [None, [46, 138, 184]]
+    colours = structure_colours(table)
+    assert {roi.ReferencedROINumber: tuple(roi.ROIDisplayColor) for roi in read.ROIContourSequence} == colours
     anterior, kidney, tumor, _ = read.RTROIObservationsSequence
     assert "RTROIIdentificationCodeSequence" not in anterior
     identified = kidney.RTROIIdentificationCodeSequence[0]
@@ -211,6 +216,21 @@ def test_structures_carry_names_colours_codes_and_what_made_them(tmp_path: Path)
     assert [item.RTROIInterpretedType for item in (anterior, kidney, tumor)] == ["", "ORGAN", ""]
     assert read.ApprovalStatus == "UNAPPROVED"
     assert read.SeriesNumber == 702
+
+
+def test_a_structure_set_says_its_verdict_when_it_was_made_and_who_corrected_it(tmp_path: Path) -> None:
+    case = replace(segmented(LABELS, GRID, headers_of(GRID)), quality=Quality(Verdict.REVIEW, ("missing: Käse.",)))
+    by_jane = Algorithm("m", "1", "f", is_corrected=True, annotator="Doe^Jane")
+
+    write_rtstruct(tmp_path / "a.dcm", case)
+    write_rtstruct(tmp_path / "b.dcm", replace(case, quality=None, algorithm=by_jane))
+
+    read, corrected = dcmread(tmp_path / "a.dcm"), dcmread(tmp_path / "b.dcm")
+    assert read.SeriesDescription == read.StructureSetName == "RTSTRUCT for review: abdomen model 1.2.0"
+    assert read.StructureSetDescription == "Automatic segmentation, for review. missing: Käse."
+    assert (read.SeriesDate, read.ContentQualification) == (read.StructureSetDate, "RESEARCH")
+    assert (corrected.SeriesDescription, corrected.OperatorsName) == ("RTSTRUCT corrected: m 1", "Doe^Jane")
+    assert corrected.StructureSetLabel == "CORRECTED"
 
 
 def test_no_number_of_a_contour_is_longer_than_dicom_allows(tmp_path: Path) -> None:
@@ -228,7 +248,7 @@ def test_an_empty_label_map_and_an_existing_file_are_refused(tmp_path: Path) -> 
     write_rtstruct(tmp_path / "a.dcm", case)
 
     with pytest.raises(OutputError, match="nothing was segmented"):
-        segmented(LABELS * 0, GRID, headers_of(GRID))
+        write_rtstruct(tmp_path / "b.dcm", segmented(LABELS * 0, GRID, headers_of(GRID)))
     with pytest.raises(OutputError, match=r"a\.dcm: exists already"):
         write_rtstruct(tmp_path / "a.dcm", case)
     assert [path.name for path in tmp_path.iterdir()] == ["a.dcm"]

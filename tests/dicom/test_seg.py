@@ -40,9 +40,11 @@ from tests.derived_cases import (
 from voxelgate.core.errors import OutputError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.verdict import Quality, Verdict
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.write import seg as seg_module
-from voxelgate.dicom.write.seg import SegKind, write_seg
+from voxelgate.dicom.write.seg import write_seg
+from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.dicom.write.segmented import Algorithm
 
 KINDS = (SegKind.BINARY, SegKind.LABELMAP)
@@ -74,19 +76,14 @@ TEXT_ATTRIBUTES = (
 )
 
 
-def read_by_highdicom(path: Path, grid: Grid, values: dict[int, int]) -> np.ndarray:
+def read_by_highdicom(path: Path, grid: Grid) -> np.ndarray:
     """Return the label map on `grid` as highdicom's own reader places it."""
     read = highdicom.seg.segread(path)
     volume = read.get_volume(combine_segments=True, allow_missing_positions=True)
     wanted = highdicom.VolumeGeometry(
         LPS_TO_RAS @ grid.affine, grid.shape, "PATIENT", frame_of_reference_uid=read.FrameOfReferenceUID
     )
-    numbers = volume.match_geometry(wanted, tol=1e-2).array
-    table = np.zeros(int(numbers.max()) + 1, np.int64)
-    for number, value in values.items():
-        if number < len(table):
-            table[number] = value
-    return table[numbers]
+    return volume.match_geometry(wanted, tol=1e-2).array
 
 
 def refusal(path: Path, labels: np.ndarray, grid: Grid, headers: list[Dataset], table: LabelTable = TABLE) -> str:
@@ -112,10 +109,9 @@ def test_highdicom_reads_the_labels_back_from_any_grid_and_any_order_of_sources(
     turned, turned_grid = oriented(labels, grid, *turn)
 
     (tmp_path / "a.dcm").unlink(missing_ok=True)
-    written = write_seg(tmp_path / "a.dcm", segmented(turned, turned_grid, headers), kind=kind)
+    write_seg(tmp_path / "a.dcm", segmented(turned, turned_grid, headers), kind=kind)
 
-    values = {segment.number: segment.value for segment in written.segments}
-    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", turned_grid, values), turned)
+    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", turned_grid), turned)
 
 
 @pytest.mark.slow
@@ -161,7 +157,7 @@ def test_planes_between_the_source_images_are_written_without_a_reference(tmp_pa
     write_seg(tmp_path / "a.dcm", segmented(labels, dense, headers_of(GRID)))
 
     frames = dcmread(tmp_path / "a.dcm").PerFrameFunctionalGroupsSequence
-    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", dense, {1: 1}), labels)
+    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", dense), labels)
     assert len(frames) == 7
     assert all(len(frame.DerivationImageSequence) <= 1 for frame in frames)
 
@@ -200,7 +196,7 @@ def test_a_grid_that_has_nothing_in_common_with_the_source_is_written_where_it_l
 
     write_seg(tmp_path / "a.dcm", segmented(LABELS, other, headers_of(source_grid((20, 16, 3)))))
 
-    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", other, {1: 1, 2: 2, 3: 3, 4: 4}), LABELS)
+    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", other), LABELS)
 
 
 def test_an_image_whose_position_jitters_is_still_the_source_of_its_plane(tmp_path: Path) -> None:
@@ -214,47 +210,92 @@ def test_an_image_whose_position_jitters_is_still_the_source_of_its_plane(tmp_pa
     assert all(frame.DerivationImageSequence for frame in frames)
 
 
-def test_labels_that_a_person_corrected_are_semiautomatic(tmp_path: Path) -> None:
-    corrected = replace(
-        segmented(LABELS, GRID, headers_of(GRID)), algorithm=Algorithm("m", "1", "f", is_corrected=True)
-    )
+def test_labels_that_a_person_corrected_are_semiautomatic_and_name_who_that_was(tmp_path: Path) -> None:
+    by_jane = Algorithm("m", "1", "f", is_corrected=True, annotator="Doe^Jane")
 
-    write_seg(tmp_path / "a.dcm", corrected)
-
-    types = {segment.SegmentAlgorithmType for segment in dcmread(tmp_path / "a.dcm").SegmentSequence}
-    assert types == {"SEMIAUTOMATIC"}
-
-
-def test_segments_carry_names_codes_sides_colours_and_the_algorithm(tmp_path: Path) -> None:
-    labels = np.where(LABELS == 1, 0, LABELS)
-
-    written = write_seg(tmp_path / "a.dcm", segmented(labels, GRID, headers_of(GRID)))
+    write_seg(tmp_path / "a.dcm", replace(segmented(LABELS, GRID, headers_of(GRID)), algorithm=by_jane))
 
     read = dcmread(tmp_path / "a.dcm")
-    kidney, tumor, spleen = read.SegmentSequence
-    assert [(s.value, s.number) for s in written.segments] == [(2, 1), (3, 2), (4, 3)]
-    assert [item.SegmentLabel for item in read.SegmentSequence] == ["left kidney", "liver tumor", "spleen"]
+    assert {segment.SegmentAlgorithmType for segment in read.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert (read.ContentCreatorName, read.SeriesDescription) == ("Doe^Jane", "SEG corrected: m 1")
+    assert read.ContentDescription == "Segmentation corrected by a person"
+
+
+@pytest.mark.parametrize("name", ["a=b", "a^b^c^d^e^f", "x" * 65, "a\\b"])
+def test_a_name_that_is_no_person_name_of_dicom_is_refused(name: str) -> None:
+    with pytest.raises(OutputError, match="name of an annotator"):
+        Algorithm("m", "1", "f", is_corrected=True, annotator=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_carry_names_codes_sides_colours_and_the_algorithm(tmp_path: Path, kind: SegKind) -> None:
+    labels = np.where(LABELS == 1, 0, LABELS)
+    case = segmented(labels, GRID, headers_of(GRID))
+
+    written = write_seg(tmp_path / "a.dcm", case, kind=kind)
+
+    read = dcmread(tmp_path / "a.dcm")
+    liver, kidney, tumor, spleen = (item for item in read.SegmentSequence if item.SegmentNumber)
     kidney_type = kidney.SegmentedPropertyTypeCodeSequence[0]
     assert (kidney_type.CodeValue, kidney_type.CodingSchemeDesignator) == ("64033007", "SCT")
     assert kidney_type.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
     assert tumor.AnatomicRegionSequence[0].CodeMeaning == "Liver"
-    assert "RecommendedDisplayCIELabValue" in spleen
+    for item in (liver, kidney, tumor, spleen):
+        colour = highdicom.color.CIELabColor(*_lab_of(item)).to_rgb()
+        assert colour == pytest.approx(case.colours[item.SegmentNumber], abs=1)
     assert spleen.SegmentAlgorithmType == "AUTOMATIC"
     assert spleen.SegmentAlgorithmName == "abdomen model"
     identified = spleen.SegmentationAlgorithmIdentificationSequence[0]
     assert (identified.AlgorithmVersion, "5e" * 32 in identified.AlgorithmParameters) == ("1.2.0", True)
-    assert spleen.TrackingUID == written.segments[2].tracking_uid
+    assert spleen.TrackingUID == written.segments[3].tracking_uid
 
 
-def test_a_label_map_keeps_the_label_values_as_segment_numbers(tmp_path: Path) -> None:
-    labels = np.where(LABELS == 1, 0, LABELS)
-
-    written = write_seg(tmp_path / "a.dcm", segmented(labels, GRID, headers_of(GRID)), kind=SegKind.LABELMAP)
-
-    assert [segment.number for segment in written.segments] == [2, 3, 4]
+def _lab_of(segment: Dataset) -> tuple[float, float, float]:
+    """Return L*, a* and b* of the 16-bit integers of PS3.3 C.10.7.1.1."""
+    light, a, b = (value / 0xFFFF for value in segment.RecommendedDisplayCIELabValue)
+    return 100 * light, 255 * a - 128, 255 * b - 128
 
 
-def test_more_than_ten_segments_become_a_compressed_label_map_and_more_than_255_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_segment_number_is_the_label_value_and_what_was_not_found_is_told(tmp_path: Path, kind: SegKind) -> None:
+    labels = np.where((LABELS == 1) | (LABELS == 3), 0, LABELS)
+
+    written = write_seg(tmp_path / "a.dcm", segmented(labels, GRID, headers_of(GRID)), kind=kind)
+
+    read = dcmread(tmp_path / "a.dcm")
+    described = {item.SegmentNumber: item for item in read.SegmentSequence if item.SegmentNumber}
+    assert [segment.number for segment in written.segments] == list(described) == [1, 2, 3, 4]
+    assert {number: item.SegmentLabel for number, item in described.items()} == TABLE.foreground
+    told = [number for number, item in described.items() if item.get("SegmentDescription") == seg_module.NOT_FOUND]
+    assert told == [1, 3]
+    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", GRID), labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_segmentation_says_its_verdict_with_the_reasons(tmp_path: Path, kind: SegKind, verdict: Verdict) -> None:
+    case = replace(
+        segmented(LABELS, GRID, headers_of(GRID)), quality=Quality(verdict, ("missing: Käse.", "too large."))
+    )
+
+    write_seg(tmp_path / "a.dcm", case, kind=kind)
+
+    read = dcmread(tmp_path / "a.dcm")
+    words = {"accept": "accepted", "review": "for review", "refuse": "refused"}[verdict]
+    assert read.SeriesDescription == f"SEG {words}: abdomen model 1.2.0"
+    assert read.ContentDescription == f"Automatic segmentation, {words}"
+    assert read.ImageComments == f"Automatic segmentation, {words}. missing: Käse. too large."
+    assert read.ContentQualification == "RESEARCH"
+
+
+def test_a_series_says_when_it_was_made(tmp_path: Path) -> None:
+    write_seg(tmp_path / "a.dcm", segmented(LABELS, GRID, headers_of(GRID, SeriesDate="19990101")))
+
+    read = dcmread(tmp_path / "a.dcm")
+    assert (read.SeriesDate, read.SeriesTime[:4]) == (read.ContentDate, read.ContentTime[:4])
+
+
+def test_more_than_ten_structures_become_a_compressed_label_map_and_more_than_255_fit(tmp_path: Path) -> None:
     coding = TABLE.coding(1)
     table = LabelTable(
         ("background", *(f"s{n}" for n in range(1, 301))), tuple((value, coding) for value in range(1, 301))
@@ -262,9 +303,13 @@ def test_more_than_ten_segments_become_a_compressed_label_map_and_more_than_255_
     labels = (np.arange(GRID.shape[0] * GRID.shape[1] * GRID.shape[2]).reshape(GRID.shape) % 301).astype(np.uint16)
 
     write_seg(tmp_path / "a.dcm", segmented(labels, GRID, headers_of(GRID), table))
-    few = np.where(labels > 11, 0, labels)
-    write_seg(tmp_path / "b.dcm", segmented(few, GRID, headers_of(GRID), table))
-    write_seg(tmp_path / "c.dcm", segmented(np.where(few > 10, 0, few), GRID, headers_of(GRID), table))
+    few = np.where(labels > 10, 0, labels)
+    write_seg(
+        tmp_path / "b.dcm", segmented(few, GRID, headers_of(GRID), LabelTable(table.names[:12], table.codings[:11]))
+    )
+    write_seg(
+        tmp_path / "c.dcm", segmented(few, GRID, headers_of(GRID), LabelTable(table.names[:11], table.codings[:10]))
+    )
 
     kinds = [dcmread(tmp_path / name).SegmentationType for name in ("a.dcm", "b.dcm", "c.dcm")]
     assert kinds == ["LABELMAP", "LABELMAP", "BINARY"]
@@ -473,6 +518,19 @@ def test_dcmqi_reads_a_compressed_label_map(tmp_path: Path, real_data: Path, nam
     assert np.bincount(sitk.GetArrayFromImage(image).ravel())[1:].tolist() == np.bincount(labels.ravel())[1:].tolist()
 
 
+def test_dciodvfy_finds_no_error_where_structures_are_absent_and_the_verdict_is_told(
+    tmp_path: Path, real_data: Path
+) -> None:
+    headers, files = real_headers(real_data / "dicom" / "ct_torchio_small")
+    grid = real_grid(headers)
+    labels = np.where(ellipsoids(grid.shape, 4) == 2, 2, 0).astype(np.uint8)
+    case = replace(segmented(labels, grid, headers), quality=Quality(Verdict.REVIEW, ("missing: liver, spleen.",)))
+
+    write_seg(tmp_path / "a.dcm", case, kind=SegKind.BINARY)  # it does not know label maps (Supplement 243)
+
+    assert errors_of(tmp_path / "a.dcm") - errors_of(files[0]) == set()
+
+
 @pytest.mark.parametrize("name", [*REAL_SERIES, PHILIPS_ENHANCED])
 def test_dciodvfy_finds_no_new_error_and_dcmqi_the_same_voxels_on_real_series(
     tmp_path: Path, real_data: Path, name: str
@@ -486,14 +544,13 @@ def test_dciodvfy_finds_no_new_error_and_dcmqi_the_same_voxels_on_real_series(
 
     written = write_seg(tmp_path / "a.dcm", segmented(labels, grid, headers))
 
-    values = {segment.number: segment.value for segment in written.segments}
-    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", grid, values), labels)
+    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", grid), labels)
     assert all(f.DerivationImageSequence for f in dcmread(tmp_path / "a.dcm").PerFrameFunctionalGroupsSequence)
     assert errors_of(tmp_path / "a.dcm") - errors_of(files[0]) == set()
     counts = [
         int((sitk.GetArrayFromImage(image) != 0).sum()) for image in _images_by_dcmqi(tmp_path / "a.dcm", tmp_path)
     ]
-    assert counts == [int((labels == segment.value).sum()) for segment in written.segments]
+    assert counts == [int((labels == segment.number).sum()) for segment in written.segments]
 
 
 def _images_by_dcmqi(path: Path, folder: Path) -> list[sitk.Image]:

@@ -29,9 +29,12 @@ from tests.derived_cases import (
 )
 from voxelgate.core.errors import OutputError
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.verdict import Quality, Verdict
 from voxelgate.dicom.write import sr as sr_module
 from voxelgate.dicom.write.rle import rle_frame
-from voxelgate.dicom.write.seg import SegKind, write_seg
+from voxelgate.dicom.write.seg import write_seg
+from voxelgate.dicom.write.seg_kind import SegKind
+from voxelgate.dicom.write.segmented import Algorithm
 from voxelgate.dicom.write.sr import write_sr
 
 
@@ -63,9 +66,9 @@ def test_each_segment_has_its_volume_in_ml_and_refers_to_the_segmentation(
 
     read = dcmread(tmp_path / "sr.dcm")
     groups = named(read, "Measurement Group")
-    for group, segment in zip(groups, seg.segments, strict=True):
+    for group, segment in zip(groups[:-1], seg.segments[1:], strict=True):
         measured = named(group, "Volume")[0].MeasuredValueSequence[0]
-        assert float(measured.NumericValue) == pytest.approx((labels == segment.value).sum() * 0.8 * 0.7 * 2.5 / 1000)
+        assert float(measured.NumericValue) == pytest.approx((labels == segment.number).sum() * 0.8 * 0.7 * 2.5 / 1000)
         assert measured.MeasurementUnitsCodeSequence[0].CodeValue == "ml"
         referred = named(group, "Referenced Segment")[0].ReferencedSOPSequence[0]
         assert (referred.ReferencedSOPInstanceUID, referred.ReferencedSegmentNumber) == (
@@ -101,6 +104,97 @@ def test_findings_are_coded_with_side_and_region_and_no_person_observed_them(tmp
     assert (read.VerificationFlag, read.SeriesNumber, str(read.PatientName)) == ("UNVERIFIED", 703, "Doe^Jane")
 
 
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_verdict_stands_as_a_code_and_in_words_with_its_reasons(tmp_path: Path, verdict: Verdict) -> None:
+    case = replace(segmented(LABELS, GRID, headers_of(GRID)), quality=Quality(verdict, ("too large.", "border: Käse.")))
+
+    write_sr(tmp_path / "sr.dcm", case, write_seg(tmp_path / "seg.dcm", case))
+
+    read = dcmread(tmp_path / "sr.dcm")
+    (coded,) = named(read, "Quality Assessment")
+    codes = {"accept": ("111237", "DCM"), "review": ("128201", "DCM"), "refuse": ("113001", "DCM")}
+    concept = coded.ConceptCodeSequence[0]
+    assert (concept.CodeValue, concept.CodingSchemeDesignator) == codes[verdict]
+    words = {"accept": "accepted", "review": "for review", "refuse": "refused"}[verdict]
+    texts = [item.TextValue for item in named(read, "Comment")]
+    assert texts == [f"The result is {words}.", "too large.", "border: Käse."]
+    assert read.SeriesDescription == f"SR {words}: abdomen model 1.2.0"
+    assert (read.ContentQualification, read.SeriesDate) == ("RESEARCH", read.ContentDate)
+
+
+def test_a_result_that_nobody_judged_has_no_verdict(tmp_path: Path) -> None:
+    case = segmented(LABELS, GRID, headers_of(GRID))
+
+    write_sr(tmp_path / "sr.dcm", case, write_seg(tmp_path / "seg.dcm", case))
+
+    read = dcmread(tmp_path / "sr.dcm")
+    assert named(read, "Quality Assessment") == named(read, "Presence of property") == []
+
+
+def test_what_was_looked_for_and_not_found_is_listed_as_absent_with_its_codes(tmp_path: Path) -> None:
+    case = segmented(np.where(LABELS == 2, 0, LABELS).astype(np.uint8), GRID, headers_of(GRID))
+
+    write_sr(tmp_path / "sr.dcm", case, write_seg(tmp_path / "seg.dcm", case))
+
+    *_, kidney = named(dcmread(tmp_path / "sr.dcm"), "Measurement Group")
+    assert named(kidney, "Tracking Identifier")[0].TextValue == "left kidney"
+    assert named(kidney, "Finding")[0].ConceptCodeSequence[0].CodeValue == "64033007"
+    assert named(kidney, "Laterality")[0].ConceptCodeSequence[0].CodeMeaning == "Left"
+    assert named(kidney, "Presence of property")[0].ConceptCodeSequence[0].CodeMeaning == "Absent"
+    assert named(kidney, "Volume") == []
+
+
+def test_where_nothing_was_found_the_report_lists_every_structure_as_absent(tmp_path: Path) -> None:
+    write_sr(tmp_path / "sr.dcm", segmented(np.zeros_like(LABELS), GRID, headers_of(GRID)), None)
+
+    read = dcmread(tmp_path / "sr.dcm")
+    assert [item.TextValue for item in named(read, "Tracking Identifier")] == list(TABLE.foreground.values())
+    assert len(named(read, "Presence of property")) == 4
+
+
+def test_a_part_of_a_structure_is_told_by_the_modifier_of_its_site(tmp_path: Path) -> None:
+    hippocampus = LabelTable(("background", "anterior hippocampus", "posterior hippocampus"))
+    case = segmented((LABELS % 3).astype(np.uint8), GRID, headers_of(GRID), hippocampus)
+
+    write_sr(tmp_path / "sr.dcm", case, write_seg(tmp_path / "seg.dcm", case))
+
+    sites = [
+        named(group, "Topographical modifier")[0] for group in named(dcmread(tmp_path / "sr.dcm"), "Measurement Group")
+    ]
+    assert [site.ConceptCodeSequence[0].CodeMeaning for site in sites] == ["Anterior", "Posterior"]
+
+
+def test_the_person_who_corrected_the_labels_is_an_observer(tmp_path: Path) -> None:
+    by_jane = Algorithm("m", "1", "f", is_corrected=True, annotator="Doe^Jane")
+    case = replace(segmented(LABELS, GRID, headers_of(GRID)), algorithm=by_jane)
+
+    write_sr(tmp_path / "sr.dcm", case, write_seg(tmp_path / "seg.dcm", case))
+
+    read = dcmread(tmp_path / "sr.dcm")
+    assert [str(item.PersonName) for item in named(read, "Person Observer Name")] == ["Doe^Jane"]
+    assert read.SeriesDescription == "SR corrected: m 1"
+
+
+@pytest.mark.parametrize("fault", ["code", "reason", "absent"])
+def test_the_comparison_finds_another_verdict_and_what_is_not_absent(tmp_path: Path, fault: str) -> None:
+    labels = np.where(LABELS == 2, 0, LABELS).astype(np.uint8)
+    path, plain = tmp_path / "sr.dcm", segmented(labels, GRID, headers_of(GRID))
+    case = replace(plain, quality=Quality(Verdict.REVIEW, ("too large.",)))
+    seg = write_seg(tmp_path / "seg.dcm", case)
+    write_sr(path, case, seg)
+    read = dcmread(path)
+    if fault == "code":
+        named(read, "Quality Assessment")[0].ConceptCodeSequence[0].CodeValue = "111237"
+    elif fault == "reason":
+        named(read, "Comment")[-1].TextValue = "fine."
+    else:
+        named(read, "Measurement Group")[-1].ContentSequence = []
+    read.save_as(path)
+
+    with pytest.raises(OutputError, match="reads back with another verdict"):
+        sr_module._compare_report(path, path.name, case, seg)
+
+
 def test_a_report_needs_the_segmentation_of_the_same_labels(tmp_path: Path) -> None:
     case = segmented(LABELS, GRID, headers_of(GRID))
     seg = write_seg(tmp_path / "seg.dcm", case)
@@ -131,7 +225,7 @@ def test_the_comparison_finds_every_fault(tmp_path: Path, fault: str) -> None:
     read.save_as(path)
 
     with pytest.raises(OutputError, match="reads back with other volumes"):
-        sr_module._compare_volumes(path, path.name, case, seg)
+        sr_module._compare_report(path, path.name, case, seg)
 
 
 def test_names_that_are_not_ascii_are_kept_in_the_report(tmp_path: Path) -> None:
@@ -152,7 +246,9 @@ def test_dciodvfy_finds_no_new_error_on_real_series(tmp_path: Path, real_data: P
     if name == PHILIPS_ENHANCED:  # has no frame of reference
         headers[0].FrameOfReferenceUID = "1.2.3.4"
     grid = real_grid(headers)
-    case = segmented(ellipsoids(grid.shape, 4), grid, headers)
+    labels = ellipsoids(grid.shape, 4)
+    case = segmented(np.where(labels == 3, 0, labels).astype(np.uint8), grid, headers)
+    case = replace(case, quality=Quality(Verdict.REVIEW, ("missing: liver tumor.",)))
 
     write_sr(tmp_path / "sr.dcm", case, write_seg(tmp_path / "seg.dcm", case))
 

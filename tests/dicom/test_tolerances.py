@@ -18,7 +18,8 @@ from voxelgate.core.findings import Allow, FindingCode, refusals
 from voxelgate.dicom.inspect import InspectedSeries, inspect
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.write.rtstruct import write_rtstruct
-from voxelgate.dicom.write.seg import SegKind, write_seg
+from voxelgate.dicom.write.seg import write_seg
+from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.dicom.write.segmented import SegmentedSeries
 from voxelgate.dicom.write.sources import source_of
 from voxelgate.dicom.write.sr import write_sr

@@ -17,8 +17,9 @@ from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, StructureRange, measure_structures, structure_ranges
+from voxelgate.core.verdict import Quality, Verdict
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.evaluation.review import Quality, Verdict, assess, doubts_about
+from voxelgate.evaluation.review import assess, doubts_about
 from voxelgate.images.volumes import read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 
@@ -86,7 +87,7 @@ def test_volumes_far_beyond_the_training_are_refused_and_those_beyond_are_review
     def verdict(volume_ml: float) -> Verdict:
         return judged(FOUND | {"liver": Structure(volume_ml, 0.1)}).verdict
 
-    assert [verdict(volume_ml) for volume_ml in (2.0, 7.5, 10.0, 15.0, 16.0, 66.0)] == [
+    assert [verdict(volume_ml) for volume_ml in (2.0, 7.5, 10.0, 13.0, 13.1, 66.0)] == [
         Verdict.REVIEW,
         Verdict.ACCEPT,
         Verdict.ACCEPT,
@@ -97,6 +98,28 @@ def test_volumes_far_beyond_the_training_are_refused_and_those_beyond_are_review
     assert judged(FOUND | {"liver": Structure(66.0, 0.1)}).reasons == (
         "volume: liver 66 ml, absurdly large; training had 8 ml to 13 ml.",
     )
+
+
+def test_a_volume_above_the_largest_of_training_is_for_review_and_the_largest_itself_is_not() -> None:
+    known = USUAL | {"liver": StructureRange((8.0, 10.0, 13.0), largest_ml=14.1234)}
+
+    def quality(volume_ml: float) -> Quality:
+        return judged(FOUND | {"liver": Structure(volume_ml, 0.1)}, known)
+
+    assert quality(14.12339) == Quality(Verdict.ACCEPT)
+    assert quality(14.2) == Quality(Verdict.REVIEW, ("volume: liver 14.2 ml, large; training had 8 ml to 14.1 ml.",))
+
+
+@pytest.mark.parametrize(("dice", "verdict"), [(None, "accept"), (0.7, "accept"), (0.69, "review"), (0.0, "review")])
+def test_of_a_bundle_that_did_badly_on_its_validation_cases_nothing_is_accepted(
+    dice: float | None, verdict: str
+) -> None:
+    known = Expected(structures=tuple(USUAL.items()), validation_dice=dice)
+
+    quality = assess(FOUND, TABLE, known)
+
+    assert quality.verdict == verdict
+    assert all(reason.startswith(f"bundle: its mean Dice was {dice:.2f} on") for reason in quality.reasons)
 
 
 @given(st.floats(10.0, 1e5), st.floats(1.0, 100.0))
@@ -255,7 +278,7 @@ def test_ranges_say_how_structures_looked_and_survive_json() -> None:
         [{"liver": whole}, {"liver": Structure(12.0, 0.1, cut_at=("head",))}, {}, {"liver": whole}]
     )
 
-    assert ranges == {"liver": StructureRange((10.0, 10.0, 11.96), present=0.75, cut=0.3333)}
+    assert ranges == {"liver": StructureRange((10.0, 10.0, 11.96), present=0.75, cut=0.3333, largest_ml=12.0)}
     assert StructureRange.from_mapping(ranges["liver"].to_mapping()) == ranges["liver"]
 
 
@@ -268,6 +291,7 @@ def test_ranges_say_how_structures_looked_and_survive_json() -> None:
         {"volume_ml": [3, 2, 1]},
         {"volume_ml": [1, 2, 3], "present": 0},
         {"volume_ml": [1, 2, 3], "cut": 1.5},
+        {"volume_ml": [1, 2, 3], "largest_ml": 2.9},
         {"volume_ml": [1, 2, 3], "colour": 1},
     ],
 )

@@ -51,5 +51,5 @@ test("what begins with on is listened to", () => {
 test("every outcome has a word, a shape and a rank of its own", () => {
   const outcomes = of("OUTCOMES");
   for (const part of [0, 1, 2]) assert.equal(new Set(outcomes.map((one) => one[part])).size, outcomes.length);
-  assert.equal(of("outcome")("review").textContent, "review");
+  assert.equal(of("outcome")("review").textContent, "for review");
 });

@@ -70,7 +70,7 @@ def test_a_map_of_somebody_else_is_not_overwritten(folder: Path, bundle: Path, w
 
     report = segmented(folder, bundle)
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert str(report.findings[0]).startswith("a.attention-1.nii.gz: ")
     assert path.read_bytes() == b"mine"
     (entry,) = read_ledger(folder / "out")[0]

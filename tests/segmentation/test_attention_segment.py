@@ -125,7 +125,7 @@ def test_a_map_of_somebody_else_is_not_overwritten(tmp_path: Path, bundle: Path)
 
     refused = segment_one(image, bundle, tmp_path / "out", options)
 
-    assert refused.status is CaseStatus.REFUSED
+    assert refused.status is CaseStatus.REJECTED
     assert "a.attention-1.nii.gz: exists already" in str(refused.findings[0])
     assert tree(tmp_path / "out") == {"a.attention-1.nii.gz": b"mine"}
     replaced = segment_one(image, bundle, tmp_path / "out", Options(overwrite=True, attention=LEVELS))
@@ -135,7 +135,7 @@ def test_a_map_of_somebody_else_is_not_overwritten(tmp_path: Path, bundle: Path)
 def test_other_gates_than_the_network_has_are_refused(tmp_path: Path, bundle: Path) -> None:
     report = segment_one(save_case(tmp_path / "a.nii.gz"), bundle, tmp_path / "out", Options(attention=(0, 1, 2)))
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "the network has gates (0, 1)" in str(report.findings[0])
 
 

@@ -105,7 +105,7 @@ def test_a_path_that_is_too_long_refuses_its_case_alone(tmp_path: Path, segment:
 
     status = {report.case_id[-1]: report.status for report in segment(tmp_path / "i")}
 
-    assert status == {"a": DONE, "b": CaseStatus.REFUSED}
+    assert status == {"a": DONE, "b": CaseStatus.REJECTED}
 
 
 def test_names_that_differ_only_in_how_accents_are_kept_get_results_that_differ_in_more(
@@ -136,7 +136,7 @@ def test_a_link_to_nothing_is_somebodys_and_stays(tmp_path: Path, segment: Segme
 
     (report,) = segment(save_case(tmp_path / "a.nii.gz"))
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert (tmp_path / "out" / "a.nii.gz").is_symlink()
 
 
@@ -154,7 +154,7 @@ def test_an_image_is_never_overwritten_whatever_is_allowed(tmp_path: Path, bundl
 
     reports = list(segment_cases([[other, Case("z", image)]], setup))
 
-    assert [report.status for report in reports] == [CaseStatus.REFUSED, DONE]
+    assert [report.status for report in reports] == [CaseStatus.REJECTED, DONE]
     reason = "is a link out of the output folder" if is_linked else "is an image to segment"
     assert reason in str(reports[0].findings[0])
     assert image.read_bytes() == before
@@ -321,7 +321,9 @@ def test_finished_files_that_somebody_removed_are_not_taken_for_those_of_an_earl
     with closing(Ledger(out)) as ledger:
         before = ledger.files_of("a")
         with pytest.raises(OutputError, match="its files cannot be written"):
-            publish_case(ledger, report, out / ".voxelgate-0.partial", {"nifti": "0" * 64}, RunVersions("", "", "", ""))
+            publish_case(
+                ledger, report, (out / ".voxelgate-0.partial", {"nifti": "0" * 64}), RunVersions("", "", "", "")
+            )
 
         assert ledger.files_of("a") == before
     assert segment(tmp_path / "a.nii.gz")[0].volumes_ml == report.volumes_ml
@@ -340,7 +342,7 @@ def test_a_series_whose_files_became_those_of_another_patient_is_refused(
     (before,) = found
     (now,) = segment(tmp_path / "in")
 
-    assert before.status is CaseStatus.REFUSED
+    assert before.status is CaseStatus.REJECTED
     assert "its files are others than those that were found" in str(before.findings[0])
     assert (now.status, now.case_id != before.case_id) == (DONE, True)
 
@@ -371,5 +373,5 @@ def test_results_of_an_image_that_was_replaced_by_an_unusable_one_stay_and_are_w
     (report,) = segment(image)
 
     assert (tmp_path / "out" / "a.nii.gz").exists()
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert str(report.findings[-1]) == "a: a.nii.gz of an earlier run may be of another image."

@@ -330,7 +330,7 @@ def test_results_do_not_follow_a_link_out_of_their_folder(tmp_path: Path, bundle
 
     (report,) = segment(bundle, tmp_path / "in", tmp_path / "out")
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "is a link out of the output folder" in str(report.findings[0])
     assert not list((tmp_path / "home").iterdir())
 

@@ -72,7 +72,7 @@ def test_a_batch_goes_on_after_a_bad_case_and_names_it(tmp_path: Path, segment: 
 
     reports = segment(tmp_path / "in")
 
-    assert statuses(reports) == {"a": CaseStatus.DONE, "b": CaseStatus.REFUSED, "c": CaseStatus.DONE}
+    assert statuses(reports) == {"a": CaseStatus.DONE, "b": CaseStatus.REJECTED, "c": CaseStatus.DONE}
     assert "b.nii.gz" in str(reports[1].findings[0])
     assert sorted(written_at(tmp_path / "out")) == ["a.nii.gz", "c.nii.gz"]
     entries, runs = read_ledger(tmp_path / "out")
@@ -168,7 +168,7 @@ def test_a_result_that_somebody_changed_is_kept_until_overwriting_is_asked_for(
     kept = (tmp_path / "out" / "a.nii.gz").read_bytes()
     replaced = segment(tmp_path / "in", overwrite=True)
 
-    assert statuses(refused) == {"a": CaseStatus.REFUSED}
+    assert statuses(refused) == {"a": CaseStatus.REJECTED}
     assert "was changed since it was written" in str(refused[0].findings[0])
     assert kept == b"corrected by hand"
     assert statuses(replaced) == {"a": CaseStatus.DONE}
@@ -182,7 +182,7 @@ def test_a_file_that_stood_there_before_is_never_taken_for_ours(tmp_path: Path, 
 
     reports = [*segment(tmp_path / "in"), *segment(tmp_path / "in")]
 
-    assert [report.status for report in reports] == [CaseStatus.REFUSED] * 2
+    assert [report.status for report in reports] == [CaseStatus.REJECTED] * 2
     assert all("exists already" in str(report.findings[0]) for report in reports)
     assert (tmp_path / "out" / "a.nii.gz").read_bytes() == b"somebody's"
 
@@ -264,7 +264,7 @@ def test_a_study_that_becomes_usable_is_no_bad_case_any_more(tmp_path: Path, seg
 
     (done,) = segment(tmp_path / "in")
 
-    assert (refused.status, done.status) == (CaseStatus.REFUSED, CaseStatus.DONE)
+    assert (refused.status, done.status) == (CaseStatus.REJECTED, CaseStatus.DONE)
     assert status(tmp_path / "out").bad == ()
 
 
@@ -280,7 +280,7 @@ def test_the_table_maps_cases_to_outputs_volumes_and_findings_and_holds_no_formu
         done, bad = csv.DictReader(file)
     assert (done["case"], done["status"], done["nifti"]) == ("'=1+1", "done", "'=1+1.nii.gz")
     assert float(done["femur ml"]) == pytest.approx(reports["=1+1"].volumes_ml["femur"], abs=1e-4)
-    assert (bad["case"], bad["status"], bad["nifti"]) == ("bad", "refused", "")
+    assert (bad["case"], bad["status"], bad["nifti"]) == ("bad", "rejected", "")
     assert bad["findings"] == str(reports["bad"].findings[0])
 
 
@@ -350,7 +350,7 @@ def test_a_folder_in_the_place_of_a_result_refuses_its_case_alone(tmp_path: Path
 
     reports = segment(tmp_path / "in")
 
-    assert statuses(reports) == {"a": CaseStatus.REFUSED, "b": CaseStatus.DONE}
+    assert statuses(reports) == {"a": CaseStatus.REJECTED, "b": CaseStatus.DONE}
     assert "is a folder" in str(reports[0].findings[0])
 
 
@@ -418,8 +418,8 @@ def test_status_tells_what_was_done_and_why_the_rest_was_not(tmp_path: Path, seg
 
     assert text.returncode == 0
     assert "No run works in this folder." in text.stdout
-    assert "1 done, 1 refused" in text.stdout
-    assert "b: refused: b.nii.gz" in text.stdout
+    assert "1 done, 1 rejected" in text.stdout
+    assert "b: rejected: b.nii.gz" in text.stdout
     assert '"done": 1' in as_json.stdout
     elsewhere = run("status", tmp_path / "in")
     assert elsewhere.returncode == 1
@@ -462,7 +462,7 @@ def test_with_hashed_names_only_the_table_of_inputs_and_the_ledger_name_files(
 
     reports = segment(tmp_path / "in", outputs=(Output.NIFTI, Output.PREVIEW), hashed_names=True)
 
-    assert sorted(statuses(reports).values()) == ["done"] * 2 + ["refused"] * 6
+    assert sorted(statuses(reports).values()) == ["done"] * 2 + ["rejected"] * 6
     assert all(len(report.case_id) == len("case-0123456789abcdef") for report in reports)
     texts = [
         path + text.decode(errors="replace") for path, text in tree(tmp_path / "out").items() if path != INPUTS_NAME

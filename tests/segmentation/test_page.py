@@ -89,8 +89,8 @@ def test_hostile_text_makes_no_element_and_is_kept_as_it_is(tmp_path: Path) -> N
 def test_outcomes_are_counted_by_verdict_and_state(tmp_path: Path) -> None:
     facts = some_facts(tmp_path)
 
-    assert facts.counts == {"accept": 2, "review": 2, "refuse": 1, "input-refused": 1, "failed": 1, "unfinished": 2}
-    assert facts.states == {"done": 5, "refused": 1, "failed": 1}
+    assert facts.counts == {"accept": 2, "review": 2, "refuse": 1, "rejected": 1, "failed": 1, "unfinished": 2}
+    assert facts.states == {"done": 5, "rejected": 1, "failed": 1}
     assert facts.cases_an_hour == pytest.approx(3600 * 7 / 70)
     assert facts.median_seconds == {"read": 0.5, "network": 2.0, "write": 0.25}
 
@@ -163,7 +163,7 @@ def test_attention_is_embedded_with_what_is_said_of_each_gate(tmp_path: Path) ->
 
 
 def test_areas_of_pictures_are_told_in_pixels(tmp_path: Path) -> None:
-    cases = [replace(case, outputs={"nifti": tmp_path / "a.png"}) for case in some_cases(tmp_path)[:2]]
+    cases = [replace(case, is_picture=True) for case in some_cases(tmp_path)[:2]]
 
     page = Page(write_report(RunFacts(cases, tmp_path)))
 
@@ -199,7 +199,7 @@ def test_a_page_is_made_of_the_ledger_of_an_output_folder(tmp_path: Path) -> Non
     assert path == out_dir / REPORT_NAME
     facts = Page(path).island("facts")
     rows = {row["id"]: row for row in facts["cases"]}  # type: ignore[attr-defined]  # JSON
-    assert {name: row["status"] for name, row in rows.items()} == {"case_1": "done", "scan_5": "refused"}
+    assert {name: row["status"] for name, row in rows.items()} == {"case_1": "done", "scan_5": "rejected"}
     assert rows["case_1"]["links"] == [["nifti", "./case_1.nii.gz"]]
     assert rows["case_1"]["preview"] == "embedded"
     assert "<b>1</b> not finished" in path.read_text(encoding="utf-8")

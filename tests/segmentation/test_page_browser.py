@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report_cases import GATES, HOSTILE, done, preview_of, some_facts, truth_of, with_attention
+from tests.report_cases import GATES, HOSTILE, TABLE, done, preview_of, some_facts, truth_of, with_attention
+from voxelgate.core.palette import structure_colours
 from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.report import CaseReport
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+
+COLOURS = structure_colours(TABLE)
 
 SIZE = {"width": 1400, "height": 900}
 MANY = 1000
@@ -121,8 +124,8 @@ def test_search_and_filters_narrow_the_table_and_say_so(visit: Visit) -> None:
     assert visit.page.get_by_role("status").inner_text() == "1 of 7 cases"
 
     visit.page.get_by_role("searchbox").fill("")
-    visit.page.get_by_role("checkbox", name="accept").uncheck()
-    visit.page.get_by_role("checkbox", name="review").uncheck()
+    visit.page.get_by_role("checkbox", name="accepted").uncheck()
+    visit.page.get_by_role("checkbox", name="for review").uncheck()
     assert visit.names() == ["case_4", "scan_5", "scan_6"]
 
 
@@ -205,7 +208,7 @@ def test_fill_and_outline_have_the_colour_of_the_legend(visit: Visit) -> None:
 
     seen = visit.pixels().reshape(-1, 3)
 
-    for colour in ((230, 159, 0), (86, 180, 233)):  # outlines of structures 1 and 2
+    for colour in COLOURS.values():  # outlines
         assert (np.abs(seen - colour).sum(axis=1) < 12).sum() > 50
 
 
@@ -215,8 +218,8 @@ def test_a_structure_can_be_hidden(visit: Visit) -> None:
 
     seen = visit.pixels().reshape(-1, 3)
 
-    assert (np.abs(seen - (230, 159, 0)).sum(axis=1) < 12).sum() == 0
-    assert (np.abs(seen - (86, 180, 233)).sum(axis=1) < 12).sum() > 50
+    assert (np.abs(seen - COLOURS[1]).sum(axis=1) < 12).sum() == 0
+    assert (np.abs(seen - COLOURS[2]).sum(axis=1) < 12).sum() > 50
 
 
 @pytest.mark.slow
@@ -248,7 +251,7 @@ def test_attention_lies_where_the_gate_saw_it_over_the_image_and_below_the_outli
 
     visit.press("o")
     seen = visit.pixels().reshape(-1, 3)
-    for colour in ((230, 159, 0), (86, 180, 233)):  # outlines of structures 1 and 2
+    for colour in COLOURS.values():  # outlines
         assert (np.abs(seen - colour).sum(axis=1) < 12).sum() > 50
     visit.press("]", "]")
     assert (visit.pixels().reshape(-1, 3) == seen).all()  # no fill, whatever its strength
@@ -281,9 +284,9 @@ def test_true_labels_are_outlined_where_they_lie_and_their_scores_are_told(visit
     image = visit.pixels()
 
     is_white = (with_truth.min(axis=-1) > 240) & (image.max(axis=-1) < 240)
-    is_orange = np.abs(with_truth - (230, 159, 0)).sum(axis=-1) < 12
+    is_coloured = np.abs(with_truth - COLOURS[1]).sum(axis=-1) < 12
     assert is_white.sum() > 50
-    assert is_orange.sum() > 50
+    assert is_coloured.sum() > 50
     drawn = np.flatnonzero((with_truth != image).any(axis=(0, 2)))
     width = with_truth.shape[1]
     assert drawn[0] == pytest.approx(width * (1 - 20 / 40), abs=width / 40)  # voxels 4 to 20 of 40, right to left
@@ -334,7 +337,7 @@ def test_outcomes_have_a_word_and_a_shape_of_their_own(visit: Visit) -> None:
 
     shapes = {mark.inner_text(): mark.locator("path").get_attribute("d") for mark in marks.all()}
 
-    assert set(shapes) == {"accept", "review", "refuse", "input refused", "failed"}
+    assert set(shapes) == {"accepted", "for review", "refused", "rejected", "failed"}
     assert len(set(shapes.values())) == len(shapes)
 
 

@@ -1,6 +1,7 @@
 """True labels in the report: cut as the pictures, scored as `evaluate` scores, and refused where they do not fit."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,17 @@ from tests.batch_bundle import save_case
 from tests.conftest import Run
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.labels import LabelTable
-from voxelgate.evaluation.scores import score
+from voxelgate.core.verdict import Quality, Verdict
+from voxelgate.evaluation.scores import LabelScores, score
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.page.build import write_report
-from voxelgate.segmentation.page.reference import Truth, compared, references_of
+from voxelgate.segmentation.page.reference import Truth, compared, judged_by, references_of
 from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.preview import read_preview
-from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 MANIFEST = {
     "name": "two",
@@ -99,6 +101,42 @@ def test_other_labels_score_as_evaluate_says_and_say_other_things_of_the_gates(f
     assert all(one.dice < 1 for one in truth.scores)
     assert truth.labels != read_preview(case.outputs["preview"]).labels
     assert [gate.mass_inside for gate in truth.gates] != [gate.mass_inside for gate in case.attention]
+
+
+@pytest.mark.parametrize(("dice", "verdict"), [(0.3, "review"), (0.0, "review"), (0.7, "accept"), (math.nan, "accept")])
+def test_a_result_that_agrees_badly_with_true_labels_is_not_shown_as_accepted(dice: float, verdict: str) -> None:
+    case = CaseReport("a", CaseStatus.DONE, "ab", {}, quality=Quality())
+    scores = [LabelScores("a", "liver", dice, *[0.5] * 9), LabelScores("a", "spleen", 0.95, *[0.5] * 9)]
+
+    judged = judged_by(case, Truth(None, scores, ()))
+
+    assert judged.verdict == verdict
+    reasons = judged.quality.reasons if judged.quality else ()
+    assert reasons == ((f"true labels: Dice below 0.7 of liver ({dice:.2f}).",) if verdict == "review" else ())
+
+
+def test_true_labels_make_no_verdict_better_and_leave_those_without_a_result_alone() -> None:
+    refused = CaseReport("a", CaseStatus.DONE, "ab", {}, quality=Quality(Verdict.REFUSE, ("volume: absurd.",)))
+    rejected = CaseReport("b", CaseStatus.REJECTED, "ab", {})
+    truth = Truth(None, [LabelScores("a", "liver", 0.3, *[0.5] * 9)], ())
+
+    assert judged_by(refused, truth).quality == Quality(
+        Verdict.REFUSE, ("true labels: Dice below 0.7 of liver (0.30).", "volume: absurd.")
+    )
+    assert judged_by(rejected, truth) == rejected
+    assert judged_by(refused, None) == refused
+
+
+def test_the_page_counts_a_result_that_agrees_badly_as_one_for_review(folder: Path, run: Run) -> None:
+    changed(folder / "true" / "a.nii.gz", lambda voxels: np.roll(voxels, 12, axis=0))
+
+    run("report", folder / "out", "--reference", folder / "true")
+
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    facts = json.loads(page.split('id="facts">')[1].split("</script>")[0])
+    (row,) = [one for one in facts["cases"] if one["id"] == "a"]
+    assert row["outcome"] == "review"
+    assert any(reason.startswith("true labels: Dice below") for reason in row["reasons"])
 
 
 def test_cases_without_true_labels_are_shown_without(folder: Path, run: Run) -> None:

@@ -406,5 +406,5 @@ def test_a_case_that_does_not_fit_is_refused_and_the_others_are_done(tmp_path: P
 
     assert "1 case, about" in line
     assert reports["one"].status == "done", reports["one"].findings
-    assert reports["huge"].status == "refused"
+    assert reports["huge"].status == "rejected"
     assert str(reports["huge"].findings[0]).startswith("huge: needs ")

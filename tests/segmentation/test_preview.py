@@ -16,6 +16,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.preview import LONGEST_PX, Preview, labels_as_shown, read_preview, sketch, write_preview
+from voxelgate.segmentation.preview.file import write_file
 
 TABLE = LabelTable(("background", "ball", "cube"))
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -158,6 +159,7 @@ def test_any_viewer_opens_a_preview_and_finds_no_metadata_but_the_labels(tmp_pat
         (property_,) = next(ET.fromstring(image.info["xmp"]).iter(f"{RDF}Description"))  # noqa: S314 - a file of our own
     assert json.loads(property_.text or "").keys() == {"layout", "labels", "attention"}
     assert preview.layout["names"] == ["ball", "cube"]
+    assert preview.layout["colours"] == [[230, 159, 0], [86, 180, 233]]
 
 
 def test_names_that_look_like_markup_are_kept(tmp_path: Path) -> None:
@@ -302,3 +304,10 @@ def test_what_is_no_whole_preview_is_refused(tmp_path: Path) -> None:
             read_preview(path)
     with pytest.raises(InputError, match=r"b\.webp: cannot be read"):
         read_preview(tmp_path / "b.webp")
+
+
+def test_a_preview_of_before_that_names_no_colours_has_those_of_its_structures_names(tmp_path: Path) -> None:
+    layout = {"names": ["left kidney", "thing"], "planes": []}
+    write_file(tmp_path / "a.webp", np.zeros((4, 4), np.uint8), b"", layout)
+
+    assert read_preview(tmp_path / "a.webp").layout["colours"] == [(46, 138, 184), (230, 159, 0)]

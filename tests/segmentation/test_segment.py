@@ -20,8 +20,8 @@ from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.verdict import Verdict
 from voxelgate.dicom.choose import SeriesRule
-from voxelgate.evaluation.review import Verdict
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
@@ -147,7 +147,7 @@ def test_real_images_are_segmented_on_their_grid(tmp_path: Path, real_data: Path
 
 def refusal(image: Path, bundle: Bundle, tmp_path: Path) -> str:
     report = segment_case(Case("labels", image), bundle, tmp_path / "out")
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert not (tmp_path / "out").exists()
     assert report.outputs == {}
     (finding,) = report.findings
@@ -231,7 +231,7 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path: Path, bundle: Bu
 
     refused = segment_case(case, bundle, tmp_path)
 
-    assert refused.status is CaseStatus.REFUSED
+    assert refused.status is CaseStatus.REJECTED
     assert "exists already" in str(refused.findings[0])
     assert output.read_bytes() == b"older"
     assert segment_case(case, bundle, tmp_path, Options(overwrite=True)).status is CaseStatus.DONE
@@ -292,7 +292,7 @@ def test_an_output_folder_that_cannot_be_made_refuses_the_case(tmp_path: Path, b
 
     report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "cannot be made" in str(report.findings[0])
 
 
@@ -330,7 +330,7 @@ def test_a_full_disk_refuses_the_case_and_leaves_nothing(
     monkeypatch.setattr("voxelgate.core.files.os.fsync", fail)
     report = segment_case(Case("labels", save(tmp_path / "image.nii.gz")), bundle, tmp_path / "out")
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "No space left on device" in str(report.findings[0])
     assert not list((tmp_path / "out").iterdir())
 

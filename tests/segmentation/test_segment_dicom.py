@@ -77,7 +77,7 @@ def test_a_source_without_uids_gives_nifti_and_a_refusal_of_seg_in_one_sentence(
     refused = segment_one(study, bundle_root, tmp_path / "out", Options((Output.NIFTI, Output.SEG)))
     done = segment_one(study, bundle_root, tmp_path / "out", Options((Output.NIFTI,)))
 
-    assert refused.status is CaseStatus.REFUSED
+    assert refused.status is CaseStatus.REJECTED
     assert "UID" in str(refused.findings[0])
     assert done.status is CaseStatus.DONE
 
@@ -89,7 +89,7 @@ def test_dicom_outputs_of_a_volume_file_are_refused_before_the_network_runs(
 
     report = segment_one(image, bundle_root, tmp_path / "out", Options((Output.NIFTI, Output.SEG)))
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "only be written for a DICOM series" in str(report.findings[0])
     assert not (tmp_path / "out").exists()
 
@@ -105,7 +105,7 @@ def test_an_sr_without_the_seg_it_refers_to_is_wrong_usage() -> None:
         Options((Output.NIFTI, Output.SR))
 
 
-def test_where_nothing_is_found_only_the_nifti_file_is_written_and_it_is_told(
+def test_where_nothing_is_found_only_nifti_and_a_report_of_what_is_absent_are_written_and_it_is_told(
     tmp_path: Path, bundle_root: Path
 ) -> None:
     write(without_bone(ct_series()), tmp_path / "in")
@@ -113,18 +113,19 @@ def test_where_nothing_is_found_only_the_nifti_file_is_written_and_it_is_told(
     report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL))
 
     assert report.status is CaseStatus.DONE
-    assert set(report.outputs) == {Output.NIFTI}
+    assert set(report.outputs) == {Output.NIFTI, Output.SR}
     assert any("no structure was found" in str(finding) for finding in report.findings)
 
 
-def test_a_label_without_a_code_refuses_seg_before_the_network_runs(tmp_path: Path) -> None:
+def test_a_label_without_a_code_withholds_seg_and_sr_and_nothing_else(tmp_path: Path) -> None:
     root = make_threshold_bundle(tmp_path / "uncoded", {"0": "background", "1": "something bright"})
     write(ct_series(), tmp_path / "in")
 
     report = segment_one(tmp_path / "in", root, tmp_path / "out", Options(ALL))
 
-    assert report.status is CaseStatus.REFUSED
-    assert "label_codes" in str(report.findings[0])
+    assert report.status is CaseStatus.DONE
+    assert set(report.outputs) == {Output.NIFTI, Output.RTSTRUCT}
+    assert "SEG and SR cannot be written" in str(report.findings[-1])
 
 
 def test_a_bundle_may_bring_its_own_codes(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_fault_is_mended_only_on_request_and_recorded(
     refused = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL))
     mended = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, allow=(allow,)))
 
-    assert refused.status is CaseStatus.REFUSED
+    assert refused.status is CaseStatus.REJECTED
     assert mended.status is CaseStatus.DONE, mended.findings
     assert any(str(finding).startswith(code) for finding in mended.findings)
     assert set(mended.outputs) == set(ALL)
@@ -173,9 +174,10 @@ def test_the_rule_of_a_bundle_chooses_the_series(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
-    root = make_threshold_bundle(tmp_path / "odd", series_rule={"modality": "XA"})
     with pytest.raises(BundleError, match="series_rule"):
-        _ = Metadata.read(root).series_rule
+        make_threshold_bundle(tmp_path / "odd", series_rule={"modality": "XA"})
+    with pytest.raises(BundleError, match="series_rule"):
+        _ = Metadata.read(tmp_path / "odd").series_rule
 
 
 def test_what_a_bundle_was_not_trained_on_is_told(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_no_text_of_the_source_reaches_console_logs_reports_nifti_or_file_names(
     printed = "".join(part for result in (inspected, as_json, segmented) for part in (result.stdout, result.stderr))
     for text in (written, names, printed.encode(), caplog.text.encode()):
         assert not any(part in text.lower() for part in canary_parts())
-    assert {json.loads(line)["status"] for line in segmented.stdout.splitlines()} == {"done", "refused"}
+    assert {json.loads(line)["status"] for line in segmented.stdout.splitlines()} == {"done", "rejected"}
     assert segmented.returncode == 1
     assert dcmread(next((tmp_path / "out").glob("*.seg.dcm"))).PatientName == good[0].PatientName
 
@@ -329,7 +331,7 @@ def test_a_name_that_cannot_be_given_leaves_every_file_of_the_case_as_it_was(
     monkeypatch.setattr(Path, "replace", refuses_reports)
     report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "Operation not permitted" in str(report.findings[0])
     assert contents_of(tmp_path / "out") == older
 
@@ -360,9 +362,9 @@ def test_older_dicom_objects_of_a_case_in_which_nothing_is_found_any_more_are_re
     report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
 
     assert report.status is CaseStatus.DONE
-    assert [path.suffixes for path in report.outputs.values()] == [[".nii", ".gz"]]
-    assert len(contents_of(tmp_path / "out")) == 1
-    assert "The rtstruct, seg, sr of an earlier run were removed." in str(report.findings[-1])
+    assert set(report.outputs) == {Output.NIFTI, Output.SR}
+    assert len(contents_of(tmp_path / "out")) == 2
+    assert "The rtstruct, seg of an earlier run were removed." in str(report.findings[-1])
 
 
 def test_a_folder_in_the_place_of_an_output_is_refused_before_the_network_runs(
@@ -374,7 +376,7 @@ def test_a_folder_in_the_place_of_an_output_is_refused_before_the_network_runs(
 
     report = segment_one(tmp_path / "in", bundle_root, tmp_path / "out", Options(ALL, overwrite=True))
 
-    assert report.status is CaseStatus.REFUSED
+    assert report.status is CaseStatus.REJECTED
     assert "is a folder" in str(report.findings[0])
 
 

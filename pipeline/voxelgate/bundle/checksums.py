@@ -37,9 +37,10 @@ def seal(root: Path) -> str:
     Do this after changing a bundle on purpose: from then on any other change is refused.
 
     Raises:
-        BundleError: `root` is no bundle, or one of its files is none that can be read.
+        BundleError: `root` is no bundle, one of its files is none that can be read, or its metadata are unfit; every
+            unfit part is named.
     """
-    Metadata.read(root)
+    Metadata.read(root).check()
     checksums = _checksums(root)
     write_text(root / CHECKSUMS, json.dumps(checksums, indent=2) + "\n")
     return _fingerprint(checksums)

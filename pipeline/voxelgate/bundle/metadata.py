@@ -1,11 +1,13 @@
 """What a bundle says of itself in `metadata.json`."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 from voxelgate.core.documents import read_json
 from voxelgate.core.errors import BundleError
+from voxelgate.core.files import write_text
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
 from voxelgate.dicom.choose import READABLE_MODALITIES, SeriesRule
@@ -45,6 +47,47 @@ class Metadata:
             raise BundleError(f"{path}: expected name, version and network_data_format; restore the bundle")
         return cls(root, stated["name"], stated["version"], stated)
 
+    def check(self) -> None:
+        """Refuse metadata of which a part is unfit, and name every such part.
+
+        Raises:
+            BundleError: labels, codes, channels, series rule, facts of the training or measures are unfit, or name
+                other structures.
+        """
+        problems = []
+        for part in ("labels", "series_rule", "image_spec", "expected"):
+            try:
+                getattr(self, part)
+            except BundleError as error:
+                problems.append(str(error))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                problems.append(f"{self.root.name}: {part} in metadata.json cannot be read ({error})")
+        if not problems and self.expected is not None:
+            known = self.labels.foreground.values()
+            problems += [
+                f"{self.root.name}: trained_on in metadata.json tells of {name}, which is no structure of the output"
+                for name, _ in self.expected.structures
+                if name not in known
+            ]
+        if not all(isinstance(text, str) and text.strip() for text in (self.name, self.version)):
+            problems.append(f"{self.root.name}: name and version in metadata.json are no texts")
+        if problems:
+            raise BundleError(f"{'; '.join(problems)}; correct the metadata, then seal the bundle.")
+
+    def write_with(self, **parts: Any) -> None:
+        """Write the metadata with other parts, such as `label_codes`, at once; of a part that is None nothing stays.
+
+        Raises:
+            BundleError: a part is unfit, or the file cannot be written; the older one stays.
+        """
+        document = {name: value for name, value in {**self.document, **parts}.items() if value is not None}
+        replace(self, document=document).check()
+        path = self.root / "configs" / "metadata.json"
+        try:
+            write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
+
     @property
     def _image(self) -> dict[str, Any]:
         return cast("dict[str, Any]", self.document["network_data_format"].get("inputs", {}).get("image", {}))
@@ -82,11 +125,15 @@ class Metadata:
 
     @property
     def expected(self) -> Expected | None:
-        """Return what the bundle was trained on, if its metadata say so."""
+        """Return what the bundle was trained on and how well it did, if its metadata say so."""
         try:
-            return Expected.from_mapping(self.document["trained_on"]) if "trained_on" in self.document else None
+            stated, dice = self.document.get("trained_on"), self.document.get("eval_metrics", {}).get("mean_dice")
+            if stated is None and dice is None:
+                return None
+            return Expected.from_mapping(stated or {}, None if dice is None else float(dice))
         except (AttributeError, TypeError, ValueError, KeyError) as error:
-            raise BundleError(f"{self.root.name}: trained_on in metadata.json cannot be used ({error})") from error
+            sentence = f"trained_on or eval_metrics in metadata.json cannot be used ({error})"
+            raise BundleError(f"{self.root.name}: {sentence}; correct it") from error
 
     @property
     def labels(self) -> LabelTable:

@@ -20,10 +20,11 @@ from voxelgate.core.findings import Allow, Finding
 from voxelgate.core.geometry import Affine, Grid, Shape, triple
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, measure_structures
+from voxelgate.core.verdict import Quality
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.dicom.read.series import Series
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.evaluation.review import Quality, assess
+from voxelgate.evaluation.review import assess
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import Voxels, is_volume

@@ -96,8 +96,8 @@ class LabelTable:
         coding = self.find_coding(value)
         if coding is None:
             raise OutputError(
-                f"label {value} ({self.names[value]}): no code is known for this name, and DICOM demands one; add "
-                "it to label_codes in the bundle's metadata.json."
+                f"label {value} ({self.names[value]}): no code is known for this name, and DICOM demands one; write it "
+                "into the bundle's metadata with `voxelgate bundle codes`."
             )
         return coding
 

@@ -24,6 +24,9 @@ CUT_PLANE = 0.25
 LEAST_PLANES = 3
 """Planes along an axis below which every structure touches its ends."""
 
+VOLUME_DIGITS = 4
+"""Decimals of a volume in ml that are kept and compared."""
+
 _PICTURE_SIDES = [("left", "right"), ("top", "bottom"), ("front", "back")]
 """Of a picture as everybody sees it, whoever is in it."""
 
@@ -89,6 +92,7 @@ class StructureRange:
         cut: share in which the border of the image cuts it, 0 to 1.
         outside_main: 99th percentile of the share of its volume outside its largest piece, 0 to below 1.
         away_mm: 99th percentile of how far pieces lie from the largest one.
+        largest_ml: its largest volume; 0 if nobody knows.
 
     Raises:
         ValueError: a value out of its range.
@@ -102,12 +106,15 @@ class StructureRange:
     cut: float = 0.0
     outside_main: float = 0.0
     away_mm: float = 0.0
+    largest_ml: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.volume_ml) != 3 or not 0 < self.volume_ml[0] <= self.volume_ml[1] <= self.volume_ml[2]:
             raise ValueError(f"volume_ml must be three percentiles above 0 in order, found {self.volume_ml}")
         if not (0 < self.present <= 1 and 0 <= self.cut <= 1 and 0 <= self.outside_main < 1 and self.away_mm >= 0):
             raise ValueError(f"shares must lie between 0 and 1 and distances not below 0, found {self}")
+        if self.largest_ml and not self.largest_ml >= self.volume_ml[2]:
+            raise ValueError(f"largest_ml must not be below the 99th percentile, found {self}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -125,7 +132,8 @@ class StructureRange:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return its JSON form."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"volume_ml": list(self.volume_ml)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"volume_ml": list(self.volume_ml)}
+        return {name: value for name, value in values.items() if name != "largest_ml" or value}
 
 
 def measure_structures(labels: npt.NDArray[Any], grid: Grid, table: LabelTable) -> dict[str, Structure]:
@@ -167,6 +175,7 @@ def structure_ranges(label_maps: Iterable[Mapping[str, Structure]]) -> dict[str,
             cut=round(sum(bool(one.cut_at) for one in seen) / len(seen), 4),
             outside_main=round(float(np.percentile([one.outside_main for one in seen], 99)), 4),
             away_mm=round(float(np.percentile([one.away_mm for one in seen], 99)), 1),
+            largest_ml=round(max(one.volume_ml for one in seen), VOLUME_DIGITS),
         )
     return ranges
 

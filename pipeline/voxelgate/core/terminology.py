@@ -3,14 +3,15 @@
 `terminology.json` holds facts, not text, of three sources: SNOMED CT codes and colours of the TotalSegmentator mapping
 (Apache-2.0), of 3D Slicer's general anatomy list as dcmqi ships it (BSD-3), and of the context groups of DICOM PS3.16
 as pydicom lists them (`pydicom.sr`, MIT). Where PS3.16 contradicts the mapping, PS3.16 counts: 29700009 is the right
-subclavian artery only, and the left auricular appendage has a code of its own. A name without a code there has none:
-nothing is guessed.
+subclavian artery only, and the left auricular appendage has a code of its own. The anterior and posterior parts of the
+hippocampus are its code with an anatomic modifier (CID 2). A name without a code there has none: nothing is guessed.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -61,6 +62,14 @@ class Code:
                 raise ValueError(f"a part of a code is text of 1 to {most} characters, found {text!r}")
             if "\\" in text or not text.isprintable():
                 raise ValueError(f"a part of a code holds no backslash or control character, found {text!r}")
+
+    def __str__(self) -> str:
+        """Return code, scheme and meaning, as people write it.
+
+        >>> str(Code("64033007", "SCT", "Kidney"))
+        '(64033007, SCT, "Kidney")'
+        """
+        return f'({self.value}, {self.scheme}, "{self.meaning}")'
 
     @classmethod
     def from_mapping(cls, parts: Mapping[str, str]) -> "Code":
@@ -119,6 +128,16 @@ class Coding:
         codes = {key: Code.from_mapping(parts[key]) for key in _CODED_KEYS if key in parts}
         return cls(**codes, rgb=parts.get("rgb"))
 
+    def to_mapping(self) -> dict[str, Any]:
+        """Return what `from_mapping` reads."""
+        codes = {key: asdict(code) for key in _CODED_KEYS if (code := getattr(self, key)) is not None}
+        return codes | ({} if self.rgb is None else {"rgb": list(self.rgb)})
+
+    def __str__(self) -> str:
+        """Return the type with what modifies it, and where it lies."""
+        modifiers = (self.modifier, self.region, self.region_modifier)
+        return ", ".join(map(str, (self.type, *(code for code in modifiers if code is not None))))
+
 
 def normalised(name: str) -> str:
     """Return the words of a name in lower case and alphabetical order: what a lookup compares.
@@ -138,11 +157,29 @@ def find_coding(name: str) -> Coding | None:
     return _codings().get(normalised(name))
 
 
+def similar_names(name: str, most: int = 3) -> list[str]:
+    """Return names of the table that have a word of this one, those that have the most in common first.
+
+    >>> similar_names("left kidny cyst")[0]
+    'kidney cyst left'
+    """
+    words = normalised(name)
+    sharing = [known for known in _codings() if set(known.split()) & set(words.split())]
+    nearest = get_close_matches(words, sharing, n=most, cutoff=0.0)
+    named = {normalised(known): known for known in _table()["structures"]}
+    return [named[known] for known in nearest]
+
+
 @cache
 def _codings() -> dict[str, Coding]:
-    table = json.loads(files("voxelgate.core").joinpath("terminology.json").read_text(encoding="utf-8"))
+    table = _table()
     codes = {value: Code(value, SNOMED_CT, meaning) for value, meaning in table["codes"].items()}
     return {normalised(name): _from_table(entry, codes) for name, entry in table["structures"].items()}
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return dict(json.loads(files("voxelgate.core").joinpath("terminology.json").read_text(encoding="utf-8")))
 
 
 def _from_table(entry: Mapping[str, str], codes: Mapping[str, Code]) -> Coding:

@@ -33,9 +33,11 @@ class Expected:
         spacing_mm: least and largest distance of voxels along each RAS axis.
         plane: in which the slices lay, "axial", "coronal" or "sagittal"; empty if it did not matter.
         structures: name of each structure, and how it looked.
+        validation_dice: mean Dice on cases that training had not seen; None if nobody knows. It is not in `trained_on`
+            but stands as `mean_dice` in `eval_metrics`, as in MONAI's model zoo.
 
     Raises:
-        ValueError: not three pairs in order, or an unknown plane.
+        ValueError: not three pairs in order, an unknown plane, or no Dice.
 
     >>> Expected.from_mapping({"extent_mm": [[180, 260], [150, 230], [120, 200]]}).extent_mm[0]
     (180.0, 260.0)
@@ -45,6 +47,7 @@ class Expected:
     spacing_mm: tuple[Limits, ...] = ()
     plane: str = ""
     structures: tuple[tuple[str, StructureRange], ...] = ()
+    validation_dice: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("extent_mm", "spacing_mm"):
@@ -53,15 +56,17 @@ class Expected:
                 raise ValueError(f"{name} must be a least and a largest value for each of three axes, found {limits}")
         if self.plane and self.plane not in PLANES:
             raise ValueError(f"plane must be one of {', '.join(PLANES)}, found {self.plane!r}")
+        if self.validation_dice is not None and not 0 <= self.validation_dice <= 1:
+            raise ValueError(f"mean_dice must lie between 0 and 1, found {self.validation_dice}")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build it from its JSON form.
+    def from_mapping(cls, values: Mapping[str, Any], validation_dice: float | None = None) -> Self:
+        """Build it from `trained_on` of the metadata, and `mean_dice` of their `eval_metrics`.
 
         Raises:
             ValueError: unknown keys or wrong values.
         """
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls) if field.name != "validation_dice"]
         if not values.keys() <= set(known):
             raise ValueError(f"trained_on knows {', '.join(known)}, found {', '.join(sorted(values))}")
         structures = {name: StructureRange.from_mapping(one) for name, one in values.get("structures", {}).items()}
@@ -70,6 +75,7 @@ class Expected:
             _pairs(values.get("spacing_mm")),
             str(values.get("plane") or ""),
             tuple(structures.items()),
+            validation_dice,
         )
 
 

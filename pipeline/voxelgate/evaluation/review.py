@@ -1,13 +1,11 @@
 """Whether a result can be taken as it is: what is odd about a label map, and about how it was made."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
 
 from voxelgate.core.findings import Finding, Severity
 from voxelgate.core.labels import LabelTable
-from voxelgate.core.structures import Structure, StructureRange
+from voxelgate.core.structures import VOLUME_DIGITS, Structure, StructureRange
+from voxelgate.core.verdict import Doubt, Quality, Verdict
 from voxelgate.evaluation.expectations import Expected
 
 FRAGMENTED = 0.1
@@ -43,46 +41,14 @@ LOW_FLIP_DICE = 0.8
 The hippocampus bundle, asked without its own mirroring, has 0.95 or more on 25 images of its kind.
 """
 
+LOW_DICE = 0.7
+"""Dice with true labels below which agreement is no good one (Zijdenbos 1994, doi:10.1109/42.363096)."""
+
 NAMED = 4
 """Structures that a sentence names before it counts the others."""
 
 UNKNOWN = StructureRange((1.0, 1.0, 1.0))
 """Of a structure of which the bundle says nothing; its volume is then not judged."""
-
-
-class Verdict(StrEnum):
-    """What to do with a result before anybody relies on it.
-
-    >>> [verdict.value for verdict in vg.Verdict]
-    ['accept', 'review', 'refuse']
-    """
-
-    ACCEPT = "accept"
-    REVIEW = "review"
-    REFUSE = "refuse"
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Whether a result can be taken as it is.
-
-    Args:
-        verdict: accept, review (a person must look), or refuse (it is surely wrong).
-        reasons: a sentence for each doubt; empty if accepted.
-
-    >>> vg.Quality().verdict
-    <Verdict.ACCEPT: 'accept'>
-    """
-
-    verdict: Verdict = Verdict.ACCEPT
-    reasons: tuple[str, ...] = ()
-
-
-class Doubt(NamedTuple):
-    """Something odd in a sentence, and what follows from it."""
-
-    verdict: Verdict
-    reason: str
 
 
 def assess(
@@ -99,7 +65,7 @@ def assess(
     Refused is what is surely wrong: a structure that fills the image or is absurdly large, and nothing at all where
     every training image had something. Whatever else is odd is to be reviewed by a person. Where the bundle does not
     say what its training label maps looked like, volumes are not judged, a missing structure is told, and one is cut by
-    the border if it goes on through it.
+    the border if it goes on through it. Of a bundle that did badly on its validation cases nothing is accepted.
 
     Args:
         measured: the structures of the result, from `measure_structures`.
@@ -109,14 +75,21 @@ def assess(
         confidence: mean probability of each class where it won, background first; NaN where it never did.
         flip_dice: from `flip_dice`, by name of the structure.
     """
-    ranges: Mapping[str, StructureRange] = {} if expected is None else dict(expected.structures)
+    known = expected or Expected()
+    ranges = dict(known.structures)
     doubts = [
+        *_doubts_about_bundle(known),
         *doubts_about(measured, table, ranges),
         *_doubts_about_network(table, confidence, flip_dice or {}),
         *(Doubt(Verdict.REVIEW, f"image: {finding}") for finding in findings if finding.severity is Severity.WARN),
     ]
-    worst = max((doubt.verdict for doubt in doubts), key=list(Verdict).index, default=Verdict.ACCEPT)
-    return Quality(worst, tuple(doubt.reason for doubt in doubts))
+    return Quality.of(doubts)
+
+
+def _doubts_about_bundle(known: Expected) -> Iterator[Doubt]:
+    if known.validation_dice is not None and known.validation_dice < LOW_DICE:
+        stated = f"{known.validation_dice:.2f} on its validation cases, below {LOW_DICE}"
+        yield Doubt(Verdict.REVIEW, f"bundle: its mean Dice was {stated}; no result of it stands unseen.")
 
 
 def doubts_about(
@@ -147,10 +120,10 @@ def _doubts_about_presence(
         if name not in found and (name not in ranges or ranges[name].present >= ALWAYS_PRESENT)
     ]
     if missing:
-        yield Doubt(Verdict.REVIEW, f"missing: {_listed(missing)}.")
+        yield Doubt(Verdict.REVIEW, f"missing: {listed(missing)}.")
     full = [f"{name} ({one.fills:.0%})" for name, one in found.items() if one.fills > FULL]
     if full:
-        yield Doubt(Verdict.REFUSE, f"volume: {_listed(full)} fills the image.")
+        yield Doubt(Verdict.REFUSE, f"volume: {listed(full)} fills the image.")
 
 
 def _doubts_about_volume(found: Mapping[str, Structure], ranges: Mapping[str, StructureRange]) -> Iterator[Doubt]:
@@ -158,11 +131,12 @@ def _doubts_about_volume(found: Mapping[str, Structure], ranges: Mapping[str, St
         if name not in found:
             continue
         low, middle, high = known.volume_ml
-        volume_ml = found[name].volume_ml
-        usual = f"training had {_ml(low)} to {_ml(high)}"
+        largest = known.largest_ml or high
+        volume_ml = round(found[name].volume_ml, VOLUME_DIGITS)
+        usual = f"training had {_ml(low)} to {_ml(largest)}"
         if volume_ml > ABSURD_FACTOR * high:
             yield Doubt(Verdict.REFUSE, f"volume: {name} {_ml(volume_ml)}, absurdly large; {usual}.")
-        elif volume_ml > high * max(VOLUME_SLACK, (high / middle) ** 0.5):
+        elif volume_ml > largest:
             yield Doubt(Verdict.REVIEW, f"volume: {name} {_ml(volume_ml)}, large; {usual}.")
         elif volume_ml * max(VOLUME_SLACK, (middle / low) ** 0.5) < low:
             yield Doubt(Verdict.REVIEW, f"volume: {name} {_ml(volume_ml)}, small; {usual}.")
@@ -186,11 +160,11 @@ def _doubts_about_shape(found: Mapping[str, Structure], ranges: Mapping[str, Str
         if one.away_mm > max(FAR_MM, VOLUME_SLACK * known.away_mm)
     ]
     if cut:
-        yield Doubt(Verdict.REVIEW, f"border: the image ends within {_listed(cut)}.")
+        yield Doubt(Verdict.REVIEW, f"border: the image ends within {listed(cut)}.")
     if broken:
-        yield Doubt(Verdict.REVIEW, f"fragments: in pieces, with the share outside the largest: {_listed(broken)}.")
+        yield Doubt(Verdict.REVIEW, f"fragments: in pieces, with the share outside the largest: {listed(broken)}.")
     if far:
-        yield Doubt(Verdict.REVIEW, f"fragments: a piece lies far from the rest of {_listed(far)}.")
+        yield Doubt(Verdict.REVIEW, f"fragments: a piece lies far from the rest of {listed(far)}.")
 
 
 def _doubts_about_network(
@@ -199,16 +173,17 @@ def _doubts_about_network(
     stated = {} if confidence is None else dict(zip(table.names, confidence, strict=True))
     unsure = [f"{name} ({stated[name]:.2f})" for name in table.names[1:] if stated.get(name, 1.0) < LOW_CONFIDENCE]
     if unsure:
-        yield Doubt(Verdict.REVIEW, f"confidence: the network is unsure of {_listed(unsure)}.")
+        yield Doubt(Verdict.REVIEW, f"confidence: the network is unsure of {listed(unsure)}.")
     unlike = [f"{name} (Dice {dice:.2f})" for name, dice in dice_of.items() if dice < LOW_FLIP_DICE]
     if unlike:
-        yield Doubt(Verdict.REVIEW, f"mirror: the mirrored image gives another result for {_listed(unlike)}.")
+        yield Doubt(Verdict.REVIEW, f"mirror: the mirrored image gives another result for {listed(unlike)}.")
 
 
-def _listed(texts: Sequence[str]) -> str:
+def listed(texts: Sequence[str]) -> str:
+    """Return the first texts, and how many there are beyond them."""
     named = ", ".join(texts[:NAMED])
     return named if len(texts) <= NAMED else f"{named} and {len(texts) - NAMED} more"
 
 
 def _ml(volume_ml: float) -> str:
-    return f"{volume_ml:.0f} ml" if volume_ml >= 100 else f"{volume_ml:.2g} ml"
+    return f"{volume_ml:.0f} ml" if volume_ml >= 100 else f"{volume_ml:.3g} ml"

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.findings import Allow
+from voxelgate.core.verdict import Require
 from voxelgate.core.workers import engine_named
+from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.output_names import Output
 
@@ -33,6 +35,8 @@ class Options:
         timeout_s: longest time for one attempt at a case.
         attempts: how often a case is tried that hangs, runs out of memory or loses its worker.
         max_memory_gib: memory that a worker process may allocate; None for any.
+        require: with which verdict a result is written; of the others there are previews only.
+        seg_type: form of the DICOM SEG; None for binary up to ten structures, else a label map.
 
     Raises:
         UsageError: no output but previews, a report without the DICOM SEG that it refers to, no such engine, or no
@@ -52,12 +56,16 @@ class Options:
     timeout_s: float = 1800
     attempts: int = 3
     max_memory_gib: float | None = None
+    require: Require = Require.REVIEW
+    seg_type: SegKind | None = None
 
     def __post_init__(self) -> None:
         if not set(self.outputs) - {Output.PREVIEW}:
             raise UsageError(f"no output but previews is asked for; choose of {', '.join(Output)}.")
         if Output.SR in self.outputs and Output.SEG not in self.outputs:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
+        if self.seg_type is not None and Output.SEG not in self.outputs:
+            raise UsageError("a type of SEG is asked for, but no SEG; add seg to the outputs.")
         engine_named(self.workers)
         if not self.timeout_s > 0 or self.attempts < 1:
             raise UsageError(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from voxelgate.images.pictures import is_picture, label_suffix
 from voxelgate.segmentation.cases import Case
-from voxelgate.segmentation.report import CaseReport
 
 
 class Output(StrEnum):
@@ -35,7 +34,13 @@ SUFFIX_OF = {
 }
 
 DICOM_OUTPUTS = frozenset({Output.SEG, Output.RTSTRUCT, Output.SR})
-"""What can only be made of DICOM, and not where nothing was found."""
+"""What can only be made of DICOM."""
+
+NEED_CODES = frozenset({Output.SEG, Output.SR})
+"""What cannot be made where a structure has no code."""
+
+NEED_STRUCTURES = frozenset({Output.SEG, Output.RTSTRUCT})
+"""What cannot be made where nothing was found."""
 
 PREVIEW_FOLDER = "previews"
 """Where the previews lie, so that they do not stand among the results."""
@@ -55,12 +60,6 @@ def _label_map_suffix(case: Case) -> str:
     if isinstance(case.image, Path) and is_picture(case.image):
         return label_suffix(case.image)
     return SUFFIX_OF[Output.NIFTI]
-
-
-def is_of_picture(report: CaseReport) -> bool:
-    """Return whether a finished case is a picture, whose sizes are told in pixels."""
-    path = report.outputs.get(Output.NIFTI)
-    return path is not None and is_picture(path)
 
 
 def map_kind(level: int) -> str:

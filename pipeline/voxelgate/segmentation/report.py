@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from voxelgate.core.findings import Finding, FindingCode, Severity, remark
-from voxelgate.evaluation.review import Quality
+from voxelgate.core.verdict import Quality, Verdict
+from voxelgate.images.pictures import is_picture
 from voxelgate.inference.attention.gate_report import GateReport
 
 OLD_FINDING = re.compile(rf"({'|'.join(FindingCode)})( \(note\))?: (.*)", re.DOTALL)
@@ -26,7 +27,7 @@ class CaseStatus(StrEnum):
     """
 
     DONE = "done"
-    REFUSED = "refused"
+    REJECTED = "rejected"
     FAILED = "failed"
 
 
@@ -36,16 +37,19 @@ class CaseReport:
 
     Args:
         case_id: as in `Case`.
-        status: done, refused (the user can mend it) or failed (a fault of ours, or of the machine).
+        status: done, rejected (the input, or where its results shall stand, is not as it must be, which the user can
+            mend) or failed (a fault of ours, or of the machine).
         bundle_sha256: fingerprint of the bundle that ran.
         versions: of the bundle and of the software.
         findings: each thing worth knowing; if not done, the reason.
-        outputs: the files that were written, if done, by their kind.
+        outputs: the files that were written, if done, by their kind; of a result that is not as it was required to be
+            the preview alone.
         volumes_ml: volume of each structure, if done.
         seconds: for reading and preprocessing ("read"), network and restoring ("network"), and "write", if done.
-        quality: whether the result can be taken as it is, if done.
+        quality: whether the result can be taken as it is; None if there is none.
         peak_mib: highest resident memory of the process so far, if done.
         attention: what each attention gate does, finest first, if its maps were asked for.
+        is_picture: whether the image is a picture, whose sizes are told in pixels.
 
     >>> (report,) = vg.segment("my_bundle", "scan.nii.gz", "reported", workers="serial")
     >>> report.case_id, str(report.status), [path.name for path in report.outputs.values()]
@@ -60,9 +64,15 @@ class CaseReport:
     outputs: Mapping[str, Path] = field(default_factory=dict)
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    quality: Quality = field(default_factory=Quality)
+    quality: Quality | None = None
     peak_mib: float = 0.0
     attention: tuple[GateReport, ...] = ()
+    is_picture: bool = False
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Return the verdict on the result; None if there is none."""
+        return None if self.quality is None else self.quality.verdict
 
     def to_json(self) -> str:
         """Return the report as one line of JSON, without a line end."""
@@ -70,7 +80,7 @@ class CaseReport:
             "case_id": self.case_id,
             "status": self.status,
             "findings": [asdict(finding) for finding in self.findings],
-            "quality": {"verdict": self.quality.verdict, "reasons": list(self.quality.reasons)},
+            "quality": None if self.quality is None else asdict(self.quality),
             "outputs": {str(kind): str(path) for kind, path in self.outputs.items()},
             "volumes_ml": dict(self.volumes_ml),
             "seconds": dict(self.seconds),
@@ -78,6 +88,7 @@ class CaseReport:
             "attention": [asdict(gate) for gate in self.attention],
             "versions": dict(self.versions),
             "bundle_sha256": self.bundle_sha256,
+            "is_picture": self.is_picture,
         }
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
@@ -89,6 +100,7 @@ class CaseReport:
             ValueError, TypeError, KeyError, AttributeError, RecursionError: it is none.
         """
         record: dict[str, Any] = json.loads(line)
+        record.setdefault("is_picture", is_picture(Path(record["outputs"].get("nifti", ""))))  # older ledgers lack it
         return _ADAPTER.validate_python(record | {"findings": tuple(map(_as_finding, record["findings"]))})
 
 

@@ -6,18 +6,19 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from monai.data import MetaTensor
 
-from voxelgate.bundle.predict import Bundle, Prediction
+from voxelgate.bundle.predict import Bundle, Prediction, Segmentation
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch, publish, refuse_existing
 from voxelgate.core.findings import Finding, Severity, remark
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, counts_pixels
+from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.write.segmented import Algorithm
 from voxelgate.dicom.write.sources import SourceSeries
 from voxelgate.inference.attention.maps import diagnose
@@ -25,7 +26,7 @@ from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of, first_of_ours, sentence_of
 from voxelgate.segmentation.options import Options, SharedResources
 from voxelgate.segmentation.output_names import Output, output_paths
-from voxelgate.segmentation.outputs import Result, check_outputs, write_results
+from voxelgate.segmentation.outputs import Result, check_outputs, unwritable_kinds, write_results
 from voxelgate.segmentation.preview import Sketch, sketch
 from voxelgate.segmentation.read import read_case
 from voxelgate.segmentation.report import CaseReport, CaseStatus
@@ -50,7 +51,7 @@ class Attempt:
 def segment_case(case: Case, bundle: Bundle, out_dir: Path, options: Options | None = None) -> CaseReport:
     """Segment one volume and write its label map on the grid of the volume; never raise on a bad case.
 
-    Refused are images that `read_case` refuses, an output that exists, and DICOM outputs of what is not DICOM or lacks
+    Rejected are images that `read_case` refuses, an output that exists, and DICOM outputs of what is not DICOM or lacks
     what DICOM demands. Every other error makes the case failed; its traceback goes to the log at DEBUG.
 
     Args:
@@ -70,7 +71,7 @@ def segment_case(case: Case, bundle: Bundle, out_dir: Path, options: Options | N
             publish({path: scratch / path.name for path in finished}, set(paths.values()) - finished, scratch / "older")
     except OutputError as error:
         return unfinished(
-            case.case_id, CaseStatus.REFUSED, bundle.fingerprint, versions(bundle.name, bundle.version), str(error)
+            case.case_id, CaseStatus.REJECTED, bundle.fingerprint, versions(bundle.name, bundle.version), str(error)
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -94,7 +95,7 @@ def attempt(
     except Exception as error:  # one bad case must not end a batch; the only broad except of the package
         logger.debug("case %s ended with an error", case.case_id, exc_info=True)
         ours = first_of_ours(error)
-        status = CaseStatus.FAILED if ours is None else CaseStatus.REFUSED
+        status = CaseStatus.FAILED if ours is None else CaseStatus.REJECTED
         sentence = sentence_of(error, ours, case)
         return Attempt(
             unfinished(case.case_id, status, bundle.fingerprint, versions(bundle.name, bundle.version), sentence),
@@ -125,16 +126,15 @@ def _segment_or_raise(
             prepared.grid,
             bundle.labels,
             made.volumes_ml,
+            made.review,
             prepared.algorithm,
             prepared.sketch,
             found.gates,
         )
-        staged = write_results(result, case, options.outputs, prepared.source, scratch)
-        findings = prepared.findings
+        staged = write_results(result, case, options, prepared.source, scratch)
         names = output_paths(case, out_dir, options.outputs, options.attention)
-        if not any(made.volumes_ml.values()):
-            older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
-            findings += (remark(_sentence_on_nothing(case, older), Severity.WARN),)
+        older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
+        findings = prepared.findings + tuple(_remarks_on(made, bundle.labels, options, older))
         attention = diagnose(found.gates, found.labels, prepared.grid)
     seconds = {"read": prepared.elapsed_s, "network": network_s, "write": time.perf_counter() - started_s}
     return CaseReport(
@@ -149,6 +149,7 @@ def _segment_or_raise(
         made.review,
         _peak_mib(),
         attention,
+        counts_pixels(prepared.grid),
     )
 
 
@@ -177,7 +178,8 @@ class _Prepared:
 
 def _prepare(case: Case, bundle: Bundle, options: Options) -> _Prepared:
     started_s = time.perf_counter()
-    source = check_outputs(case, options.outputs, bundle.labels)
+    left_out, _ = unwritable_kinds(options.outputs, bundle.labels)
+    source = check_outputs(case, [kind for kind in options.outputs if kind not in left_out])
     algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
     scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.image_spec)
     small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
@@ -200,9 +202,18 @@ def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Predi
     return found, time.perf_counter() - started_s
 
 
-def _sentence_on_nothing(case: Case, removed: Sequence[str]) -> str:
-    sentence = f"{case.case_id}: no structure was found; check that it shows what the bundle segments."
-    return f"{sentence} The {', '.join(sorted(removed))} of an earlier run were removed." if removed else sentence
+def _remarks_on(made: Segmentation, table: LabelTable, options: Options, removed: Sequence[str]) -> Iterator[Finding]:
+    """Yield why something that was asked for was not written, and what of an earlier run went with it."""
+    older = f" The {', '.join(sorted(removed))} of an earlier run were removed." if removed else ""
+    _, unwritable = unwritable_kinds(options.outputs, table)
+    if unwritable:
+        yield remark(unwritable)
+    if not options.require.admits(verdict := made.review.verdict):
+        sentence = f"the result is {verdict.in_words}, so it was not written, as --require {options.require} says."
+        yield remark(f"{sentence}{older}", Severity.WARN)
+    elif not any(made.volumes_ml.values()):
+        sentence = "no structure was found; check that it shows what the bundle segments."
+        yield remark(f"{sentence}{older}", Severity.WARN)
 
 
 def _peak_mib() -> float:

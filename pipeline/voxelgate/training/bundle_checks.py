@@ -32,6 +32,7 @@ from voxelgate.images.pictures import is_picture, write_picture
 from voxelgate.images.spec import ImageSpec
 from voxelgate.inference.runtimes.formats import is_installed
 from voxelgate.inference.runtimes.kinds import SUFFIXES, Format
+from voxelgate.training.configs.bundle_files import METADATA as METADATA_NAME
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.planning.plan import Plan
 
@@ -185,9 +186,12 @@ def _agreement(root: Path) -> str:
     if not (root / "plan.json").is_file():
         return "one network, one preprocessing; no plan to compare with"
     for name, text in bundle_files(Plan.from_json(root / "plan.json")).items():
-        if name.endswith(".json") and _numbers_in(json.loads(text)) != _numbers_in(
-            json.loads((root / name).read_text())
-        ):
+        if not name.endswith(".json"):
+            continue
+        planned, found = _numbers_in(json.loads(text)), _numbers_in(json.loads((root / name).read_text()))
+        if name == METADATA_NAME:  # people add what no plan knows, such as codes
+            found = {key: value for key, value in found.items() if key in planned}
+        if planned != found:
             raise BundleError(f"{name} is not what plan.json generates; change the plan, and write the bundle anew")
     return "one network, one preprocessing, all as plan.json says"
 

@@ -1,4 +1,4 @@
-"""Look after a bundle: list, verify, seal, describe, export, calibrate."""
+"""Look after a bundle: list, verify, seal, codes, describe, export, calibrate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +8,10 @@ import typer
 from voxelgate.apps.cli.options import BundleArgument, Overwrite, OwnBundleArgument, refuse_unfit
 from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
+from voxelgate.bundle.codes import propose_codes, write_codes
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.files import refuse_existing
 from voxelgate.inference.runtimes.kinds import Format, paths_of_format
 from voxelgate.segmentation.cases import find_cases
@@ -48,6 +49,42 @@ def verify_bundle(bundle: BundleArgument) -> None:
 def seal_bundle(bundle: OwnBundleArgument) -> None:
     """Record the checksums of a bundle that was changed on purpose."""
     console.print(f"{bundle}: sealed, sha256 {seal(bundle)}")
+
+
+@app.command("codes")
+def code_bundle(
+    bundle: OwnBundleArgument,
+    known_as: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--as", metavar="STRUCTURE=NAME", help="What the table of codes calls a structure; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Find a code for every structure by its name, in any order of words, and write them into the metadata."""
+    proposed = propose_codes(bundle, dict(map(_pair, known_as or ())))
+    for one in proposed:
+        console.print(str(one), markup=False, soft_wrap=True)
+    fingerprint = write_codes(bundle, proposed)
+    console.print(f"{bundle}: {f'sealed, sha256 {fingerprint}' if fingerprint else 'codes written'}", markup=False)
+    if missing := [one.name for one in proposed if one.coding is None]:
+        raise BundleError(
+            f"{', '.join(missing)}: no code is known for {'these names' if len(missing) > 1 else 'this name'}, and SEG "
+            f"and SR demand one; give a name of the table, as in --as '{missing[0]}=NAME', or write label_codes in "
+            "metadata.json."
+        )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Return the two sides of STRUCTURE=NAME.
+
+    Raises:
+        UsageError: there are not two.
+    """
+    structure, _, name = (part.strip() for part in text.partition("="))
+    if not structure or not name:
+        raise UsageError(f"--as {text}: expected STRUCTURE=NAME, such as 'anterior=anterior hippocampus'.")
+    return structure, name
 
 
 @app.command("describe")

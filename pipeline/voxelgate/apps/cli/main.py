@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "Make one page, report.html, that shows every case of an output folder.",
     "label": "Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated.",
     "demo": "Make a synthetic CT cohort, train a small bundle on it, segment held-out volumes, and show them.",
-    "bundle": "Look after a bundle: list, verify, seal, describe, export, calibrate.",
+    "bundle": "Look after a bundle: list, verify, seal, codes, describe, export, calibrate.",
 }
 """Modules of `voxelgate.apps.cli`, and what `--help` says of them without importing PyTorch, which takes seconds."""
 

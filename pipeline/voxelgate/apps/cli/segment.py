@@ -23,12 +23,14 @@ from voxelgate.apps.cli.options import (
 from voxelgate.apps.cli.terminal import console, errors, progress_bar, write_json
 from voxelgate.core.files import refuse_file
 from voxelgate.core.findings import Allow
+from voxelgate.core.verdict import Require, Verdict
 from voxelgate.datasets.manifest import is_manifest
+from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.watch import watched_folders
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
-from voxelgate.segmentation.output_names import Output, is_of_picture
+from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.passed_over import kinds_text
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
@@ -104,6 +106,13 @@ def run(
         float | None,
         typer.Option(min=0, help="With --watch: end after so many seconds without news.", show_default=False),
     ] = None,
+    require: Annotated[
+        Require,
+        typer.Option(help="The least verdict with which a result is written; of others there are previews only."),
+    ] = Options.require,
+    seg_type: Annotated[
+        SegKind | None, typer.Option(help="Form of the DICOM SEG.", show_default="binary up to ten structures")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -127,6 +136,8 @@ def run(
         "timeout_s": timeout,
         "attempts": attempts,
         "max_memory_gib": max_memory,
+        "require": require,
+        "seg_type": seg_type,
     }
     Options(kinds, workers=engine)
     refuse_file(out)
@@ -146,14 +157,20 @@ def run(
     if is_interrupted:
         errors.print("Interrupted; the same command goes on with the cases that are left.")
         raise typer.Exit(INTERRUPTED)
-    if any(report.status is not CaseStatus.DONE for report in ended):
+    if not all(_is_well(report, require) for report in ended):
         raise typer.Exit(1)
+
+
+def _is_well(report: CaseReport, require: Require) -> bool:
+    """Return whether a case has a result that is neither refused nor worse than required."""
+    verdict = report.verdict
+    return verdict is not None and verdict is not Verdict.REFUSE and require.admits(verdict)
 
 
 def _print_beginning(reports: "Reports", *, as_json: bool) -> None:
     """Print what is known before the first case; as JSON the first line says what is passed over, if anything is."""
-    if reports.forecast:
-        errors.print(reports.forecast, soft_wrap=True)
+    for line in filter(None, (reports.unwritable, reports.forecast)):
+        errors.print(line, soft_wrap=True)
     if reports.passed_over:
         kinds = kinds_text(reports.passed_over)
         errors.print(f"Passed over: {kinds}; convert those that are images to NIfTI (.nii.gz).", soft_wrap=True)
@@ -199,12 +216,14 @@ def _print_findings(report: CaseReport) -> None:
         return
     for finding in report.findings:
         errors.print(f"{report.case_id}: {finding}", soft_wrap=True)
+    if report.quality is not None and report.verdict is Verdict.REFUSE:
+        errors.print(f"{report.case_id}: refused: {' '.join(report.quality.reasons)}", soft_wrap=True)
 
 
 def _print_reports(reports: list[CaseReport], out: Path, passed_over: Mapping[str, int]) -> None:
     """Print a table of the cases that are done, how many there are, and how many files were passed over."""
     done = [report for report in reports if report.status is CaseStatus.DONE]
-    in_pixels = bool(done) and all(map(is_of_picture, done))
+    in_pixels = bool(done) and all(report.is_picture for report in done)
     table = Table(
         "case",
         *(f"{name} {'px' if in_pixels else 'ml'}" for name in (done[0].volumes_ml if done else ())),
@@ -216,8 +235,11 @@ def _print_reports(reports: list[CaseReport], out: Path, passed_over: Mapping[st
         volumes = (
             f"{value * PIXELS_PER_ML:.0f}" if in_pixels else f"{value:.2f}" for value in report.volumes_ml.values()
         )
-        table.add_row(report.case_id, *volumes, report.quality.verdict, f"{sum(report.seconds.values()):.1f}")
+        verdict = report.verdict.in_words if report.verdict else ""
+        table.add_row(report.case_id, *volumes, verdict, f"{sum(report.seconds.values()):.1f}")
     if 0 < len(done) <= MOST_ROWS:
         console.print(table)
+    refused = sum(report.verdict is Verdict.REFUSE for report in done)
+    told = f"; {refused} of the results {'is' if refused == 1 else 'are'} refused" if refused else ""
     others = f"; passed over: {kinds_text(passed_over)}" if passed_over else ""
-    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}{others}", soft_wrap=True)
+    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}{told}{others}", soft_wrap=True)

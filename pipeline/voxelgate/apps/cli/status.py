@@ -9,6 +9,7 @@ import typer
 
 from voxelgate.apps.cli.options import AsJson
 from voxelgate.apps.cli.terminal import console, write_json
+from voxelgate.core.verdict import Verdict
 from voxelgate.segmentation.batch.status import Status, status
 
 app = typer.Typer(add_completion=False)
@@ -30,7 +31,7 @@ def _print_status(found: Status) -> None:
     """Print how far a run is."""
     console.print("A run works in this folder." if found.is_running else "No run works in this folder.")
     console.print(", ".join(f"{count} {state}" for state, count in found.counts.items() if count) or "no cases")
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts.items() if count)
+    verdicts = ", ".join(f"{count} {Verdict(verdict).in_words}" for verdict, count in found.verdicts.items() if count)
     if verdicts:
         console.print(f"Verdicts: {verdicts}")
     if found.ended_per_hour:

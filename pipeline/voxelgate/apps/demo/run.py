@@ -9,6 +9,7 @@ import numpy as np
 
 from voxelgate.apps.demo.cohort import LABELS, make_cohort
 from voxelgate.apps.demo.leavings import earlier_demo
+from voxelgate.core.verdict import Require
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, load_manifest
 from voxelgate.datasets.survey import survey
@@ -96,7 +97,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
 
     say("Segmenting the volumes that the network has not seen.")
     images, results = [case.image for case in held_out], out / "segmented"
-    for _ in segment(trained, images, results, outputs=(Output.NIFTI, Output.PREVIEW)):
+    for _ in segment(trained, images, results, outputs=(Output.NIFTI, Output.PREVIEW), require=Require.ANY):
         pass
     references = out / "held_out" / "labels"
     scores = tuple(row for rows in evaluate_pairs(pair_files(out / "segmented", references), LABELS) for row in rows)

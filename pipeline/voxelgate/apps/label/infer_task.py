@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from colorsys import hsv_to_rgb
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError, VoxelgateError
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.palette import structure_colours
+from voxelgate.core.verdict import Require
 from voxelgate.dicom.read.series import Series
 from voxelgate.images.volumes import read_grid
 from voxelgate.inference.memory import available_bytes
@@ -27,10 +29,6 @@ from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 from voxelgate.segmentation.segment import segment_case
 from voxelgate.transforms.spatial import ResampleToSpacingd
-
-GOLDEN_RATIO = 0.618034
-"""Steps of so much around the circle of hues never come close to an earlier one."""
-
 
 BYTES_PER_VOX = 16
 """What a voxel of the network grid takes at least: two float32, before and after resampling, and scores of classes."""
@@ -61,7 +59,7 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
 
     def info(self) -> dict[str, Any]:
         """Return what a client shows of the model: labels with their numbers and colours, and the version in use."""
-        colours_of = colours(self.bundle().labels)
+        colours_of = colours_by_name(self.bundle().labels)
         return {**super().info(), "number": self.versions.current, "label_colors": colours_of}
 
     def config(self) -> dict[str, Any]:
@@ -81,10 +79,11 @@ class InferTask(BundleInferTask):  # type: ignore[misc]  # monailabel ships no t
         """
         with self.turn:
             version = self.versions.current
-            bundle, options = open_bundle(self.versions.path(version)), Options(tuple(outputs))
+            bundle = open_bundle(self.versions.path(version))
+            options = Options(tuple(outputs), require=Require.ANY)  # a bad proposal is still one to correct
             refuse_beyond_memory(case, bundle)
             report = in_network_thread(segment_case, case, bundle, folder, options)  # requests come in any thread
-        if report.status is CaseStatus.REFUSED:
+        if report.status is CaseStatus.REJECTED:
             raise InputError(" ".join(map(str, report.findings)))
         if report.status is CaseStatus.FAILED:
             raise VoxelgateError(" ".join(map(str, report.findings)))
@@ -113,15 +112,9 @@ def refuse_beyond_memory(case: Case, bundle: Bundle) -> None:
         )
 
 
-def colours(table: LabelTable) -> dict[str, list[int]]:
-    """Return a colour for each structure, three numbers from 0 to 255: that of its coding, else one of its own hue."""
-    found = {}
-    for value, name in table.foreground.items():
-        coding = table.find_coding(value)
-        hue = value * GOLDEN_RATIO % 1.0
-        rgb = coding.rgb if coding is not None and coding.rgb else [255 * part for part in hsv_to_rgb(hue, 0.6, 0.9)]
-        found[name] = [round(part) for part in rgb]
-    return found
+def colours_by_name(table: LabelTable) -> dict[str, list[int]]:
+    """Return the colour of each structure, three numbers from 0 to 255."""
+    return {table.names[value]: list(colour) for value, colour in structure_colours(table).items()}
 
 
 def facts_of(proposal: Proposal, task: InferTask) -> dict[str, Any]:
@@ -129,10 +122,10 @@ def facts_of(proposal: Proposal, task: InferTask) -> dict[str, Any]:
     report = proposal.report
     return {
         "label_names": task.labels,
-        "label_colors": colours(task.bundle().labels),
+        "label_colors": colours_by_name(task.bundle().labels),
         "volumes_ml": dict(report.volumes_ml),
         "findings": list(map(str, report.findings)),
-        "quality": {"verdict": str(report.quality.verdict), "reasons": list(report.quality.reasons)},
+        "quality": report.quality and asdict(report.quality),
         "version": proposal.version,
         "bundle_sha256": report.bundle_sha256,
         "seconds": dict(report.seconds),

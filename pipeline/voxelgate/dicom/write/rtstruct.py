@@ -25,10 +25,12 @@ from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.outlines import filled, outlines
 from voxelgate.dicom.write.segmented import (
     MANUFACTURER,
+    MOST_CHARACTERS,
     SOFTWARE_VERSION,
     SegmentedSeries,
     algorithm_item,
     code_item,
+    identify_series,
     new_uid,
     published,
     read_back,
@@ -47,6 +49,9 @@ DECIMALS = 4
 MOST_NUMBER_CHARACTERS = 16
 """Length of a DS (PS3.5 6.2)."""
 
+MOST_DESCRIPTION = 1024
+"""Length of Structure Set Description, VR ST (PS3.5 6.2)."""
+
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 """Detached Study Management, retired, which RT Referenced Study Sequence still names (PS3.3 C.8.8.5)."""
 
@@ -64,8 +69,10 @@ def write_rtstruct(path: Path, segmented: SegmentedSeries) -> None:
         segmented: labels, grid, names and source; a sheared grid is fine.
 
     Raises:
-        OutputError: the file exists or cannot be written, or it reads back differently; then nothing is left behind.
+        OutputError: no structure has voxels, the file exists or cannot be written, or it reads back differently; then
+            nothing is left behind.
     """
+    segmented.refuse_nothing()
     planes = segmented.planes()
     with published(path) as partial:
         save_dicom(_structure_set(segmented, planes), partial)
@@ -80,14 +87,15 @@ def _structure_set(segmented: SegmentedSeries, planes: LabelPlanes) -> Dataset:
     dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, new_uid()
     dataset.SeriesInstanceUID, dataset.Modality = new_uid(), "RTSTRUCT"
     dataset.SeriesNumber, dataset.InstanceNumber = source.derived_series_number(SERIES_OFFSET), 1
-    dataset.SeriesDescription = algorithm.description
-    dataset.OperatorsName = ""
+    identify_series(dataset, segmented, "RTSTRUCT")
+    dataset.OperatorsName = algorithm.annotator
     dataset.Manufacturer, dataset.ManufacturerModelName = MANUFACTURER, algorithm.name
     dataset.SoftwareVersions, dataset.DeviceSerialNumber = SOFTWARE_VERSION, algorithm.fingerprint
     dataset.InstanceCreationDate = dataset.StructureSetDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.StructureSetTime = now.strftime("%H%M%S")
-    dataset.StructureSetLabel = "AUTO_SEGMENTED"
-    dataset.StructureSetName = algorithm.description
+    dataset.StructureSetLabel = "CORRECTED" if algorithm.is_corrected else "AUTO_SEGMENTED"
+    dataset.StructureSetName = dataset.SeriesDescription
+    dataset.StructureSetDescription = segmented.comment[:MOST_DESCRIPTION]
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = source.frame_of_reference_uid, ""
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source)]
@@ -116,7 +124,7 @@ def _roi(segmented: SegmentedSeries, value: int) -> Dataset:
     roi.ReferencedFrameOfReferenceUID = segmented.source.frame_of_reference_uid
     roi.ROIName = segmented.table.names[value]
     roi.ROIGenerationAlgorithm = algorithm.generation
-    roi.ROIGenerationDescription = algorithm.description
+    roi.ROIGenerationDescription = f"{algorithm.name} {algorithm.version}"[:MOST_CHARACTERS].rstrip()
     roi.ROIDerivationAlgorithmIdentificationSequence = algorithm_item(algorithm)
     return roi
 
@@ -146,9 +154,8 @@ def _all_contours(segmented: SegmentedSeries, planes: LabelPlanes) -> list[Datas
     boxes = ndimage.find_objects(planes.voxels)
     rois = []
     for value in segmented.present:
-        roi, coding = Dataset(), segmented.table.find_coding(value)
-        if coding is not None and coding.rgb is not None:
-            roi.ROIDisplayColor = list(coding.rgb)
+        roi = Dataset()
+        roi.ROIDisplayColor = list(segmented.colours[value])
         roi.ReferencedROINumber = value
         roi.ContourSequence = list(_contours(planes, value, boxes[value - 1], references))
         rois.append(roi)

@@ -6,7 +6,6 @@ and segment number, whatever their order.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ from voxelgate.core.terminology import Coding
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.placeholders import have_same_voxels, image_placeholders
 from voxelgate.dicom.write.rle import compress
+from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.dicom.write.segmented import (
     SegmentedSeries,
     algorithm_item,
     code_item,
+    identify_series,
     new_uid,
     published,
     read_back,
@@ -44,28 +45,28 @@ MOST_BINARY_SEGMENTS = 10
 SERIES_OFFSET = 1
 """Last two digits of the series number of a segmentation."""
 
+LABELMAP = SegKind.LABELMAP.upper()
+"""Segmentation Type of a label map."""
+
+NOT_FOUND = "Looked for and not found"
+"""Segment Description of a structure without voxels."""
+
+MOST_COMMENT = 10_240
+"""Length of Image Comments, VR LT (PS3.5 6.2)."""
+
 POSITION_TOLERANCE = 0.25
 """Largest distance of a frame from the voxels it stands for, in voxels; `AGREEMENT_TOLERANCE_MM` limits it too."""
 
 
-class SegKind(StrEnum):
-    """How the frames hold segments: one bit plane for each, or one number for each voxel (PS3.3 C.8.20.2.3)."""
-
-    BINARY = "BINARY"
-    LABELMAP = "LABELMAP"
-
-
 @dataclass(frozen=True)
 class Segment:
-    """A label value and the segment that stands for it.
+    """A structure that a segmentation describes.
 
     Args:
-        value: in the label map.
-        number: Segment Number.
+        number: Segment Number, which is the value in the label map.
         tracking_uid: Tracking UID, also of the measurements of this segment.
     """
 
-    value: int
     number: int
     tracking_uid: str
 
@@ -83,32 +84,30 @@ class WrittenSeg:
 def write_seg(path: Path, segmented: SegmentedSeries, *, kind: SegKind | None = None) -> WrittenSeg:
     """Write the labels as DICOM Segmentation: under a temporary name, read back in mm, compared, renamed.
 
-    Only structures with voxels become segments. Binary segments are numbered 1, 2, ... as PS3.3 C.8.20.2 demands; in a
-    label map the segment number is the label value.
+    Every structure of the table becomes a segment whose number is its label value. PS3.3 C.8.20.2 demands binary
+    segments 1, 2, ... without a gap, so a structure that was not found is described too, has no frames, and says so.
 
     Args:
         path: of the file to be, in a folder that exists.
         segmented: labels, grid, names and source.
-        kind: None chooses binary up to `MOST_BINARY_SEGMENTS` segments, else a label map with RLE.
+        kind: None chooses binary up to `MOST_BINARY_SEGMENTS` structures, else a label map with RLE.
 
     Returns:
         What a structured report refers to.
 
     Raises:
-        OutputError: a structure has no code, the grid is sheared, the file exists or cannot be written, or it reads
-            back differently; then nothing is left behind.
+        OutputError: no structure has voxels, one has no code, the grid is sheared, the file exists or cannot be
+            written, or it reads back differently; then nothing is left behind.
     """
+    segmented.refuse_nothing()
     if kind is None:
-        kind = SegKind.BINARY if len(segmented.present) <= MOST_BINARY_SEGMENTS else SegKind.LABELMAP
-    segments = tuple(
-        Segment(value, position if kind is SegKind.BINARY else value, new_uid())
-        for position, value in enumerate(segmented.present, start=1)
-    )
-    codings = {segment.value: segmented.table.coding(segment.value) for segment in segments}
+        kind = SegKind.BINARY if len(segmented.table.foreground) <= MOST_BINARY_SEGMENTS else SegKind.LABELMAP
+    segments = tuple(Segment(value, new_uid()) for value in segmented.table.foreground)
+    codings = {segment.number: segmented.table.coding(segment.number) for segment in segments}
     planes = _straight(segmented.planes())
     with published(path) as partial:
         dataset = _segmentation(
-            segmented, planes, kind, [_segment_description(segmented, s, codings[s.value]) for s in segments]
+            segmented, planes, kind, [_segment_description(segmented, s, codings[s.number]) for s in segments]
         )
         save_dicom(dataset, partial)
         written = WrittenSeg(
@@ -143,15 +142,17 @@ def _segmentation(
     source = segmented.source
     seg = highdicom.seg.Segmentation(
         source_images=image_placeholders(source, planes),
-        pixel_array=_segment_volume(segmented, planes, kind),
-        segmentation_type=kind.value,
+        pixel_array=_segment_volume(segmented, planes),
+        segmentation_type=kind.upper(),
         segment_descriptions=descriptions,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="SEGMENTATION",
-        content_description=f"{segmented.algorithm.content} segmentation",
+        content_description=segmented.origin,
         **series_arguments(segmented, SERIES_OFFSET),
     )
-    seg.ContentCreatorName = ""  # type 2, no person made it; highdicom leaves it out (PS3.3 table 10-12)
+    seg.ContentCreatorName = segmented.algorithm.annotator  # type 2; highdicom leaves it out (PS3.3 table 10-12)
+    seg.ImageComments = segmented.comment[:MOST_COMMENT]
+    identify_series(seg, segmented, "SEG")
     _name_parts(seg, source)
     _refer(seg, source, planes)
     if kind is SegKind.LABELMAP:
@@ -200,15 +201,11 @@ def _derivation(image: SourceImage, *, is_preserved: bool) -> Dataset:
     return derivation
 
 
-def _segment_volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKind) -> highdicom.Volume:
+def _segment_volume(segmented: SegmentedSeries, planes: LabelPlanes) -> highdicom.Volume:
     """Return segment numbers as a volume; highdicom places a bare array by the order of the sources."""
-    unsigned = np.uint8 if max(segmented.present) <= 255 else np.uint16
-    numbers = np.arange(len(segmented.table.names), dtype=unsigned)
-    if kind is SegKind.BINARY:
-        numbers[list(segmented.present)] = np.arange(1, len(segmented.present) + 1)
-    is_same = np.array_equal(numbers[list(segmented.present)], segmented.present)
+    unsigned = np.uint8 if len(segmented.table.names) <= 256 else np.uint16
     return highdicom.Volume(
-        planes.voxels.astype(unsigned, copy=False) if is_same else numbers[planes.voxels],
+        planes.voxels.astype(unsigned, copy=False),
         planes.affine_lps,
         coordinate_system="PATIENT",
         frame_of_reference_uid=segmented.source.frame_of_reference_uid,
@@ -218,7 +215,7 @@ def _segment_volume(segmented: SegmentedSeries, planes: LabelPlanes, kind: SegKi
 def _segment_description(
     segmented: SegmentedSeries, segment: Segment, coding: Coding
 ) -> highdicom.seg.SegmentDescription:
-    algorithm, name = segmented.algorithm, segmented.table.names[segment.value]
+    algorithm, name = segmented.algorithm, segmented.table.names[segment.number]
     description = highdicom.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=name,
@@ -229,8 +226,10 @@ def _segment_description(
         tracking_id=name,
         tracking_uid=segment.tracking_uid,
         anatomic_regions=None if coding.region is None else [code_item(coding.region)],
-        display_color=None if coding.rgb is None else highdicom.color.CIELabColor.from_rgb(*coding.rgb),
+        display_color=highdicom.color.CIELabColor.from_rgb(*segmented.colours[segment.number]),
     )
+    if segment.number in segmented.absent:
+        description.SegmentDescription = NOT_FOUND
     if coding.modifier is not None:
         type_item = description.SegmentedPropertyTypeCodeSequence[0]
         type_item.SegmentedPropertyTypeModifierCodeSequence = [code_item(coding.modifier)]
@@ -243,21 +242,21 @@ def _segment_description(
 def _compare_segments(path: Path, name: str, segmented: SegmentedSeries, segments: tuple[Segment, ...]) -> None:
     """Refuse a file that does not give back the labels, names and codes that were meant."""
     written = read_back(path)
-    meant = {s.number: (segmented.table.names[s.value], segmented.table.coding(s.value).type.value) for s in segments}
+    names = segmented.table.names
+    meant = {s.number: (names[s.number], segmented.table.coding(s.number).type.value) for s in segments}
     found = {
         int(item.SegmentNumber): (str(item.SegmentLabel), str(item.SegmentedPropertyTypeCodeSequence[0].CodeValue))
         for item in written.SegmentSequence
-        if not (written.SegmentationType == SegKind.LABELMAP and item.SegmentNumber == 0)
+        if not (written.SegmentationType == LABELMAP and item.SegmentNumber == 0)
     }
     if found != meant:
         raise OutputError(f"{name}: reads back with other segments; report this.")
-    values = {segment.number: segment.value for segment in segments}
-    labels = _labels_of(written, values, segmented, name)
+    labels = _labels_of(written, segmented, name)
     if not all(map(np.array_equal, labels.T, segmented.labels.T)):  # plane by plane: twice as fast if the order differs
         raise OutputError(f"{name}: reads back with other labels; check the disk.")
 
 
-def _labels_of(written: Dataset, values: dict[int, int], segmented: SegmentedSeries, name: str) -> Voxels:
+def _labels_of(written: Dataset, segmented: SegmentedSeries, name: str) -> Voxels:
     """Rebuild the label map from frames that say where they lie; frames that were left out are background."""
     grid = segmented.grid
     labels = np.zeros(grid.shape, dtype=segmented.labels.dtype, order="F")  # a frame is then one piece of memory
@@ -265,11 +264,11 @@ def _labels_of(written: Dataset, values: dict[int, int], segmented: SegmentedSer
     to_voxels = np.linalg.inv(grid.affine) @ LPS_TO_RAS
     for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, _pixel_frames(written), strict=True):
         plane = _plane_of(labels, to_voxels @ _frame_affine(frame, shared), pixels.shape, grid)
-        if plane is None or (written.SegmentationType == SegKind.BINARY and plane[pixels != 0].any()):
+        if plane is None or (written.SegmentationType != LABELMAP and plane[pixels != 0].any()):
             raise OutputError(f"{name}: reads back with a frame in another place; report this.")
-        if written.SegmentationType == SegKind.BINARY:
+        if written.SegmentationType != LABELMAP:
             identified = (frame if "SegmentIdentificationSequence" in frame else shared).SegmentIdentificationSequence
-            plane[pixels != 0] = values[int(identified[0].ReferencedSegmentNumber)]
+            plane[pixels != 0] = int(identified[0].ReferencedSegmentNumber)
         else:
             plane[...] = pixels
     return labels

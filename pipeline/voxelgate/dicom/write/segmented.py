@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +21,9 @@ from voxelgate.core.errors import OutputError
 from voxelgate.core.files import whole_file
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
-from voxelgate.core.terminology import Code
+from voxelgate.core.palette import structure_colours
+from voxelgate.core.terminology import Code, Rgb
+from voxelgate.core.verdict import Quality
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.sources import LIBRARY_ERRORS, SourceSeries
@@ -40,34 +44,34 @@ class Algorithm:
         version: of the model, at most 64 characters.
         fingerprint: of the bundle, such as its SHA-256, at most 64 characters; stands as device serial number.
         is_corrected: whether a person has corrected what the model gave.
+        annotator: who that was, as a DICOM person name; empty if nobody knows.
 
     Raises:
-        OutputError: a text is empty, too long, or holds a backslash or control character.
+        OutputError: a text is empty, too long, or holds a backslash or control character, or a name of a person more
+            than DICOM takes, or belongs to no correction.
     """
 
     name: str
     version: str
     fingerprint: str
     is_corrected: bool = False
+    annotator: str = ""
 
     @property
     def generation(self) -> str:
         """Return how labels came about, in DICOM's word for it (PS3.3 C.8.20.2 and C.8.8.8)."""
         return "SEMIAUTOMATIC" if self.is_corrected else "AUTOMATIC"
 
-    @property
-    def content(self) -> str:
-        """Return what a person reads of it in Content Description."""
-        return "Corrected" if self.is_corrected else "Automatic"
-
     def __post_init__(self) -> None:
         for text in (self.name, self.version, self.fingerprint):
             check_text(text, "name, version and fingerprint of an algorithm")
-
-    @property
-    def description(self) -> str:
-        """Return a series description."""
-        return f"{self.name} {self.version}"[:MOST_CHARACTERS]
+        if self.annotator:
+            check_text(self.annotator, "the name of an annotator")
+        if "=" in self.annotator or self.annotator.count("^") > 4 or (self.annotator and not self.is_corrected):
+            raise OutputError(
+                "the name of an annotator has at most five parts between ^, no =, and belongs to labels that a person "
+                "has corrected; leave it out otherwise."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +84,10 @@ class SegmentedSeries:
         table: names and codes of the values.
         source: the series that was segmented.
         algorithm: what made the labels.
+        quality: whether they can be taken as they are; None if nobody has judged them.
 
     Raises:
-        OutputError: labels and grid do not fit each other, a value has no name, no voxel is labelled, or a name is
-            unfit for DICOM.
+        OutputError: labels and grid do not fit each other, a value has no name, or a name is unfit for DICOM.
     """
 
     labels: npt.NDArray[Any]
@@ -91,6 +95,7 @@ class SegmentedSeries:
     table: LabelTable
     source: SourceSeries
     algorithm: Algorithm
+    quality: Quality | None = None
     counts: tuple[int, ...] = field(init=False)
     """Voxels of each value of the table."""
 
@@ -103,29 +108,62 @@ class SegmentedSeries:
         low, high, names = int(self.labels.min()), int(self.labels.max()), len(self.table.names)
         if low < 0 or high >= names:
             raise OutputError(f"label values from {low} to {high}, expected 0 to {names - 1}, the values with a name.")
-        if high == 0:
-            raise OutputError(
-                "nothing was segmented, and a DICOM object has at least one segment (PS3.3 C.8.20.2); write NIfTI."
-            )
         slabs = np.moveaxis(self.labels, int(np.argmax(np.abs(self.labels.strides))), 0)  # bincount copies to int64
         counted = sum(np.bincount(slab.ravel(order="K"), minlength=names) for slab in slabs)
         object.__setattr__(self, "counts", tuple(int(count) for count in np.asarray(counted)))
-        for value in self.present:
-            check_text(self.table.names[value], "a label name")
+        for name in self.table.foreground.values():
+            check_text(name, "a label name")
 
     @property
     def present(self) -> tuple[int, ...]:
-        """Return the values of the structures that have voxels; only these are written.
-
-        OHIF hangs on a segment without frames (issue 3991), and an outline of nothing does not exist.
-        """
+        """Return the values of the structures that have voxels."""
         return tuple(value for value in self.table.foreground if self.counts[value])
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Return the values of the structures that were looked for and not found."""
+        return tuple(value for value in self.table.foreground if not self.counts[value])
+
+    @cached_property
+    def colours(self) -> dict[int, Rgb]:
+        """Return the colour of each structure, by value."""
+        return structure_colours(self.table)
+
+    @property
+    def origin(self) -> str:
+        """Return what a person reads of how the labels came about, and of the verdict on them."""
+        if self.algorithm.is_corrected:
+            return "Segmentation corrected by a person"
+        verdict = "" if self.quality is None else f", {self.quality.verdict.in_words}"
+        return f"Automatic segmentation{verdict}"
+
+    @property
+    def comment(self) -> str:
+        """Return the same with the reasons of the verdict."""
+        reasons = () if self.quality is None else self.quality.reasons
+        return " ".join((f"{self.origin}.", *reasons))
+
+    def description(self, kind: str) -> str:
+        """Return a series description that tells objects of one series apart: kind, verdict, and what made it."""
+        verdict = "" if self.quality is None else self.quality.verdict.in_words
+        words = " ".join(word for word in (kind, "corrected" if self.algorithm.is_corrected else verdict) if word)
+        return f"{words}: {self.algorithm.name} {self.algorithm.version}"[:MOST_CHARACTERS].rstrip()
+
+    def refuse_nothing(self) -> None:
+        """Refuse to write what needs a structure with voxels.
+
+        Raises:
+            OutputError: there is none.
+        """
+        if not self.present:
+            raise OutputError(
+                "nothing was segmented, and this DICOM object has at least one structure (PS3.3 C.8.20.2); write NIfTI."
+            )
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Return every text of ours that goes into a DICOM object."""
-        names = (self.table.names[value] for value in self.present)
-        codings = (self.table.find_coding(value) for value in self.present)
+        codings = map(self.table.find_coding, self.table.foreground)
         meanings = (
             code.meaning
             for coding in codings
@@ -133,7 +171,16 @@ class SegmentedSeries:
             for code in (coding.category, coding.type, coding.modifier, coding.region, coding.region_modifier)
             if code is not None
         )
-        return (*names, *meanings, self.algorithm.name, self.algorithm.version, self.algorithm.fingerprint)
+        made_by = self.algorithm
+        return (
+            *self.table.foreground.values(),
+            *meanings,
+            made_by.name,
+            made_by.version,
+            made_by.fingerprint,
+            made_by.annotator,
+            self.comment,
+        )
 
     def planes(self) -> LabelPlanes:
         """Return the labels as planes that run like those of the source."""
@@ -157,13 +204,23 @@ def series_arguments(segmented: SegmentedSeries, offset: int) -> dict[str, Any]:
         "manufacturer_model_name": algorithm.name,
         "software_versions": SOFTWARE_VERSION,
         "device_serial_number": algorithm.fingerprint,
-        "series_description": algorithm.description,
     }
 
 
 def code_item(code: Code) -> highdicom.sr.CodedConcept:
     """Return a code as an item of a code sequence (PS3.3 8.8), which highdicom takes as an argument too."""
     return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def identify_series(derived: Dataset, segmented: SegmentedSeries, kind: str) -> None:
+    """Say in place what a derived series is, when it was made, and that no approved product made it.
+
+    Content Qualification (PS3.3 C.12.1) RESEARCH: bundles are no medical devices.
+    """
+    now = datetime.now().astimezone()
+    derived.SeriesDescription = segmented.description(kind)
+    derived.SeriesDate, derived.SeriesTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    derived.ContentQualification = "RESEARCH"
 
 
 def algorithm_item(algorithm: Algorithm) -> highdicom.AlgorithmIdentificationSequence:
@@ -177,13 +234,18 @@ def algorithm_item(algorithm: Algorithm) -> highdicom.AlgorithmIdentificationSeq
     )
 
 
+def is_text(text: str) -> bool:
+    """Return whether something can stand in a DICOM text of VR LO."""
+    return bool(text.strip()) and len(text) <= MOST_CHARACTERS and "\\" not in text and text.isprintable()
+
+
 def check_text(text: str, what: str) -> None:
     """Refuse what cannot stand in a DICOM text of VR LO.
 
     Raises:
         OutputError: the text is empty, too long, or holds a backslash or control character.
     """
-    if not text.strip() or len(text) > MOST_CHARACTERS or "\\" in text or not text.isprintable():
+    if not is_text(text):
         raise OutputError(f"{what} must be 1 to {MOST_CHARACTERS} characters without backslash; shorten {text[:80]!r}.")
 
 

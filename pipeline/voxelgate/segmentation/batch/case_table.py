@@ -9,7 +9,7 @@ from voxelgate.core.files import write_text
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.segmentation.batch.ledger import BETWEEN, Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState
-from voxelgate.segmentation.output_names import Output, is_of_picture
+from voxelgate.segmentation.output_names import Output
 
 TABLE_NAME = "cases.csv"
 
@@ -40,7 +40,7 @@ def _write_table(path: Path, text: str) -> None:
 def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
     """Return the table as CSV (RFC 4180); sizes are in ml, or in pixels if all results are of pictures."""
     structures = list(dict.fromkeys(name for one in entries if one.report for name in one.report.volumes_ml))
-    in_pixels = all(is_of_picture(one.report) for one in entries if one.report and one.report.volumes_ml)
+    in_pixels = all(one.report.is_picture for one in entries if one.report and one.report.volumes_ml)
     unit = "px" if structures and in_pixels else "ml"
     header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
     ordered = sorted(entries, key=lambda entry: entry.case_id)
@@ -57,11 +57,11 @@ def _table_row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pix
     return (
         entry.case_id,
         entry.state,
-        report.quality.verdict if entry.state is EntryState.DONE else "",
+        report.verdict or "",
         *("" if volume is None else _shown_size(volume, in_pixels=in_pixels) for volume in volumes),
         *("" if path is None else path.relative_to(out_dir).as_posix() for path in paths),
         BETWEEN.join(map(str, report.findings)),
-        BETWEEN.join(report.quality.reasons),
+        BETWEEN.join(() if report.quality is None else report.quality.reasons),
     )
 
 

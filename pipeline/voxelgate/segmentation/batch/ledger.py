@@ -9,6 +9,7 @@ from anywhere, by those too who may not write.
 SQL by hand, since an object mapper knows no plan of renames that is undone or finished after a crash.
 """
 
+import json
 import os
 import sqlite3
 import stat
@@ -24,6 +25,7 @@ from pathlib import Path
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import is_scratch
 from voxelgate.core.text import shown
+from voxelgate.core.verdict import Require
 from voxelgate.segmentation.batch.ledger_records import (
     ENTRY_COLUMNS,
     Entry,
@@ -38,12 +40,22 @@ from voxelgate.segmentation.report import CaseReport
 
 LEDGER_NAME = "ledger.sqlite"
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-FROM_VERSION_1 = """
+MIGRATIONS = {
+    1: """
 ALTER TABLE cases ADD COLUMN input TEXT NOT NULL DEFAULT '';
 ALTER TABLE runs ADD COLUMN hashed_names INTEGER NOT NULL DEFAULT 0
-"""
+""",
+    2: """
+UPDATE cases SET options = with_any(options)
+    WHERE options != '' AND json_extract(report, '$.quality.verdict') = 'refuse';
+UPDATE cases SET report = json_set(report, '$.quality', NULL) WHERE json_extract(report, '$.status') != 'done';
+UPDATE cases SET report = json_set(report, '$.status', 'rejected') WHERE json_extract(report, '$.status') = 'refused';
+UPDATE cases SET state = 'rejected' WHERE state = 'refused'
+""",
+}
+"""What makes a ledger of this version one of the next."""
 
 LOCKED_S = 60.0
 """How long a run waits for somebody who keeps its ledger from changing."""
@@ -118,10 +130,7 @@ class Ledger:
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self._transaction():
-            if (found := _schema_version(self._connection, self.out_dir)) < SCHEMA_VERSION:
-                for statement in (FROM_VERSION_1 if found else SCHEMA).split(";"):
-                    self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            _bring_up_to_date(self._connection, self.out_dir)
 
     def check(self) -> None:
         """Refuse to go on where somebody has taken the ledger, or its folder, away: nobody would find what is written.
@@ -203,7 +212,7 @@ class Ledger:
         if row is not None:
             self._connection.execute(
                 "UPDATE cases SET state = ?, attempts = 0 WHERE identity = ? AND state IN (?, ?)",
-                (EntryState.WAITING, identity, EntryState.REFUSED, EntryState.FAILED),
+                (EntryState.WAITING, identity, EntryState.REJECTED, EntryState.FAILED),
             )
             return replace(case, case_id=row[0])
         hashed = (f"{case.case_id}-{identity[:digits]}" for digits in (HASH_DIGITS, len(identity)))
@@ -343,6 +352,21 @@ class Ledger:
                 raise
 
 
+def _bring_up_to_date(connection: sqlite3.Connection, out_dir: Path) -> None:
+    """Make the tables, or those of an older version to what they are now."""
+    found = _schema_version(connection, out_dir)
+    connection.create_function("with_any", 1, _with_any, deterministic=True)
+    for script in [SCHEMA] if not found else [MIGRATIONS[version] for version in range(found, SCHEMA_VERSION)]:
+        for statement in script.split(";"):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _with_any(options: str) -> str:
+    """Return the options of a refused result that was written all the same, as it was before there was `require`."""
+    return json.dumps(json.loads(options) | {"require": Require.ANY}, sort_keys=True)
+
+
 def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
     """Return all cases by id, and all runs in order, of an output folder; a run may go on meanwhile.
 
@@ -357,13 +381,13 @@ def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
 
 
 def read_inputs(out_dir: Path) -> dict[str, Path]:
-    """Return where the input of every case lies, of several files the first, by id; nothing from a ledger of version 1.
+    """Return where the input of every case lies, of several files the first, by id; none that version 1 did not know.
 
     Raises:
         OutputError: the folder has no ledger, or it cannot be read.
     """
     with _read_only(out_dir) as connection:
-        if _schema_version(connection, out_dir) < SCHEMA_VERSION:
+        if not _schema_version(connection, out_dir):
             return {}
         rows = connection.execute("SELECT case_id, input FROM cases WHERE input != ''")
         return {case_id: out_dir / places.partition(BETWEEN)[0] for case_id, places in rows}
@@ -371,7 +395,7 @@ def read_inputs(out_dir: Path) -> dict[str, Path]:
 
 @contextmanager
 def _read_only(out_dir: Path) -> Iterator[sqlite3.Connection]:
-    """Open the ledger of a folder; all that is read is as it was at one time."""
+    """Open the ledger of a folder, or a copy brought up to date of an older one; all that is read is of one time."""
     path = out_dir / LEDGER_NAME
     if not os.path.lexists(path):
         raise OutputError(f"{out_dir}: has no {LEDGER_NAME}; name the folder that `voxelgate segment` wrote into.")
@@ -381,7 +405,13 @@ def _read_only(out_dir: Path) -> Iterator[sqlite3.Connection]:
         closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection,
     ):
         connection.execute("BEGIN")
-        yield connection
+        if _schema_version(connection, out_dir) in {0, SCHEMA_VERSION}:
+            yield connection
+            return
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+            connection.backup(copy)
+            _bring_up_to_date(copy, out_dir)
+            yield copy
 
 
 def _schema_version(connection: sqlite3.Connection, out_dir: Path) -> int:
@@ -391,7 +421,7 @@ def _schema_version(connection: sqlite3.Connection, out_dir: Path) -> int:
         OutputError: another program made it.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version not in {0, 1, SCHEMA_VERSION}:
+    if version not in {0, *MIGRATIONS, SCHEMA_VERSION}:
         raise OutputError(
             f"{out_dir}: its ledger has version {version}, expected {SCHEMA_VERSION}; choose another folder."
         )

@@ -21,7 +21,7 @@ class EntryState(StrEnum):
     PUBLISHING = "publishing"
     """Its files are finished and written down, and get their names now."""
     DONE = "done"
-    REFUSED = "refused"
+    REJECTED = "rejected"
     FAILED = "failed"
 
 

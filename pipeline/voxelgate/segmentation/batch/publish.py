@@ -96,27 +96,33 @@ def _refuse_foreign(ledger: Ledger, path: Path, own: FileRecord | None, *, overw
 
 
 def publish_case(
-    ledger: Ledger, report: CaseReport, scratch: Path, sha256s: Mapping[str, str], versions: RunVersions
+    ledger: Ledger,
+    report: CaseReport,
+    finished: tuple[Path, Mapping[str, str]],
+    versions: RunVersions,
+    *,
+    is_withheld: bool = False,
 ) -> None:
     """Give the files of a case their names, and note that it is done.
 
-    Other files of the case go if they are of another input or bundle, or if their kind was asked for and there is
-    nothing to write of it.
+    Other files of the case go if they are of another input or bundle, if their kind was asked for and there is nothing
+    to write of it, or if the result is not one to be written.
 
     Args:
         ledger: of the output folder.
         report: of the case; its outputs are the names.
-        scratch: folder with the finished files.
-        sha256s: of the finished files, by kind.
+        finished: folder with the finished files, and their SHA-256 by kind.
         versions: of the result.
+        is_withheld: whether the result is not as good as required.
 
     Raises:
         OutputError: a name cannot be given; what of the files stands all the same is the case's own, to be replaced.
     """
+    scratch, sha256s = finished
     files = tuple(
         FileRecord(path.relative_to(ledger.out_dir), kind, sha256s[kind]) for kind, path in report.outputs.items()
     )
-    removed = tuple(_outdated(ledger, ledger.entry(report.case_id), files, versions))
+    removed = tuple(_outdated(ledger, ledger.entry(report.case_id), files, versions, is_withheld=is_withheld))
     plan = PublishPlan(scratch.relative_to(ledger.out_dir), files, removed)
     ledger.plan(report.case_id, plan, report, versions)
     try:
@@ -127,11 +133,13 @@ def publish_case(
         raise
 
 
-def _outdated(ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versions: RunVersions) -> Iterable[Path]:
+def _outdated(
+    ledger: Ledger, entry: Entry, files: tuple[FileRecord, ...], versions: RunVersions, *, is_withheld: bool
+) -> Iterable[Path]:
     """Yield the files that the case wrote before and that its new files contradict."""
     old, kept = entry.versions, {file.path for file in files}
     is_same = (old.input_sha256, old.bundle_sha256) == (versions.input_sha256, versions.bundle_sha256)
-    asked = old.options == versions.options
+    asked = old.options == versions.options or is_withheld
     for record in ledger.files_of(entry.case_id):
         if record.path in kept:
             continue

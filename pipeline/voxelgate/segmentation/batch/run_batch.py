@@ -15,7 +15,9 @@ from voxelgate.bundle.shipped import find_bundle
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.core.findings import Allow
+from voxelgate.core.verdict import Require
 from voxelgate.core.workers import EngineKind, engine_named
+from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.inference.attention.maps import gate_levels
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.engines import engine_of
@@ -27,6 +29,7 @@ from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, Found, find_inputs, with_hashed_name
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.outputs import unwritable_kinds
 from voxelgate.segmentation.report import CaseReport
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -54,6 +57,8 @@ class RunKeywords(TypedDict, total=False):
     timeout_s: float
     attempts: int
     max_memory_gib: float | None
+    require: Require | str
+    seg_type: SegKind | str | None
 
 
 class Reports(Iterator[CaseReport]):
@@ -64,6 +69,8 @@ class Reports(Iterator[CaseReport]):
         total: how many cases there are; None where more may come.
         forecast: a line on what the run will need; empty if nothing was foretold.
         passed_over: how many files of the inputs, by kind, are neither images nor DICOM.
+        unwritable: a line on outputs that cannot be written of any case, since the bundle lacks what they need, while
+            all else is written; empty if there are none.
 
     >>> reports = vg.segment("my_bundle", ["data/images"], "reported", workers="serial")
     >>> reports.total, [report.case_id for report in reports]
@@ -76,11 +83,13 @@ class Reports(Iterator[CaseReport]):
         total: int | None = None,
         forecast: str = "",
         passed_over: Mapping[str, int] | None = None,
+        unwritable: str = "",
     ) -> None:
         self._reports = reports
         self.total = total
         self.forecast = forecast
         self.passed_over = dict(passed_over or {})
+        self.unwritable = unwritable
 
     def __next__(self) -> CaseReport:
         """Return the report of the next case that ended."""
@@ -109,6 +118,8 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     timeout_s: float = Options.timeout_s,
     attempts: int = Options.attempts,
     max_memory_gib: float | None = None,
+    require: Require | str = Options.require,
+    seg_type: SegKind | str | None = None,
     forecast: bool = True,
     data_root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -134,6 +145,9 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         timeout_s: seconds after which an attempt at a case is ended.
         attempts: how often a case is tried that hangs, crashes or runs out of memory.
         max_memory_gib: memory that each process may allocate; None for any.
+        require: the least verdict with which a result is written, `accept`, `review` or `any`; of others there are
+            previews only. A run that requires something else does cases again.
+        seg_type: form of the DICOM SEG, `binary` or `labelmap`; None for binary up to ten structures, else a label map.
         forecast: say first what a batch of ten or more will need (`Reports.forecast`), and refuse what cannot fit.
         data_root: folder that the paths of manifests start from; their own folder if None.
         progress: called with the number of DICOM files that were looked at and of all.
@@ -143,7 +157,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
 
     Raises:
         InputError: an input does not exist or holds nothing to segment.
-        BundleError: the bundle is not one, or was altered.
+        BundleError: the bundle is not one, was altered, or lacks the codes that all outputs need.
         OutputError: the output folder takes no files, or another run works in it.
         UsageError: there is no such output, worker, runtime or device, or the machine is too small.
 
@@ -167,10 +181,13 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         timeout_s=timeout_s,
         attempts=attempts,
         max_memory_gib=max_memory_gib,
+        require=require,
+        seg_type=seg_type,
     )
+    unwritable = _unwritable_of(setup)
     cases, passed_over = cases_in(_paths_of(inputs), setup, progress, data_root=data_root)
     line, setup, refused = foretell(cases, setup) if forecast else ("", setup, {})
-    return Reports(segment_cases([cases], setup, refused), len(cases), line, passed_over)
+    return Reports(segment_cases([cases], setup, refused), len(cases), line, passed_over, unwritable)
 
 
 def watch(
@@ -190,7 +207,7 @@ def watch(
         out: folder of the results, which is made.
         settle_s: seconds without change after which a study is complete.
         idle_s: end after so many seconds without news; None for never.
-        **asked: keywords of `segment`, all from `outputs` to `max_memory_gib`.
+        **asked: keywords of `segment`, all from `outputs` to `seg_type`.
 
     Raises:
         InputError: an input is not a folder.
@@ -202,13 +219,15 @@ def watch(
     ['done']
     """
     setup = _setup_as_asked(bundle, out, **asked)
+    unwritable = _unwritable_of(setup)
     metadata = Metadata.read(setup.bundle)
     rule, images = metadata.series_rule, metadata.image_spec
     if images.files > 1:
         raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
     watched = watched_folders(_paths_of(folders))
     inbox = Inbox(watched, rule, setup.options.allow, setup.out_dir, images)
-    return Reports(segment_cases((_named(cases, setup) for cases in complete_cases(inbox, settle_s, idle_s)), setup))
+    arrivals = (_named(cases, setup) for cases in complete_cases(inbox, settle_s, idle_s))
+    return Reports(segment_cases(arrivals, setup), unwritable=unwritable)
 
 
 def _setup_as_asked(bundle: Bundle | Path | str, out: Path | str, **asked: Unpack[RunKeywords]) -> Setup:
@@ -218,11 +237,22 @@ def _setup_as_asked(bundle: Bundle | Path | str, out: Path | str, **asked: Unpac
     for keyword, kind in {"outputs": Output, "allow": Allow}.items():
         if keyword in asked:
             known[keyword] = _members_of(kind, known[keyword])
-    if known.get("runtime") is not None:
-        (known["runtime"],) = _members_of(Runtime, [known["runtime"]])
+    for keyword, kind in {"runtime": Runtime, "require": Require, "seg_type": SegKind}.items():
+        if known.get(keyword) is not None:
+            (known[keyword],) = _members_of(kind, [known[keyword]])
     if asked.get("attention"):
         known["attention"] = attention_of(root, is_ensemble=asked.get("ensemble", False))
     return setup_of(root, Path(out), Options(**known))
+
+
+def _unwritable_of(setup: Setup) -> str:
+    """Return a line on outputs that the bundle lets nobody write; empty if there are none.
+
+    Raises:
+        BundleError: none but previews are left.
+    """
+    _, sentence = unwritable_kinds(setup.options.outputs, Metadata.read(setup.bundle).labels)
+    return f"{setup.name}: {sentence}" if sentence else ""
 
 
 def _paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:

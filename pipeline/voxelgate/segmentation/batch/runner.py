@@ -139,14 +139,14 @@ class _Runner:
         try:
             self._refuse_names(ticket.case)
         except OutputError as error:
-            self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REFUSED, str(error))))
+            self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REJECTED, str(error))))
             return None
         known_sha256 = self._known(entry)
         if known_sha256 and entry.report is not None and _is_unchanged(ticket.case, entry):
             self._ended.append(entry.report)
             return None
         if self._refused and (reason := self._refused.get(ticket.case.identity)):
-            self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REFUSED, reason)))
+            self._ended.append(self._end(self._unfinished(case_id, CaseStatus.REJECTED, reason)))
             return None
         return CaseJob(ticket.case, self._setup, new_scratch(self._setup.out_dir), ticket.shrinks, known_sha256)
 
@@ -217,12 +217,14 @@ class _Runner:
     def _published(self, job: CaseJob, report: CaseReport, outcome: Outcome) -> CaseReport:
         try:
             self._refuse_names(job.case)
-            publish_case(self._ledger, report, job.scratch, outcome.sha256s, self._versions(outcome))
+            is_withheld = report.verdict is not None and not self._setup.options.require.admits(report.verdict)
+            versions_of_run = self._versions(outcome)
+            publish_case(self._ledger, report, (job.scratch, outcome.sha256s), versions_of_run, is_withheld=is_withheld)
         except OutputError as error:
             if fault_of(error) is Fault.STORAGE:
                 raise
             shutil.rmtree(job.scratch, ignore_errors=True)
-            return self._end(self._unfinished(report.case_id, CaseStatus.REFUSED, str(error)), outcome)
+            return self._end(self._unfinished(report.case_id, CaseStatus.REJECTED, str(error)), outcome)
         return report
 
     def _confirmed(self, case_id: str, outcome: Outcome) -> CaseReport:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxelgate.core.files import is_held
-from voxelgate.evaluation.review import Verdict
+from voxelgate.core.verdict import Verdict
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState, RunRecord
 
 OPEN = (EntryState.WAITING, EntryState.RUNNING, EntryState.PUBLISHING)
-BAD = (EntryState.REFUSED, EntryState.FAILED)
+BAD = (EntryState.REJECTED, EntryState.FAILED)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BadCase:
 
     Args:
         case_id: as in `Case`.
-        status: refused or failed.
+        status: rejected or failed.
         reason: why.
     """
 
@@ -89,7 +89,7 @@ def status(out: Path | str) -> Status:
     entries, runs = read_ledger(out_dir)
     now_s = time.time()
     states = Counter(EntryState.WAITING if entry.state in OPEN and not is_running else entry.state for entry in entries)
-    done = [entry.report.quality.verdict for entry in entries if entry.state is EntryState.DONE and entry.report]
+    done = [entry.report.verdict for entry in entries if entry.state is EntryState.DONE and entry.report]
     rate = _ended_per_s(entries, runs[-1], now_s if is_running else None) if runs else 0.0
     waiting = sum(states[state] for state in OPEN)
     return Status(

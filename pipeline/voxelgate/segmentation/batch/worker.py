@@ -77,8 +77,12 @@ class Setup:
             "check_flips": options.check_flips,
             "device": options.device,
         }
-        gates = {"attention": options.attention} if options.attention else {}  # of which older ledgers know nothing
-        return json.dumps(chosen | gates, sort_keys=True)
+        newer = {  # of which older ledgers know nothing
+            "attention": options.attention,
+            "require": None if options.require is Options.require else options.require,
+            "seg_type": options.seg_type,
+        }
+        return json.dumps(chosen | {name: value for name, value in newer.items() if value}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ def _changed(report: CaseReport) -> CaseReport:
         f"{report.case_id}: its files are others than those that were found, or changed while they were read; run the "
         "command again when they are complete."
     )
-    return unfinished(report.case_id, CaseStatus.REFUSED, report.bundle_sha256, report.versions, sentence)
+    return unfinished(report.case_id, CaseStatus.REJECTED, report.bundle_sha256, report.versions, sentence)
 
 
 @functools.lru_cache(maxsize=4)

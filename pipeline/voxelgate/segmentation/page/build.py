@@ -12,10 +12,10 @@ from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.files import whole_file
 from voxelgate.core.page import page_style, page_templates, policy_hash
 from voxelgate.core.progress import Progress
-from voxelgate.evaluation.review import Verdict
+from voxelgate.core.verdict import Verdict
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunRecord
-from voxelgate.segmentation.page.reference import Truth, compared, references_of
+from voxelgate.segmentation.page.reference import Truth, compared, judged_by, references_of
 from voxelgate.segmentation.page.rows import PREVIEW_KIND, RunFacts, case_rows, link, outcome
 from voxelgate.segmentation.preview import read_preview
 from voxelgate.segmentation.report import CaseReport
@@ -70,7 +70,9 @@ def write_page(
     if reference is not None:
         root = None if data_root is None else Path(data_root)
         paths = references_of(facts.cases, out_dir, Path(reference), root, read_inputs(out_dir))
-        facts = replace(facts, truths=compared(facts.cases, paths, progress))
+        truths = compared(facts.cases, paths, progress)
+        judged = [judged_by(case, truths.get(case.case_id)) for case in facts.cases]
+        facts = replace(facts, cases=judged, truths=truths)
     return write_report(facts, path.name)
 
 

@@ -13,8 +13,10 @@ from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.progress import Progress
+from voxelgate.core.verdict import Doubt, Quality, Verdict
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.evaluation.pairs import label_maps_in
+from voxelgate.evaluation.review import LOW_DICE, listed
 from voxelgate.evaluation.scores import LabelScores, score
 from voxelgate.images.label_maps import read_label_map
 from voxelgate.images.volumes import read_channels, volume_stem
@@ -128,6 +130,17 @@ def compared(
         if progress is not None:
             progress(done, len(waiting))
     return truths
+
+
+def judged_by(case: CaseReport, truth: Truth | None) -> CaseReport:
+    """Return a case whose result is at least for review if a structure of it agrees badly with the true labels."""
+    scores = () if truth is None else truth.scores
+    low = [f"{one.label} ({one.dice:.2f})" for one in scores if one.dice < LOW_DICE]  # NaN, in neither, is not
+    if case.quality is None or not low:
+        return case
+    doubt = Doubt(Verdict.REVIEW, f"true labels: Dice below {LOW_DICE} of {listed(low)}.")
+    known = [Doubt(case.quality.verdict, reason) for reason in case.quality.reasons]
+    return replace(case, quality=Quality.of([doubt, *known]))
 
 
 def _truth(case: CaseReport, path: Path) -> Truth:

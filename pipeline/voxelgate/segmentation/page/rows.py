@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from voxelgate.evaluation.review import Verdict
+from voxelgate.core.verdict import Verdict
 from voxelgate.evaluation.scores import LabelScores
 from voxelgate.images.pictures import PIXELS_PER_ML
-from voxelgate.segmentation.output_names import is_of_picture
 from voxelgate.segmentation.page.reference import Truth
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
@@ -49,7 +48,7 @@ class RunFacts:
         """Return how many cases have each outcome: the verdicts of what is done, and the other states."""
         outcomes = [outcome(case) for case in self.cases]
         names = [*Verdict, *(status for status in CaseStatus if status is not CaseStatus.DONE)]
-        return {key_of(name): outcomes.count(key_of(name)) for name in names} | {"unfinished": self.unfinished}
+        return {str(name): outcomes.count(str(name)) for name in names} | {"unfinished": self.unfinished}
 
     @property
     def states(self) -> dict[str, int]:
@@ -72,7 +71,7 @@ class RunFacts:
     def in_pixels(self) -> bool:
         """Return whether all that is measured are pictures, whose sizes are told in pixels."""
         measured = [case for case in self.cases if case.volumes_ml]
-        return bool(measured) and all(map(is_of_picture, measured))
+        return bool(measured) and all(case.is_picture for case in measured)
 
     @property
     def mean_dice(self) -> dict[str, float]:
@@ -101,13 +100,8 @@ class RunFacts:
 
 
 def outcome(case: CaseReport) -> str:
-    """Return the one word by which the page sorts a case."""
-    return key_of(case.quality.verdict if case.status is CaseStatus.DONE else case.status)
-
-
-def key_of(name: Verdict | CaseStatus) -> str:
-    """Return the word of a verdict or state; a refused input is told from a refused result."""
-    return "input-refused" if name is CaseStatus.REFUSED else str(name)
+    """Return the one word by which the page sorts a case: the verdict, or why there is none."""
+    return str(case.verdict or case.status)
 
 
 def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
@@ -119,8 +113,8 @@ def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
             "id": case.case_id,
             "status": case.status,
             "outcome": outcome(case),
-            "reasons": list(map(str, case.quality.reasons if case.status is CaseStatus.DONE else case.findings)),
-            "findings": list(map(str, case.findings if case.status is CaseStatus.DONE else ())),
+            "reasons": list(map(str, case.findings if case.quality is None else case.quality.reasons)),
+            "findings": list(map(str, () if case.quality is None else case.findings)),
             "volumes": [None if (ml := case.volumes_ml.get(name)) is None else size * ml for name in structures],
             "seconds": dict(case.seconds),
             "peak_mib": round(case.peak_mib),

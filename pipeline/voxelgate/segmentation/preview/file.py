@@ -18,6 +18,8 @@ from PIL import Image
 
 from voxelgate.core.errors import InputError, OutputError
 from voxelgate.core.files import write_bytes
+from voxelgate.core.labels import LabelTable
+from voxelgate.core.palette import structure_colours
 
 Picture = npt.NDArray[np.uint8]
 
@@ -101,7 +103,9 @@ def read_preview(path: Path) -> Preview:
             text = picture.info["xmp"].split(OPENING)[1].split(CLOSING)[0]
         ours = json.loads(text)
         attention = tuple(map(base64.b64decode, ours["attention"]))
-        return Preview(content, base64.b64decode(ours["labels"]), ours["layout"], attention)
+        table = LabelTable(("background", *ours["layout"]["names"]))  # older previews say nothing of colours
+        layout = {"colours": list(structure_colours(table).values())} | ours["layout"]
+        return Preview(content, base64.b64decode(ours["labels"]), layout, attention)
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path.name}: is no preview of a case; segment the case again.") from error
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.palette import structure_colours
 from voxelgate.segmentation.preview.cells import Lattice, Sketch, Weights, lattice
 from voxelgate.segmentation.preview.file import write_file
 from voxelgate.segmentation.preview.slices import (
@@ -43,8 +44,9 @@ def write_preview(
     structure is cut where it is widest. A structure that is in a slice has at least one pixel there. The layout names
     the planes with their place in the picture (`x`, `width`, `height` in pixels), the size of a slice (`size_mm`), the
     letters at its `edges`, the slice to `start` with, and for each slice its cell along the axis that the plane cuts
-    (`cells`, of the `shown` ones) and its number in the `source`, from 1; and the levels of the `gates` whose attention
-    there is. `lattice` counts all cells, towards right, front and head, and `first` is the first shown one of each
+    (`cells`, of the `shown` ones) and its number in the `source`, from 1; the `names` and `colours` of the structures;
+    and the levels of the `gates` whose attention there is. `lattice` counts all cells, towards right, front and head,
+    and `first` is the first shown one of each
     axis. It says nothing of the patient.
 
     Args:
@@ -71,6 +73,7 @@ def write_preview(
         "first": [span[0] for span in shown],
         "bits": bits,
         "names": list(table.foreground.values()),
+        "colours": list(structure_colours(table).values()),
         "window": [round(limit, 4) for limit in sketch.window],
         "is_hu": sketch.is_hu,
         "gates": list(attention or ()),

@@ -22,6 +22,7 @@ from voxelgate.bundle.reading import Image
 from voxelgate.core.errors import VoxelgateError
 from voxelgate.core.geometry import Box, Grid, Shape, triple
 from voxelgate.core.structures import measure_structures
+from voxelgate.core.verdict import Quality
 from voxelgate.evaluation.review import assess
 from voxelgate.inference.memory import StreamingModel, available_bytes, measure_memory
 from voxelgate.inference.runtimes.choice import RuntimeChoice
@@ -31,6 +32,7 @@ from voxelgate.inference.windows import body_box, with_margin
 from voxelgate.segmentation.batch.forecast.needs import Measured, WindowModel, Written
 from voxelgate.segmentation.batch.worker import SHARED, Setup
 from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.output_names import Output
 from voxelgate.segmentation.outputs import Result, write_results
 from voxelgate.segmentation.preview import sketch
@@ -245,12 +247,12 @@ def _run_block(bundle: Bundle, choice: RuntimeChoice, block: Image) -> _Run:
 
 def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) -> float:
     """Judge and write a label map of the whole case that holds a block; DICOM outputs would need a real series."""
-    chosen = [Output.NIFTI, *(kind for kind in outputs if kind is Output.PREVIEW)]
+    chosen = Options((Output.NIFTI, *(kind for kind in outputs if kind is Output.PREVIEW)))
     labels = np.zeros(scan.grid.shape, run.labels.dtype, order="F")
     labels[_middle(labels.shape, run.labels.shape)] = run.labels
     volumes_ml = dict.fromkeys(bundle.labels.foreground.values(), 1.0)
     started_s = time.perf_counter()
-    result = Result(labels, scan.grid, bundle.labels, volumes_ml, None, sketch(scan.shown, scan.grid))
+    result = Result(labels, scan.grid, bundle.labels, volumes_ml, Quality(), None, sketch(scan.shown, scan.grid))
     with tempfile.TemporaryDirectory() as folder:
         write_results(result, Case("sample", None), chosen, None, Path(folder) / "files")
     assess(measure_structures(labels, scan.grid, bundle.labels), bundle.labels, bundle.expected)

@@ -126,7 +126,7 @@ function structureRow(one, position, preview) {
   const name = STRUCTURES[position];
   const value = preview ? preview.names.indexOf(name) + 1 : 0;
   const volume = one.volumes[position];
-  const title = value ? [shownCheck(value, name), swatch(value), `${value} ${name}`] : [name];
+  const title = value ? [shownCheck(value, name), swatch(value, preview.colours), `${value} ${name}`] : [name];
   return el(
     "tr",
     {},

@@ -46,10 +46,10 @@ function counted(count, one, many) {
 
 // Each outcome has a word and a shape, so that none is told by its colour alone.
 const OUTCOMES = [
-  ["refuse", "refuse", "M5 1h6l4 4v6l-4 4H5l-4-4V5zM5.2 5.2l5.6 5.6M10.8 5.2l-5.6 5.6"],
-  ["review", "review", "M8 1.5 15 14.5H1zM8 6v4M8 12v.6"],
-  ["accept", "accept", "M8 1a7 7 0 1 0 0 14A7 7 0 0 0 8 1zM4.6 8.2 7 10.6l4.4-5"],
-  ["input-refused", "input refused", "M8 1a7 7 0 1 0 0 14A7 7 0 0 0 8 1zM3.2 12.8 12.8 3.2"],
+  ["refuse", "refused", "M5 1h6l4 4v6l-4 4H5l-4-4V5zM5.2 5.2l5.6 5.6M10.8 5.2l-5.6 5.6"],
+  ["review", "for review", "M8 1.5 15 14.5H1zM8 6v4M8 12v.6"],
+  ["accept", "accepted", "M8 1a7 7 0 1 0 0 14A7 7 0 0 0 8 1zM4.6 8.2 7 10.6l4.4-5"],
+  ["rejected", "rejected", "M8 1a7 7 0 1 0 0 14A7 7 0 0 0 8 1zM3.2 12.8 12.8 3.2"],
   ["failed", "failed", "M2 2 14 14M14 2 2 14"],
   ["unfinished", "not finished", "M8 1a7 7 0 1 0 0 14A7 7 0 0 0 8 1zM8 4v4.5h3"],
 ];

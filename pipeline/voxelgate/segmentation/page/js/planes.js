@@ -1,7 +1,6 @@
 // Three planes of a case on canvases: grey slices, labels as fill and outline, attention, and lines where the others cut.
 
-// Okabe and Ito 2008: colours that people with any colour vision tell apart; further structures get a hatching too.
-const COLOURS = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [204, 121, 167], [213, 94, 0], [0, 114, 178]];
+const PLAIN = 7; // structures that are filled without a hatching: of more, not everybody tells the colours apart
 const AXIS_OF = { axial: 2, coronal: 1, sagittal: 0 };
 const STACKED_BELOW = 760; // CSS pixels of room under which the planes stand below each other
 const SWATCH = 18; // CSS pixels
@@ -80,9 +79,9 @@ function nearest(cells, pixels) {
   return { low, high, share };
 }
 
-// Structures after the seventh share its colours; a hatching of their fill tells them apart.
+// Structures after the seventh have a hatching of their fill besides their colour.
 function hatched(value, x, y, step) {
-  const kind = Math.floor((value - 1) / COLOURS.length) % 4;
+  const kind = Math.floor((value - 1) / PLAIN) % 4;
   if (kind === 1) return ((x + y) / step) % 2 < 1;
   if (kind === 2) return ((x - y + (1 << 16) * step) / step) % 2 < 1;
   if (kind === 3) return (x / step) % 2 < 1 !== (y / step) % 2 < 1;
@@ -99,7 +98,7 @@ function overlay(labels, width, height, look, pixelRatio) {
       const value = labels[at];
       if (!value) continue;
       const isEdge = endsNear(labels, width, height, x, y, reach);
-      const [red, green, blue] = COLOURS[(value - 1) % COLOURS.length];
+      const [red, green, blue] = look.colours[value - 1];
       const fill = hatched(value, x, y, step) ? look.opacity : 0.15 * look.opacity;
       image.data.set([red, green, blue, Math.round(255 * (look.outline && isEdge ? 1 : fill))], 4 * at);
     }
@@ -117,7 +116,7 @@ function endsNear(labels, width, height, x, y, reach) {
 }
 
 // The outline of the true labels: dashes of white and of the structure's colour, which no outline of found ones has.
-function trueOutline(labels, width, height, pixelRatio) {
+function trueOutline(labels, width, height, pixelRatio, colours) {
   const image = new ImageData(width, height);
   const reach = Math.round(1.5 * pixelRatio);
   const dash = 5 * pixelRatio;
@@ -125,7 +124,7 @@ function trueOutline(labels, width, height, pixelRatio) {
     for (let x = 0; x < width; x++) {
       const value = labels[y * width + x];
       if (!value || !endsNear(labels, width, height, x, y, reach)) continue;
-      const colour = ((x + y) / dash) % 2 < 1 !== ((x - y + (1 << 16) * dash) / dash) % 2 < 1 ? COLOURS[(value - 1) % COLOURS.length] : [255, 255, 255];
+      const colour = ((x + y) / dash) % 2 < 1 !== ((x - y + (1 << 16) * dash) / dash) % 2 < 1 ? colours[value - 1] : [255, 255, 255];
       image.data.set([...colour, 255], 4 * (y * width + x));
     }
   }
@@ -254,13 +253,14 @@ class Planes {
     let found = [];
     if (this.look.overlay) {
       const labels = enlarged(this.preview, this.preview.labels, plane, slice, canvas.width, canvas.height, this.isShown);
-      const look = attention ? { ...this.look, opacity: 0, outline: true } : this.look; // a fill would change its colours
+      const bare = attention ? { opacity: 0, outline: true } : {}; // a fill would change the colours of attention
+      const look = { ...this.look, ...bare, colours: this.preview.colours };
       context.drawImage(overlay(labels, canvas.width, canvas.height, look, devicePixelRatio), 0, 0);
       found = numbered(context, labels, this.look.numbers);
     }
     if (this.look.truth && this.preview.truth) {
       const labels = enlarged(this.preview, this.preview.truth, plane, slice, canvas.width, canvas.height, this.isShown);
-      context.drawImage(trueOutline(labels, canvas.width, canvas.height, devicePixelRatio), 0, 0);
+      context.drawImage(trueOutline(labels, canvas.width, canvas.height, devicePixelRatio, this.preview.colours), 0, 0);
     }
     if (this.look.lines) this.drawLines(view, context);
     drawScaleBar(context, plane, this.barMm);
@@ -338,10 +338,10 @@ function drawScaleBar(context, plane, mm) {
   written(context, mm >= 10 ? `${mm / 10} cm` : `${mm} mm`, x, y - 4 * devicePixelRatio);
 }
 
-function swatch(value) {
+function swatch(value, colours) {
   const pixels = Math.round(SWATCH * devicePixelRatio);
   const labels = new Uint16Array(pixels * pixels).fill(value);
-  const canvas = overlay(labels, pixels, pixels, { opacity: 0.9, outline: false }, devicePixelRatio);
+  const canvas = overlay(labels, pixels, pixels, { opacity: 0.9, outline: false, colours }, devicePixelRatio);
   canvas.style.width = canvas.style.height = `${SWATCH}px`;
   canvas.style.backgroundColor = "#20262c";
   return canvas;
