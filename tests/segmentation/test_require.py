@@ -20,7 +20,7 @@ from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.codes import propose_codes, write_codes
 from voxelgate.core.errors import BundleError, UsageError
-from voxelgate.core.verdict import Require, Verdict
+from voxelgate.core.verdict import Quality, Require, Verdict
 from voxelgate.segmentation.batch.ledger import LEDGER_NAME, SCHEMA_VERSION, Ledger, read_inputs, read_ledger
 from voxelgate.segmentation.batch.run_batch import segment as segment_folder
 from voxelgate.segmentation.page import write_page
@@ -332,9 +332,16 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_through_all_that_fo
 
 
 def test_a_picture_is_told_in_pixels_though_nothing_but_its_preview_is_written() -> None:
-    report = CaseReport("a", CaseStatus.DONE, "ab", {}, is_picture=True)
+    report = CaseReport("a", CaseStatus.DONE, "ab", {}, quality=Quality(), is_picture=True)
 
     assert CaseReport.from_json(report.to_json()).is_picture
     older = json.loads(report.to_json()) | {"outputs": {"nifti": "out/a.png"}}
     del older["is_picture"]
     assert CaseReport.from_json(json.dumps(older)).is_picture
+
+
+def test_a_case_has_a_verdict_if_it_is_done_and_only_then() -> None:
+    with pytest.raises(ValueError, match="only then"):
+        CaseReport("a", CaseStatus.DONE, "ab", {})
+    with pytest.raises(ValueError, match="only then"):
+        CaseReport("a", CaseStatus.REJECTED, "ab", {}, quality=Quality())

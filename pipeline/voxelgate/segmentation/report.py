@@ -51,6 +51,9 @@ class CaseReport:
         attention: what each attention gate does, finest first, if its maps were asked for.
         is_picture: whether the image is a picture, whose sizes are told in pixels.
 
+    Raises:
+        ValueError: done without a quality, or a quality without a result.
+
     >>> (report,) = vg.segment("my_bundle", "scan.nii.gz", "reported", workers="serial")
     >>> report.case_id, str(report.status), [path.name for path in report.outputs.values()]
     ('scan', 'done', ['scan.nii.gz'])
@@ -68,6 +71,10 @@ class CaseReport:
     peak_mib: float = 0.0
     attention: tuple[GateReport, ...] = ()
     is_picture: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.status is CaseStatus.DONE) != (self.quality is not None):
+            raise ValueError(f"a case has a quality if it is done, and only then; found {self.status}")
 
     @property
     def verdict(self) -> Verdict | None:

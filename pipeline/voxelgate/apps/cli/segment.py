@@ -242,4 +242,4 @@ def _print_reports(reports: list[CaseReport], out: Path, passed_over: Mapping[st
     refused = sum(report.verdict is Verdict.REFUSE for report in done)
     told = f"; {refused} of the results {'is' if refused == 1 else 'are'} refused" if refused else ""
     others = f"; passed over: {kinds_text(passed_over)}" if passed_over else ""
-    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}{told}{others}", soft_wrap=True)
+    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}{others}{told}", soft_wrap=True)
