@@ -358,7 +358,7 @@ def test_a_cleaned_result_is_compared_with_the_cleaned_one_of_the_mirrored_image
 
 def test_a_report_keeps_findings_as_code_severity_and_sentence() -> None:
     told = Finding(FindingCode.LOSSY, Severity.WARN, "the images were compressed.")
-    report = CaseReport("a", CaseStatus.DONE, "ab", {}, (told, remark("a: memory ran out.")))
+    report = CaseReport("a", CaseStatus.FAILED, "ab", {}, (told, remark("a: memory ran out.")))
 
     assert CaseReport.from_json(report.to_json()) == report
     assert json.loads(report.to_json())["findings"] == [
@@ -378,7 +378,7 @@ def test_a_report_keeps_findings_as_code_severity_and_sentence() -> None:
     ],
 )
 def test_findings_of_an_older_ledger_are_read_from_their_text(text: str, finding: Finding) -> None:
-    record = json.loads(CaseReport("a", CaseStatus.DONE, "ab", {}).to_json()) | {"findings": [text]}
+    record = json.loads(CaseReport("a", CaseStatus.FAILED, "ab", {}).to_json()) | {"findings": [text]}
 
     report = CaseReport.from_json(json.dumps(record))
 
