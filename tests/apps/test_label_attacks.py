@@ -30,6 +30,7 @@ MODEL = "bright_ct"
 MOST_MIB = 4
 SECRET = "never-to-be-told"  # noqa: S105 - of nobody
 END_LIMIT_S = 30.0
+MOST_SESSIONS = 64
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,34 @@ def test_uploads_that_never_end_give_way_to_others(server: Server, place: Path) 
     finally:
         for one in hanging:
             one.close()
+
+
+def test_many_who_wait_for_a_proposal_keep_nobody_from_the_rest(server: Server) -> None:
+    asking = f"POST /infer/{MODEL}?image=case_0 HTTP/1.1\nHost: 127.0.0.1\nContent-Length: 0\n\n"
+    waiting = [connected(server, asking) for _ in range(60)]
+    began_s = time.monotonic()
+
+    assert server.call("GET", "/").status_code == 200
+    assert time.monotonic() - began_s < 20
+
+    answers = [one.recv(12) for one in waiting]
+    assert {b"HTTP/1.1 200", b"HTTP/1.1 503"} >= set(answers)
+    assert b"HTTP/1.1 200" in answers
+    for one in waiting:
+        one.close()
+
+
+def test_sessions_do_not_fill_the_disk(server: Server, place: Path) -> None:
+    kept = server.work / "sessions"
+    for number in range(MOST_SESSIONS):
+        (kept / f"made-{number}").mkdir()
+    with (place / "studies" / "case_0.nii.gz").open("rb") as stream:
+        answer = server.call("PUT", "/session/", files={"files": ("x.nii.gz", stream)})
+    for number in range(MOST_SESSIONS):
+        (kept / f"made-{number}").rmdir()
+
+    assert answer.status_code == 503
+    assert "end one of yours" in answer.json()["detail"]
 
 
 def test_a_file_of_the_current_folder_is_no_code_and_no_setting(place: Path, tmp_path: Path) -> None:

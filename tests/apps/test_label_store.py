@@ -31,6 +31,7 @@ from tests.label_server import free_port, save
 from tests.planted import ct_series
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.apps.label.batch_task import BatchTask
+from voxelgate.apps.label.crowd import Crowd
 from voxelgate.apps.label.image_store import EARLIER, HELD_S, ImageStore
 from voxelgate.apps.label.infer_task import InferTask, refuse_beyond_memory
 from voxelgate.apps.label.model_versions import import_bundle
@@ -371,6 +372,15 @@ def test_a_session_ends_in_time_whatever_lies_beside_it(tmp_path: Path) -> None:
     assert sessions.remove_expired() == 2
 
     assert {path.name for path in (tmp_path / "sessions").iterdir()} == {kept, "being made"}
+
+
+def test_who_comes_to_a_crowd_is_told_to_come_later() -> None:
+    crowd = Crowd("the model", most=1)
+
+    with crowd.place(), pytest.raises(HTTPException, match="503: too many wait for the model already"), crowd.place():
+        pass
+    with crowd.place():
+        pass
 
 
 # --- the server ---------------------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from http import HTTPStatus
 from pathlib import Path
 from threading import BoundedSemaphore
 
-from fastapi import HTTPException, UploadFile
+from fastapi import UploadFile
 
+from voxelgate.apps.label.crowd import Crowd
 from voxelgate.apps.label.environment import child_environment
 from voxelgate.core.errors import InputError
 from voxelgate.images.volumes import is_volume
@@ -24,10 +24,8 @@ READ_WITHIN_S = 120
 AT_A_TIME = 2
 """Files that are read at once; each may take memory up to `client_file.limit`."""
 
-PATIENCE_S = 60.0
-"""How long an upload waits until others are read."""
-
-_places = BoundedSemaphore(AT_A_TIME)
+_readers = BoundedSemaphore(AT_A_TIME)
+_crowd = Crowd("their uploads to be read")
 
 
 def upload_suffix(file: UploadFile, allowed: tuple[str, ...]) -> str:
@@ -72,25 +70,22 @@ def check_client_file(path: Path, most_bytes: int) -> None:
 
     Raises:
         InputError: it cannot be read, is too large, or ends the process.
-        HTTPException: 503 where too many are read already.
+        HTTPException: 503 where too many wait for theirs.
     """
-    if not _places.acquire(timeout=PATIENCE_S):
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "too many files are being read; send this one later.")
-    try:
-        ended = subprocess.run(  # noqa: S603 - this program
-            [sys.executable, "-P", "-m", "voxelgate.apps.label.client_file", str(path), str(most_bytes)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=path.parent,
-            env=child_environment() | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            timeout=READ_WITHIN_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"reading the file takes longer than {READ_WITHIN_S} s; export it again.") from None
-    finally:
-        _places.release()
+    with _crowd.place(), _readers:
+        try:
+            ended = subprocess.run(  # noqa: S603 - this program
+                [sys.executable, "-P", "-m", "voxelgate.apps.label.client_file", str(path), str(most_bytes)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=path.parent,
+                env=child_environment() | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                timeout=READ_WITHIN_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError(f"reading the file takes longer than {READ_WITHIN_S} s; export it again.") from None
     if ended.returncode < 0:
         by = signal.Signals(-ended.returncode).name
         raise InputError(f"the file ends the program that reads it ({by}), so it is not taken; export it again.")

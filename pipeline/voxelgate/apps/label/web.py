@@ -26,6 +26,7 @@ from starlette.background import BackgroundTask
 
 from voxelgate.apps.label.app import VoxelgateApp
 from voxelgate.apps.label.background import TaskKind, start_task, stop_all
+from voxelgate.apps.label.crowd import Crowd
 from voxelgate.apps.label.guard import Refusal
 from voxelgate.apps.label.ids import check_id, check_tag
 from voxelgate.apps.label.image_store import ImageStore
@@ -60,6 +61,12 @@ USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 ADMIN = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
 
+MODEL_CROWD = Crowd("the model")
+
+MOST_SESSIONS = 64
+"""Images that are kept for an hour at a time."""
+
+
 class Answer(StrEnum):
     """What a client may ask of a proposal."""
 
@@ -92,7 +99,8 @@ def infer(
     with tempfile.TemporaryDirectory() as folder:
         sent = None if file is None else save_upload(file, Path(folder), IMAGE_SUFFIXES, app.most_bytes)
         case = _wanted(app, image, session_id, sent)
-        proposal = task.propose(case, Path(folder) / "out", outputs)
+        with MODEL_CROWD.place():
+            proposal = task.propose(case, Path(folder) / "out", outputs)
         report = proposal.report
         if image:  # also of one that comes in a session, and is added under this id when it is annotated
             app.proposals.keep(image, Path(report.outputs[Output.NIFTI]))
@@ -177,6 +185,9 @@ def download_dataset(limit_cases: int | None = None) -> FileResponse:
 def create_session(files: Annotated[UploadFile, File()], expiry: int = 0) -> dict[str, Any]:
     """Keep an image for some proposals, an hour at most; archives are not unpacked."""
     app = voxelgate_app()
+    app.sessions().remove_expired()
+    if len(list(Path(app.sessions().store_path).iterdir())) >= MOST_SESSIONS:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "too many images are kept in sessions; end one of yours.")
     with tempfile.TemporaryDirectory() as folder:
         path = save_upload(files, Path(folder), IMAGE_SUFFIXES, app.most_bytes)
         session_id, kept = app.sessions().keep(path, expiry)
@@ -218,7 +229,8 @@ def next_sample(strategy: str, wish: NextRequest | None = None, user: User = USE
     """Choose the next image to annotate, another for each annotator: a user, or a client where there are no tokens."""
     client = (wish or NextRequest()).client_id if user == DEFAULT_USER else user.username
     app = voxelgate_app()
-    found = app.next_sample({"strategy": strategy, "client_id": client})
+    with MODEL_CROWD.place():
+        found = app.next_sample({"strategy": strategy, "client_id": client})
     return {**found, **app.datastore().get_image_info(found["id"])} if found else {}
 
 
