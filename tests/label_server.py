@@ -35,7 +35,8 @@ MODEL = "blobs"
 START = """
 import json, sys
 from pathlib import Path
-from voxelgate.apps.label.server import Serving, serve_label
+from voxelgate.apps.label.server import serve_label
+from voxelgate.apps.label.serving import Serving
 given = json.loads(sys.argv[1])
 serve_label(Serving(tuple(map(Path, given.pop("bundles"))), given.pop("studies"), Path(given.pop("work")), **given))
 """

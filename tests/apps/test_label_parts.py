@@ -32,7 +32,8 @@ from voxelgate.apps.label.label_names import LABEL_NAMES, remember_label_names
 from voxelgate.apps.label.model_versions import CURRENT, SCRATCH_PREFIX, ModelVersions, Origin, import_bundle
 from voxelgate.apps.label.patience import Bodies, Body, BodyError
 from voxelgate.apps.label.proposals import MOST_KEPT, Proposals
-from voxelgate.apps.label.server import Serving, prepare_server
+from voxelgate.apps.label.server import prepare_server
+from voxelgate.apps.label.serving import Serving
 from voxelgate.apps.label.submitted import read_submitted, segments_of
 from voxelgate.apps.label.training_round import (
     SPLITS,

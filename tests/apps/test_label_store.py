@@ -17,7 +17,8 @@ import pytest
 
 pytest.importorskip("monailabel", reason="needs the environment that `make label` builds")
 
-from voxelgate.apps.label.server import Serving, missing_modules, serve_label
+from voxelgate.apps.label.server import missing_modules, serve_label
+from voxelgate.apps.label.serving import Serving
 
 sys.path += missing_modules()
 

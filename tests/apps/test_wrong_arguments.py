@@ -67,6 +67,11 @@ WRONG = (
     ("bundle", "export", "hippocampus_mri_segmentation", "--to", "onnx", "--out", "model.pt2"),
     ("bundle", "export", "hippocampus_mri_segmentation", "--to", "onnx", "--out", "m.onnx", "--image", "missing.nii"),
     ("bundle", "calibrate", "hippocampus_mri_segmentation", "missing.nii.gz"),
+    ("label", "missing", "--studies", "empty"),
+    ("label", "./empty", "--studies", "empty"),
+    ("label", "hippocampus_mri_segmentation", "--studies", "missing"),
+    ("label", "hippocampus_mri_segmentation", "--studies", "notes.txt"),
+    ("label", "hippocampus_mri_segmentation", "--studies", "empty", "--port", "99999999"),
 )
 """Commands that cannot be done where `scan.nii.gz`, `notes.txt`, `broken.json`, `good.json`, `empty/`, `data/` are."""
 

@@ -11,7 +11,8 @@ import torch
 
 from tests.conftest import Run
 from tests.manifest_files import write_document
-from voxelgate.apps.label.server import Serving, prepare_server
+from voxelgate.apps.label.server import prepare_server
+from voxelgate.apps.label.serving import Serving
 from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.metadata import image_spec_of
 from voxelgate.bundle.opened import open_bundle

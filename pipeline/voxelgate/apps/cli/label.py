@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from voxelgate.apps.label.server import LOOPBACK, MOST_MIB, Serving, serve_label
+from voxelgate.apps.label.serving import LOOPBACK, MOST_MIB, Serving, refuse_without_monai_label
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.shipped import find_bundle
 
 app = typer.Typer(add_completion=False)
@@ -43,4 +44,10 @@ def run(
     ] = None,
 ) -> None:
     """Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated."""
-    serve_label(Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib, login))
+    serving = Serving(tuple(bundles), studies, work, host, port, tuple(origin or ()), most_mib, login)
+    for bundle in bundles:
+        Metadata.read(bundle)
+    refuse_without_monai_label()
+    from voxelgate.apps.label.server import serve_label
+
+    serve_label(serving)
