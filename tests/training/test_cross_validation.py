@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 
 from tests.training.test_resume import FOLDS, tiny_job
 from voxelgate.bundle.checksums import WEIGHTS, seal, verify
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.workers import executor_named
@@ -75,6 +76,13 @@ def test_the_bundle_holds_the_folds_and_as_its_own_weights_those_of_the_best(don
     assert "cross-validation" in plan.reasons["cleaning"]
 
 
+def test_the_bundle_says_the_mean_dice_of_its_folds(done: CrossValidation) -> None:
+    known = Metadata.read(done.bundle).expected
+
+    assert known is not None
+    assert known.validation_dice == pytest.approx(sum(done.mean_dice) / len(done.mean_dice), abs=1e-4)
+
+
 def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidation, job: TrainingJob) -> None:
     opened = open_bundle(done.bundle, "cpu", ensemble=True)
     assert opened.fingerprint != open_bundle(done.bundle, "cpu").fingerprint
@@ -93,7 +101,9 @@ def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidati
 def test_segmenting_with_the_ensemble_gives_its_labels(done: CrossValidation, job: TrainingJob, tmp_path: Path) -> None:
     image = load_manifest(job.manifest).cases[0].image
 
-    (report,) = segment(done.bundle, str(image), tmp_path / "out", device="cpu", ensemble=True, workers="serial")
+    (report,) = segment(
+        done.bundle, str(image), tmp_path / "out", device="cpu", ensemble=True, workers="serial", require="any"
+    )
 
     assert report.status is CaseStatus.DONE, report.findings
     opened = open_bundle(done.bundle, "cpu", ensemble=True)

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from tests.training.test_resume import EPOCHS, SETTINGS, STATE, tiny_job
-from voxelgate.bundle.checksums import WEIGHTS, seal, verify
+from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, seal, verify
+from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.workflow import run_workflow
 from voxelgate.core.errors import BundleError, OutputError, UsageError
-from voxelgate.datasets.manifest import load_manifest
+from voxelgate.datasets.manifest import ALL_FOLDS, load_manifest
 from voxelgate.networks import AttentionUNet
 from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
 
@@ -105,6 +106,27 @@ def test_a_trained_bundle_verifies_and_opens_with_its_weights(trained: Path) -> 
     weights = torch.load(trained / WEIGHTS, weights_only=True)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in opened.network.state_dict().items())
     assert torch.load(trained / STATE, weights_only=True)["epoch"] == EPOCHS
+
+
+def test_a_trained_bundle_says_the_dice_of_its_validation_cases_and_none_where_all_cases_trained(
+    job: TrainingJob, trained: Path, tmp_path: Path
+) -> None:
+    short = {**SETTINGS, "epochs": 1, "steps_per_epoch": 1, "warmup_steps": 1}
+    other = train(replace(job, bundle=trained, out=tmp_path / "all", fold=ALL_FOLDS, overrides=short))
+
+    best = torch.load(trained / STATE, weights_only=True)["keep_best"]["best"]
+    known = Metadata.read(trained).expected
+    assert known is not None
+    assert known.validation_dice == pytest.approx(best, abs=1e-4)
+    assert "eval_metrics" not in Metadata.read(other).document  # nor that of the bundle it began from
+
+
+def test_a_training_that_is_lengthened_and_killed_is_taken_up_again(job: TrainingJob, copied: Path) -> None:
+    (copied / CHECKSUMS).unlink()  # as a kill leaves it, beside the measure of the first training
+
+    train(replace(job, out=copied, resume=True))
+
+    verify(copied)
 
 
 def test_the_scores_of_a_fold_are_those_of_its_validation_cases(

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from voxelgate.training.train import (
     refuse_settings,
     settings_of,
     train,
+    write_measure,
 )
 
 logger = logging.getLogger(__name__)
@@ -208,6 +210,7 @@ def _put_together(job: TrainingJob, done: Sequence[_FoldResult]) -> CrossValidat
     copy_file(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
     copy_file(done[best].bundle / SEEN, job.out / SEEN)
     _clean_by_plan(job.out, choose_cleaning(result.trials))
+    write_measure(job.out, fmean(result.mean_dice))
     (job.out / TRAINING / FOLD_MANIFEST).unlink(missing_ok=True)  # it names files, and a bundle is handed on
     seal(job.out)
     return result

@@ -1,6 +1,7 @@
 """Train a copy of a bundle on a manifest, check its weights on the cases it has not seen, and seal it."""
 
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -113,12 +114,26 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     with locked(job.out):
         (job.out / CHECKSUMS).unlink(missing_ok=True)  # what changes its weights is not finished
         start_s = time.monotonic()
-        run_workflow(job.out, ["train"], settings)
+        trained = run_workflow(job.out, ["train"], settings)
         logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
         training = [case for case in manifest.cases if job.fold == ALL_FOLDS or case.fold != job.fold]
         write_seen(job.out, seen_of(manifest, training, content) | _seen_before(job))
+        write_measure(job.out, None if job.fold == ALL_FOLDS else _best_dice(trained))
         seal(job.out)
     return job.out
+
+
+def write_measure(root: Path, mean_dice: float | None) -> None:
+    """Write into a bundle's metadata how well it did on cases that it had not seen; nothing if nobody knows."""
+    measured = None if mean_dice is None or not math.isfinite(mean_dice) else {"mean_dice": round(mean_dice, 4)}
+    Metadata.read(root).write_with(eval_metrics=measured)
+
+
+def _best_dice(trained: ConfigParser) -> float | None:
+    """Return the Dice on the validation cases by which a training chose its weights, if its config lets it choose."""
+    if "keep_best" not in (trained.get("train") or {}):
+        return None
+    return float(trained.get_parsed_content("train#keep_best").best)
 
 
 def _refuse_other_fold(fold: int, manifest: Manifest) -> None:
@@ -270,5 +285,10 @@ def _refuse_changed(job: TrainingJob) -> None:
         )
 
 
-def _content(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+def _content(path: Path) -> object:
+    """Return what a config says; of metadata all but the measure that a training writes when it ends."""
+    if not path.is_file():
+        return None
+    if path.name == "metadata.json":
+        return {**Metadata.read(path.parents[1]).document, "eval_metrics": None}
+    return path.read_bytes()

@@ -27,7 +27,7 @@ from voxelgate.datasets.manifest import ManifestCase, Split
 from voxelgate.images.volumes import read_grid, read_volume, write_label_map
 from voxelgate.segmentation.cases import Case
 from voxelgate.training.seen import DIGITS, Seen, read_seen, write_seen
-from voxelgate.training.train import TRAINING, copy_untrained
+from voxelgate.training.train import TRAINING, copy_untrained, write_measure
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,7 @@ def _train(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace, labe
     try:
         run_workflow(candidate, ["train"], _training_overrides(bundle, split, pace))
         write_seen(candidate, seen | Seen(images=frozenset(content[case.image_id] for case in split.training)))
+        write_measure(candidate, None)  # its parent's was of other weights; those of the versions stand in `Origin`
         seal(candidate)
         logger.info("trained; comparing with version %d on %d cases", parent, len(split.validation))
         dices = validation_dices(open_bundle(candidate, pace.device), split.validation)
