@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.threshold_bundle import HIGH_HU, LOW_HU, make_threshold_bundle
 from voxelgate.bundle.checksums import seal
+from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 
 SLOW_HU, HANGING_HU, DEADLY_HU, HUNGRY_HU = 500, 600, 700, 800
 """Brightest value of an image that makes the network take 0.2 s, hang, die, or want memory for each voxel."""
@@ -37,6 +38,13 @@ class MoodyNetwork(nn.Conv3d):
         if brightest_hu == HUNGRY_HU:
             torch.empty(image.numel() * HUNGRY_BYTES, dtype=torch.uint8)
         return super().forward(image)
+
+
+class ShortOfMemory(RestoringSlidingWindowInferer):
+    """Never has the memory to stream."""
+
+    def _prepared(self, *_: object) -> None:
+        return None
 
 
 def make_moody_bundle(root: Path) -> Path:

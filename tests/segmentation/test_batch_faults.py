@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from tests.attention_bundle import make_attention_bundle
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import CHANGES, tree
+from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import SCRATCH_PREFIX, new_scratch
 from voxelgate.segmentation.batch.input_stamps import is_as_stamped, stamp_of
@@ -387,3 +389,36 @@ def test_a_file_of_another_case_that_lies_outside_is_not_looked_for(tmp_path: Pa
         ledger._connection.execute("INSERT INTO outputs VALUES ('../home/thesis.txt', 'a', 'nifti', '0', '')")
         with pytest.raises(OutputError, match="holds what no run writes"):
             ledger.files_of("a")
+
+
+# --- a machine that is short of memory ------------------------------------------------------------------------------
+
+
+def make_streaming_bundle(root: Path, inferer: str) -> Path:
+    """Write a bundle whose inferer passes volumes through the network slice by slice, if it can."""
+    make_attention_bundle(root)
+    path = root / "configs" / "inference.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["inferer"] |= {"_target_": inferer, "streaming": True}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    seal(root)
+    return root
+
+
+def test_windows_instead_of_streaming_for_want_of_memory_are_told_in_report_and_ledger(tmp_path: Path) -> None:
+    image, out = save_case(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    short = make_streaming_bundle(tmp_path / "short", "tests.batch_bundle.ShortOfMemory")
+    roomy = make_streaming_bundle(tmp_path / "roomy", "voxelgate.RestoringSlidingWindowInferer")
+
+    (report,) = segment_folder(short, image, out, workers="serial")
+    (other,) = segment_folder(roomy, image, tmp_path / "other", workers="serial")
+
+    assert report.versions["memory"] == "windows instead of streaming"
+    assert "too little memory to pass the image through the network slice by slice" in str(report.findings[-1])
+    assert "memory" not in other.versions
+    entry, usual = (read_ledger(folder)[0][0].versions for folder in (out, tmp_path / "other"))
+    assert json.loads(entry.options) == json.loads(usual.options) | {"memory": "windows instead of streaming"}
+    assert entry.asked == usual.asked == usual.options
+    written = (out / "a.nii.gz").stat().st_ino
+    assert list(segment_folder(short, image, out, workers="serial")) == [report]
+    assert (out / "a.nii.gz").stat().st_ino == written

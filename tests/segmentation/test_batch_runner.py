@@ -102,6 +102,34 @@ def test_what_is_done_is_not_done_again_and_what_was_refused_is_tried_again(tmp_
     assert written_at(tmp_path / "out").items() >= before.items()
 
 
+def test_done_cases_are_done_again_only_where_that_is_asked_for(tmp_path: Path, segment: Segment) -> None:
+    image = save_case(tmp_path / "a.nii.gz")
+    segment(image)
+    first = written_at(tmp_path / "out")
+
+    segment(image, overwrite=True)
+    kept = written_at(tmp_path / "out")
+    reports = segment(image, again=True)
+
+    assert kept == first
+    assert statuses(reports) == {"a": CaseStatus.DONE}
+    assert written_at(tmp_path / "out") != first
+
+
+def test_results_that_somebody_changed_stay_though_their_case_is_to_be_done_again(
+    tmp_path: Path, segment: Segment
+) -> None:
+    image = save_case(tmp_path / "a.nii.gz")
+    segment(image)
+    (tmp_path / "out" / "a.nii.gz").write_bytes(b"corrected by hand")
+
+    (kept,) = segment(image, again=True)
+    (replaced,) = segment(image, again=True, overwrite=True)
+
+    assert "was changed since it was written" in str(kept.findings[0])
+    assert replaced.status is CaseStatus.DONE
+
+
 def test_touched_files_are_read_again_but_their_case_is_not_done_again(tmp_path: Path, segment: Segment) -> None:
     image = save_case(tmp_path / "in" / "a.nii.gz")
     first = segment(tmp_path / "in")

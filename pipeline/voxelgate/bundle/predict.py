@@ -31,7 +31,7 @@ from voxelgate.images.volumes import Voxels, is_volume
 from voxelgate.inference.attention.maps import GateMap, gate_levels, gate_maps
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.runtimes.kinds import Runtime
-from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
+from voxelgate.inference.sliding_window import UNSTREAMED, RestoringSlidingWindowInferer
 from voxelgate.transforms.io import as_image
 
 Source: TypeAlias = Path | str | Sequence[Path | str] | Series | MetaTensor | tuple[Voxels, Affine]
@@ -48,6 +48,7 @@ class Prediction:
         confidence: mean probability of each class where it won, background first; None if the inferer does not say.
         flip_dice: agreement with the mirrored image by structure, if asked for.
         gates: maps of the attention gates, if asked for.
+        is_unstreamed: windows were taken because there was too little memory to stream, which changes labels a little.
     """
 
     labels: npt.NDArray[Any]
@@ -55,6 +56,7 @@ class Prediction:
     confidence: Sequence[float] | None = None
     flip_dice: Mapping[str, float] | None = None
     gates: Sequence[GateMap] = ()
+    is_unstreamed: bool = False
 
 
 class Segmentation(NamedTuple):
@@ -178,11 +180,11 @@ class Bundle:
         image = prepared[None].to(self.device)
         chosen = _choice(self, runtime).for_image(image)
         result = self.inferer(image, chosen.network)
-        confidence = _confidence(result)
+        confidence, is_unstreamed = _confidence(result), bool(torch.as_tensor(result.meta.get(UNSTREAMED, False)).any())
         labels = _labels_on(grid, self.cleaning(result))
         del result
         agreement = self._flip_dice(image, labels) if check_flips else None
-        return Prediction(labels, chosen.name, confidence, agreement, self._gates(image, attention))
+        return Prediction(labels, chosen.name, confidence, agreement, self._gates(image, attention), is_unstreamed)
 
     def flip_dice(self, prepared: MetaTensor) -> dict[str, float]:
         """Return how well the result agrees with that of the mirrored image, both cleaned; see `flip_dice`.

@@ -23,7 +23,7 @@ class Options:
 
     Args:
         outputs: kinds of files to write; at least one.
-        overwrite: replace results that are there.
+        overwrite: replace files that are there, which somebody else wrote or changed.
         allow: faults of DICOM series to mend, as given to `find_cases`.
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
@@ -37,6 +37,7 @@ class Options:
         max_memory_gib: memory that a worker process may allocate; None for any.
         require: with which verdict a result is written; of the others there are previews only.
         seg_type: form of the DICOM SEG; None for binary up to ten structures, else a label map.
+        again: do cases again whose results stand.
 
     Raises:
         UsageError: no output but previews, a report without the DICOM SEG that it refers to, no such engine, or no
@@ -58,6 +59,7 @@ class Options:
     max_memory_gib: float | None = None
     require: Require = Require.REVIEW
     seg_type: SegKind | None = None
+    again: bool = False
 
     def __post_init__(self) -> None:
         if not set(self.outputs) - {Output.PREVIEW}:

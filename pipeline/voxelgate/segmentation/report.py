@@ -19,6 +19,12 @@ OLD_FINDING = re.compile(rf"({'|'.join(FindingCode)})( \(note\))?: (.*)", re.DOT
 """A finding with a code as ledgers before 0.4.0 hold it: its text alone."""
 
 
+MEMORY = "memory"
+"""Among `versions` and in the ledger's options: with what a case was done because memory was too small for more."""
+
+WINDOWS_FOR_MEMORY, SMALLER_WINDOWS = "windows instead of streaming", "smaller windows"
+
+
 class CaseStatus(StrEnum):
     """What became of a case.
 

@@ -29,10 +29,15 @@ from voxelgate.segmentation.output_names import Output, output_paths
 from voxelgate.segmentation.outputs import Result, check_outputs, unwritable_kinds, write_results
 from voxelgate.segmentation.preview import Sketch, sketch
 from voxelgate.segmentation.read import read_case
-from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.report import MEMORY, WINDOWS_FOR_MEMORY, CaseReport, CaseStatus
 from voxelgate.transforms.io import as_image
 
 logger = logging.getLogger(__name__)
+
+UNSTREAMED_SENTENCE = (
+    "there was too little memory to pass the image through the network slice by slice, so it was done in windows, "
+    "which changes labels a little; free memory, or raise --max-memory, and pass --again for the usual labels."
+)
 
 
 @dataclass(frozen=True)
@@ -135,13 +140,17 @@ def _segment_or_raise(
         names = output_paths(case, out_dir, options.outputs, options.attention)
         older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
         findings = prepared.findings + tuple(_remarks_on(made, bundle.labels, options, older))
+        if found.is_unstreamed:
+            findings += (remark(UNSTREAMED_SENTENCE),)
         attention = diagnose(found.gates, found.labels, prepared.grid)
     seconds = {"read": prepared.elapsed_s, "network": network_s, "write": time.perf_counter() - started_s}
     return CaseReport(
         case.case_id,
         CaseStatus.DONE,
         bundle.fingerprint,
-        versions(bundle.name, bundle.version) | {"runtime": found.runtime},
+        versions(bundle.name, bundle.version)
+        | {"runtime": found.runtime}
+        | ({MEMORY: WINDOWS_FOR_MEMORY} if found.is_unstreamed else {}),
         findings,
         {str(kind): names[kind] for kind in staged},
         made.volumes_ml,

@@ -15,7 +15,6 @@ from voxelgate.apps.cli.options import (
     AsJson,
     BundleArgument,
     DataRoot,
-    Overwrite,
     choices,
     refuse_given,
     refuse_unfit,
@@ -113,7 +112,10 @@ def run(
     seg_type: Annotated[
         SegKind | None, typer.Option(help="Form of the DICOM SEG.", show_default="binary up to ten structures")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there, which somebody else wrote or changed.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Do cases again whose results stand.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
@@ -126,6 +128,7 @@ def run(
         "outputs": kinds,
         "workers": engine,
         "overwrite": overwrite,
+        "again": again,
         "allow": choices(Allow, allow, "--allow"),
         "runtime": runtime,
         "device": device,

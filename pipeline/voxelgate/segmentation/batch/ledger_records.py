@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.report import MEMORY, CaseReport
 
 ENTRY_COLUMNS = (
     "case_id, identity, state, input_sha256, input_stamp, bundle_sha256, options, attempts, worker, started_s, ended_s"
@@ -33,13 +33,24 @@ class RunVersions:
         input_sha256: of what the input files hold; empty if they could not be read.
         input_stamp: by which a later change of them shows; empty if it would not.
         bundle_sha256: fingerprint of the bundle.
-        options: as text.
+        options: as text, with what memory made of them (`MEMORY`).
     """
 
     input_sha256: str
     input_stamp: str
     bundle_sha256: str
     options: str
+
+    @property
+    def asked(self) -> str:
+        """Return the options as they were asked for, whatever memory made of them."""
+        if f'"{MEMORY}"' not in self.options:
+            return self.options
+        try:
+            made = json.loads(self.options)
+            return json.dumps({name: made[name] for name in made if name != MEMORY})
+        except (ValueError, TypeError, RecursionError):  # no run has written that
+            return self.options
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,8 @@ class Entry:
 
     def is_done_as(self, bundle_sha256: str, options: str) -> bool:
         """Return whether it was done by a bundle with some options; its input may have changed since."""
-        return self.state is EntryState.DONE and (self.versions.bundle_sha256, self.versions.options) == (
-            bundle_sha256,
-            options,
-        )
+        made_by = self.versions.bundle_sha256, self.versions.asked
+        return self.state is EntryState.DONE and made_by == (bundle_sha256, options)
 
 
 @dataclass(frozen=True)

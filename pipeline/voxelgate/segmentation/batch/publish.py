@@ -139,7 +139,7 @@ def _outdated(
     """Yield the files that the case wrote before and that its new files contradict."""
     old, kept = entry.versions, {file.path for file in files}
     is_same = (old.input_sha256, old.bundle_sha256) == (versions.input_sha256, versions.bundle_sha256)
-    asked = old.options == versions.options or is_withheld
+    asked = old.asked == versions.asked or is_withheld
     for record in ledger.files_of(entry.case_id):
         if record.path in kept:
             continue

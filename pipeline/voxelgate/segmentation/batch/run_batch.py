@@ -47,6 +47,7 @@ class RunKeywords(TypedDict, total=False):
     outputs: Sequence[Output | str]
     workers: str
     overwrite: bool
+    again: bool
     allow: Sequence[Allow | str]
     runtime: Runtime | str | None
     device: str | None
@@ -108,6 +109,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     outputs: Sequence[Output | str] = (Output.NIFTI,),
     workers: str = DEFAULT_WORKERS,
     overwrite: bool = False,
+    again: bool = False,
     allow: Sequence[Allow | str] = (),
     runtime: Runtime | str | None = None,
     device: str | None = None,
@@ -126,7 +128,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
 ) -> Reports:
     """Segment what there is in files and folders, and write each result on the grid of its image.
 
-    The same call continues a run that was ended; cases that are done already are only reported.
+    The same call continues a run that was ended; cases that are done already are only reported, unless `again`.
 
     Args:
         bundle: opened, or its folder, or the name of a shipped one.
@@ -134,7 +136,8 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         out: folder of the results, which is made.
         outputs: what to write of each case: `nifti`, `seg`, `rtstruct`, `sr`, and `preview` for the report page.
         workers: where cases run: `serial`, `processes:N`, or `dask:ADDRESS` of a scheduler.
-        overwrite: replace results that are there.
+        overwrite: replace files that are there, which somebody else wrote or changed.
+        again: do cases again whose results stand.
         allow: faults of DICOM series to mend by resampling instead of refusing them: `gaps`, `tilt`.
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         device: cpu, cuda or cuda:N; None for what the bundle chooses.
@@ -171,6 +174,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         outputs=outputs,
         workers=workers,
         overwrite=overwrite,
+        again=again,
         allow=allow,
         runtime=runtime,
         device=device,

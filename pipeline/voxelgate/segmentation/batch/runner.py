@@ -24,7 +24,7 @@ from voxelgate.segmentation.batch.worker import CaseJob, Outcome, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of
 from voxelgate.segmentation.output_names import output_paths
-from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.report import MEMORY, SMALLER_WINDOWS, CaseReport, CaseStatus
 from voxelgate.segmentation.segment import unfinished, versions
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,8 @@ class _Runner:
 
     def _known(self, entry: Entry) -> str:
         """Return the SHA-256 of the input whose results stand; empty if none do, by this bundle and these options."""
-        if entry.report is None or not entry.is_done_as(self._setup.bundle_sha256, self._setup.choices):
+        is_done = entry.is_done_as(self._setup.bundle_sha256, self._setup.choices)
+        if entry.report is None or not is_done or self._setup.options.again:
             return ""
         gone = [path for path in entry.report.outputs.values() if not is_intact(self._ledger, entry.case_id, path)]
         for path in gone:
@@ -215,10 +216,11 @@ class _Runner:
         return replace(report, findings=(*report.findings, remark(sentence, Severity.WARN)))
 
     def _published(self, job: CaseJob, report: CaseReport, outcome: Outcome) -> CaseReport:
+        memory = SMALLER_WINDOWS if job.shrinks else report.versions.get(MEMORY, "")
         try:
             self._refuse_names(job.case)
             is_withheld = report.verdict is not None and not self._setup.options.require.admits(report.verdict)
-            versions_of_run = self._versions(outcome)
+            versions_of_run = self._versions(outcome, memory)
             publish_case(self._ledger, report, (job.scratch, outcome.sha256s), versions_of_run, is_withheld=is_withheld)
         except OutputError as error:
             if fault_of(error) is Fault.STORAGE:
@@ -240,9 +242,9 @@ class _Runner:
         self._ledger.end(legible, self._versions(outcome))
         return legible
 
-    def _versions(self, outcome: Outcome | None) -> RunVersions:
+    def _versions(self, outcome: Outcome | None, memory: str = "") -> RunVersions:
         of_input = ("", "") if outcome is None else (outcome.input_sha256, outcome.input_stamp)
-        return RunVersions(*of_input, self._setup.bundle_sha256, self._setup.choices)
+        return RunVersions(*of_input, self._setup.bundle_sha256, self._setup.choices_with(memory))
 
     def _unfinished(self, case_id: str, status: CaseStatus, sentence: str) -> CaseReport:
         return unfinished(

@@ -29,7 +29,7 @@ from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 from voxelgate.segmentation.options import Options, SharedResources
-from voxelgate.segmentation.report import CaseReport, CaseStatus
+from voxelgate.segmentation.report import MEMORY, CaseReport, CaseStatus
 from voxelgate.segmentation.segment import attempt, unfinished
 
 SMALLEST_WINDOW_VOX = 32
@@ -83,6 +83,10 @@ class Setup:
             "seg_type": options.seg_type,
         }
         return json.dumps(chosen | {name: value for name, value in newer.items() if value}, sort_keys=True)
+
+    def choices_with(self, memory: str) -> str:
+        """Return `choices`, with what a case was done with because memory was too small for the rest, if it was."""
+        return json.dumps(json.loads(self.choices) | {MEMORY: memory}, sort_keys=True) if memory else self.choices
 
 
 @dataclass(frozen=True)

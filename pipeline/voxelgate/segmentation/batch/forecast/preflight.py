@@ -133,7 +133,7 @@ def _left(cases: Sequence[Case], setup: Setup) -> list[Case]:
     Raises:
         OutputError: its ledger cannot be read.
     """
-    if not (setup.out_dir / LEDGER_NAME).is_file():
+    if setup.options.again or not (setup.out_dir / LEDGER_NAME).is_file():
         return list(cases)
     entries, _ = read_ledger(setup.out_dir)
     done = {entry.identity for entry in entries if entry.is_done_as(setup.bundle_sha256, setup.choices)}
