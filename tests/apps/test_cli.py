@@ -124,6 +124,21 @@ def test_what_is_passed_over_is_said_before_after_and_in_json(run: Run, scan: Pa
     assert (tmp_path / "x" / "d" / "d.nii.gz").read_bytes() == (tmp_path / "x" / "scan.nii.gz").read_bytes()
 
 
+def test_a_manifest_says_which_kinds_of_images_it_passed_over(run: Run, tmp_path: Path) -> None:
+    for number in range(3):
+        for name, voxels in (("images", np.arange(64.0) + number), ("labels", np.arange(64) % 2)):
+            (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
+            volume = voxels.reshape(4, 4, 4).astype(np.uint8)
+            nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "d" / name / f"c{number}.nii.gz")
+    for name in ("images/c3.mgz", "images/c4.img", "images/c4.hdr", ".hidden.mgz", "notes.txt"):
+        (tmp_path / "d" / name).write_bytes(b"")
+
+    result = run("manifest", tmp_path / "d", "--modality", "MRI")
+
+    assert "3 cases" in result.stdout
+    assert "passed over: 1 .hdr, 1 .img, 1 .mgz; convert those that are images to NIfTI" in result.stdout
+
+
 def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(scan.read_bytes()[:2000])
     result = run("segment", HIPPOCAMPUS_BUNDLE, tmp_path, "--out", "results", *ANY)

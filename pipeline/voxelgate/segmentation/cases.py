@@ -16,10 +16,10 @@ from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import Series, scan_files
+from voxelgate.images.passed_over import count_kinds, kinds_text
 from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec, Paths, as_paths
 from voxelgate.images.volume_bytes import member_of
 from voxelgate.images.volumes import SUFFIXES, volume_stem
-from voxelgate.segmentation.passed_over import count_kinds, kinds_text
 
 CHANNEL_ENDING = re.compile(r"_(\d{4})$")
 """What the names of files of one image differ in: the number of the channel, as in nnU-Net."""
@@ -199,12 +199,14 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
     cases = with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
     left = [file for file in dict.fromkeys(file for listing in listings for file in listing.others) if file not in used]
-    return Found(cases, count_kinds(left, [path for listing in listings for path, _ in listing.volumes]))
+    return Found(
+        cases, count_kinds(map(path_through, left), [path for listing in listings for path, _ in listing.volumes])
+    )
 
 
 def _why_nothing(given: Path, listing: "Listing", images: ImageSpec) -> str:
     wanted = PICTURES if images.is_picture else f"volume ({', '.join(SUFFIXES)}) and no DICOM image"
-    kinds = kinds_text(count_kinds(listing.others, ()))
+    kinds = kinds_text(count_kinds(map(path_through, listing.others), ()))
     return f"{given.name}: holds no {wanted}{f', but {kinds}' if kinds else ''}; check the path, or convert the images."
 
 
@@ -246,7 +248,7 @@ def list_input(
     files = [file for file in list_all(given) if not is_within or skipped not in file.path.resolve().parents]
     start = given if given.is_dir() else given.parent
     taken = [file for file in files if _is_taken(file, images)]
-    volumes = [(file.path / file.member, _place_below(file, start)) for file in taken]
+    volumes = [(path_through(file), _place_below(file, start)) for file in taken]
     return Listing(volumes, [file for file in files if not _is_taken(file, images)])
 
 
@@ -259,6 +261,11 @@ def _place_below(file: FileRef, start: Path) -> Path:
     """Return where a file lies below a folder; an archive counts as a folder of its name."""
     place = file.path.relative_to(start)
     return place.with_suffix("") / file.member if file.member else place
+
+
+def path_through(file: FileRef) -> Path:
+    """Return the path of a file; that of one in an archive leads through it."""
+    return file.path / file.member if file.member else file.path
 
 
 def file_of(path: Path) -> FileRef:

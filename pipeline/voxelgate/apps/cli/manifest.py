@@ -12,6 +12,7 @@ from voxelgate.core.errors import UsageError
 from voxelgate.core.files import make_folder, refuse_existing
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.manifest import Manifest
+from voxelgate.images.passed_over import image_kinds_below, kinds_text
 
 app = typer.Typer(add_completion=False)
 
@@ -104,4 +105,7 @@ def _understood(manifest: Manifest) -> list[str]:
         named = [f"labels {', '.join(f'{v} {name}' for v, name in zip(values.values, names, strict=True))}"]
         named.append(f"results will have the values 0 to {len(names) - 1} in this order")
     ignored = [f"voxels of {', '.join(map(str, values.ignored))} are ignored"] if values.ignored else []
-    return [count, *named, *ignored]
+    taken = {path for case in manifest.all_cases for path in case.files}
+    others = image_kinds_below(manifest.data_root, taken)
+    passed_over = [f"passed over: {kinds_text(others)}; convert those that are images to NIfTI"] if others else []
+    return [count, *named, *ignored, *passed_over]

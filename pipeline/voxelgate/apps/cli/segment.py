@@ -25,12 +25,12 @@ from voxelgate.core.findings import Allow
 from voxelgate.core.verdict import Require, Verdict
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.dicom.write.seg_kind import SegKind
+from voxelgate.images.passed_over import kinds_text
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.watch import watched_folders
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
 from voxelgate.segmentation.output_names import Output
-from voxelgate.segmentation.passed_over import kinds_text
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 if TYPE_CHECKING:

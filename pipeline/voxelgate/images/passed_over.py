@@ -1,10 +1,9 @@
 """Files of an input that are not taken: counted, and named by their kind, never by their name."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
-from voxelgate.dicom.read.dicom_files import FileRef
 from voxelgate.images.pictures import PICTURE_SUFFIXES
 from voxelgate.images.volumes import SUFFIXES, volume_stem
 
@@ -25,19 +24,26 @@ DICOMDIR_NAME = "DICOMDIR"
 """What the directory of a disc is called (PS3.10 8.6); it holds no image."""
 
 
-def count_kinds(files: Iterable[FileRef], taken: Iterable[Path]) -> dict[str, int]:
+def count_kinds(files: Iterable[Path], taken: Iterable[Path]) -> dict[str, int]:
     """Return how many files there are of each kind; those that hold the voxels of a header that was taken are none.
 
     Args:
-        files: that were not taken.
+        files: that were not taken; the path of one in a zip leads through the archive.
         taken: volumes that were.
 
-    >>> count_kinds([FileRef(Path("a.img")), FileRef(Path("a.hdr")), FileRef(Path("b.JOHN_DOE"))], [])
+    >>> count_kinds([Path("a.img"), Path("a.hdr"), Path("b.JOHN_DOE")], [])
     {'.hdr': 1, '.img': 1, 'other': 1}
     """
     headers = {path.parent / volume_stem(path) for path in taken}
-    kinds = Counter(_kind_of(file) for file in files if not _belongs(file, headers))
+    kinds = Counter(_kind_of_name(path.name) for path in files if not _belongs(path, headers))
     return {kind: kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind == OTHER, kind))}
+
+
+def image_kinds_below(folder: Path, taken: Collection[Path]) -> dict[str, int]:
+    """Return how many files below a folder may be images by their kind and were not taken; hidden ones do not count."""
+    files = (path for path in folder.rglob("*") if path not in taken and path.is_file())
+    visible = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return {kind: count for kind, count in count_kinds(visible, taken).items() if kind != OTHER}
 
 
 def kinds_text(kinds: Mapping[str, int]) -> str:
@@ -49,14 +55,12 @@ def kinds_text(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
-def _kind_of(file: FileRef) -> str:
-    name = file.name.lower()
-    return next((kind for kind in KINDS if name.endswith(kind)), OTHER)
+def _kind_of_name(name: str) -> str:
+    return next((kind for kind in KINDS if name.lower().endswith(kind)), OTHER)
 
 
-def _belongs(file: FileRef, headers: set[Path]) -> bool:
+def _belongs(path: Path, headers: set[Path]) -> bool:
     """Return whether a file is the directory of a disc, or holds the voxels of a header beside it."""
-    place = file.path / PurePosixPath(file.member)
-    suffix = next((suffix for suffix in DATA_SUFFIXES if place.name.lower().endswith(suffix)), None)
-    is_data = suffix is not None and place.with_name(place.name[: -len(suffix)]) in headers
-    return is_data or file.name.upper() == DICOMDIR_NAME
+    suffix = next((suffix for suffix in DATA_SUFFIXES if path.name.lower().endswith(suffix)), None)
+    is_data = suffix is not None and path.with_name(path.name[: -len(suffix)]) in headers
+    return is_data or path.name.upper() == DICOMDIR_NAME
