@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted import at_mm, chained, ct_series, mr_series, setting, write
-from voxelgate.dicom.choose import SeriesRule, choose
+from tests.planted import ROOT, at_mm, chained, ct_series, mr_series, setting, write
+from voxelgate.dicom.choose import SeriesRule, choose, is_called, names_one
 from voxelgate.dicom.read.series import Series, scan_dicom
 
 
@@ -73,3 +73,52 @@ def test_a_reason_never_quotes_the_header(study: dict[str, Series]) -> None:
 def test_a_rule_that_makes_no_sense_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="found"):
         SeriesRule.from_mapping(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("12", {"thin"}),
+        ("Abdomen 5 mm", {"thick"}),
+        ("  abdomen   5 MM ", {"thick"}),
+        ("abdomen*", {"thick"}),
+        ("abdomen", set()),
+        (f"{ROOT}.13", {"contrast"}),
+        (".1357.13", {"contrast"}),
+        ("...357.13", {"contrast"}),
+        ("...3", {"contrast"}),
+        ("99", set()),
+        (f"{ROOT}.99", set()),
+        ("[a", set()),
+    ],
+)
+def test_a_series_is_called_by_uid_number_or_description(study: dict[str, Series], name: str, called: set[str]) -> None:
+    assert {key for key, series in study.items() if is_called(series, name)} == called
+
+
+def test_a_series_is_called_by_its_identifier_too(study: dict[str, Series]) -> None:
+    name = study["mr"].series_id
+    assert [key for key, series in study.items() if is_called(series, name)] == ["mr"]
+    assert names_one(name)
+
+
+@pytest.mark.parametrize(("name", "is_one"), [("1.2.3", True), ("...345", True), ("3", False), ("Abdomen", False)])
+def test_a_uid_names_one_series_and_a_number_one_of_each_study(name: str, *, is_one: bool) -> None:
+    assert names_one(name) == is_one
+
+
+def test_what_is_asked_for_is_taken_although_another_fits_better(study: dict[str, Series]) -> None:
+    taken, reasons = choose(list(study.values()), SeriesRule(asked="11"))
+    assert taken is study["thick"]
+    assert reasons[study["thin"].series_id] == "is not the series that was asked for"
+
+
+def test_what_is_asked_for_but_cannot_be_read_is_not_replaced_by_another(study: dict[str, Series]) -> None:
+    taken, reasons = choose(list(study.values()), SeriesRule(asked="15"))
+    assert taken is None
+    assert "MISSING_SLICE" in reasons[study["broken"].series_id]
+
+
+def test_no_bundle_asks_for_a_series_by_its_name() -> None:
+    with pytest.raises(ValueError, match="a series rule knows"):
+        SeriesRule.from_mapping({"asked": "3"})

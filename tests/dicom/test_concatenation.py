@@ -47,12 +47,12 @@ def test_a_part_that_is_missing_is_named(tmp_path: Path, lost: int) -> None:
     series = only_series([part for number, part in enumerate(parts()) if number != lost], tmp_path)
     (finding,) = refusals(series.findings)
     assert finding.code is FindingCode.CONCATENATION
-    assert f"of the 3 parts of the image 1 are missing (number {lost + 1})" in finding.message
+    assert f"of the 3 parts of the image 1 part is missing (number {lost + 1})" in finding.message
 
 
 def test_one_part_alone_says_which_others_belong_to_it(tmp_path: Path) -> None:
     (finding,) = refusals(only_series(parts()[1:2], tmp_path).findings)
-    assert "2 are missing (number 1, 3)" in finding.message
+    assert "2 parts are missing (number 1, 3)" in finding.message
 
 
 def test_parts_with_equal_pixels_at_one_place_are_no_copies(tmp_path: Path) -> None:

@@ -139,3 +139,51 @@ def test_a_slice_turned_beyond_the_tolerance_is_refused_by_the_audit_alone(tmp_p
     assert [finding.code for finding in refusals(inspected.series.findings)] == [FindingCode.MIXED_ORIENTATIONS]
     with pytest.raises(OutputError, match="MIXED_ORIENTATIONS: 1 of 4"):
         source_of(inspected.series)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "one", "other"),
+    [
+        ("ImageOrientationPatient", [1, 0, 0, 0, 1, 0], [1, 3e-4, 0, -3e-4, 1, 0]),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 1, 0], [1, 0, 9e-4, 0, 1, 0]),
+        ("PixelSpacing", [0.9766, 0.9766], [0.9763, 0.9763]),
+        ("PixelSpacing", ["0.9766", "0.9766"], ["0.97656250", "0.97656250"]),
+    ],
+)
+def test_what_an_archive_rounded_is_written_in_every_form(
+    tmp_path: Path, keyword: str, one: list[float], other: list[float]
+) -> None:
+    slices = stack(np.arange(4 * ROWS * COLUMNS, dtype=np.uint16).reshape(4, ROWS, COLUMNS))
+    for index, dataset in enumerate(slices):
+        setattr(dataset, keyword, (one, other)[index % 2])
+
+    inspected = found_in(slices, tmp_path)
+
+    assert not refusals(inspected.series.findings)
+    check_that_it_is_written(inspected, tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"ISO_IR\x00100", b"\t\0\x0c\0\r\xff\x0b\0\t\0", b"ISO_IR 999"])
+def test_a_damaged_character_set_stops_no_form_and_the_name_keeps_its_bytes(tmp_path: Path, name: bytes) -> None:
+    pixels = np.arange(4 * ROWS * COLUMNS, dtype=np.uint16).reshape(4, ROWS, COLUMNS)
+    folder = write_all(stack(pixels, SpecificCharacterSet="ISO_IR 100", PatientName="M\xfcller"), tmp_path / "images")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", name))
+
+    (inspected,) = inspect([folder])
+
+    assert inspected.series.is_usable
+    assert FindingCode.CHARACTER_SET in {finding.code for finding in inspected.series.findings}
+    check_that_it_is_written(inspected, tmp_path)
+    assert b"M\xfcller" in (tmp_path / "sr.dcm").read_bytes()
+
+
+def test_merged_series_are_read_but_nothing_is_written_that_refers_to_one(tmp_path: Path) -> None:
+    slices = stack(np.arange(4 * ROWS * COLUMNS, dtype=np.uint16).reshape(4, ROWS, COLUMNS), SeriesNumber=3)
+    for index, dataset in enumerate(slices):
+        dataset.SeriesInstanceUID = f"1.2.826.0.1.3680043.8.498.7.{index + 1}"
+    inspected = found_in(slices, tmp_path, [Allow.MERGE_SERIES])
+    assert inspected.series.is_usable
+    assert inspected.summary()["series_uid"] == sorted(dataset.SeriesInstanceUID for dataset in slices)
+    with pytest.raises(OutputError, match="4 different series instance UIDs, expected one"):
+        source_of(inspected.series)

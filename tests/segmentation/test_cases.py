@@ -287,3 +287,42 @@ def test_an_input_that_holds_other_images_only_is_refused_with_their_kinds(tmp_p
         find_cases([tmp_path / "in"])
     with pytest.raises(InputError, match=r"but 1 \.mgz"):
         find_cases([tmp_path / "in" / "c.mgz"])
+
+
+def studies(folder: Path) -> None:
+    """Write two studies of two series each, of which the second is thinner."""
+    for study in (1, 2):
+        for number in (3, 4):
+            datasets = ct_series(series=10 * study + number)
+            for dataset in datasets:
+                dataset.update({"StudyInstanceUID": f"{ROOT}.{study}", "PatientID": f"phantom-{study}"})
+                dataset.update({"SeriesNumber": number, "SeriesDescription": f"Part {number}"})
+            write(datasets, folder / f"{study}{number}")
+
+
+def test_the_series_that_was_asked_for_is_the_case_of_each_study(tmp_path: Path) -> None:
+    studies(tmp_path)
+    for name in ("4", "part 4"):
+        cases = find_cases([tmp_path], rule=SeriesRule(asked=name))
+        assert [isinstance(case.image, Series) and case.image.number for case in cases] == [4, 4]
+
+
+def test_a_uid_makes_one_case_and_leaves_other_studies_alone(tmp_path: Path) -> None:
+    studies(tmp_path)
+    (case,) = find_cases([tmp_path], rule=SeriesRule(asked=f"{ROOT}.23"))
+    assert isinstance(case.image, Series)
+    assert case.image.series_uids == (f"{ROOT}.23",)
+
+
+def test_a_study_without_the_number_that_was_asked_for_is_told(tmp_path: Path) -> None:
+    studies(tmp_path)
+    for path in (tmp_path / "24").iterdir():
+        path.unlink()
+    cases = find_cases([tmp_path], rule=SeriesRule(asked="4"))
+    assert sorted(case.image is None for case in cases) == [False, True]
+
+
+def test_a_name_that_no_series_has_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    studies(tmp_path)
+    with pytest.raises(InputError, match="Liver: no series has this UID, number or description; `voxelgate inspect`"):
+        find_cases([tmp_path], rule=SeriesRule(asked="Liver"))

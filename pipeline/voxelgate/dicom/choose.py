@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 from voxelgate.core.findings import refusals
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.read.stack import distances_mm
+
+UID_END = re.compile(r"(?:\.\.\.|\u2026)([0-9.]+)|([0-9]*(?:\.[0-9]+)+)")
+"""The end of a UID behind dots that stand for the rest, or a UID, or an end of it with a dot."""
+
+IDENTIFIER = re.compile(r"[a-z]+-[0-9a-f]{12}")
+"""Of a series, as `scan_dicom` makes it."""
 
 READABLE_MODALITIES = ("CT", "MR", "PT")
 """Modalities whose images make volumes, as DICOM names them."""
@@ -26,6 +33,7 @@ class SeriesRule:
         thickness_mm: least and largest Slice Thickness, or None for any.
         description: regular expression that Series Description must contain, regardless of case; empty for any.
         contrast: whether a contrast agent must be named (true), must not be (false), or does not matter (None).
+        asked: what the one who segments calls the series, as for `is_called`; empty for any. No bundle asks for it.
 
     Raises:
         ValueError: values that make no rule.
@@ -40,6 +48,7 @@ class SeriesRule:
     thickness_mm: tuple[float, float] | None = None
     description: str = ""
     contrast: bool | None = None
+    asked: str = ""
 
     def __post_init__(self) -> None:
         if not self.modality or not set(self.modality) <= set(READABLE_MODALITIES):
@@ -60,7 +69,7 @@ class SeriesRule:
         Raises:
             ValueError: unknown keys, or values that make no rule.
         """
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} - {"asked"}
         if not values.keys() <= known:
             raise ValueError(f"a series rule knows {', '.join(sorted(known))}, found {', '.join(sorted(values))}")
         limits = {name: tuple(map(float, values[name])) for name in ("spacing_mm", "thickness_mm") if values.get(name)}
@@ -68,7 +77,9 @@ class SeriesRule:
         return cls(**{**values, **limits, "modality": (modality,) if isinstance(modality, str) else tuple(modality)})
 
     def objection(self, series: Series) -> str | None:
-        """Say in a few words why a series is not what the bundle wants, or return None."""
+        """Say in a few words why a series is not what is asked for and what the bundle wants, or return None."""
+        if self.asked and not is_called(series, self.asked):
+            return "is not the series that was asked for"
         if not series.is_usable:
             return "; ".join(map(str, refusals(series.findings)))
         if series.modality not in self.modality:
@@ -89,6 +100,28 @@ class SeriesRule:
         if self.contrast is not None and header.has_contrast is not self.contrast:
             return f"is {'without' if self.contrast else 'with'} contrast agent, the bundle wants the other"
         return None
+
+
+def is_called(series: Series, name: str) -> bool:
+    """Return whether a series has a name, as `voxelgate inspect` shows it.
+
+    Args:
+        series: any.
+        name: its UID or the end of it, its identifier, its number, or its description, in which `*` stands for any
+            letters, in capitals or not.
+    """
+    end_of_uid = UID_END.fullmatch(name.strip())
+    if end_of_uid is not None:
+        return any(uid.endswith(end_of_uid[1] or end_of_uid[2]) for uid in series.series_uids)
+    if name.strip().isdecimal():
+        return series.number == int(name)
+    described, wanted = (" ".join(text.casefold().split()) for text in (series.description, name))
+    return name.strip() == series.series_id or described == wanted or fnmatchcase(described, wanted)
+
+
+def names_one(name: str) -> bool:
+    """Return whether a name is a UID or an identifier, which one series has, and not one of each study."""
+    return UID_END.fullmatch(name.strip()) is not None or IDENTIFIER.fullmatch(name.strip()) is not None
 
 
 def spacing_mm(series: Series) -> float:

@@ -31,11 +31,15 @@ class InspectedSeries:
     grid: Grid | None
 
     def summary(self) -> dict[str, Any]:
-        """Return what is known as plain JSON, without texts or UIDs of the headers."""
+        """Return what is known as plain JSON; of the headers' texts only those that name a series."""
         series, grid = self.series, self.grid
         return {
             "series_id": series.series_id,
             "study_id": series.study_id,
+            "path": str(series.place),
+            "series_number": series.number,
+            "description": series.description,
+            "series_uid": series.series_uids[0] if len(series.series_uids) == 1 else list(series.series_uids),
             "modality": series.modality,
             "images": len(slices_of(series.headers)) or len(series.files),
             "shape": None if grid is None else list(grid.shape),

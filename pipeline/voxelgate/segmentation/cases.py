@@ -13,7 +13,7 @@ from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow, Finding, remark
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
-from voxelgate.dicom.choose import SeriesRule, choose
+from voxelgate.dicom.choose import SeriesRule, choose, is_called, names_one
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.images.passed_over import count_kinds, kinds_text
@@ -196,6 +196,10 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     for given, listing in zip(others, listings, strict=True):
         if not listing.volumes and used.isdisjoint(listing.others):
             raise InputError(_why_nothing(given, listing, images))
+    if rule is not None and rule.asked and not any(is_called(series, rule.asked) for series in found):
+        raise InputError(
+            f"{rule.asked}: no series has this UID, number or description; `voxelgate inspect` lists those there are."
+        )
     named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
     cases = with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
     left = [file for file in dict.fromkeys(file for listing in listings for file in listing.others) if file not in used]
@@ -360,9 +364,14 @@ def _patients_of(study: Sequence[Series]) -> list[str]:
 
 
 def study_cases(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
-    """Return a case for each study of some series: the one that fits the rule best, or none with the reasons."""
+    """Return a case for each study of some series: the one that fits the rule best, or none with the reasons.
+
+    If one series is asked for, studies that do not hold it make no cases.
+    """
     cases = []
     for study in _studies(found):
+        if names_one(rule.asked) and not any(is_called(series, rule.asked) for series in study):
+            continue
         taken, reasons = choose(study, rule)
         others = tuple(remark(f"{name} was not taken: {reason}") for name, reason in reasons.items())
         if taken is None:

@@ -25,6 +25,7 @@ class Options:
         outputs: kinds of files to write; at least one.
         overwrite: replace files that are there, which somebody else wrote or changed.
         allow: faults of DICOM series to mend, as given to `find_cases`.
+        series: which DICOM series to take, as for `is_called`; empty for the one that fits the bundle best.
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
         attention: levels of the gates whose maps are written and judged, all that `gate_levels` returns; or none.
@@ -47,6 +48,7 @@ class Options:
     outputs: tuple[Output, ...] = (Output.NIFTI,)
     overwrite: bool = False
     allow: tuple[Allow, ...] = ()
+    series: str = ""
     runtime: Runtime | None = None
     check_flips: bool = False
     attention: tuple[int, ...] = ()

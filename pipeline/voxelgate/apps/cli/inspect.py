@@ -19,7 +19,10 @@ from voxelgate.dicom.read.dicom_files import list_files
 if TYPE_CHECKING:
     from voxelgate.dicom.inspect import InspectedSeries
 
-SERIES_COLUMNS = ("series", "modality", "images", "size", "spacing mm", "verdict", "reasons")
+SERIES_COLUMNS = ("series", "number", "description", "UID", "size", "spacing mm", "verdict")
+
+SHOWN_OF_UID = 10
+"""Characters at the end of a UID that tell it from others on the screen, and to `segment --series`."""
 
 
 app = typer.Typer(add_completion=False)
@@ -79,23 +82,33 @@ def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None)
 
 
 def _print_series(found: list["InspectedSeries"]) -> None:
-    """Print a table of DICOM series, and what was found about each."""
+    """Print a table of DICOM series, and where each lies and what was found about it."""
     table = Table(*SERIES_COLUMNS, box=box.SIMPLE_HEAD)
-    table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.no_wrap = column.header != "description"
     for one in found:
         facts = one.summary()
         shape, spacing = facts["shape"] or (), facts["spacing_mm"] or ()
         table.add_row(
             facts["series_id"],
-            facts["modality"],
-            str(facts["images"]),
-            " x ".join(map(str, shape)),
+            "" if one.series.number is None else str(one.series.number),
+            one.series.description,
+            _shown_uid(one.series.series_uids),
+            " x ".join(map(str, shape)) or f"{facts['images']} image{'s' * (facts['images'] != 1)}",
             " x ".join(f"{value:.2f}" for value in spacing),
             Text("usable", "green") if one.series.is_usable else Text("refused", "red"),
-            ", ".join(finding.code for finding in one.series.findings),
         )
     console.print(table)
     for one in found:
+        console.print(f"{one.series.series_id}: {one.series.place}", soft_wrap=True)
         for finding in one.series.findings:
             console.print(f"{one.series.series_id}: {finding.severity}: {finding}", soft_wrap=True)
     console.print(f"{sum(one.series.is_usable for one in found)} of {len(found)} series can be used")
+
+
+def _shown_uid(uids: tuple[str, ...]) -> str:
+    """Return the end of a UID, from a dot on if there is one."""
+    if len(uids) != 1:
+        return f"{len(uids)} UIDs" if uids else ""
+    end = uids[0][-SHOWN_OF_UID:]
+    return uids[0] if end == uids[0] else f"...{end[max(end.find('.'), 0) :]}"

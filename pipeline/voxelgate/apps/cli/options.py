@@ -31,7 +31,7 @@ DataRoot = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for programs instead of text.")]
 Allowed = Annotated[
-    str, typer.Option(help="Faults of DICOM series to mend by resampling: gaps, tilt.", show_default="none")
+    str, typer.Option(help="Faults of DICOM series to mend: gaps, tilt, merge-series.", show_default="none")
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the bundle's config, as ID=VALUE; may be repeated.")

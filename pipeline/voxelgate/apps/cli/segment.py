@@ -62,6 +62,14 @@ def run(
         ),
     ] = "nifti",
     data_root: DataRoot = None,
+    series: Annotated[
+        str,
+        typer.Option(
+            help="The DICOM series to take, by UID (or its end), number or description (* for any letters), as "
+            "`inspect` shows them.",
+            show_default="what fits the bundle best",
+        ),
+    ] = "",
     allow: Allowed = "",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
@@ -130,6 +138,7 @@ def run(
         "overwrite": overwrite,
         "again": again,
         "allow": choices(Allow, allow, "--allow"),
+        "series": series,
         "runtime": runtime,
         "device": device,
         "ensemble": is_ensemble,

@@ -281,7 +281,8 @@ def _why_not_concatenated(parts: Sequence[Concatenation], headers: Sequence[Head
         return f"part {twice[0]} of {total} of the image is there {numbers[twice[0]]} times, expected once; choose one"
     if missing:
         named = ", ".join(map(str, missing[:SHOWN_NUMBERS])) + " and more" * (len(missing) > SHOWN_NUMBERS)
-        return f"of the {total} parts of the image {len(missing)} are missing (number {named}); send all of them"
+        verb = "s are" if len(missing) > 1 else " is"
+        return f"of the {total} parts of the image {len(missing)} part{verb} missing (number {named}); send all of them"
     return _why_not_in_line(headers)
 
 

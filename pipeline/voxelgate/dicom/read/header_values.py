@@ -11,12 +11,13 @@ from io import BytesIO
 from typing import BinaryIO, cast
 
 from pydicom import DataElement, Dataset
-from pydicom.charset import default_encoding
+from pydicom.charset import convert_encodings, decode_bytes, default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_sequence_item
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import TEXT_VR_DELIMS
 
 from voxelgate.dicom.read.bounded import BoundedStream
 
@@ -49,6 +50,17 @@ class HeaderValues:
     def text(self, keyword: str, *, inside: str = "") -> str:
         """Return a text, stripped; empty if missing."""
         return _as_text(self._element(keyword, inside))
+
+    def decoded(self, keyword: str) -> str:
+        """Return a text in the letters of its character set; as Latin-1 if that is not known."""
+        text, element = self.text(keyword), self._element(keyword, "")
+        if element is None or not isinstance(element.value, bytes) or (text.isascii() and text.isprintable()):
+            return text
+        try:
+            encodings = convert_encodings(self.text("SpecificCharacterSet").split("\\"))
+            return decode_bytes(element.value, encodings, TEXT_VR_DELIMS).strip(" \0")
+        except (LookupError, ValueError):
+            return text
 
     def hashed(self, *keywords: str) -> str:
         """Return a hash of texts, regardless of case and spacing; empty if all are."""

@@ -376,7 +376,7 @@ def _header_of_parts(
         patient=(values.hashed("PatientID"), values.hashed("PatientName"), values.hashed("PatientBirthDate")),
         modality=values.text("Modality").upper(),
         image_type=tuple(part.strip().upper() for part in values.text("ImageType").split("\\") if part.strip()),
-        description=values.text("SeriesDescription"),
+        description=values.decoded("SeriesDescription"),
         series_number=values.integer("SeriesNumber"),
         instance_number=values.integer("InstanceNumber"),
         acquisition_number=values.integer("AcquisitionNumber"),

@@ -1,6 +1,7 @@
 """Find the series below a path, headers only, and say of each what is wrong with it."""
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,29 @@ class Series:
     def patient_ids(self) -> frozenset[str]:
         """Return the hashed patient IDs of its images; empty if they have none."""
         return frozenset(header.patient[0] for header in self.headers) - {""}
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        """Return its UIDs: one, unless single images with one each were merged; none where they are empty."""
+        return tuple(sorted({header.series_uid for header in self.headers} - {""}))
+
+    @property
+    def number(self) -> int | None:
+        """Return Series Number, the lowest if images differ in it."""
+        return min((header.series_number for header in self.headers if header.series_number is not None), default=None)
+
+    @property
+    def description(self) -> str:
+        """Return Series Description of the first image that has one; it may hold whatever somebody wrote there."""
+        return next((header.description for header in self.headers if header.description), "")
+
+    @property
+    def place(self) -> Path:
+        """Return the file, or the folder or archive that all its files lie in."""
+        paths = {file.path for file in self.files}
+        if len(paths) == 1:
+            return next(iter(paths))
+        return Path(os.path.commonpath([path.parent for path in paths]))
 
     @property
     def frame_of_reference_uid(self) -> str:

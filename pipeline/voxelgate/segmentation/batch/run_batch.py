@@ -49,6 +49,7 @@ class RunKeywords(TypedDict, total=False):
     overwrite: bool
     again: bool
     allow: Sequence[Allow | str]
+    series: str
     runtime: Runtime | str | None
     device: str | None
     ensemble: bool
@@ -111,6 +112,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     overwrite: bool = False,
     again: bool = False,
     allow: Sequence[Allow | str] = (),
+    series: str = "",
     runtime: Runtime | str | None = None,
     device: str | None = None,
     ensemble: bool = False,
@@ -138,7 +140,8 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         workers: where cases run: `serial`, `processes:N`, or `dask:ADDRESS` of a scheduler.
         overwrite: replace files that are there, which somebody else wrote or changed.
         again: do cases again whose results stand.
-        allow: faults of DICOM series to mend by resampling instead of refusing them: `gaps`, `tilt`.
+        allow: faults of DICOM series to mend instead of refusing them: `gaps`, `tilt`, `merge-series`.
+        series: the DICOM series to take, by UID or its end, number or description; empty for what fits best.
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         device: cpu, cuda or cuda:N; None for what the bundle chooses.
         ensemble: average the networks of all folds.
@@ -176,6 +179,7 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         overwrite=overwrite,
         again=again,
         allow=allow,
+        series=series,
         runtime=runtime,
         device=device,
         ensemble=ensemble,
@@ -225,7 +229,7 @@ def watch(
     setup = _setup_as_asked(bundle, out, **asked)
     unwritable = _unwritable_of(setup)
     metadata = Metadata.read(setup.bundle)
-    rule, images = metadata.series_rule, metadata.image_spec
+    rule, images = replace(metadata.series_rule, asked=setup.options.series), metadata.image_spec
     if images.files > 1:
         raise UsageError(f"--watch takes images of one file, but the bundle takes {images.files}; leave out --watch.")
     watched = watched_folders(_paths_of(folders))
@@ -317,7 +321,7 @@ def cases_in(
     metadata = Metadata.read(setup.bundle)
     found = find_inputs(
         [path.absolute() for path in inputs],  # workers may have another working directory
-        rule=metadata.series_rule,
+        rule=replace(metadata.series_rule, asked=setup.options.series),
         images=metadata.image_spec,
         data_root=data_root,
         allow=setup.options.allow,
