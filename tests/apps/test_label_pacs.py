@@ -160,6 +160,8 @@ def test_a_series_is_proposed_for_and_what_is_submitted_becomes_a_seg_in_the_pac
     study_uid, series_uid = (kept[tag]["Value"][0] for tag in ("0020000D", "0020000E"))
     (facts,) = requests.get(f"{pacs}/studies/{study_uid}/series/{series_uid}/metadata", timeout=60).json()
     assert facts["00181000"]["Value"] == [fingerprint]
+    assert facts["0008103E"]["Value"] == ["SEG corrected: bright_ct 1.0.0"]
+    assert facts["00700084"].get("Value", []) == []  # nobody logged in, so nobody is named
     assert server.json("GET", "/info/")["datastore"] == {
         "total": 1,
         "completed": 1,

@@ -81,7 +81,8 @@ def test_the_server_tells_what_it_has(server: Server) -> None:
 
     assert facts["labels"] == ["femur"]
     assert facts["models"][MODEL]["labels"] == {"femur": 1}
-    assert len(facts["models"][MODEL]["label_colors"]["femur"]) == 3
+    colour = structure_colours(LabelTable(("background", "femur")))[1]
+    assert facts["models"][MODEL]["label_colors"]["femur"] == list(colour)
     assert set(facts["strategies"]) == {"first", "random", "uncertainty", "disagreement"}
     assert facts["datastore"]["total"] == len(ANNOTATED) + 3
 

@@ -45,7 +45,7 @@ from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.write import seg as seg_module
 from voxelgate.dicom.write.seg import write_seg
 from voxelgate.dicom.write.seg_kind import SegKind
-from voxelgate.dicom.write.segmented import Algorithm
+from voxelgate.dicom.write.segmented import Algorithm, person_name
 
 KINDS = (SegKind.BINARY, SegKind.LABELMAP)
 ANGLES = st.tuples(*3 * [st.floats(-0.7, 0.7)])
@@ -225,6 +225,12 @@ def test_labels_that_a_person_corrected_are_semiautomatic_and_name_who_that_was(
 def test_a_name_that_is_no_person_name_of_dicom_is_refused(name: str) -> None:
     with pytest.raises(OutputError, match="name of an annotator"):
         Algorithm("m", "1", "f", is_corrected=True, annotator=name)
+
+
+@given(st.text(max_size=100))
+def test_whoever_annotates_has_a_name_that_dicom_takes(name: str) -> None:
+    assert Algorithm("m", "1", "f", is_corrected=True, annotator=person_name(name)).annotator == person_name(name)
+    assert person_name("Müller, Jürgen") == "Müller, Jürgen"
 
 
 @pytest.mark.parametrize("kind", KINDS)

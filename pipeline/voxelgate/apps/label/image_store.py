@@ -150,7 +150,8 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
         tag = check_tag(str(getattr(label_tag, "value", label_tag)))
         grid, segments = self.image_grid(image_id), segments_of(label_info.get("label_info"))
         labels = read_submitted(Path(label_filename), grid, self.table, segments)
-        facts = self.on_final(image_id, labels) if tag == DefaultLabelTag.FINAL.value else {}
+        annotator = str(label_info.get("user") or "")
+        facts = self.on_final(image_id, labels, annotator) if tag == DefaultLabelTag.FINAL.value else {}
         with self._changing() as objects:
             known = self._changed(objects, image_id)
             former = known.labels.get(tag)
@@ -164,7 +165,7 @@ class ImageStore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no t
             known.labels[tag] = DataModel(info=info, ext=LABEL_SUFFIX)
         return image_id
 
-    def on_final(self, image_id: str, labels: npt.NDArray[Any]) -> Mapping[str, str]:  # noqa: ARG002  # for a PACS
+    def on_final(self, image_id: str, labels: npt.NDArray[Any], annotator: str) -> Mapping[str, str]:  # noqa: ARG002  # for a PACS
         """Return facts to keep with a final label map."""
         return {}
 

@@ -25,7 +25,7 @@ from voxelgate.core.files import copy_file
 from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.write.seg import write_seg
-from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries
+from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, person_name
 from voxelgate.dicom.write.sources import source_of
 from voxelgate.segmentation.cases import Case, find_cases
 
@@ -129,15 +129,18 @@ class PacsStore(ImageStore):
         super().remove_image(image_id)
         shutil.rmtree(Path(self._datastore.image_path()) / image_id, ignore_errors=True)
 
-    def on_final(self, image_id: str, labels: npt.NDArray[Any]) -> Mapping[str, str]:
+    def on_final(self, image_id: str, labels: npt.NDArray[Any], annotator: str) -> Mapping[str, str]:
         """Send a final label map to the PACS as DICOM SEG, and return the series that it became.
+
+        The annotator is its content creator, where logins say who that is.
 
         Raises:
             OutputError: a structure has no code, nothing is labelled, or the PACS does not take it.
             VoxelgateError: the PACS does not answer.
         """
         bundle = self.bundle_in_use()
-        made_by = Algorithm(bundle.name, bundle.version, bundle.fingerprint, is_corrected=True)
+        creator = person_name(annotator) if settings.MONAI_LABEL_AUTH_ENABLE else ""
+        made_by = Algorithm(bundle.name, bundle.version, bundle.fingerprint, is_corrected=True, annotator=creator)
         source = source_of(self.series(image_id))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "label.dcm"

@@ -52,6 +52,7 @@ from voxelgate.core.errors import InputError, UsageError, VoxelgateError
 from voxelgate.images.volumes import is_volume
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.outputs import unwritable_kinds
 
 HARMLESS = {"GET", "HEAD", "DELETE"}
 """Methods of HTTP that bring nothing to the server."""
@@ -106,7 +107,9 @@ def infer(
             app.proposals.keep(image, Path(report.outputs[Output.NIFTI]))
         if output is Answer.DICOM_SEG:
             if Output.SEG not in report.outputs:
-                raise InputError("nothing was found in the image, so there is no SEG; ask for the image.")
+                _, unwritable = unwritable_kinds(outputs, task.bundle().labels)
+                reason = unwritable or "nothing was found in the image, so there is no SEG; ask for the image."
+                raise InputError(reason)
             return Response(report.outputs[Output.SEG].read_bytes(), media_type="application/dicom")
         facts = facts_of(proposal, task)
         if output is Answer.JSON:

@@ -239,6 +239,16 @@ def is_text(text: str) -> bool:
     return bool(text.strip()) and len(text) <= MOST_CHARACTERS and "\\" not in text and text.isprintable()
 
 
+def person_name(text: str) -> str:
+    """Return a name as a DICOM person name; what cannot stand in its first part becomes a space (PS3.5 6.2).
+
+    >>> person_name("jane.doe^=@clinic")
+    'jane.doe @clinic'
+    """
+    kept = "".join(sign if sign.isprintable() and sign not in r"\^=" else " " for sign in text)
+    return " ".join(kept.split())[:MOST_CHARACTERS].rstrip()
+
+
 def check_text(text: str, what: str) -> None:
     """Refuse what cannot stand in a DICOM text of VR LO.
 
