@@ -20,6 +20,8 @@ from requests_toolbelt import MultipartDecoder
 from tests.conftest import Run
 from tests.label_server import MODEL, Server, blob, running, save, untrained_bundle
 from voxelgate.apps.label.model_versions import ModelVersions
+from voxelgate.core.labels import LabelTable
+from voxelgate.core.palette import structure_colours
 from voxelgate.images.volumes import read_grid, read_volume
 
 pytestmark = pytest.mark.label
