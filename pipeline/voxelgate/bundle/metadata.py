@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from voxelgate.core.documents import read_json
 from voxelgate.core.errors import BundleError
@@ -43,8 +43,10 @@ class Metadata:
             raise BundleError(found) from error
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: no readable JSON ({error}); restore the bundle") from error
-        if not isinstance(stated, dict) or not {"name", "version", "network_data_format"} <= stated.keys():
+        if not isinstance(stated, dict) or not isinstance(stated.get("network_data_format"), dict):
             raise BundleError(f"{path}: expected name, version and network_data_format; restore the bundle")
+        if not all(isinstance(stated.get(name), str) and stated[name].strip() for name in ("name", "version")):
+            raise BundleError(f"{path}: expected texts as name and version; restore the bundle")
         return cls(root, stated["name"], stated["version"], stated)
 
     def check(self) -> None:
@@ -60,8 +62,6 @@ class Metadata:
                 getattr(self, part)
             except BundleError as error:
                 problems.append(str(error))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                problems.append(f"{self.root.name}: {part} in metadata.json cannot be read ({error})")
         if not problems and self.expected is not None:
             known = self.labels.foreground.values()
             problems += [
@@ -69,8 +69,6 @@ class Metadata:
                 for name, _ in self.expected.structures
                 if name not in known
             ]
-        if not all(isinstance(text, str) and text.strip() for text in (self.name, self.version)):
-            problems.append(f"{self.root.name}: name and version in metadata.json are no texts")
         if problems:
             raise BundleError(f"{'; '.join(problems)}; correct the metadata, then seal the bundle.")
 
@@ -90,7 +88,10 @@ class Metadata:
 
     @property
     def _image(self) -> dict[str, Any]:
-        return cast("dict[str, Any]", self.document["network_data_format"].get("inputs", {}).get("image", {}))
+        try:
+            return dict(self.document["network_data_format"].get("inputs", {}).get("image", {}))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.root.name}: metadata.json does not say what an image is ({error})") from error
 
     @property
     def modality(self) -> str:
@@ -114,8 +115,11 @@ class Metadata:
     @property
     def image_spec(self) -> ImageSpec:
         """Return what the images consist of; their channels must be 0, 1, 2, ..."""
-        count = int(self._image.get("num_channels", 1))
-        names = self._image.get("channel_def", {str(index): f"channel {index}" for index in range(count)})
+        try:
+            count = int(self._image.get("num_channels", 1))
+            names = dict(self._image.get("channel_def", {str(index): f"channel {index}" for index in range(count)}))
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"{self.root.name}: metadata.json does not name the channels ({error})") from error
         if list(names) != [str(index) for index in range(count)]:
             raise BundleError(
                 f"{self.root.name}: metadata.json names the channels {', '.join(names)} of its image, expected 0 to "
@@ -141,7 +145,7 @@ class Metadata:
         try:
             names = self.document["network_data_format"]["outputs"]["pred"]["channel_def"]
             return LabelTable.from_mapping(names, self.document.get("label_codes"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{self.root.name}: metadata.json does not name the output labels ({error})") from error
 
 
