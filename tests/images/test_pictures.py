@@ -247,7 +247,8 @@ def test_no_truncated_picture_is_read(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_a_damaged_picture_is_read_or_refused_and_no_other_error_comes(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_picture_is_read_or_refused_and_no_library_warns(tmp_path: Path, suffix: str) -> None:
     rng = np.random.default_rng(1)
     whole = save(tmp_path / f"a{suffix}", rng.integers(0, 255, (12, 10)).astype(np.uint8)).read_bytes()
     for _ in range(300):

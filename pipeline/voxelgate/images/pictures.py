@@ -11,6 +11,7 @@ Pillow decodes, but for colours of 16 bits: those it cuts to 8, so ITK reads the
 knows no TIFF, cuts 16-bit colours too, and gives transparency as a channel.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +154,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture that can be read without loss, as far as its header tells; reword what Pillow and ITK raise."""
     try:
         refuse_irregular(path)
-        with Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # Pillow's tell neither the file nor what to do
             _refuse_other_kinds(path, image)
             yield image
     except UnidentifiedImageError as error:
