@@ -167,7 +167,7 @@ def test_the_attention_of_a_preview_lies_where_the_labels_do(tmp_path: Path, cod
     write_preview(tmp_path / "a.webp", made, labels, table, {2: at_ball})
 
     preview = read_preview(tmp_path / "a.webp")
-    assert preview.layout["gates"] == [2]
+    assert preview.layout.gates == (2,)
     seen = slices(preview, np.array(Image.open(io.BytesIO(preview.attention[0])).convert("L")))
     is_left = {"axial": 1, "coronal": 1, "sagittal": 0}
     for plane, values in seen.items():

@@ -83,9 +83,9 @@ def write_data(folder: Path, mask_folder: str = "masks") -> Path:
 
 def assert_upright(preview: Path, picture: Path) -> None:
     """Check that the first slice of a preview shows a picture as its viewer does."""
-    layout = read_preview(preview).layout["planes"][0]
+    (plane,) = read_preview(preview).layout.planes
     with Image.open(preview) as shown, Image.open(picture) as meant:
-        slice_ = np.asarray(shown.convert("L"), float)[: layout["height"], layout["x"] : layout["x"] + layout["width"]]
+        slice_ = np.asarray(shown.convert("L"), float)[: plane.height, : plane.width]
         grey = np.asarray(meant, float).mean(axis=2)
     assert slice_.shape == grey.shape
     assert np.corrcoef(slice_.ravel(), grey.ravel())[0, 1] > 0.9

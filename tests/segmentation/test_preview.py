@@ -1,22 +1,26 @@
 """Previews: the right side on the left, true proportions, every structure to be seen, small, nothing of a patient."""
 
+import base64
+import io
 import json
+import os
+import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from voxelgate.core.errors import InputError, OutputError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.preview import LONGEST_PX, Preview, labels_as_shown, read_preview, sketch, write_preview
-from voxelgate.segmentation.preview.file import write_file
 
 TABLE = LabelTable(("background", "ball", "cube"))
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -52,11 +56,11 @@ def written(
 
 def slices(preview: Preview, values: np.ndarray) -> dict[str, np.ndarray]:
     """Return the slices of each plane, (count, rows, columns), from a picture of all planes."""
-    planes = preview.layout["planes"]
-    cut = {plane["name"]: values[:, plane["x"] : plane["x"] + plane["width"]] for plane in planes}
+    planes = preview.layout.planes
+    cut = {plane.name: values[:, plane.x : plane.x + plane.width] for plane in planes}
     return {
-        plane["name"]: cut[plane["name"]][: len(plane["cells"]) * plane["height"]].reshape(
-            len(plane["cells"]), plane["height"], plane["width"]
+        plane.name: cut[plane.name][: len(plane.cells) * plane.height].reshape(
+            len(plane.cells), plane.height, plane.width
         )
         for plane in planes
     }
@@ -64,9 +68,8 @@ def slices(preview: Preview, values: np.ndarray) -> dict[str, np.ndarray]:
 
 def label_slices(preview: Preview) -> dict[str, np.ndarray]:
     layout = preview.layout
-    width = sum(plane["width"] for plane in layout["planes"])
-    kind = np.dtype("u1" if layout["bits"] == 8 else "<u2")
-    return slices(preview, np.frombuffer(zlib.decompress(preview.labels), kind).reshape(-1, width))
+    kind = np.dtype("u1" if layout.bits == 8 else "<u2")
+    return slices(preview, np.frombuffer(zlib.decompress(preview.labels), kind).reshape(layout.size_px[::-1]))
 
 
 def image_slices(path: Path, preview: Preview) -> dict[str, np.ndarray]:
@@ -87,7 +90,7 @@ def test_slices_show_the_right_side_at_the_left_the_front_and_the_head_at_the_to
 
     preview = written(tmp_path / "a.webp", np.where(labels == 1, 200, 20) + labels, labels, affine)
 
-    edges = {plane["name"]: plane["edges"] for plane in preview.layout["planes"]}
+    edges = {plane.name: plane.edges for plane in preview.layout.planes}
     assert edges == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
     is_left = {"axial": 1, "coronal": 1, "sagittal": 0}  # the ball at left, front, head: in which half of the columns
     images = image_slices(tmp_path / "a.webp", preview)
@@ -111,11 +114,11 @@ def test_slices_have_the_size_of_what_they_show_whatever_the_spacing(tmp_path: P
     extent_mm = {
         code: 30 * mm for code, mm in zip(codes.translate(str.maketrans("LPI", "RAS")), spacing_mm, strict=True)
     }
-    sizes_mm = {plane["name"]: plane["size_mm"] for plane in preview.layout["planes"]}
+    sizes_mm = {plane.name: plane.size_mm for plane in preview.layout.planes}
     assert sizes_mm == {
-        "axial": [extent_mm["R"], extent_mm["A"]],
-        "coronal": [extent_mm["R"], extent_mm["S"]],
-        "sagittal": [extent_mm["A"], extent_mm["S"]],
+        "axial": (extent_mm["R"], extent_mm["A"]),
+        "coronal": (extent_mm["R"], extent_mm["S"]),
+        "sagittal": (extent_mm["A"], extent_mm["S"]),
     }
 
 
@@ -158,8 +161,8 @@ def test_any_viewer_opens_a_preview_and_finds_no_metadata_but_the_labels(tmp_pat
         assert not image.getexif()
         (property_,) = next(ET.fromstring(image.info["xmp"]).iter(f"{RDF}Description"))  # noqa: S314 - a file of our own
     assert json.loads(property_.text or "").keys() == {"layout", "labels", "attention"}
-    assert preview.layout["names"] == ["ball", "cube"]
-    assert preview.layout["colours"] == [[230, 159, 0], [86, 180, 233]]
+    assert preview.layout.names == ("ball", "cube")
+    assert preview.layout.colours == ((230, 159, 0), (86, 180, 233))
 
 
 def test_names_that_look_like_markup_are_kept(tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_names_that_look_like_markup_are_kept(tmp_path: Path) -> None:
 
     preview = written(tmp_path / "a.webp", labels + 1.0, labels, np.eye(4), LabelTable(("background", *names)))
 
-    assert preview.layout["names"] == list(names)
+    assert preview.layout.names == names
     with Image.open(tmp_path / "a.webp") as image:
         ET.fromstring(image.info["xmp"])  # noqa: S314 - a file of our own
 
@@ -216,9 +219,9 @@ def test_the_slice_to_start_with_cuts_all_structures(tmp_path: Path) -> None:
 
     preview = written(tmp_path / "a.webp", labels * 40.0, labels, np.eye(4))
 
-    (axial,) = [plane for plane in preview.layout["planes"] if plane["name"] == "axial"]
-    assert set(np.unique(label_slices(preview)["axial"][axial["start"]])) == {0, 1, 2}
-    assert 16 <= axial["source"][axial["start"]] <= 20
+    axial = preview.layout.plane_of["axial"]
+    assert set(np.unique(label_slices(preview)["axial"][axial.start])) == {0, 1, 2}
+    assert 16 <= axial.source[axial.start] <= 20
 
 
 def test_more_than_255_structures_keep_their_values(tmp_path: Path) -> None:
@@ -306,8 +309,184 @@ def test_what_is_no_whole_preview_is_refused(tmp_path: Path) -> None:
         read_preview(tmp_path / "b.webp")
 
 
-def test_a_preview_of_before_that_names_no_colours_has_those_of_its_structures_names(tmp_path: Path) -> None:
-    layout = {"names": ["left kidney", "thing"], "planes": []}
-    write_file(tmp_path / "a.webp", np.zeros((4, 4), np.uint8), b"", layout)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a preview with the attention of one gate."""
+    labels = two_shapes(Grid((30, 30, 30), affine_of("RAS")))
+    made = sketch(labels * 50.0, Grid(labels.shape, affine_of("RAS")))
+    path = tmp_path_factory.mktemp("whole") / "a.webp"
+    write_preview(path, made, labels, TABLE, {0: np.full(made.cells.shape, 0.5, np.float32)})
+    return path.read_bytes()
 
-    assert read_preview(tmp_path / "a.webp").layout["colours"] == [(46, 138, 184), (230, 159, 0)]
+
+def packet_of(whole: bytes) -> dict[str, Any]:
+    """Return what a preview carries besides its picture."""
+    return dict(json.loads(whole[whole.index(b"<voxelgate:preview>") + 19 : whole.index(b"</voxelgate:preview>")]))
+
+
+def save_packet(path: Path, whole: bytes, ours: object) -> None:
+    """Write a preview again with something else in it."""
+    packet = b"<voxelgate:preview>" + json.dumps(ours).encode() + b"</voxelgate:preview>"
+    with Image.open(io.BytesIO(whole)) as image:
+        image.save(path, xmp=packet)
+
+
+def read_or_refused(path: Path) -> Preview | None:
+    """Return a preview; None if it is refused in a sentence."""
+    try:
+        return read_preview(path)
+    except InputError:
+        return None
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0), st.binary(min_size=1, max_size=6), st.booleans())
+def test_any_bytes_that_change_are_refused_or_change_no_form(
+    whole: bytes, tmp_path: Path, at: int, bytes_: bytes, is_in_packet: bool
+) -> None:
+    first = whole.index(b"<voxelgate") if is_in_packet else 0
+    start = first + at % (len(whole) - first)
+    path = tmp_path / "a.webp"
+    path.write_bytes(whole[:start] + bytes_ + whole[start + len(bytes_) :])
+
+    preview = read_or_refused(path)
+
+    if preview is not None:
+        columns, rows = preview.layout.size_px
+        assert len(zlib.decompress(preview.labels)) == columns * rows
+
+
+WRONG = {
+    "planes": [[], {}, [1], None, "axial"],
+    "lattice": [[30, 30], [0, 30, 30], [1.5, 30, 30], [5, 30, 30], [10**9] * 3, None],
+    "first": [[0, 0], [-1, 0, 0], [25, 0, 0], "000"],
+    "bits": [0, 9, "8", None, True],
+    "names": [["ball"], [1, 2], "ab", None, {}],
+    "window": [[0], [0, float("nan")], [0, 1e999], "01"],
+    "is_hu": [2, "yes", None],
+    "gates": [[], [0, 1], [-1], ["0"], None],
+    "is_picture": [3, "no"],
+    "colours": [[[1, 2, 3]], [[1, 2, 256]] * 2, [[1, 2]] * 2, ["red", "blue"], None],
+}
+WRONG_PLANES = {
+    "name": ["oblique", "sagittal", 1, None],
+    "edges": ["<b>x", "RL", "RLAPS", 5],
+    "x": [-1, 1, 10**9, "0", None],
+    "width": [0, 31, 10**9, 1.5, None],
+    "height": [0, 31, 10**9, None],
+    "size_mm": [[0, 60], [60], [60, -1], ["a", "b"], [float("nan"), 60]],
+    "cells": [[], [1, 0], [0, 0], [999], list(range(999)), [None], "ab"],
+    "shown": [0, 31, 10**9, None],
+    "source": [[], [0], [31], [None], "ab"],
+    "source_slices": [0, -1, 2**40, None],
+    "start": [-1, 999, 0.5, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key, values in (WRONG | WRONG_PLANES).items() for value in values]
+    + [("labels", value) for value in ("", "eA==", "????", 5, None, [])]
+    + [("attention", value) for value in ([], ["eA=="], [5], None, "eA==")]
+    + [("layout", value) for value in ({}, [], None, 5)],
+)
+def test_a_layout_that_no_version_writes_is_refused(whole: bytes, tmp_path: Path, key: str, value: object) -> None:
+    ours = packet_of(whole)
+    place = ours if key in ours else ours["layout"] if key in WRONG else ours["layout"]["planes"][0]
+    assert key in place
+    place[key] = value
+    save_packet(tmp_path / "a.webp", whole, ours)
+
+    with pytest.raises(InputError, match=r"a\.webp: is no preview of a case, or damaged"):
+        read_preview(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"5", b"null", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b'{"layout": 1' + b" " * 100, b""],
+)
+def test_a_packet_of_another_form_is_refused(tmp_path: Path, packet: bytes) -> None:
+    xmp = b"<voxelgate:preview>" + packet + b"</voxelgate:preview>"
+    Image.new("L", (8, 8)).save(tmp_path / "a.webp", xmp=xmp)
+
+    with pytest.raises(InputError, match=r"a\.webp: is no preview"):
+        read_preview(tmp_path / "a.webp")
+
+
+def test_labels_that_unpack_to_more_than_the_pictures_are_refused_before_they_fill_the_memory(
+    whole: bytes, tmp_path: Path
+) -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(2**28), 9)).decode()
+    ours = packet_of(whole)
+    save_packet(tmp_path / "a.webp", whole, ours | {"labels": bomb})
+
+    tracemalloc.start()
+    with pytest.raises(InputError, match="is no preview"):
+        read_preview(tmp_path / "a.webp")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_what_is_no_file_or_far_too_large_for_a_preview_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.webp")
+    (tmp_path / "endless.webp").symlink_to("/dev/zero")
+    (tmp_path / "folder.webp").mkdir()
+    with (tmp_path / "large.webp").open("wb") as file:
+        file.truncate(2**34)
+
+    for name in ("pipe", "endless", "folder", "large"):
+        with pytest.raises(InputError, match=rf"{name}\.webp: cannot be read"):
+            read_preview(tmp_path / f"{name}.webp")
+
+
+def test_a_picture_is_shown_alone_without_sides_of_a_patient(tmp_path: Path) -> None:
+    rows, columns = 40, 60
+    voxels = np.random.default_rng(0).integers(1, 255, (columns, rows, 1))
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[:20, :10] = 1
+
+    preview = written(tmp_path / "a.webp", voxels, labels, AXES_RAS)
+
+    (plane,) = preview.layout.planes
+    assert preview.layout.is_picture
+    assert (plane.edges, plane.size_mm, plane.source_slices) == ("", (columns, rows), 1)
+    coded = label_slices(preview)["axial"]
+    assert (coded[0, :10, :20] == 1).all()
+    assert coded.sum() == 200
+    other = labels_as_shown(preview.layout, np.flip(labels, axis=0), Grid(labels.shape, AXES_RAS))
+    assert np.frombuffer(zlib.decompress(other), np.uint8).reshape(rows, columns)[:10, -20:].all()
+
+
+@pytest.mark.parametrize(
+    ("axis", "name", "edges"), [(0, "sagittal", "APSI"), (1, "coronal", "RLSI"), (2, "axial", "RLAP")]
+)
+def test_an_image_of_one_slice_is_shown_in_the_plane_of_the_slice(
+    tmp_path: Path, axis: int, name: str, edges: str
+) -> None:
+    shape = tuple(1 if one == axis else 30 for one in range(3))
+    labels = np.ones(shape, np.uint8)
+
+    preview = written(tmp_path / "a.webp", np.arange(900.0).reshape(shape), labels, affine_of("RAS"))
+
+    (plane,) = preview.layout.planes
+    assert (plane.name, plane.edges, preview.layout.is_picture) == (name, edges, False)
+
+
+def test_the_size_of_something_tiny_is_not_rounded_away(tmp_path: Path) -> None:
+    labels = np.ones((3, 3, 3), np.uint8)
+    affine = np.diag((0.001, 0.001, 0.001, 1))
+
+    preview = written(tmp_path / "a.webp", np.arange(27.0).reshape(labels.shape), labels, affine)
+
+    assert [plane.size_mm for plane in preview.layout.planes] == [(0.003, 0.003)] * 3
+
+
+def test_a_preview_of_before_that_names_no_colours_has_those_of_its_structures_names(
+    whole: bytes, tmp_path: Path
+) -> None:
+    ours = packet_of(whole)
+    del ours["layout"]["colours"], ours["layout"]["is_picture"]
+    ours["layout"]["names"] = ["left kidney", "thing"]
+    save_packet(tmp_path / "a.webp", whole, ours)
+
+    assert read_preview(tmp_path / "a.webp").layout.colours == ((46, 138, 184), (230, 159, 0))

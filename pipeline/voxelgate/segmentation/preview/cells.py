@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from voxelgate.core.geometry import Grid, Shape
+from voxelgate.core.geometry import Grid, Shape, counts_pixels
 from voxelgate.dicom.plausibility import AIR_HU, LEAST_AIR, LEAST_TISSUE, SOFT_TISSUE_HU
 
 Picture = npt.NDArray[np.uint8]
@@ -40,12 +40,14 @@ class Lattice:
         weights: for each of these axes, the share of each voxel of the source in each cell, (cells, voxels).
         axes: for each of these axes, the axis of the source.
         grid: of the cells, RAS+ mm.
+        is_picture: whether the source is a picture, whose cells are as long as its pixels are many.
     """
 
     cell_mm: tuple[float, float, float]
     weights: tuple[Weights, Weights, Weights]
     axes: tuple[int, int, int]
     grid: Grid
+    is_picture: bool = False
 
     @property
     def source_shape(self) -> tuple[int, int, int]:
@@ -118,6 +120,7 @@ def lattice(grid: Grid, counts: Shape | None = None) -> Lattice:
         (weights[0], weights[1], weights[2]),
         (axes[0], axes[1], axes[2]),
         _cell_grid(grid, orientation, axes, laid),
+        counts_pixels(grid),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,13 @@ Shown = tuple[range, range, range]
 """Cells of a sketch that are shown, along each of its axes."""
 
 
+PlaneName = Literal["axial", "coronal", "sagittal"]
+
+
 class ViewPlane(NamedTuple):
     """A plane of the patient: which axis it cuts, and the letters at the left, right, upper and lower edge."""
 
-    name: str
+    name: PlaneName
     axis: int
     edges: str
 
@@ -42,6 +45,12 @@ class ViewPlane(NamedTuple):
 
 PLANES = (ViewPlane("axial", 2, "RLAP"), ViewPlane("coronal", 1, "RLSI"), ViewPlane("sagittal", 0, "APSI"))
 """Radiological convention: the patient's right is on the left, as seen from the feet and from the front."""
+
+
+def planes_of(lattice: Lattice) -> tuple[ViewPlane, ...]:
+    """Return the planes that are shown: of an image of one slice, that of the slice."""
+    flat = [plane for plane in PLANES if lattice.weights[plane.axis].shape[1] == 1]
+    return tuple(flat[:1]) or PLANES
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ The true labels of a case are cut in the same way later, where there are any.
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.palette import structure_colours
 from voxelgate.segmentation.preview.cells import Lattice, Sketch, Weights, lattice
-from voxelgate.segmentation.preview.file import write_file
+from voxelgate.segmentation.preview.file import LABEL_TYPES, write_file
+from voxelgate.segmentation.preview.layout import Layout, PlaneLayout
 from voxelgate.segmentation.preview.slices import (
     PLANES,
     Shown,
@@ -23,6 +24,7 @@ from voxelgate.segmentation.preview.slices import (
     ViewPlane,
     chosen_cells,
     places_of,
+    planes_of,
     shown_box,
     start_of,
 )
@@ -41,13 +43,8 @@ def write_preview(
     """Write the preview of a case, whole or not at all; equal input gives equal bytes.
 
     The slices of a plane lie below each other, evenly spread over the labels' extent and a margin, moved so that each
-    structure is cut where it is widest. A structure that is in a slice has at least one pixel there. The layout names
-    the planes with their place in the picture (`x`, `width`, `height` in pixels), the size of a slice (`size_mm`), the
-    letters at its `edges`, the slice to `start` with, and for each slice its cell along the axis that the plane cuts
-    (`cells`, of the `shown` ones) and its number in the `source`, from 1; the `names` and `colours` of the structures;
-    and the levels of the `gates` whose attention there is. `lattice` counts all cells, towards right, front and head,
-    and `first` is the first shown one of each
-    axis. It says nothing of the patient.
+    structure is cut where it is widest. A structure that is in a slice has at least one pixel there. An image of one
+    slice, such as a picture, has one plane.
 
     Args:
         path: of the file, which ends in `.webp`; its folder exists.
@@ -65,55 +62,52 @@ def write_preview(
         raise ValueError(f"labels of shape {labels.shape} for an image of shape {laid.source_shape}")
     places = places_of(laid, labels, table)
     shown = shown_box(sketch, places)
-    chosen = {plane: chosen_cells(plane, shown[plane.axis], places) for plane in PLANES}
-    bits = 8 if len(table.names) <= 256 else 16
-    layout = {
-        "planes": list(_described(laid, chosen, shown, places)),
-        "lattice": list(sketch.cells.shape),
-        "first": [span[0] for span in shown],
-        "bits": bits,
-        "names": list(table.foreground.values()),
-        "colours": list(structure_colours(table).values()),
-        "window": [round(limit, 4) for limit in sketch.window],
-        "is_hu": sketch.is_hu,
-        "gates": list(attention or ()),
-    }
+    chosen = {plane: chosen_cells(plane, shown[plane.axis], places) for plane in planes_of(laid)}
+    bits: Literal[8, 16] = 8 if len(table.names) <= 256 else 16
+    low, high = sketch.window
+    layout = Layout(
+        tuple(_described(laid, chosen, shown, places)),
+        sketch.cells.shape,
+        (shown[0][0], shown[1][0], shown[2][0]),
+        bits,
+        tuple(table.foreground.values()),
+        (round(low, 4), round(high, 4)),
+        sketch.is_hu,
+        tuple(attention or ()),
+        laid.is_picture,
+        tuple(structure_colours(table).values()),
+    )
     pictures = [sketch.cells, *(np.rint(255 * alpha).astype(np.uint8) for alpha in (attention or {}).values())]
     grey, *maps = (
-        _sprite([[_shown_part(cells, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES])
+        _sprite([[_shown_part(cells, plane, cell, shown) for cell in chosen[plane]] for plane in chosen])
         for cells in pictures
     )
     write_file(path, grey, _coded(laid, labels, chosen, shown, bits), layout, maps)
 
 
-def labels_as_shown(layout: Mapping[str, Any], labels: npt.NDArray[Any], grid: Grid) -> bytes:
+def labels_as_shown(layout: Layout, labels: npt.NDArray[Any], grid: Grid) -> bytes:
     """Return other labels of the same image, such as the true ones, at the pixels of its preview.
 
     Args:
-        layout: of the preview, as `write_preview` describes it.
+        layout: of the preview.
         labels: (I, J, K) integers on the grid of the image, none above the number of the layout's names.
         grid: of the image.
 
     Returns:
         Labels as `Preview` has them.
     """
-    x, y, z = layout["lattice"]
-    described = {plane["name"]: plane for plane in layout["planes"]}
-    spans = [(0, 0)] * 3
-    for plane in PLANES:
-        spans[plane.axis] = (layout["first"][plane.axis], described[plane.name]["shown"])
-    shown = (_span(*spans[0]), _span(*spans[1]), _span(*spans[2]))
-    chosen = {plane: [shown[plane.axis][cell] for cell in described[plane.name]["cells"]] for plane in PLANES}
-    return _coded(lattice(grid, (x, y, z)), labels, chosen, shown, layout["bits"])
-
-
-def _span(first: int, count: int) -> range:
-    return range(first, first + count)
+    shown = layout.shown
+    chosen = {
+        plane: [shown[plane.axis][cell] for cell in layout.plane_of[plane.name].cells]
+        for plane in PLANES
+        if plane.name in layout.plane_of
+    }
+    return _coded(lattice(grid, layout.lattice), labels, chosen, shown, layout.bits)
 
 
 def _coded(laid: Lattice, labels: npt.NDArray[Any], chosen: Chosen, shown: Shown, bits: int) -> bytes:
-    slices = [[_label_slice(laid, labels, plane, cell, shown) for cell in chosen[plane]] for plane in PLANES]
-    return zlib.compress(_sprite(slices).astype("u1" if bits == 8 else "<u2").tobytes(), 9)
+    slices = [[_label_slice(laid, labels, plane, cell, shown) for cell in cells] for plane, cells in chosen.items()]
+    return zlib.compress(_sprite(slices).astype(LABEL_TYPES[bits]).tobytes(), 9)
 
 
 def _shown_part(cells: npt.NDArray[np.uint8], plane: ViewPlane, cell: int, shown: Shown) -> npt.NDArray[np.uint8]:
@@ -163,26 +157,31 @@ def _as_seen(cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return cells[::-1, ::-1].T
 
 
-def _described(laid: Lattice, chosen: Chosen, shown: Shown, places: Sequence[SlicePlace]) -> Iterator[dict[str, Any]]:
+def _described(laid: Lattice, chosen: Chosen, shown: Shown, places: Sequence[SlicePlace]) -> Iterator[PlaneLayout]:
     """Yield the layout of each plane."""
     x = 0
     for plane, cells in chosen.items():
-        width, height = (len(shown[axis]) for axis in plane.others)
-        width_mm, height_mm = (len(shown[axis]) * laid.cell_mm[axis] for axis in plane.others)
-        yield {
-            "name": plane.name,
-            "edges": plane.edges,
-            "x": x,
-            "width": width,
-            "height": height,
-            "size_mm": [round(width_mm, 2), round(height_mm, 2)],
-            "cells": [cell - shown[plane.axis][0] for cell in cells],
-            "shown": len(shown[plane.axis]),
-            "source": [laid.source_index(plane.axis, cell) + 1 for cell in cells],
-            "source_slices": laid.weights[plane.axis].shape[1],
-            "start": start_of(plane, cells, places),
-        }
+        across, down = plane.others
+        width, height = len(shown[across]), len(shown[down])
+        yield PlaneLayout(
+            plane.name,
+            "" if laid.is_picture else plane.edges,
+            x,
+            width,
+            height,
+            (_six_digits(width * laid.cell_mm[across]), _six_digits(height * laid.cell_mm[down])),
+            tuple(cell - shown[plane.axis][0] for cell in cells),
+            len(shown[plane.axis]),
+            tuple(laid.source_index(plane.axis, cell) + 1 for cell in cells),
+            laid.weights[plane.axis].shape[1],
+            start_of(plane, cells, places),
+        )
         x += width
+
+
+def _six_digits(length_mm: float) -> float:
+    """Return a length with six digits, wherever its point stands."""
+    return float(f"{length_mm:.6g}")
 
 
 def _sprite(columns: Sequence[Sequence[npt.NDArray[Any]]]) -> npt.NDArray[Any]:
