@@ -1,8 +1,10 @@
 """Cases for tests of the report page: small pictures, some volumes, and texts that would like to be HTML."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +78,17 @@ def truth_of(out_dir: Path, name: str) -> Truth:
         LabelScores(name, "spleen", 0.0, 0.0, *[math.nan] * 4, 200.0, 0.0, 200.0),
     ]
     return Truth(labels_as_shown(layout, labels, GRID), scores, [replace(gate, mass_inside=0.123) for gate in GATES])
+
+
+def packed_previews(page: Path) -> dict[int, dict[str, Any]]:
+    """Return the previews beside a page, by the number of their case."""
+    found = {}
+    for pack in page.with_name(f"{page.stem}_files").glob("*.js"):
+        called, _, rest = pack.read_text(encoding="utf-8").partition("(")
+        assert called == "voxelgatePreviews"
+        previews = json.loads(rest.removesuffix(");\n"))
+        found |= {int(number): json.loads(text) for number, text in previews.items()}
+    return found
 
 
 def some_cases(out_dir: Path) -> list[CaseReport]:

@@ -12,13 +12,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report_cases import GATES, HOSTILE, done, some_cases, some_facts, with_attention
+from tests.report_cases import (
+    GATES,
+    HOSTILE,
+    done,
+    packed_previews,
+    some_cases,
+    some_facts,
+    with_attention,
+)
 from voxelgate.core.errors import OutputError
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.page import REPORT_NAME, write_page
 from voxelgate.segmentation.page.build import embedded_cases, write_report
+from voxelgate.segmentation.page.packs import PACK_BYTES, write_packs
 from voxelgate.segmentation.page.rows import RunFacts, case_rows, link
 from voxelgate.segmentation.report import CaseStatus
 
@@ -54,6 +63,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
     (policy,) = [attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes]
     assert policy is not None
     assert policy.startswith("default-src 'none'; img-src data: blob:;")
+    assert re.search(r"script-src 'sha256-[^']+' 'strict-dynamic';", policy)  # scripts that the page's own script loads
     assert not [attributes for _, attributes in page.elements if {"src", "srcset", "data"} & attributes.keys()]
     addresses = set(re.findall(r"https?://[^\s\"']+", path.read_text(encoding="utf-8")))
     assert addresses == {"http://www.w3.org/2000/svg"}  # a name, which nobody visits
@@ -80,7 +90,7 @@ def test_hostile_text_makes_no_element_and_is_kept_as_it_is(tmp_path: Path) -> N
 
     kinds = [tag for tag, _ in page.elements]
     assert "img" not in kinds
-    assert kinds.count("script") == 2 + 5  # facts, program, and a preview of each case that is done
+    assert kinds.count("script") == 2  # facts and program
     assert set(kinds) - {tag for tag, _ in harmless.elements} == set()
     case = next(row for row in page.island("facts")["cases"] if row["id"] == HOSTILE)  # type: ignore[attr-defined]  # JSON
     assert case["reasons"] == case["findings"] == [HOSTILE]
@@ -124,38 +134,114 @@ def test_links_are_relative_whatever_a_case_is_called(tmp_path: Path, name: str,
     assert link(tmp_path / name, tmp_path) == href
 
 
-def test_previews_that_need_a_look_are_embedded_first(tmp_path: Path) -> None:
+def test_one_file_holds_first_the_previews_that_need_a_look(tmp_path: Path) -> None:
     facts = some_facts(tmp_path)
     size = (tmp_path / "previews" / "case_4.webp").stat().st_size * 4 // 3
 
-    assert embedded_cases(facts, limit=0) == set()
-    assert embedded_cases(facts, limit=size) == {"case_4"}
-    assert embedded_cases(facts, limit=3 * size) == {"case_4", "case_3", HOSTILE}
+    assert embedded_cases(facts, limit=0) == []
+    assert embedded_cases(facts, limit=size) == [3]
+    assert embedded_cases(facts, limit=3 * size) == [3, 2, 4]
     assert len(embedded_cases(facts)) == 5
 
 
-def test_a_preview_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+def test_pictures_lie_beside_the_page_or_on_request_in_it(tmp_path: Path) -> None:
     facts = some_facts(tmp_path)
-    (tmp_path / "previews" / "case_10.webp").write_bytes(b"RIFF")
 
-    ids = {attributes.get("id") for _, attributes in Page(write_report(facts)).elements}
+    page = Page(write_report(facts))
+    beside = packed_previews(tmp_path / REPORT_NAME)
+    places = [row["preview"] for row in page.island("facts")["cases"]]  # type: ignore[attr-defined]  # JSON
+    alone = Page(write_report(facts, single_file=True))
 
-    assert "preview-0" not in ids
-    assert "preview-1" in ids
+    assert len(set(places[:5])) == 1
+    assert places[5:] == [None, None]
+    assert {number: alone.island(f"preview-{number}") for number in range(5)} == beside
+    assert [row["preview"] for row in alone.island("facts")["cases"]] == ["page"] * 5 + [None] * 2  # type: ignore[attr-defined]
+    assert not (tmp_path / "report_files").exists()
 
 
-def test_attention_is_embedded_with_what_is_said_of_each_gate(tmp_path: Path) -> None:
+def test_a_page_is_as_long_as_its_table_however_large_its_previews_are(tmp_path: Path) -> None:
+    cases = [done(tmp_path, f"case_{number}", 1000.0) for number in range(30)]
+
+    path = write_report(RunFacts(cases, tmp_path))
+
+    empty = write_report(RunFacts([], tmp_path), "empty.html").stat().st_size
+    assert path.stat().st_size - empty < 30 * 600
+    assert sum(pack.stat().st_size for pack in (tmp_path / "report_files").iterdir()) > 30 * 20_000
+
+
+def test_previews_are_packed_in_files_of_a_few_megabytes_and_each_is_in_the_one_that_the_page_names(
+    tmp_path: Path,
+) -> None:
+    previews = [(number, {"image": chr(97 + number % 26) * 400_000}) for number in range(12)]
+
+    name_of = write_packs(tmp_path / "report_files", iter(previews))
+
+    packs = list((tmp_path / "report_files").iterdir())
+    assert sorted(name_of) == list(range(12))
+    assert len(packs) == 3
+    assert all(pack.stat().st_size < 1.1 * PACK_BYTES for pack in packs)
+    for number, values in previews:
+        text = (tmp_path / "report_files" / f"{name_of[number]}.js").read_text(encoding="utf-8")
+        assert json.dumps(json.dumps(values)) in text
+
+
+def test_files_of_an_older_page_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    write_report(some_facts(tmp_path))
+    older = {path.name for path in (tmp_path / "report_files").iterdir()}
+    (tmp_path / "report_files" / "notes.js").write_text("mine", encoding="utf-8")
+
+    path = write_report(RunFacts([done(tmp_path, "another", 1.0)], tmp_path))
+
+    names = {path.name for path in (tmp_path / "report_files").iterdir()}
+    (row,) = Page(path).island("facts")["cases"]  # type: ignore[misc]  # JSON
+    assert names == {"notes.js", f"{row['preview']}.js"}
+    assert not names & older
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / f"{'0' * 16}.js").write_text("theirs", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report_files").symlink_to(tmp_path / "theirs")
+
+    with pytest.raises(OutputError, match="report_files: is a link or a file"):
+        write_report(some_facts(tmp_path / "out"))
+    write_report(some_facts(tmp_path / "out"), single_file=True)
+
+    assert [path.read_text(encoding="utf-8") for path in (tmp_path / "theirs").iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("single_file", [False, True])
+def test_a_damaged_preview_costs_the_pictures_of_its_case_alone(tmp_path: Path, *, single_file: bool) -> None:
+    facts = some_facts(tmp_path)
+    path = tmp_path / "previews" / "case_10.webp"
+    content = path.read_bytes()
+    at = content.index(b'"layout"')
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+
+    page = Page(write_report(facts, single_file=single_file))
+
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    first, second = page.island("facts")["cases"][:2]  # type: ignore[index]  # JSON
+    if single_file:
+        assert ("preview-0" in ids, "preview-1" in ids) == (False, True)
+    else:
+        assert set(packed_previews(tmp_path / REPORT_NAME)) == {1, 2, 3, 4}
+        assert first["preview"] == "unreadable" != second["preview"]
+
+
+def test_attention_is_shown_with_what_is_said_of_each_gate(tmp_path: Path) -> None:
     facts = some_facts(tmp_path)
     facts = replace(facts, cases=[with_attention(facts.cases[0], tmp_path), *facts.cases[1:]])
 
     page = Page(write_report(facts))
 
-    preview, other = page.island("preview-0"), page.island("preview-1")
-    assert preview["layout"]["gates"] == [0, 1]  # type: ignore[index]  # JSON
-    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in preview["attention"]]  # type: ignore[attr-defined]
+    preview, other = (packed_previews(tmp_path / REPORT_NAME)[number] for number in (0, 1))
+    assert preview["layout"]["gates"] == [0, 1]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in preview["attention"]]
     with Image.open(tmp_path / "previews" / "case_10.webp") as image:
         assert {one.size for one in pictures} == {image.size}
-    assert (other["layout"]["gates"], other["attention"]) == ([], [])  # type: ignore[index]
+    assert (other["layout"]["gates"], other["attention"]) == ([], [])
     first, second = page.island("facts")["cases"][:2]  # type: ignore[index]
     assert first["gates"] == [str(gate) for gate in GATES]
     assert [kind for kind, _ in first["links"]] == ["nifti", "attention-0"]
@@ -179,7 +265,9 @@ def test_an_older_page_is_replaced_and_one_that_cannot_be_written_leaves_nothing
     assert write_report(RunFacts([], tmp_path)).read_bytes() != first
     with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
         write_report(RunFacts([], tmp_path / "blocked"))
-    assert [path.name for path in (tmp_path / "blocked").iterdir()] == [REPORT_NAME]
+    with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
+        write_report(RunFacts([done(tmp_path / "blocked", "case", 1.0)], tmp_path / "blocked"))
+    assert {path.name for path in (tmp_path / "blocked").iterdir()} == {REPORT_NAME, "previews"}
 
 
 def test_equal_facts_give_equal_pages(tmp_path: Path) -> None:
@@ -201,7 +289,7 @@ def test_a_page_is_made_of_the_ledger_of_an_output_folder(tmp_path: Path) -> Non
     rows = {row["id"]: row for row in facts["cases"]}  # type: ignore[attr-defined]  # JSON
     assert {name: row["status"] for name, row in rows.items()} == {"case_1": "done", "scan_5": "rejected"}
     assert rows["case_1"]["links"] == [["nifti", "./case_1.nii.gz"]]
-    assert rows["case_1"]["preview"] == "embedded"
+    assert (out_dir / "report_files" / f"{rows['case_1']['preview']}.js").is_file()
     assert "<b>1</b> not finished" in path.read_text(encoding="utf-8")
 
 

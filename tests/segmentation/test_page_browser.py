@@ -12,10 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report_cases import GATES, HOSTILE, TABLE, done, preview_of, some_facts, truth_of, with_attention
+from tests.report_cases import (
+    GATES,
+    HOSTILE,
+    TABLE,
+    done,
+    preview_of,
+    some_cases,
+    some_facts,
+    truth_of,
+    with_attention,
+)
+from voxelgate.core.geometry import AXES_RAS, Grid
 from voxelgate.core.palette import structure_colours
 from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.rows import RunFacts
+from voxelgate.segmentation.preview import sketch, write_preview
 from voxelgate.segmentation.report import CaseReport
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
@@ -68,7 +80,7 @@ class Visit:
 
     def pixels(self, plane: str = "axial") -> np.ndarray:
         """Return what is seen of a plane, (rows, columns, RGB)."""
-        figure = self.page.locator("figure", has=self.page.get_by_role("slider", name=f"{plane} slice"))
+        figure = self.page.locator(".planes figure", has_text=plane.capitalize())
         return np.array(Image.open(io.BytesIO(figure.locator("canvas").screenshot())).convert("RGB")).astype(int)
 
     def colourful(self) -> int:
@@ -88,12 +100,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def visit(browser: "sync_api.Browser", report: Path) -> Iterator[Visit]:
-    """Open the page; whatever a test does, the page says nothing and asks for nothing but its own file."""
+    """Open the page; whatever a test does, the page says nothing and asks for nothing but its own files."""
     opened = Visit(browser, report)
     yield opened
     assert opened.said == []
     assert [url for url in opened.asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert sum(url.startswith("file:") for url in opened.asked) == 1
+    files = [url for url in opened.asked if url.startswith("file:")]
+    assert files[0] == report.as_uri()
+    assert set(files[1:]) <= {path.as_uri() for path in report.with_name("report_files").iterdir()}
     opened.page.context.close()
 
 
@@ -130,7 +144,6 @@ def test_search_and_filters_narrow_the_table_and_say_so(visit: Visit) -> None:
 
 
 def test_the_table_and_the_cases_are_walked_through_by_keys_alone(visit: Visit) -> None:
-    visit.page.locator("#cases tbody a").first.focus()
     visit.press("ArrowDown", "Enter")
     visit.page.locator(".stage canvas").first.wait_for()
     title = sync_api.expect(visit.page.locator("h1"))  # waits: a page follows its address a moment later
@@ -381,6 +394,8 @@ def test_a_thousand_cases_open_quickly_and_only_what_is_shown_is_made(
     visit = Visit(browser, path)
     elapsed_s = time.perf_counter() - started_s
 
+    assert path.stat().st_size < 600 * MANY
+    assert len(visit.asked) == 1
     assert len(visit.names()) == 100
     assert visit.page.evaluate("document.querySelectorAll('*').length") < 5 * MANY
     assert visit.page.evaluate("document.images.length") == 0
@@ -388,6 +403,7 @@ def test_a_thousand_cases_open_quickly_and_only_what_is_shown_is_made(
     visit.page.get_by_role("button", name="Next page").click()
     visit.open("case_0150")
     assert visit.colourful() > 1000
+    assert len(visit.asked) == 2  # the page, and a file of previews
     assert visit.said == []
     visit.page.context.close()
 
@@ -404,3 +420,131 @@ def thousand_cases(out_dir: Path) -> list[CaseReport]:
         volumes = {"liver": 1000.0 + number, "spleen": 200.0}
         cases.append(replace(first, case_id=name, outputs={"preview": path}, volumes_ml=volumes))
     return cases
+
+
+def tab_stops_to_the_first_case(visit: Visit) -> int:
+    """Return how often Tab is pressed on a fresh page until the first case has the keyboard."""
+    for count in range(30):
+        if visit.page.evaluate("document.activeElement.closest('#cases tbody tr') !== null"):
+            return count
+        visit.press("Tab")
+    return 30
+
+
+def test_a_fresh_page_has_the_keyboard_on_its_first_case_and_shows_it(visit: Visit) -> None:
+    assert tab_stops_to_the_first_case(visit) == 0
+    row = visit.page.locator("#cases tbody tr").first
+    assert row.evaluate("row => getComputedStyle(row).outlineStyle") == "solid"
+    visit.press("j", "j", "k", "Enter")
+    sync_api.expect(visit.page.locator("h1")).to_have_text("case_3")
+
+
+def test_the_link_that_skips_leads_to_the_first_case(visit: Visit) -> None:
+    visit.page.locator("#skip").focus()
+    visit.press("Enter")
+
+    assert visit.page.evaluate("document.activeElement.textContent") == "case_4"
+    assert visit.page.url.endswith("report.html")
+
+
+@pytest.mark.parametrize("width", [1000, 1120, 1280, 1366, 1440, 1920])
+def test_no_column_of_the_table_is_cut(browser: "sync_api.Browser", tmp_path: Path, width: int) -> None:
+    names = ("hippocampus_anterior", "hippocampus_posterior", "parahippocampal_gyrus")
+    first = done(tmp_path, "sub-01_ses-20240131_acq-highres_run-02_T1w", 1400.0)
+    truth = truth_of(tmp_path, first.case_id)
+    cases = [replace(first, volumes_ml=dict.fromkeys(names, 12345.6)), some_cases(tmp_path)[5]]
+
+    path = write_report(RunFacts(cases, tmp_path, truths={first.case_id: truth}))
+
+    visit = Visit(browser, path, viewport={"width": width, "height": 720})
+    room = visit.page.locator(".scroll")
+    assert room.evaluate("room => room.scrollWidth - room.clientWidth") == 0
+    visit.page.context.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Write the page of a picture, 60 pixels wide and 40 high."""
+    grid = Grid((60, 40, 1), AXES_RAS)
+    voxels = np.random.default_rng(0).integers(1, 255, grid.shape)
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[10:30, 10:30] = 1
+    case = replace(done(tmp_path, "eye", 0.4), is_picture=True)
+    write_preview(tmp_path / "previews" / "eye.webp", sketch(voxels, grid), labels, TABLE)
+    return write_report(RunFacts([case], tmp_path))
+
+
+def test_a_picture_is_shown_as_one_picture_without_sides_slices_and_centimetres(
+    browser: "sync_api.Browser", pictures: Path
+) -> None:
+    visit = Visit(browser, pictures)
+    visit.open("eye")
+
+    assert visit.page.locator(".planes figure").count() == 1
+    assert visit.page.locator(".planes figcaption").inner_text().strip() == "Picture"
+    assert visit.page.locator(".stage span").count() == 0
+    assert visit.page.get_by_role("slider").count() == 1  # of the fill
+    assert visit.page.locator(".stage canvas").get_attribute("aria-label") == "picture, with liver"
+    box = visit.page.locator(".stage canvas").bounding_box()
+    assert box is not None
+    assert box["width"] / box["height"] == pytest.approx(60 / 40, rel=0.02)
+    assert "Areas among all cases" in visit.page.locator("#case").inner_text()
+    visit.press("n", "o")
+    lowest = visit.pixels("picture")[-20:]
+    assert (lowest.max(axis=(0, 2)) == 255).sum() == 0  # no bar of centimetres
+    assert visit.said == []
+    visit.page.context.close()
+
+
+@pytest.mark.parametrize("damage", ["folder", "picture", "page"])
+def test_pictures_that_are_not_there_or_damaged_are_told_in_words(
+    browser: "sync_api.Browser", tmp_path: Path, damage: str
+) -> None:
+    facts = some_facts(tmp_path)
+    preview = tmp_path / "previews" / "case_10.webp"
+    if damage != "folder":
+        content = preview.read_bytes()
+        at = content.index(b"VP8 ") + 8 if damage == "picture" else content.index(b"layout")
+        preview.write_bytes(content[:at] + bytes(40) + content[at + 40 :])
+    path = write_report(facts, single_file=damage == "page")
+    if damage == "folder":
+        shutil.rmtree(tmp_path / "report_files")
+
+    visit = Visit(browser, path)
+    visit.page.get_by_role("link", name="case_10", exact=True).click()
+
+    words = {"folder": "The folder report_files with the pictures is not beside this page; copy it there"}
+    film = sync_api.expect(visit.page.locator(".film"))
+    film.to_contain_text(words.get(damage, "The preview of this case is damaged; segment the case again."))
+    if damage != "folder":
+        visit.press("j")
+        visit.page.locator(".stage canvas").first.wait_for()
+    visit.page.context.close()
+
+
+def test_one_file_shows_its_pictures_wherever_it_is_copied(browser: "sync_api.Browser", tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    path = write_report(some_facts(tmp_path / "made"), single_file=True)
+    copied = Path(shutil.copy(path, tmp_path / "sent.html"))
+
+    visit = Visit(browser, copied)
+    visit.open("case_2")
+
+    assert visit.colourful() > 1000
+    assert [url for url in visit.asked if url.startswith("file:")] == [copied.as_uri()]
+    visit.page.context.close()
+
+
+def test_going_quickly_through_cases_ends_at_the_pictures_of_the_last(
+    browser: "sync_api.Browser", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voxelgate.segmentation.page.packs.PACK_BYTES", 1)  # one preview in a file
+    visit = Visit(browser, write_report(some_facts(tmp_path)))
+
+    visit.press("Enter", *"jjkjjkj")
+    visit.page.locator(".stage canvas").first.wait_for()
+
+    assert visit.page.locator(".film .empty-film").count() == 0
+    assert visit.colourful() > 1000
+    assert visit.page.evaluate("document.head.querySelectorAll('script').length") == 0
+    visit.page.context.close()

@@ -24,7 +24,7 @@ COMMANDS = {
     "segment": "Segment volumes; each result lies on the very grid of its image. The same command goes on where it was "
     "ended.",
     "status": "Say how far `segment` is with a folder, while it runs or after it ended.",
-    "report": "Make one page, report.html, that shows every case of an output folder.",
+    "report": "Make a page, report.html with report_files beside it, that shows every case of an output folder.",
     "label": "Start MONAI Label: annotate with bundles in 3D Slicer or OHIF, and train them on what was annotated.",
     "demo": "Make a synthetic CT cohort, train a small bundle on it, segment held-out volumes, and show them.",
     "bundle": "Look after a bundle: list, verify, seal, codes, describe, export, calibrate.",

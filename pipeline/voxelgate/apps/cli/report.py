@@ -21,13 +21,16 @@ def run(
         typer.Option(help="True labels to compare with: folder, or the manifest.", show_default="none"),
     ] = None,
     data_root: DataRoot = None,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Put the pictures into the page too, to send it or keep it.")
+    ] = False,
 ) -> None:
-    """Make one page, report.html, that shows every case of an output folder."""
+    """Make a page, report.html with report_files beside it, that shows every case of an output folder."""
     if reference is None and data_root is not None:
         raise UsageError("--data-root is for a manifest; name one with --reference, or leave it out.")
     read_ledger(out)
     from voxelgate.segmentation.page import write_page
 
     with progress_bar("comparing with the true labels", 0 if reference is None else None) as progress:
-        page = write_page(out, reference, data_root=data_root, progress=progress)
+        page = write_page(out, reference, data_root=data_root, single_file=single_file, progress=progress)
     console.print(f"{page}: report written; open it in a browser", soft_wrap=True)

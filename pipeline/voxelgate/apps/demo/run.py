@@ -101,7 +101,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None], overwrite: boo
         pass
     references = out / "held_out" / "labels"
     scores = tuple(row for rows in evaluate_pairs(pair_files(out / "segmented", references), LABELS) for row in rows)
-    page = write_page(out / "segmented", references, page=out / "index.html")
+    page = write_page(out / "segmented", references, page=out / "index.html", single_file=True)
     return DemoResult(scores, page, _next_commands())
 
 

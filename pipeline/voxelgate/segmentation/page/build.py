@@ -1,8 +1,9 @@
-"""Build the report of an output folder: read the ledger, embed the previews, write one page."""
+"""Build the report of an output folder: read the ledger and the previews, write a page and what lies beside it."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -15,18 +16,20 @@ from voxelgate.core.progress import Progress
 from voxelgate.core.verdict import Verdict
 from voxelgate.segmentation.batch.ledger import read_inputs, read_ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, RunRecord
-from voxelgate.segmentation.page.reference import Truth, compared, judged_by, references_of
-from voxelgate.segmentation.page.rows import PREVIEW_KIND, RunFacts, case_rows, link, outcome
+from voxelgate.segmentation.page.packs import pack_folder, pack_names, remove_packs, write_packs
+from voxelgate.segmentation.page.reference import compared, judged_by, references_of
+from voxelgate.segmentation.page.rows import EMBEDDED, PREVIEW_KIND, RunFacts, case_rows, link, outcome
 from voxelgate.segmentation.preview import read_preview
-from voxelgate.segmentation.report import CaseReport
+
+logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 
-SCRIPTS = ("dom", "facts", "plots", "planes", "case", "list", "main")
+SCRIPTS = ("dom", "facts", "plots", "previews", "planes", "case", "list", "main")
 """Files of `js/`, in the order in which they make one script."""
 
 EMBEDDED_BYTES = 120_000_000
-"""Previews, as text, that a page holds at most; browsers open larger ones slowly."""
+"""Previews, as text, that one file holds at most; browsers open larger ones slowly."""
 
 
 def write_page(
@@ -35,17 +38,20 @@ def write_page(
     *,
     page: Path | str | None = None,
     data_root: Path | str | None = None,
+    single_file: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write the report of an output folder, from its ledger and previews; an older one is replaced.
 
-    A run may go on meanwhile; the page then shows what has ended.
+    The pictures lie in a folder beside the page, `report_files`, which loads those of the case that is shown; move both
+    together. A run may go on meanwhile; the page then shows what has ended.
 
     Args:
         out: folder that `voxelgate segment` wrote into.
         reference: manifest or folder with true labels, shown beside those that were found; see `references_of`.
         page: file to write, in `out` or in a folder above it; `report.html` in `out` if None.
         data_root: folder that the manifest's paths start from, if not its own.
+        single_file: put the pictures into the page, to send it or keep it; those of some 1,500 cases find room.
         progress: called with the number of cases compared with their true labels and the number of all.
 
     Returns:
@@ -73,7 +79,7 @@ def write_page(
         truths = compared(facts.cases, paths, progress)
         judged = [judged_by(case, truths.get(case.case_id)) for case in facts.cases]
         facts = replace(facts, cases=judged, truths=truths)
-    return write_report(facts, path.name)
+    return write_report(facts, path.name, single_file=single_file)
 
 
 def run_facts(page_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord]) -> RunFacts:
@@ -86,12 +92,13 @@ def run_facts(page_dir: Path, entries: Sequence[Entry], runs: Sequence[RunRecord
     return RunFacts(cases, page_dir, len(entries) - len(cases), started, ended, busy_s)
 
 
-def write_report(facts: RunFacts, name: str = REPORT_NAME) -> Path:
-    """Write the page, whole or not at all; an older one is replaced.
+def write_report(facts: RunFacts, name: str = REPORT_NAME, *, single_file: bool = False) -> Path:
+    """Write the page, whole or not at all, and the files beside it; older ones are replaced.
 
     Args:
         facts: of the run; outputs lie below its `page_dir`.
         name: of the file in `page_dir`.
+        single_file: put all pictures into the page.
 
     Returns:
         The path of the page.
@@ -100,48 +107,56 @@ def write_report(facts: RunFacts, name: str = REPORT_NAME) -> Path:
         OutputError: it cannot be written.
     """
     path = facts.page_dir / name
+    folder = pack_folder(path)
+    needed = pack_names(folder)
     try:
+        packs = {} if single_file else write_packs(folder, _previews(facts, range(len(facts.cases))))
         with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-            file.writelines(_page(facts))
+            file.writelines(_page(facts, folder, None if single_file else packs))
+        needed = set(packs.values())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
+    finally:
+        remove_packs(folder, needed)
     return path
 
 
-def embedded_cases(facts: RunFacts, limit: int = EMBEDDED_BYTES) -> set[str]:
-    """Return the ids of the cases whose previews the page holds: as many as fit, those that need a look first."""
+def embedded_cases(facts: RunFacts, limit: int = EMBEDDED_BYTES) -> list[int]:
+    """Return the numbers of the cases whose previews one file holds: as many as fit, those that need a look first."""
     needs_look = {str(Verdict.REFUSE): 0, str(Verdict.REVIEW): 1}
-    chosen, total = set(), 0
-    for case in sorted(facts.cases, key=lambda case: needs_look.get(outcome(case), 2)):
+    chosen, total = [], 0
+    for number, case in sorted(enumerate(facts.cases), key=lambda one: needs_look.get(outcome(one[1]), 2)):
         path = case.outputs.get(PREVIEW_KIND)
         if path is None or not path.is_file():
             continue
         total += path.stat().st_size * 4 // 3
         if total > limit:
             break
-        chosen.add(case.case_id)
+        chosen.append(number)
     return chosen
 
 
-def _page(facts: RunFacts) -> Iterator[str]:
-    """Yield the page piece by piece; one preview at a time is in memory."""
+def _page(facts: RunFacts, folder: Path, packs: Mapping[int, str] | None) -> Iterator[str]:
+    """Yield the page piece by piece; one preview at a time is in memory.
+
+    Args:
+        facts: of the run.
+        folder: where the packs lie.
+        packs: name of the pack with the preview of each case; None if the page itself holds them.
+    """
     environment = page_templates("voxelgate.segmentation.page")
     environment.filters |= {"duration": _shown_duration}
     style = page_style("voxelgate.segmentation.page", "page.css")
-    folder = files("voxelgate.segmentation.page") / "js"
-    parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    sources = files("voxelgate.segmentation.page") / "js"
+    parts = [(sources / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     script = "\n".join(['"use strict";', "{", *parts, "}"])
-    embedded = embedded_cases(facts)
-    rows = case_rows(facts)
-    for row, case in zip(rows, facts.cases, strict=True):
-        path = case.outputs.get(PREVIEW_KIND)
-        row["preview"] = (
-            "embedded" if case.case_id in embedded else None if path is None else link(path, facts.page_dir)
-        )
+    embedded = embedded_cases(facts) if packs is None else []
+    places = dict.fromkeys(embedded, EMBEDDED) if packs is None else packs
     yield from environment.get_template("page.html.j2").generate(
         facts=facts,
-        rows=rows,
-        previews=_previews(facts.cases, embedded, facts.truths),
+        rows=case_rows(facts, places, is_single_file=packs is None),
+        folder=link(folder, facts.page_dir),
+        previews=_previews(facts, embedded),
         style=style,
         script=script,
         style_hash=policy_hash(style),
@@ -150,29 +165,27 @@ def _page(facts: RunFacts) -> Iterator[str]:
     )
 
 
-def _previews(
-    cases: Sequence[CaseReport], embedded: set[str], truths: Mapping[str, Truth]
-) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Yield the number of each case whose preview is embedded and can be read, and the preview as JSON values."""
-    for number, case in enumerate(cases):
-        if case.case_id not in embedded:
+def _previews(facts: RunFacts, numbers: Iterable[int]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Yield the number of each case whose preview can be read, and the preview as JSON values."""
+    for number in numbers:
+        case = facts.cases[number]
+        path = case.outputs.get(PREVIEW_KIND)
+        if path is None:
             continue
-        path = case.outputs[PREVIEW_KIND]
         try:
             preview = read_preview(path)
-        except InputError:
-            continue  # the page says of a case without one that it cannot be shown
-        truth = truths.get(case.case_id)
-        yield (
-            number,
-            {
-                "layout": preview.layout,
-                "image": _base64(preview.image),
-                "labels": _base64(preview.labels),
-                "truth": None if truth is None or truth.labels is None else _base64(truth.labels),
-                "attention": [_base64(one) for one in preview.attention],
-            },
-        )
+        except InputError as error:
+            logger.warning("%s The page shows this case without pictures.", error)
+            continue
+        truth = facts.truths.get(case.case_id)
+        values = {
+            "layout": asdict(preview.layout),
+            "image": _base64(preview.image),
+            "labels": _base64(preview.labels),
+            "truth": None if truth is None or truth.labels is None else _base64(truth.labels),
+            "attention": [_base64(one) for one in preview.attention],
+        }
+        yield number, values
 
 
 def _base64(content: bytes) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,12 @@ from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 PREVIEW_KIND = "preview"
 """Key of the preview among a case's outputs; it is shown in the page, and not linked."""
+
+EMBEDDED = "page"
+"""Where a preview is that lies in the page itself."""
+
+UNREADABLE = "unreadable"
+"""In the place of a preview that is damaged."""
 
 SHOWN_DIGITS = 12
 """Hex digits of a bundle's fingerprint that are shown."""
@@ -104,34 +110,51 @@ def outcome(case: CaseReport) -> str:
     return str(case.verdict or case.status)
 
 
-def case_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Return what the page says of each case, as JSON values."""
+def case_rows(
+    facts: RunFacts, places: Mapping[int, str] | None = None, *, is_single_file: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield what the page says of each case, as JSON values.
+
+    Args:
+        facts: of the run.
+        places: where the preview of each case is, by its number: `EMBEDDED`, or the name of a pack.
+        is_single_file: whether previews without a place found no room; else they are damaged.
+    """
     structures, software = facts.structures, facts.software
     size = PIXELS_PER_ML if facts.in_pixels else 1
-    return [
-        {
+    for number, case in enumerate(facts.cases):
+        path = case.outputs.get(PREVIEW_KIND)
+        elsewhere = None if path is None else link(path, facts.page_dir) if is_single_file else UNREADABLE
+        truth = facts.truths.get(case.case_id)
+        yield {
             "id": case.case_id,
             "status": case.status,
             "outcome": outcome(case),
             "reasons": list(map(str, case.findings if case.quality is None else case.quality.reasons)),
             "findings": list(map(str, () if case.quality is None else case.findings)),
-            "volumes": [None if (ml := case.volumes_ml.get(name)) is None else size * ml for name in structures],
-            "seconds": dict(case.seconds),
+            "volumes": [
+                None if (ml := case.volumes_ml.get(name)) is None else _short(size * ml) for name in structures
+            ],
+            "seconds": {stage: _short(value) for stage, value in case.seconds.items()},
             "peak_mib": round(case.peak_mib),
             "gates": [str(gate) for gate in case.attention],
-            "truth": None if (truth := facts.truths.get(case.case_id)) is None else _truth_row(truth, structures),
+            "truth": None if truth is None else _truth_row(truth, structures),
             "software": software.index(_software(case)),
             "links": [
                 [kind, link(path, facts.page_dir)] for kind, path in case.outputs.items() if kind != PREVIEW_KIND
             ],
+            "preview": (places or {}).get(number, elsewhere),
         }
-        for case in facts.cases
-    ]
 
 
 def link(path: Path, page_dir: Path) -> str:
     """Return a relative link to an output; what a case is called can then neither be a scheme nor leave the folder."""
     return "./" + quote(path.relative_to(page_dir).as_posix())
+
+
+def _short(value: float) -> float:
+    """Return a number with more digits than are shown, but not all of them."""
+    return float(f"{value:.7g}")
 
 
 def _truth_row(truth: Truth, structures: Sequence[str]) -> dict[str, Any]:

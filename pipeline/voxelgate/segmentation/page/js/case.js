@@ -22,10 +22,11 @@ async function showCase(one) {
   section.replaceChildren(heading(one), reasons(one), film, below(one, null));
   section.querySelector("h1").focus({ preventScroll: true });
   window.scrollTo(0, 0);
-  const preview = await decoded(one.number).catch(() => null);
+  let fault = null;
+  const preview = await decoded(one).catch((error) => void (fault = error));
   if (shownCase !== one) return; // another case was opened meanwhile
   if (!preview) {
-    film.replaceChildren(el("p", { class: "empty-film" }, ...withoutPreview(one)));
+    film.replaceChildren(el("p", { class: "empty-film" }, ...withoutPreview(one, fault)));
     return;
   }
   planes = new Planes(preview, LOOK, film);
@@ -40,11 +41,12 @@ function closeCase() {
   shownCase = null;
 }
 
-function withoutPreview(one) {
+function withoutPreview(one, fault) {
   if (one.status !== "done") return ["There is no result to show."];
   if (one.preview === null) return ["No preview was written for this case."];
-  if (one.preview === "embedded") return ["The preview of this case cannot be read; segment the case again."];
-  return ["This page is too large to hold all previews: ", el("a", { href: one.preview }, "open the pictures of this case"), "."];
+  if (one.preview.startsWith("./")) return ["One file cannot hold all previews: ", el("a", { href: one.preview }, "open the pictures of this case"), "."];
+  if (fault === MISSING) return [`The folder ${decodeURIComponent(FACTS.folder.slice(2))} with the pictures is not beside this page; copy it there, or make the report again.`];
+  return ["The preview of this case is damaged; segment the case again."];
 }
 
 function heading(one) {
@@ -67,7 +69,8 @@ function reasons(one) {
 }
 
 function tools(preview) {
-  const checks = TOOLS.filter(([name]) => (name !== "attention" || preview.attention.length) && (name !== "truth" || preview.truth)).map(([name, key, text]) => {
+  const isAbsent = { attention: !preview.attention.length, truth: !preview.truth, lines: preview.planes.length === 1 };
+  const checks = TOOLS.filter(([name]) => !isAbsent[name]).map(([name, key, text]) => {
     const input = el("input", { type: "checkbox", id: `tool-${name}`, checked: LOOK[name], onchange: () => setLook(name, input.checked) });
     return el("label", {}, input, `${text} `, el("kbd", {}, key));
   });
@@ -110,14 +113,14 @@ function below(one, preview) {
   return el(
     "div",
     { class: "below" },
-    el("section", { class: "panel", "aria-label": "Volumes" }, el("h2", {}, "Volumes among all cases of this report"), volumes(one, preview)),
+    el("section", { class: "panel", "aria-label": `${MEASURE}s` }, el("h2", {}, `${MEASURE === "area" ? "Areas" : "Volumes"} among all cases of this report`), volumes(one, preview)),
     el("div", { class: "side" }, gates(one), findings(one), files(one), technical(one)),
   );
 }
 
 function volumes(one, preview) {
   const positions = STRUCTURES.map((_, position) => position).filter((position) => one.volumes[position] !== null);
-  if (!positions.length) return el("p", { class: "faint" }, "No volumes were measured.");
+  if (!positions.length) return el("p", { class: "faint" }, `No ${MEASURE}s were measured.`);
   const head = el("tr", {}, el("th", { scope: "col" }, "Structure"), el("th", { scope: "col", class: "number" }, UNIT), ...(one.truth ? [el("th", { scope: "col", class: "number" }, "Dice"), el("th", { scope: "col", class: "number" }, `HD95, ${UNIT === "px" ? "px" : "mm"}`)] : []), el("th", { scope: "col" }, "Place among all cases"));
   return el("table", {}, el("thead", {}, head), el("tbody", {}, ...positions.map((position) => structureRow(one, position, preview))));
 }

@@ -4,6 +4,7 @@ const FACTS = JSON.parse(byId("facts").textContent);
 const STRUCTURES = FACTS.structures;
 const CASES = FACTS.cases;
 const UNIT = FACTS.unit;
+const MEASURE = UNIT === "px" ? "area" : "volume";
 const HAS_TRUTH = CASES.some((one) => one.truth);
 CASES.forEach((one, number) => {
   one.number = number;

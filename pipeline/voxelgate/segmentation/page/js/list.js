@@ -1,10 +1,10 @@
-// The table of all cases: searched, filtered, sorted, a page at a time.
+// The table of all cases: searched, filtered, sorted, a page at a time; one case is marked, and keys go from there.
 
 const PAGE_ROWS = 100;
 const MOST_VOLUME_COLUMNS = 3; // with more structures, one column shows the chosen one
 const MOST_PLOTS = 12;
 const MOST_ODD = 4;
-const LIST = { query: "", outcomes: new Set(OUTCOMES.map(([key]) => key)), sort: "outcome", descending: false, page: 0, structure: 0 };
+const LIST = { query: "", outcomes: new Set(OUTCOMES.map(([key]) => key)), sort: "outcome", descending: false, marked: 0, structure: 0 };
 let order = null; // cases that are found, sorted; null when a choice changed
 
 function columns() {
@@ -53,7 +53,7 @@ function compared(a, b, sign) {
 
 function changed() {
   order = null;
-  LIST.page = 0;
+  LIST.marked = 0;
   showTable();
 }
 
@@ -61,9 +61,9 @@ function showTable() {
   const found = currentOrder();
   const all = columns();
   byId("cases").tHead.replaceChildren(el("tr", {}, ...all.map(headCell)));
-  const rows = found.slice(LIST.page * PAGE_ROWS, (LIST.page + 1) * PAGE_ROWS).map((one) => row(one, all));
-  byId("cases").tBodies[0].replaceChildren(...rows);
-  rows[0]?.querySelector("a").setAttribute("tabindex", 0);
+  const first = shownPage() * PAGE_ROWS;
+  byId("cases").tBodies[0].replaceChildren(...found.slice(first, first + PAGE_ROWS).map((one) => row(one, all)));
+  markedLink()?.setAttribute("tabindex", 0);
   byId("found").textContent = found.length === CASES.length ? counted(found.length, "case", "cases") : `${found.length.toLocaleString("en")} of ${counted(CASES.length, "case", "cases")}`;
   showPages(found.length);
 }
@@ -76,7 +76,12 @@ function headCell({ key, title, isNumber }) {
     byId("cases").tHead.querySelector(`[data-key="${key}"]`).focus();
   };
   const direction = isSorted ? (LIST.descending ? "descending" : "ascending") : null;
-  return el("th", { scope: "col", class: isNumber ? "number" : null, "aria-sort": direction }, el("button", { type: "button", "data-key": key, onclick: sort }, title));
+  return el("th", { scope: "col", class: isNumber ? "number" : null, "aria-sort": direction }, el("button", { type: "button", "data-key": key, onclick: sort }, ...breakable(title)));
+}
+
+// Names of structures are long words; they may break after what stands between their parts.
+function breakable(title) {
+  return title.split(/(?<=[_.-])/).flatMap((part) => [part, el("wbr")]);
 }
 
 function row(one, all) {
@@ -86,31 +91,39 @@ function row(one, all) {
 
 function showPages(count) {
   const pages = Math.ceil(count / PAGE_ROWS);
+  const page = shownPage();
   const turn = (by) => {
-    LIST.page += by;
+    LIST.marked = (page + by) * PAGE_ROWS;
     showTable();
   };
-  const button = (text, by) => el("button", { type: "button", disabled: !(LIST.page + by >= 0 && LIST.page + by < pages), onclick: () => turn(by) }, text);
-  const first = LIST.page * PAGE_ROWS + 1;
+  const button = (text, by) => el("button", { type: "button", disabled: !(page + by >= 0 && page + by < pages), onclick: () => turn(by) }, text);
+  const first = page * PAGE_ROWS + 1;
   const range = `${first.toLocaleString("en")} to ${Math.min(count, first + PAGE_ROWS - 1).toLocaleString("en")} of ${count.toLocaleString("en")}`;
   byId("pages").replaceChildren(...(pages > 1 ? [button("Previous page", -1), el("span", {}, range), button("Next page", 1)] : []));
 }
 
-// Move through the rows by arrow keys; one row at a time is in the order of Tab.
-function moveFocus(event) {
-  const links = [...byId("cases").tBodies[0].querySelectorAll("a")];
-  const at = links.indexOf(document.activeElement);
-  const targets = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: links.length - 1 };
-  if (at < 0 || !(event.key in targets)) return;
-  event.preventDefault();
-  const target = links[Math.min(Math.max(targets[event.key], 0), links.length - 1)];
-  focusRow(target);
+function shownPage() {
+  return Math.floor(LIST.marked / PAGE_ROWS);
 }
 
-function focusRow(link) {
-  for (const other of byId("cases").tBodies[0].querySelectorAll('a[tabindex="0"]')) other.setAttribute("tabindex", -1);
-  link.setAttribute("tabindex", 0);
-  link.focus();
+// The link of the marked case: the only one of the table in the order of Tab.
+function markedLink() {
+  return byId("cases").tBodies[0].rows[LIST.marked % PAGE_ROWS]?.querySelector("a");
+}
+
+// Mark another case, on whatever page it is, and bring the keyboard to it.
+function mark(position) {
+  const page = shownPage();
+  markedLink()?.setAttribute("tabindex", -1);
+  LIST.marked = Math.min(Math.max(position, 0), Math.max(currentOrder().length - 1, 0));
+  if (shownPage() !== page) showTable();
+  markedLink()?.setAttribute("tabindex", 0);
+  markedLink()?.focus();
+}
+
+// Mark the next case, or the marked one while the keyboard is elsewhere.
+function markNext(by) {
+  mark(document.activeElement === markedLink() ? LIST.marked + by : LIST.marked);
 }
 
 function setUpFilters() {
@@ -127,7 +140,6 @@ function setUpFilters() {
     changed();
   });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("cases").tBodies[0].addEventListener("keydown", moveFocus);
   if (STRUCTURES.length <= MOST_VOLUME_COLUMNS) return;
   byId("structure-choice").hidden = false;
   byId("structure").append(...STRUCTURES.map((name, position) => el("option", { value: position }, name)));
@@ -163,5 +175,5 @@ function distribution(position) {
   const buttons = odd.slice(0, MOST_ODD).map((one) => el("button", { type: "button", onclick: () => openCase(one) }, `${one.id} (${size(one.volumes[position])})`));
   const rest = odd.length > MOST_ODD ? [`and ${odd.length - MOST_ODD} more`] : [];
   const line = odd.length ? el("p", { class: "odd-cases" }, el("small", {}, "unusual:"), ...buttons, ...rest) : null;
-  return el("figure", { class: "panel" }, el("figcaption", {}, el("b", {}, STRUCTURES[position]), " ", el("small", {}, `volume in ${counted(sorted.length, "case", "cases")}`)), stripPlot(position), line);
+  return el("figure", { class: "panel" }, el("figcaption", {}, el("b", {}, STRUCTURES[position]), " ", el("small", {}, `${MEASURE} in ${counted(sorted.length, "case", "cases")}`)), stripPlot(position), line);
 }

@@ -1,16 +1,17 @@
 // Which view is shown follows the address, so that Back and links to a case work; keys do what the buttons do.
 
+const OF_SLICES = UNIT === "px" ? "" : ", or slice of the marked plane"; // a picture has one
 const KEYS = [
-  ["/", "search the cases"],
-  ["↑ ↓", "move through the table, or the slices of the marked plane"],
-  ["Enter", "open a case"],
+  ["/", "search the cases; ↓ leads to those that are found"],
+  ["↑ ↓", `previous and next case of the table${OF_SLICES}`],
+  ["Home End", `first and last case of the table${OF_SLICES}`],
+  ["Enter", "open the marked case"],
   ["j k", "next and previous case"],
-  ["1 2 3", "mark the axial, coronal or sagittal plane"],
-  ["Home End", "first and last slice"],
+  ...(UNIT === "px" ? [] : [["1 2 3", "mark the axial, coronal or sagittal plane"]]),
   ["o", "overlay on and off"],
   ["l", "outlines on and off"],
   ["n", "numbers on and off"],
-  ["c", "lines where the other planes cut, on and off; a click brings the other planes to a point"],
+  ...(UNIT === "px" ? [] : [["c", "lines where the other planes cut, on and off; a click brings the other planes to a point"]]),
   ["t", "outlines of the true labels on and off, where they were given"],
   ["a", "attention on and off, where it was written; structures are outlined then, not filled"],
   ["g", "attention of the next gate"],
@@ -46,16 +47,25 @@ function route() {
   }
   closeCase();
   byId("case").replaceChildren();
-  if (last) focusCase(last);
+  if (last) mark(currentOrder().indexOf(last));
+  else markedLink()?.focus({ preventScroll: true }); // a fresh page: keys go from the first case
 }
 
-function focusCase(one) {
-  const position = currentOrder().indexOf(one);
-  if (position < 0) return;
-  LIST.page = Math.floor(position / PAGE_ROWS);
-  showTable();
-  focusRow(byId("cases").tBodies[0].rows[position % PAGE_ROWS].querySelector("a"));
+function openMarked() {
+  const one = currentOrder()[LIST.marked];
+  if (one) openCase(one);
 }
+
+const LIST_KEYS = {
+  "/": () => byId("search").focus(),
+  j: () => markNext(1),
+  k: () => markNext(-1),
+  ArrowDown: () => markNext(1),
+  ArrowUp: () => markNext(-1),
+  Home: () => mark(0),
+  End: () => mark(Infinity),
+  Enter: openMarked,
+};
 
 const CASE_KEYS = {
   j: () => openNeighbour(1),
@@ -75,23 +85,36 @@ for (const number of [1, 2, 3]) CASE_KEYS[number] = () => planes?.activate(plane
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
   const isTyping = event.target.matches('input[type="search"], select');
-  if (event.key === "?" && !isTyping) byId("help").showModal();
-  else if (shownCase) pressedInCase(event, isTyping);
-  else if (event.key === "/" && !isTyping) {
-    event.preventDefault();
-    byId("search").focus();
+  if (event.key === "?" && !isTyping) {
+    byId("help").showModal();
+    return;
   }
-}
-
-function pressedInCase(event, isTyping) {
-  const isSliding = event.target.matches('input[type="range"]') && /^(Arrow|Home|End)/.test(event.key);
-  const action = isTyping || isSliding ? undefined : CASE_KEYS[event.key];
+  const action = shownCase ? actionInCase(event, isTyping) : actionInList(event, isTyping);
   if (!action) return;
   event.preventDefault();
   action();
 }
 
+function actionInCase(event, isTyping) {
+  const isSliding = event.target.matches('input[type="range"]') && /^(Arrow|Home|End)/.test(event.key);
+  return isTyping || isSliding ? undefined : CASE_KEYS[event.key];
+}
+
+// From the search two keys lead on; Enter on what has an action of its own is that.
+function actionInList(event, isTyping) {
+  const isSearching = event.target.matches('input[type="search"]') && /^(ArrowDown|Enter)$/.test(event.key);
+  const isOwn = isTyping ? !isSearching : event.key === "Enter" && event.target.matches("a, button, input");
+  return isOwn ? undefined : LIST_KEYS[event.key];
+}
+
+function skip(event) {
+  event.preventDefault();
+  if (shownCase) byId("case").querySelector("h1").focus();
+  else markedLink()?.focus();
+}
+
 byId("help-keys").append(...KEYS.flatMap(([key, text]) => [el("span", {}, el("kbd", {}, key)), el("span", {}, text)]));
+byId("skip").addEventListener("click", skip);
 byId("help-button").addEventListener("click", () => byId("help").showModal());
 document.addEventListener("keydown", pressed);
 window.addEventListener("hashchange", route);

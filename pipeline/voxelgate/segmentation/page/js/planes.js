@@ -6,14 +6,9 @@ const STACKED_BELOW = 760; // CSS pixels of room under which the planes stand be
 const SWATCH = 18; // CSS pixels
 const SCALE_BARS_MM = [100, 50, 20, 10, 5];
 
-// The table is shown while the browser still reads the pictures that follow this script.
-const wholePage = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
-
-async function decoded(number) {
-  await wholePage;
-  const source = byId(`preview-${number}`);
-  if (!source) return null;
-  const preview = JSON.parse(source.textContent);
+async function decoded(one) {
+  const preview = await previewOf(one);
+  if (!preview) return null;
   const [image, labels, truth, ...attention] = await Promise.all([
     picture(preview.image),
     pixelLabels(preview.labels, preview.layout.bits),
@@ -165,7 +160,7 @@ class Planes {
     this.isShown = [false, ...preview.names.map(() => true)];
     this.views = preview.planes.map((plane) => this.view(plane));
     const narrowest = Math.min(...preview.planes.map((plane) => plane.size_mm[0]));
-    this.barMm = SCALE_BARS_MM.find((one) => one < narrowest / 2.5) ?? 1;
+    this.barMm = preview.is_picture ? null : (SCALE_BARS_MM.find((one) => one < narrowest / 2.5) ?? 1);
     this.active = this.views[0];
     this.element = el("div", { class: "planes" }, ...this.views.map((view) => view.figure));
     this.resizing = new ResizeObserver(() => this.fit());
@@ -174,17 +169,20 @@ class Planes {
 
   view(plane) {
     const view = { plane, slice: plane.start };
-    const letters = ["left", "right", "upper", "lower"].map((side, at) => el("span", { class: side, "aria-hidden": "true" }, plane.edges[at]));
+    const sides = plane.edges ? ["left", "right", "upper", "lower"] : []; // a picture shows none of a patient
+    const letters = sides.map((side, at) => el("span", { class: side, "aria-hidden": "true" }, plane.edges[at]));
     view.canvas = el("canvas", { role: "img" });
     view.caption = el("span", {});
+    view.name = this.preview.is_picture ? "picture" : plane.name;
     view.slider = el("input", { type: "range", min: 0, max: plane.cells.length - 1, value: view.slice, "aria-label": `${plane.name} slice` });
+    view.slider.hidden = plane.cells.length === 1;
     view.slider.addEventListener("input", () => this.show(view, Number(view.slider.value)));
     view.slider.addEventListener("focus", () => this.activate(view));
     const stage = el("div", { class: "stage" }, view.canvas, ...letters);
     stage.addEventListener("wheel", (event) => this.wheel(event, view), { passive: false });
     stage.addEventListener("pointerenter", () => this.activate(view));
     stage.addEventListener("click", (event) => this.meet(view, event));
-    view.figure = el("figure", {}, el("figcaption", {}, el("b", {}, plane.name), view.caption), stage, view.slider);
+    view.figure = el("figure", {}, el("figcaption", {}, el("b", {}, view.name), view.caption), stage, view.slider);
     return view;
   }
 
@@ -223,7 +221,7 @@ class Planes {
 
   fit() {
     const room = this.element.clientWidth;
-    const tallest = Math.max(280, 0.56 * window.innerHeight);
+    const tallest = Math.max(280, (this.views.length > 1 ? 0.56 : 0.68) * window.innerHeight);
     const widths = this.views.map((view) => view.plane.size_mm[0]);
     const isStacked = room < STACKED_BELOW;
     const wide = isStacked ? Math.max(...widths) : widths.reduce((sum, width) => sum + width, 0);
@@ -263,14 +261,18 @@ class Planes {
       context.drawImage(trueOutline(labels, canvas.width, canvas.height, devicePixelRatio, this.preview.colours), 0, 0);
     }
     if (this.look.lines) this.drawLines(view, context);
-    drawScaleBar(context, plane, this.barMm);
-    const text = `slice ${plane.source[slice]} of ${plane.source_slices}`;
+    if (this.barMm !== null) drawScaleBar(context, plane, this.barMm);
+    const text = this.placeOf(view);
     view.caption.textContent = text;
     view.slider.value = slice;
     view.slider.setAttribute("aria-valuetext", text);
     const names = found.map((value) => this.preview.names[value - 1]);
     const hot = attention ? `, attention of gate ${this.preview.gates[this.look.gate]}` : "";
-    canvas.setAttribute("aria-label", `${plane.name} ${text}${names.length ? `, with ${names.join(", ")}` : ""}${hot}`);
+    canvas.setAttribute("aria-label", `${view.name}${text && ` ${text}`}${names.length ? `, with ${names.join(", ")}` : ""}${hot}`);
+  }
+
+  placeOf({ plane, slice }) {
+    return this.preview.is_picture ? "" : `slice ${plane.source[slice]} of ${plane.source_slices}`;
   }
 
   drawLines(view, context) {
