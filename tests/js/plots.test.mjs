@@ -54,3 +54,11 @@ test("a plot says in words what it shows", () => {
   assert.equal(of("described(0, null)"), "one: 3 cases from 1.00 to 3.00 ml, median 2.00 ml");
   assert.match(of("described(0, 2)"), /^2\.00 ml among 3 cases .*; 1 case smaller, 1 not$/);
 });
+
+test("a few cases have a line each of one length, and of many the lines are as long as cases are many", () => {
+  const lines = (positions) => plain(pageOf([1]).of("lines")(positions)).match(/M[^M]+/g).map((one) => one.match(/M(\S+) \S+v(\S+)/).slice(1).map(Number));
+  assert.deepEqual(lines([10, 10.04, 20]), [[10, 16], [20, 16]]);
+  const many = lines([...Array(300).fill(10), ...Array(3).fill(20)]);
+  assert.deepEqual(many.map(([at]) => at), [10, 20]);
+  assert.ok(many[0][1] === 16 && many[1][1] < 3 && many[1][1] > 1);
+});

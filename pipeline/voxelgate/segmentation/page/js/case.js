@@ -60,7 +60,7 @@ function heading(one) {
     el("button", { type: "button", "aria-keyshortcuts": "Escape", onclick: openList }, "All cases ", el("kbd", {}, "Esc")),
     el("h1", { tabindex: -1 }, one.id),
     outcome(one.outcome),
-    el("nav", { "aria-label": "Other cases" }, position < 0 ? null : el("small", {}, `${position + 1} of ${order.length}`), button("Previous", "k", -1), button("Next", "j", 1)),
+    el("nav", { "aria-label": "Other cases" }, position < 0 ? null : el("small", {}, `${(position + 1).toLocaleString("en")} of ${order.length.toLocaleString("en")}`), button("Previous", "k", -1), button("Next", "j", 1)),
   );
 }
 

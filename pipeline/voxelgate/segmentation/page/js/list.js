@@ -152,7 +152,7 @@ function setUpFilters() {
 function showOverview() {
   const counts = [...document.querySelectorAll(".counts [data-outcome]")];
   for (const item of counts) item.prepend(icon(item.dataset.outcome));
-  const bars = counts.map((item) => [item.dataset.outcome, Number(item.querySelector("b").textContent)]).filter(([, count]) => count > 0);
+  const bars = counts.map((item) => [item.dataset.outcome, Number(item.querySelector("b").dataset.count)]).filter(([, count]) => count > 0);
   for (const [key, count] of bars) {
     const part = el("span", { "data-outcome": key });
     part.style.flexGrow = count;

@@ -1,10 +1,13 @@
 // A strip plot: one line for each case, the middle half as a bar, unusual cases as circles, the shown case as a triangle.
+// Of many cases there is one line for each place, the longer the more cases it stands for.
 // The axis is that of the usual cases; what lies far beyond it is an arrow head at its end.
 
 const PLOT = { width: 340, height: 44, left: 12, right: 328, middle: 19 };
 const BEYOND = 0.3; // part of the usual range that the axis goes on at either end
 const LOGARITHMIC_FROM = 30; // largest by smallest usual volume: a linear axis would press most cases into one line
 const LABEL_ROOM = 64;
+const REACH = 8; // of a line, above and below the axis
+const MOST_LINES = 200; // of one length; more would be one grey bar
 
 function stripPlot(position, value = null) {
   const spread = SPREADS[position];
@@ -15,7 +18,7 @@ function stripPlot(position, value = null) {
   const parts = [
     svg("line", { class: "axis", x1: PLOT.left, x2: PLOT.right, y1: middle, y2: middle }),
     svg("rect", { class: "box", x: x(spread.low), width: Math.max(1, x(spread.high) - x(spread.low)), y: middle - 5, height: 10 }),
-    svg("path", { class: "one", d: usual.map((one) => `M${x(one).toFixed(1)} ${middle - 8}v16`).join("") }),
+    svg("path", { class: "one", d: lines(usual.map(x)) }),
     svg("line", { class: "middle", x1: x(spread.middle), x2: x(spread.middle), y1: middle - 10, y2: middle + 10 }),
     ...odd.map((one) => oddMark(x(one))),
     ...axisLabels(usual, spread.middle, x),
@@ -26,6 +29,18 @@ function stripPlot(position, value = null) {
     parts.push(svg("path", { class: "here", d: `M${at - 6} 1h12l-6 10z` }));
   }
   return svg("svg", { class: "plot", viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-label": described(position, value) }, ...parts);
+}
+
+function lines(positions) {
+  const isMany = positions.length > MOST_LINES;
+  const counts = new Map();
+  for (const position of positions) {
+    const at = position.toFixed(isMany ? 0 : 1);
+    counts.set(at, (counts.get(at) ?? 0) + 1);
+  }
+  const most = isMany ? Math.max(...counts.values()) : 1;
+  const reach = (count) => Math.min(REACH, 1 + ((REACH - 1) * count) / most);
+  return [...counts].map(([at, count]) => `M${at} ${(PLOT.middle - reach(count)).toFixed(1)}v${(2 * reach(count)).toFixed(1)}`).join("");
 }
 
 function oddMark(at) {
