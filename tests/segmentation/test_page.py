@@ -4,10 +4,14 @@ import base64
 import hashlib
 import io
 import json
+import math
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -290,7 +294,7 @@ def test_a_page_is_made_of_the_ledger_of_an_output_folder(tmp_path: Path) -> Non
     assert {name: row["status"] for name, row in rows.items()} == {"case_1": "done", "scan_5": "rejected"}
     assert rows["case_1"]["links"] == [["nifti", "./case_1.nii.gz"]]
     assert (out_dir / "report_files" / f"{rows['case_1']['preview']}.js").is_file()
-    assert "<b>1</b> not finished" in path.read_text(encoding="utf-8")
+    assert ">1</b> not finished" in path.read_text(encoding="utf-8")
 
 
 def test_a_page_above_the_outputs_links_to_them(tmp_path: Path) -> None:
@@ -302,6 +306,30 @@ def test_a_page_above_the_outputs_links_to_them(tmp_path: Path) -> None:
     assert path == tmp_path / "index.html"
     (row,) = Page(path).island("facts")["cases"]  # type: ignore[misc]  # JSON
     assert row["links"] == [["nifti", "./out/case_1.nii.gz"]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(None, text) for text in ("5", "null", "[" * 100_000, '{"case_id": "case_2"}', "no JSON")]
+    + [("volumes_ml", {"liver": math.nan}), ("volumes_ml", {"liver": math.inf}), ("seconds", {"read": math.nan})]
+    + [("peak_mib", math.inf), ("versions", {"bundle": "\ud800"}), ("findings", [{"code": 5}])]
+    + [("outputs", {"preview": "../../secret.webp"}), ("outputs", {"preview": "/etc/passwd"})],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_row_of_the_ledger_that_is_no_report_is_a_case_that_failed(
+    tmp_path: Path, field: str | None, value: Any
+) -> None:
+    fill_ledger(tmp_path, [done(tmp_path, "case_1", 1400.0), done(tmp_path, "case_2", 1400.0)])
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as connection:
+        (known,) = connection.execute("SELECT report FROM cases WHERE case_id = 'case_2'").fetchone()
+        report = value if field is None else json.dumps(json.loads(known) | {field: value})
+        connection.execute("UPDATE cases SET report = ? WHERE case_id = 'case_2'", (report,))
+
+    page = Page(write_page(tmp_path))
+
+    first, second = page.island("facts")["cases"]  # type: ignore[misc]  # JSON
+    assert (first["id"], first["outcome"], second["id"], second["outcome"]) == ("case_1", "accept", "case_2", "failed")
+    assert second["reasons"] == ["the ledger holds no report of this case, but something else; segment it again."]
 
 
 def test_a_folder_without_ledger_is_refused(tmp_path: Path) -> None:

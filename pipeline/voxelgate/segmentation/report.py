@@ -114,7 +114,9 @@ class CaseReport:
         """
         record: dict[str, Any] = json.loads(line)
         record.setdefault("is_picture", is_picture(Path(record["outputs"].get("nifti", ""))))  # older ledgers lack it
-        return _ADAPTER.validate_python(record | {"findings": tuple(map(_as_finding, record["findings"]))})
+        report = _ADAPTER.validate_python(record | {"findings": tuple(map(_as_finding, record["findings"]))})
+        report.to_json().encode()  # what cannot be written, such as a number that is none, no report holds
+        return report
 
 
 _ADAPTER = TypeAdapter(CaseReport)

@@ -28,7 +28,7 @@ def run(
     """Make a page, report.html with report_files beside it, that shows every case of an output folder."""
     if reference is None and data_root is not None:
         raise UsageError("--data-root is for a manifest; name one with --reference, or leave it out.")
-    read_ledger(out)
+    read_ledger(out, is_strict=False)
     from voxelgate.segmentation.page import write_page
 
     with progress_bar("comparing with the true labels", 0 if reference is None else None) as progress:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import is_scratch
+from voxelgate.core.findings import Severity, remark
 from voxelgate.core.text import shown
 from voxelgate.core.verdict import Require
 from voxelgate.segmentation.batch.ledger_records import (
@@ -36,7 +37,7 @@ from voxelgate.segmentation.batch.ledger_records import (
     RunVersions,
 )
 from voxelgate.segmentation.cases import HASH_DIGITS, Case
-from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 LEDGER_NAME = "ledger.sqlite"
 
@@ -62,6 +63,9 @@ LOCKED_S = 60.0
 
 NAME_BYTES = 200
 """Longest name of a result without its folder and suffix; with a hash and the longest suffix, file systems take 255."""
+
+NO_REPORT = remark("the ledger holds no report of this case, but something else; segment it again.", Severity.REFUSE)
+"""Instead of what no run writes."""
 
 BETWEEN = " | "
 """Between several things in one text."""
@@ -367,8 +371,12 @@ def _with_any(options: str) -> str:
     return json.dumps(json.loads(options) | {"require": Require.ANY}, sort_keys=True)
 
 
-def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
+def read_ledger(out_dir: Path, *, is_strict: bool = True) -> tuple[list[Entry], list[RunRecord]]:
     """Return all cases by id, and all runs in order, of an output folder; a run may go on meanwhile.
+
+    Args:
+        out_dir: the output folder.
+        is_strict: whether a row that no run writes is refused; else it is that of a case that failed.
 
     Raises:
         OutputError: the folder has no ledger, or it cannot be read.
@@ -377,7 +385,7 @@ def read_ledger(out_dir: Path) -> tuple[list[Entry], list[RunRecord]]:
         if not _schema_version(connection, out_dir):  # a run has begun this moment
             return [], []
         runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY rowid")
-        return list(_entries(connection, out_dir)), [RunRecord(*row) for row in runs]
+        return list(_entries(connection, out_dir, is_strict=is_strict)), [RunRecord(*row) for row in runs]
 
 
 def read_inputs(out_dir: Path) -> dict[str, Path]:
@@ -429,14 +437,25 @@ def _schema_version(connection: sqlite3.Connection, out_dir: Path) -> int:
 
 
 def _entries(
-    connection: sqlite3.Connection, out_dir: Path, where: str = "ORDER BY case_id", values: Iterable[str] = ()
+    connection: sqlite3.Connection,
+    out_dir: Path,
+    where: str = "ORDER BY case_id",
+    values: Iterable[str] = (),
+    *,
+    is_strict: bool = True,
 ) -> Iterator[Entry]:
     rows = connection.execute(f"SELECT {ENTRY_COLUMNS}, report FROM cases {where}", tuple(values))  # noqa: S608 - no input is in it
     for case_id, identity, state, *versions, attempts, worker, started_s, ended_s, report in rows:
-        with _as_foreign(out_dir):
-            known = None if report is None else _report_of_record(report, out_dir)
-            known_state = EntryState(state)
-        yield Entry(case_id, identity, known_state, RunVersions(*versions), attempts, worker, started_s, ended_s, known)
+        try:
+            with _as_foreign(out_dir):
+                known = None if report is None else _report_of_record(report, out_dir)
+                known_state, times_s = EntryState(state), (float(started_s), float(ended_s))
+        except OutputError:
+            if is_strict:
+                raise
+            known, known_state = CaseReport(case_id, CaseStatus.FAILED, "", {}, (NO_REPORT,)), EntryState.FAILED
+            times_s = (0.0, 0.0)
+        yield Entry(case_id, identity, known_state, RunVersions(*versions), attempts, worker, *times_s, known)
 
 
 def _report_of_record(text: str, out_dir: Path) -> CaseReport:

@@ -68,7 +68,7 @@ def write_page(
     'report.html'
     """
     out_dir = Path(out)
-    entries, runs = read_ledger(out_dir)
+    entries, runs = read_ledger(out_dir, is_strict=False)
     path = out_dir / REPORT_NAME if page is None else Path(page)
     if not out_dir.absolute().is_relative_to(path.parent.absolute()):
         raise UsageError(f"{path}: a page lies in {out_dir} or in a folder above it; choose such a name.")
@@ -193,7 +193,11 @@ def _base64(content: bytes) -> str:
 
 
 def _for_people(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    """Return a time; nothing of one that no calendar has, as a clock or a ledger may give it."""
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def _shown_duration(elapsed_s: float) -> str:

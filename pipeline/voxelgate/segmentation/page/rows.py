@@ -175,4 +175,4 @@ def _score_row(one: LabelScores) -> dict[str, Any]:
 
 
 def _software(case: CaseReport) -> dict[str, str]:
-    return {**case.versions, "fingerprint": case.bundle_sha256[:SHOWN_DIGITS]}
+    return {**case.versions, "fingerprint": case.bundle_sha256[:SHOWN_DIGITS]} if case.bundle_sha256 else {}

@@ -121,7 +121,7 @@ def read_preview(path: Path) -> Preview:
         InputError: no such file, or no preview of this version, or a damaged one.
     """
     try:
-        content = _content(path)
+        content = _preview_bytes(path)
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); segment the case again.") from error
     try:
@@ -133,7 +133,7 @@ def read_preview(path: Path) -> Preview:
     return Preview(content, packet.labels, _coloured(packet.layout), packet.attention)
 
 
-def _content(path: Path) -> bytes:
+def _preview_bytes(path: Path) -> bytes:
     """Return all bytes of a file, if they can be those of a preview."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
