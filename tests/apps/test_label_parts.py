@@ -917,4 +917,12 @@ def test_models_with_other_labels_are_not_served_together(tmp_path: Path, bundle
 
     with pytest.raises(UsageError, match="other segments other structures than bright_ct"):
         prepare_server(Serving((bundle, other), str(tmp_path), tmp_path / "work"))
+
+
+def test_a_bundle_without_codes_is_refused_for_a_pacs_before_anybody_has_annotated(tmp_path: Path) -> None:
+    bundle = make_threshold_bundle(tmp_path / "uncoded", {"0": "background", "1": "something bright"})
+
+    with pytest.raises(BundleError, match="uncoded: no code is known for something bright, and label maps go back"):
+        prepare_server(Serving((bundle,), "http://127.0.0.1:1/dicom-web", tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
     assert not (tmp_path / "work").exists()

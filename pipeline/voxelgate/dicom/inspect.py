@@ -45,7 +45,7 @@ class InspectedSeries:
             "shape": None if grid is None else list(grid.shape),
             "spacing_mm": None if grid is None else [round(value, 4) for value in grid.spacing_mm],
             "orientation": None if grid is None else "".join(nib.aff2axcodes(grid.affine)),
-            "verdict": "usable" if series.is_usable else "refused",
+            "verdict": "usable" if series.is_usable else "rejected",
             "findings": [
                 {"code": finding.code, "severity": finding.severity, "message": finding.message}
                 for finding in series.findings

@@ -96,7 +96,7 @@ def _print_series(found: list["InspectedSeries"]) -> None:
             _shown_uid(one.series.series_uids),
             " x ".join(map(str, shape)) or f"{facts['images']} image{'s' * (facts['images'] != 1)}",
             " x ".join(f"{value:.2f}" for value in spacing),
-            Text("usable", "green") if one.series.is_usable else Text("refused", "red"),
+            Text("usable", "green") if one.series.is_usable else Text("rejected", "red"),
         )
     console.print(table)
     for one in found:

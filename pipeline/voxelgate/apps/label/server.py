@@ -20,7 +20,7 @@ from voxelgate.apps.label.model_versions import MODELS, import_bundle
 from voxelgate.apps.label.serving import LOOPBACK, Serving, refuse_without_monai_label
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.files import locked, write_text
 from voxelgate.core.process import refuse_current_folder
 from voxelgate.inference.threads import start_network_thread
@@ -124,10 +124,12 @@ def prepare_server(serving: Serving) -> None:
 
     Raises:
         UsageError: the bundles segment different structures, or one of them takes other images than MONAI Label.
-        BundleError: a bundle cannot be used.
+        BundleError: a bundle cannot be used, or lacks the codes of the SEG that go back to a PACS.
     """
     work = serving.work.resolve()
     _refuse_other_labels(serving.bundles)
+    if serving.is_pacs:
+        _refuse_uncoded(serving.bundles)
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     for bundle in serving.bundles:
         opened = open_bundle(import_bundle(bundle, work / MODELS).current_path)
@@ -176,6 +178,17 @@ def _refuse_other_labels(bundles: Sequence[Path]) -> None:
     for name, names in others:
         if names != first[1]:
             raise UsageError(f"{name} segments other structures than {first[0]}; start a server for each of them.")
+
+
+def _refuse_uncoded(bundles: Sequence[Path]) -> None:
+    """Refuse bundles whose label maps no PACS could take, before anybody has annotated an image."""
+    for bundle in bundles:
+        labels = Metadata.read(bundle).labels
+        if uncoded := [name for value, name in labels.foreground.items() if labels.find_coding(value) is None]:
+            raise BundleError(
+                f"{bundle.name}: no code is known for {', '.join(uncoded)}, and label maps go back to the PACS as SEG, "
+                "which demands one; write codes with `voxelgate bundle codes`."
+            )
 
 
 def missing_modules() -> list[str]:
