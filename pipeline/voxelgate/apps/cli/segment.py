@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -163,14 +164,35 @@ def run(
         with progress_bar("reading headers") as progress:
             reports = segment(bundle, inputs, out, forecast=forecast, data_root=data_root, progress=progress, **asked)
     _print_beginning(reports, as_json=as_json)
-    ended, is_interrupted = _show_reports(reports, as_json=as_json)
+    ended, is_interrupted = _show_reports(reports, require, as_json=as_json)
     if not as_json:
         _print_reports(ended, out, reports.passed_over)
     if is_interrupted:
         errors.print("Interrupted; the same command goes on with the cases that are left.")
         raise typer.Exit(INTERRUPTED)
-    if not all(_is_well(report, require) for report in ended):
+    if not ended.are_well:
         raise typer.Exit(1)
+
+
+@dataclass
+class _Tally:
+    """What is kept of the reports of a run, of which there may be many: as many as are listed, and numbers."""
+
+    listed: list[CaseReport] = field(default_factory=list)
+    ended: int = 0
+    done: int = 0
+    refused: int = 0
+    are_well: bool = True
+
+    def take(self, report: CaseReport, require: Require) -> None:
+        """Count a report."""
+        is_done = report.status is CaseStatus.DONE
+        self.ended += 1
+        self.done += is_done
+        self.refused += report.verdict is Verdict.REFUSE
+        self.are_well &= _is_well(report, require)
+        if is_done and self.done <= MOST_ROWS:
+            self.listed.append(report)
 
 
 def _is_well(report: CaseReport, require: Require) -> bool:
@@ -190,17 +212,17 @@ def _print_beginning(reports: "Reports", *, as_json: bool) -> None:
             write_json({"passed_over": reports.passed_over})
 
 
-def _show_reports(reports: "Reports", *, as_json: bool) -> tuple[list[CaseReport], bool]:
-    """Print reports as they come; return them, and whether Ctrl-C ended them."""
-    ended: list[CaseReport] = []
+def _show_reports(reports: "Reports", require: Require, *, as_json: bool) -> tuple[_Tally, bool]:
+    """Print reports as they come; return what is kept of them, and whether Ctrl-C ended them."""
+    tally = _Tally()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind `nohup`
         signal.signal(signal.SIGINT, _interrupt_once)
     with progress_bar("segmenting", reports.total) as progress:
         try:
             for report in reports:
-                ended.append(report)
+                tally.take(report, require)
                 if reports.total is not None:
-                    progress(len(ended), reports.total)
+                    progress(tally.ended, reports.total)
                 if as_json:
                     write_json(json.loads(report.to_json()))
                 else:
@@ -208,10 +230,10 @@ def _show_reports(reports: "Reports", *, as_json: bool) -> tuple[list[CaseReport
                     for gate in report.attention:
                         console.print(f"{report.case_id}: {gate}", soft_wrap=True)
         except KeyboardInterrupt:
-            return ended, True
+            return tally, True
     if signal.getsignal(signal.SIGINT) is _interrupt_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return ended, False
+    return tally, False
 
 
 def _interrupt_once(_number: int, _frame: object) -> None:
@@ -232,9 +254,9 @@ def _print_findings(report: CaseReport) -> None:
         errors.print(f"{report.case_id}: refused: {' '.join(report.quality.reasons)}", soft_wrap=True)
 
 
-def _print_reports(reports: list[CaseReport], out: Path, passed_over: Mapping[str, int]) -> None:
+def _print_reports(tally: _Tally, out: Path, passed_over: Mapping[str, int]) -> None:
     """Print a table of the cases that are done, how many there are, and how many files were passed over."""
-    done = [report for report in reports if report.status is CaseStatus.DONE]
+    done, refused = tally.listed, tally.refused
     in_pixels = bool(done) and all(report.is_picture for report in done)
     table = Table(
         "case",
@@ -249,9 +271,8 @@ def _print_reports(reports: list[CaseReport], out: Path, passed_over: Mapping[st
         )
         verdict = report.verdict.in_words if report.verdict else ""
         table.add_row(report.case_id, *volumes, verdict, f"{sum(report.seconds.values()):.1f}")
-    if 0 < len(done) <= MOST_ROWS:
+    if 0 < tally.done <= MOST_ROWS:
         console.print(table)
-    refused = sum(report.verdict is Verdict.REFUSE for report in done)
     told = f"; {refused} of the results {'is' if refused == 1 else 'are'} refused" if refused else ""
     others = f"; passed over: {kinds_text(passed_over)}" if passed_over else ""
-    console.print(f"{len(done)} of {len(reports)} volumes segmented into {out}{others}{told}", soft_wrap=True)
+    console.print(f"{tally.done} of {tally.ended} volumes segmented into {out}{others}{told}", soft_wrap=True)

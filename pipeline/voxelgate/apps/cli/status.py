@@ -10,6 +10,7 @@ import typer
 from voxelgate.apps.cli.options import AsJson
 from voxelgate.apps.cli.terminal import console, write_json
 from voxelgate.core.verdict import Verdict
+from voxelgate.segmentation.batch.case_table import write_tables
 from voxelgate.segmentation.batch.status import Status, status
 
 app = typer.Typer(add_completion=False)
@@ -17,10 +18,16 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Argument(help="Folder of the results.", show_default=False)], as_json: AsJson = False
+    out: Annotated[Path, typer.Argument(help="Folder of the results.", show_default=False)],
+    has_tables: Annotated[
+        bool, typer.Option("--tables", help="Write cases.csv and inputs.csv as of now; a run writes them at its end.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how far `segment` is with a folder, while it runs or after it ended."""
     found = status(out)
+    if has_tables:
+        write_tables(out)
     if as_json:
         write_json(asdict(found))
     else:

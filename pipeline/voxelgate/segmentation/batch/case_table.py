@@ -7,7 +7,7 @@ from voxelgate.core.csv_tables import csv_text
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import write_text
 from voxelgate.images.pictures import PIXELS_PER_ML
-from voxelgate.segmentation.batch.ledger import BETWEEN, Ledger
+from voxelgate.segmentation.batch.ledger import BETWEEN, StoredEntries, read_input_texts
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState
 from voxelgate.segmentation.output_names import Output
 
@@ -17,17 +17,19 @@ INPUTS_NAME = "inputs.csv"
 """It names patients where files and folders do."""
 
 
-def write_tables(ledger: Ledger) -> None:
+def write_tables(out_dir: Path) -> None:
     """Write `cases.csv` and `inputs.csv` anew: sorted by case, without times, the same for the same results.
 
+    That takes seconds where there are many cases, so a run does it at its end only; it may go on while this is called.
+
     Args:
-        ledger: of the output folder.
+        out_dir: the output folder.
 
     Raises:
-        OutputError: one cannot be written; the older one stays.
+        OutputError: there is no ledger, or a table cannot be written; the older one stays.
     """
-    _write_table(ledger.out_dir / TABLE_NAME, table_text(ledger.out_dir, ledger.entries()))
-    _write_table(ledger.out_dir / INPUTS_NAME, csv_text([("case", "input"), *sorted(ledger.inputs().items())]))
+    _write_table(out_dir / TABLE_NAME, table_text(out_dir, StoredEntries(out_dir)))
+    _write_table(out_dir / INPUTS_NAME, csv_text([("case", "input"), *read_input_texts(out_dir).items()]))
 
 
 def _write_table(path: Path, text: str) -> None:
@@ -37,14 +39,18 @@ def _write_table(path: Path, text: str) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or its rights.") from error
 
 
-def table_text(out_dir: Path, entries: Sequence[Entry]) -> str:
-    """Return the table as CSV (RFC 4180); sizes are in ml, or in pixels if all results are of pictures."""
-    structures = list(dict.fromkeys(name for one in entries if one.report for name in one.report.volumes_ml))
+def table_text(out_dir: Path, entries: Iterable[Entry]) -> str:
+    """Return the table as CSV (RFC 4180); sizes are in ml, or in pixels if all results are of pictures.
+
+    Args:
+        out_dir: the output folder.
+        entries: by id; they are gone through more than once, so that not all must be in memory.
+    """
+    structures = {name for one in entries if one.report for name in one.report.volumes_ml}
     in_pixels = all(one.report.is_picture for one in entries if one.report and one.report.volumes_ml)
     unit = "px" if structures and in_pixels else "ml"
     header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
-    ordered = sorted(entries, key=lambda entry: entry.case_id)
-    rows = (_table_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in ordered)
+    rows = (_table_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in entries)
     return csv_text([[*header, "findings", "reasons"], *rows])
 
 

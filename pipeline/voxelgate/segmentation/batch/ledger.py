@@ -247,11 +247,6 @@ class Ledger:
         with _as_output_error(self.out_dir):
             return list(_entries(self._connection, self.out_dir))
 
-    def inputs(self) -> dict[str, str]:
-        """Return where the input of every case lies, by id, as paths from the output folder."""
-        with _as_output_error(self.out_dir):
-            return dict(self._connection.execute("SELECT case_id, input FROM cases ORDER BY case_id").fetchall())
-
     def files_of(self, case_id: str) -> list[FileRecord]:
         """Return the files that were written of a case, whether they still stand or not."""
         with _as_output_error(self.out_dir):
@@ -386,6 +381,35 @@ def read_ledger(out_dir: Path, *, is_strict: bool = True) -> tuple[list[Entry], 
             return [], []
         runs = connection.execute("SELECT started_s, ended_s, engine, bundle FROM runs ORDER BY rowid")
         return list(_entries(connection, out_dir, is_strict=is_strict)), [RunRecord(*row) for row in runs]
+
+
+class StoredEntries:
+    """All cases of an output folder by id, read one by one whenever they are gone through; a run may go on meanwhile.
+
+    Args:
+        out_dir: the output folder.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self._out_dir = out_dir
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield each entry; raise `OutputError` where there is no ledger, or one that cannot be read."""
+        with _read_only(self._out_dir) as connection:
+            if _schema_version(connection, self._out_dir):
+                yield from _entries(connection, self._out_dir)
+
+
+def read_input_texts(out_dir: Path) -> dict[str, str]:
+    """Return where the input of every case lies, by id, as paths from the output folder.
+
+    Raises:
+        OutputError: the folder has no ledger, or it cannot be read.
+    """
+    with _read_only(out_dir) as connection:
+        if not _schema_version(connection, out_dir):
+            return {}
+        return dict(connection.execute("SELECT case_id, input FROM cases ORDER BY case_id").fetchall())
 
 
 def read_inputs(out_dir: Path) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,9 +27,6 @@ from voxelgate.segmentation.report import MEMORY, SMALLER_WINDOWS, CaseReport, C
 from voxelgate.segmentation.segment import unfinished, versions
 
 logger = logging.getLogger(__name__)
-
-TABLE_EVERY_S = 60.0
-"""The table is for people who watch a run; `voxelgate status` knows more."""
 
 
 def run_cases(
@@ -83,7 +79,6 @@ class _Runner:
         self._ended: deque[CaseReport] = deque()
         self._again: dict[str, Case] = {}
         self._images: set[Path] = set()
-        self._table_s = time.monotonic()
 
     @property
     def is_busy(self) -> bool:
@@ -110,16 +105,6 @@ class _Runner:
             if report.case_id in self._again:
                 self._dispatcher.add(self._again.pop(report.case_id))
             yield report
-        if time.monotonic() - self._table_s > TABLE_EVERY_S:
-            self._try_table()
-
-    def _try_table(self) -> None:
-        """Write the table, unless somebody has it open in a program that lets nobody replace it."""
-        try:
-            write_tables(self._ledger)
-        except OutputError as error:
-            logger.warning("%s", error)
-        self._table_s = time.monotonic()
 
     def close(self, *, is_abandoned: bool) -> None:
         """Let the workers go, and leave ledger, table and folder as they shall be found."""
@@ -127,7 +112,7 @@ class _Runner:
         try:
             recover(self._ledger)
             self._ledger.end_run()
-            write_tables(self._ledger)
+            write_tables(self._ledger.out_dir)
         except OutputError:
             if not is_abandoned:
                 raise  # else what ended the run is told, and the next one will do it

@@ -19,7 +19,7 @@ from voxelgate.inference.memory import GIB, SHARE, available_bytes
 from voxelgate.segmentation.batch.forecast.needs import Forecast, Measured, Room, Size, Written, forecast
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
 from voxelgate.segmentation.batch.forecast.volume_facts import volume_of
-from voxelgate.segmentation.batch.ledger import LEDGER_NAME, read_ledger
+from voxelgate.segmentation.batch.ledger import LEDGER_NAME, StoredEntries
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME, WorkerProcess
 from voxelgate.segmentation.cases import Case
@@ -135,8 +135,9 @@ def _left(cases: Sequence[Case], setup: Setup) -> list[Case]:
     """
     if setup.options.again or not (setup.out_dir / LEDGER_NAME).is_file():
         return list(cases)
-    entries, _ = read_ledger(setup.out_dir)
-    done = {entry.identity for entry in entries if entry.is_done_as(setup.bundle_sha256, setup.choices)}
+    done = {
+        entry.identity for entry in StoredEntries(setup.out_dir) if entry.is_done_as(setup.bundle_sha256, setup.choices)
+    }
     return [case for case in cases if case.identity not in done]
 
 
