@@ -242,6 +242,7 @@ def test_a_header_without_voxel_sizes_is_refused(tmp_path: Path, name: str, cont
         ("a.nrrd", nrrd_bytes({"space": "scanner-xyz"})),
         ("a.nrrd", nrrd_bytes({"space": "3D-right-handed"})),
         ("a.nrrd", nrrd_bytes({"space": None, "space dimension": "3"})),
+        ("a.nrrd", nrrd_bytes({"space directions": None, "space origin": None, "spacings": "1.5 1.5 2"})),
         (
             "a.nrrd",
             nrrd_bytes({"space": None, "space directions": None, "space origin": None, "spacings": "1.5 1.5 2"}),
@@ -294,6 +295,25 @@ def test_a_gzip_file_of_several_parts_is_read_whole(tmp_path: Path, content: byt
 )
 def test_garbage_behind_a_compression_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     assert "behind the end of its compression" in refusal(saved(tmp_path, name, content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.nrrd", nrrd_bytes({"encoding": "gzip"})), ("a.mha", metaimage_bytes({"CompressedData": "True"}))],
+)
+def test_voxels_that_are_not_packed_although_the_header_says_so_are_refused(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    assert "not packed, although its header says so" in refusal(saved(tmp_path, name, content))
+
+
+def test_a_metaimage_that_is_packed_by_gzip_is_read(tmp_path: Path) -> None:
+    read_whole(saved(tmp_path, "a.mha", metaimage_bytes({"CompressedData": "True"}, gzip.compress(CONTENT))))
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_a_file_that_is_packed_twice_is_refused(tmp_path: Path, name: str) -> None:
+    assert "packed by gzip twice" in refusal(saved(tmp_path, name, gzip.compress(packed_nifti())))
 
 
 # --- NIfTI ----------------------------------------------------------------------------------------------------------

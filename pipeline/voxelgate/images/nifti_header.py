@@ -7,7 +7,7 @@ import numpy as np
 
 from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid, Shape
-from voxelgate.images.volume_bytes import first_bytes
+from voxelgate.images.volume_bytes import GZIP_MAGIC, first_bytes
 from voxelgate.images.volume_header import (
     FARTHEST_MM,
     NO_SIDES,
@@ -98,6 +98,8 @@ def _form_of(start: bytes) -> tuple[int, Literal["<", ">"]]:
             raise HeaderError("the header of a pair of files, whose voxels lie in another; save as one file (.nii).")
         if magic == MAGIC[length]:
             return length, order
+    if start.startswith(GZIP_MAGIC):
+        raise HeaderError("a file that is packed by gzip twice; unpack it once.")
     raise HeaderError("not a NIfTI file, although it is named like one; export it again.")
 
 

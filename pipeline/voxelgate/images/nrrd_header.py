@@ -150,7 +150,8 @@ def _space_of(fields: Mapping[str, str]) -> tuple[tuple[float, float, float], st
     """Return the signs that lead to RAS, those of LPS where no side is named, and why the sides are not known."""
     name = fields.get("space", "").lower()
     named = name.removesuffix("-time") if "-" in name else name.removesuffix("t")
-    return (SPACES[named], "") if named in SPACES else (SPACES["lps"], NO_SIDES)
+    has_sides = named in SPACES and "spacedirections" in fields
+    return (SPACES[named], "") if has_sides else (SPACES["lps"], NO_SIDES)
 
 
 def _axes_of(fields: Mapping[str, str]) -> _Axes:

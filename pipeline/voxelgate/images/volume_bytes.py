@@ -198,8 +198,11 @@ def too_short(needed: int, found: int) -> HeaderError:
 def _inflated(file: BinaryIO, packing: Packing, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
     """Yield what a compressed stream holds; a gzip file may have several members, and zeros behind them."""
     rest = file.read(piece_bytes)
+    is_gzip = rest.startswith(GZIP_MAGIC)
+    if not is_gzip and (packing is Packing.GZIP or not _is_zlib(rest)):
+        raise HeaderError("voxels that are not packed, although its header says so; export it again.")
     while True:
-        packed: Any = isal_zlib.decompressobj(GZIP_BITS if packing is Packing.GZIP else ZLIB_BITS)
+        packed: Any = isal_zlib.decompressobj(GZIP_BITS if is_gzip else ZLIB_BITS)
         while not packed.eof:
             if not rest:
                 raise EOFError
@@ -210,10 +213,15 @@ def _inflated(file: BinaryIO, packing: Packing, piece_bytes: int = PIECE_BYTES) 
             rest = more.lstrip(b"\0")
         if not rest:
             return
-        if packing is not Packing.GZIP or not rest.startswith(GZIP_MAGIC[:1]):
+        if not is_gzip or not rest.startswith(GZIP_MAGIC[:1]):
             raise HeaderError(
                 "bytes behind the end of its compression that belong to nothing; copy or export it again."
             )
+
+
+def _is_zlib(start: bytes) -> bool:
+    """Return whether a stream starts like one of zlib (RFC 1950, 2.2), or is too short to tell."""
+    return len(start) < 2 or (start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0)
 
 
 def _refuse_mode(mode: int, what: str = "") -> None:
