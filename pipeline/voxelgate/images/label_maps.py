@@ -26,6 +26,9 @@ VALUES_KEY = "label_values"
 HIGHEST_VALUE = 2**32 - 1
 """Largest value that a structure may have in a file: what 32 bits hold."""
 
+LARGEST_TABLE = 2**16
+"""Span of values up to which a table is quicker than a search for each voxel."""
+
 MOST_VALUES_SHOWN = 5
 """Undeclared label values that a line names."""
 
@@ -106,10 +109,13 @@ class LabelValues:
     def _looked_up(self, whole: Voxels) -> Voxels:
         numbers = sorted((int(value), number) for value, number in self.to_mapping().items())
         keys, targets = np.array(numbers, np.int64).T
-        found = np.empty(whole.shape, np.int16 if len(self.values) < np.iinfo(np.int16).max else np.int32)
+        found = np.empty_like(whole, np.int16 if len(self.values) < np.iinfo(np.int16).max else np.int32)
         for k in range(whole.shape[-1]):  # slice by slice, to spare memory
-            places = np.searchsorted(keys, whole[..., k]).clip(max=len(keys) - 1)
-            if not np.array_equal(keys[places], whole[..., k]):
+            part = whole[..., k].astype(np.int64)
+            if part.min() < keys[0] or part.max() > keys[-1]:
+                raise InputError(self._undeclared(whole))
+            places = _places(keys, part)
+            if not np.array_equal(keys[places], part):
                 raise InputError(self._undeclared(whole))
             found[..., k] = targets[places]
         return found
@@ -174,15 +180,24 @@ def whole_labels(voxels: Voxels) -> Voxels:
         return voxels.astype(np.uint8)
     if voxels.dtype.kind in "iu":
         return voxels
+    whole = np.empty_like(voxels, np.int64 if np.abs(voxels).max(initial=0) > np.iinfo(np.int32).max else np.int32)
+    broken = [_rounded_into(whole[..., k], voxels[..., k]) for k in range(voxels.shape[-1])]
+    if count := sum(len(found) for found in broken):
+        example = next(found[0] for found in broken if len(found))
+        raise InputError(f"{count} voxels are no whole number, such as {example!s}; a label map holds only those.")
+    return whole
+
+
+def _rounded_into(whole: Voxels, voxels: Voxels) -> Voxels:
+    """Round the voxels of a slice; return those that are no whole numbers."""
     rounded = np.rint(voxels)
-    broken = voxels[~(np.abs(voxels - rounded) <= WHOLE_TOLERANCE)]  # also those that are no numbers
-    if broken.size:
-        raise InputError(
-            f"{broken.size} voxels are no whole number, such as {broken[0]!s}; a label map holds only those."
-        )
-    if not np.abs(rounded).max(initial=0) <= HIGHEST_VALUE:
-        raise InputError(f"values up to {rounded.max():g}, expected label values to {HIGHEST_VALUE}.")
-    return rounded.astype(np.int32 if rounded.max(initial=0) <= np.iinfo(np.int32).max else np.int64)
+    with np.errstate(invalid="ignore"):
+        is_whole = np.abs(voxels - rounded) <= WHOLE_TOLERANCE
+    if (largest := np.abs(rounded[is_whole]).max(initial=0)) > HIGHEST_VALUE:
+        raise InputError(f"holds the value {largest:g}, expected label values to {HIGHEST_VALUE}.")
+    np.copyto(whole, rounded, where=is_whole, casting="unsafe")
+    broken: Voxels = voxels[~is_whole]  # also those that are no numbers
+    return broken
 
 
 def _of_network(whole: Voxels, highest: int) -> Voxels:
@@ -207,6 +222,15 @@ def white_as_one(labels: Voxels) -> Voxels:
 def values_of(voxels: npt.NDArray[Any]) -> tuple[int, ...]:
     """Return the values of a label map beside 0, ascending."""
     return _others(voxels, (0,))
+
+
+def _places(keys: npt.NDArray[np.int64], part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for values between the first and the last key the first key that is no less."""
+    if keys[-1] - keys[0] > LARGEST_TABLE:
+        return np.searchsorted(keys, part)
+    table = np.searchsorted(keys, np.arange(keys[0], keys[-1] + 1))
+    found: npt.NDArray[np.int64] = table[part - keys[0]]
+    return found
 
 
 def _others(whole: Voxels, known: Iterable[int]) -> tuple[int, ...]:

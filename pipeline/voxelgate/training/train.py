@@ -109,7 +109,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
         datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=part)
     settings = settings_of(job) | {"resume": job.resume}
     refuse_settings(job, settings)
-    content = check_manifest(manifest, progress=progress).content
+    content, before = check_manifest(manifest, progress=progress).content, _seen_before(job)
     prepare_folder(job)
     with locked(job.out):
         (job.out / CHECKSUMS).unlink(missing_ok=True)  # what changes its weights is not finished
@@ -117,7 +117,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
         trained = run_workflow(job.out, ["train"], settings)
         logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
         training = [case for case in manifest.cases if job.fold == ALL_FOLDS or case.fold != job.fold]
-        write_seen(job.out, seen_of(manifest, training, content) | _seen_before(job))
+        write_seen(job.out, seen_of(manifest, training, content) | before)
         write_measure(job.out, None if job.fold == ALL_FOLDS else _best_dice(trained))
         seal(job.out)
     return job.out
@@ -169,7 +169,7 @@ def _shared_parts(config: ConfigParser) -> list[Any]:
 def _seen_before(job: TrainingJob) -> Seen:
     """Return what weights have seen from which a training begins."""
     weights = (job.overrides or {}).get("init_weights")
-    return Seen() if weights is None else read_seen(Path(str(weights)).absolute().parents[1])
+    return Seen() if weights is None else read_seen(Path(str(weights)).absolute().parent.parent)
 
 
 def epochs_done(folder: Path) -> int:
