@@ -93,8 +93,6 @@ def test_two_trainings_do_not_work_in_one_folder(job: TrainingJob) -> None:
         ("validate#inferer#roi_size", [8, 8, 8]),
         ("network_def#channels", [4, 4]),
         ("network", "$torch.nn.Identity()"),
-        ("train", {}),
-        ("validate", {}),
     ],
 )
 def test_a_setting_that_inference_shares_is_refused(job: TrainingJob, name: str, value: Any) -> None:
@@ -104,6 +102,13 @@ def test_a_setting_that_inference_shares_is_refused(job: TrainingJob, name: str,
         with pytest.raises(UsageError, match=f"setting {name}: inference shares this .*voxelgate plan --override"):
             do(replace(job, overrides={name: value}))
     assert not job.out.exists()
+
+
+@pytest.mark.parametrize("name", ["train#dataset#data", "validate#dataset", "train", "validate"])
+def test_other_cases_than_those_of_the_manifest_are_no_setting(job: TrainingJob, name: str) -> None:
+    value: Any = [] if name.endswith("data") else {}
+    with pytest.raises(UsageError, match=f"setting {name}: says otherwise which cases are trained on"):
+        train(replace(job, overrides={name: value}))
 
 
 def test_settings_of_the_training_alone_are_taken(job: TrainingJob) -> None:

@@ -36,6 +36,9 @@ SHARED = ("network_def", "network", "train#deterministic_transforms", "train#pre
           "validate#inferer")  # fmt: skip
 """Parts of `train.json` that say again what `inference.json` says, or build on it."""
 
+DATA = ("train#dataset#data", "validate#dataset#data")
+"""Parts of `train.json` that say which cases a training sees; they follow from the job."""
+
 PATCH_SIZES = ("patch_vox", "margin_vox", "spatial_size")
 """Settings of random transforms that follow from the patch, as the windows of inference and the metadata do."""
 
@@ -145,15 +148,22 @@ def _refuse_other_fold(fold: int, manifest: Manifest) -> None:
 
 
 def refuse_settings(job: TrainingJob, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that the bundle does not have, and those that inference shares and would not get.
+    """Refuse settings that the bundle does not have, other cases, and what inference shares and would not get.
 
     Raises:
         UsageError: names the setting.
     """
     read_configs(job.bundle, ["train"], settings)
-    plain = _shared_parts(read_configs(job.bundle, ["train"], {}))
+    config = read_configs(job.bundle, ["train"], {})
+    plain, cases = _shared_parts(config), [config.get(part) for part in DATA]
     for name, value in (job.overrides or {}).items():
-        if _shared_parts(read_configs(job.bundle, ["train"], {name: value})) != plain:
+        changed = read_configs(job.bundle, ["train"], {name: value})
+        if [changed.get(part) for part in DATA] != cases:
+            raise UsageError(
+                f"setting {name}: says otherwise which cases are trained on, so that nobody could tell later; name "
+                "them in the manifest"
+            )
+        if _shared_parts(changed) != plain:
             raise UsageError(
                 f"setting {name}: inference shares this with the training, and would keep what it has; change the plan "
                 "(`voxelgate plan --override FILE`), so that both get it"
