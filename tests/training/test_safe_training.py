@@ -57,7 +57,7 @@ def test_a_bundle_whose_seal_was_taken_away_is_not_trained(job: TrainingJob, do:
         do(job)
 
 
-@pytest.mark.parametrize("config", ["train", "inference"])
+@pytest.mark.parametrize("config", ["train", "inference", "metadata"])
 def test_a_training_is_not_taken_up_with_configs_that_were_changed_meanwhile(
     job: TrainingJob, tmp_path: Path, config: str
 ) -> None:
