@@ -114,7 +114,7 @@ class LabelValues:
             part = whole[..., k].astype(np.int64)
             if part.min() < keys[0] or part.max() > keys[-1]:
                 raise InputError(self._undeclared(whole))
-            places = _places(keys, part)
+            places = _places_in_table(keys, part)
             if not np.array_equal(keys[places], part):
                 raise InputError(self._undeclared(whole))
             found[..., k] = targets[places]
@@ -224,7 +224,7 @@ def values_of(voxels: npt.NDArray[Any]) -> tuple[int, ...]:
     return _others(voxels, (0,))
 
 
-def _places(keys: npt.NDArray[np.int64], part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _places_in_table(keys: npt.NDArray[np.int64], part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return for values between the first and the last key the first key that is no less."""
     if keys[-1] - keys[0] > LARGEST_TABLE:
         return np.searchsorted(keys, part)
