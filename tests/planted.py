@@ -1103,6 +1103,11 @@ FAULTS = (
     Fault("more bits in some", setting("BitsStored", 16, on=[4]), ((FindingCode.MIXED_PIXEL_FORMATS, NOTE),)),
     Fault("a history of loss", setting("LossyImageCompression", "01", on=[4]), ((FindingCode.LOSSY, WARN),)),
     Fault("a lossy encoding", encapsulated("1.2.840.10008.1.2.4.50"), ((FindingCode.LOSSY, WARN),)),
+    Fault(
+        "compressed pixels that would fill the memory",
+        chained(setting("Rows", 30_000), setting("Columns", 30_000), encapsulated("1.2.840.10008.1.2.4.90")),
+        ((FindingCode.UNDECODABLE, REFUSE),),
+    ),
     Fault("no pixels", deleting("PixelData", on=[4]), ((FindingCode.NO_PIXELS, REFUSE),)),
     Fault("pixels cut off by a byte", setting("Rows", ROWS), ((FindingCode.TRUNCATED, REFUSE),), damage=cut_by(1)),
     Fault("half of the pixels", longer_pixels(0.5), ((FindingCode.TRUNCATED, REFUSE),)),

@@ -13,9 +13,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage, 
 
 from tests import planted
 from tests.dicom_files import header_of
+from voxelgate.core.errors import InputError
 from voxelgate.core.findings import FindingCode, Severity
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.bounded import MOST_HEADER_BYTES, MOST_VALUE_BYTES, BoundedStream, TooLargeError, inflated
+from voxelgate.dicom.read.dicom_files import DICOMDIR_CLASS, list_files
 from voxelgate.dicom.read.headers import MOST_FRAMES, UnreadableFileError
 from voxelgate.dicom.read.series import scan_dicom
 
@@ -179,3 +181,21 @@ def test_what_is_inflated_is_whole_or_ends_at_the_limit() -> None:
 def test_a_bounded_stream_never_reads_all_there_is(count: int) -> None:
     with pytest.raises(TooLargeError):
         BoundedStream(BytesIO(b"")).read(count)
+
+
+def dicomdir_of(folder: Path, records: bytes) -> Path:
+    body = long_head(0x0004, 0x1220, b"SQ", len(records)) + records
+    path = as_file(folder / "DICOMDIR", body)
+    named = element(2, 2, b"UI", DICOMDIR_CLASS.encode())
+    meta = element(2, 0x10, b"UI", ExplicitVRLittleEndian.encode())
+    length = element(2, 0, b"UL", struct.pack("<I", len(named + meta)))
+    path.write_bytes(bytes(128) + b"DICM" + length + named + meta + body)
+    return path
+
+
+def test_a_dicomdir_of_a_million_records_is_refused_soon(tmp_path: Path) -> None:
+    path = dicomdir_of(tmp_path, ITEM * 1_000_000)
+    start_s = time.process_time()
+    with pytest.raises(InputError, match="the DICOMDIR is damaged or too large; give its folder instead"):
+        list_files(path)
+    assert time.process_time() - start_s < MOST_SECONDS

@@ -7,7 +7,7 @@ from typing import Any
 
 import nibabel as nib
 
-from voxelgate.core.findings import Allow, Finding, Severity
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity
 from voxelgate.core.geometry import Grid
 from voxelgate.core.progress import Progress
 from voxelgate.dicom.plausibility import check_values
@@ -92,7 +92,11 @@ def _is_regular(series: Series) -> bool:
 
 
 def _with_pixels(series: Series, allow: tuple[Allow, ...]) -> InspectedSeries:
-    found = read_or_refuse(series, allow=allow)
+    try:
+        found = read_or_refuse(series, allow=allow)
+    except MemoryError:
+        sentence = "its volume needs more memory than there is, so its pixels were not looked at."
+        found = Finding(FindingCode.UNDECODABLE, Severity.REFUSE, sentence)
     if isinstance(found, Finding):
         return InspectedSeries(_with(series, (found, *series.findings)), None)
     findings = found.findings + check_values(found.voxels, found.grid, series.modality)

@@ -78,7 +78,7 @@ VALUES: tuple[Stage, ...] = (
         values.unknown_encoding,
         values.no_pixels,
     ),
-    (values.slope_per_slice, values.truncated),
+    (values.slope_per_slice, values.truncated, values.unpacks_too_far),
 )
 
 RULES: tuple[Rule, ...] = tuple(rule for chain in (KIND, GEOMETRY, VALUES) for stage in chain for rule in stage)

@@ -34,6 +34,13 @@ RAW_SYNTAXES = frozenset(("", *(f"1.2.840.10008.1.2{part}" for part in ("", ".1"
 HU_TYPES = frozenset(("", "HU", "US"))
 """Rescale Types of plain CT (PS3.3 C.11.1.1.2); many scanners write `US`, unspecified."""
 
+MOST_UNPACKED_BYTES = 2**30
+MOST_PACKING = 500
+"""Bytes to which compressed pixels may always unpack, and by how much they may be packed if there are more.
+
+Scans pack to a half or a tenth, with loss to a fiftieth.
+"""
+
 SMALLEST_ENCODED_FRAME = 10
 """Bytes that an encapsulated frame takes at least: an item's tag and length, and two bytes (PS3.5 A.4)."""
 
@@ -211,6 +218,18 @@ def _is_truncated(header: Header) -> bool:
 def _expected_bytes(header: Header) -> int:
     pixels = (header.rows or 0) * (header.columns or 0) * (header.samples_per_pixel or 1) * header.frames
     return pixels * ((header.bits_allocated or 0) // 8)
+
+
+def unpacks_too_far(facts: SeriesFacts) -> Iterator[Finding]:
+    """Refuse compressed pixels that would fill the memory: more than images without any content pack."""
+    packed = sum(header.size for header in facts.headers if (header.pixel_bytes or 0) < 0)
+    unpacked = sum(_expected_bytes(header) for header in facts.headers if (header.pixel_bytes or 0) < 0)
+    if unpacked > max(MOST_UNPACKED_BYTES, MOST_PACKING * packed):
+        sentence = (
+            f"compressed pixels of {packed / 2**20:.1f} MiB would unpack to {unpacked / 2**30:.0f} GiB, more than "
+            f"{MOST_PACKING} times as much; look where they come from."
+        )
+        yield refuse(FindingCode.UNDECODABLE, sentence)
 
 
 def lossy(facts: SeriesFacts) -> Iterator[Finding]:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 
 from voxelgate.core.errors import InputError
 from voxelgate.dicom.quiet import quiet_pydicom
+from voxelgate.dicom.read.bounded import BoundedStream
 
 ZIP_MOST_FILES = 200_000
 ZIP_MOST_BYTES = 64 * 2**30
@@ -27,6 +28,14 @@ DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 
 DICOMDIR_ELEMENT = b"\x02\0\x02\0UI\x14\0" + DICOMDIR_CLASS.encode()
 """The element of the meta header that says so: tag, type and length (PS3.10 7.1), and no longer UID."""
+
+DICOMDIR_MOST_RECORDS = 200_000
+DICOMDIR_MOST_BYTES = 2**26
+DICOMDIR_MOST_WORK = 4_000_000
+"""Limits of a DICOMDIR: a medium has some thousand files, each with a record of some hundred bytes."""
+
+RECORD_START = b"\xfe\xff\0\xe0"
+"""Tag of an item, little endian (PS3.5 7.5)."""
 
 DICOM_MAGIC = b"DICM"
 
@@ -178,11 +187,13 @@ def _is_dicomdir(path: Path) -> bool:
 
 
 def _named_by_dicomdir(path: Path) -> list[FileRef]:
-    with quiet_pydicom():
+    with quiet_pydicom(), path.open("rb") as file:
+        stream = BoundedStream(file, most_work=DICOMDIR_MOST_WORK, most_value_bytes=DICOMDIR_MOST_BYTES)
         try:
-            named = [_file_id(record) for record in _records(dcmread(path)) if "ReferencedFileID" in record]
+            records = _records(dcmread(cast("BinaryIO", stream)))
+            named = [_file_id(record) for record in records if "ReferencedFileID" in record]
         except Exception as error:  # pydicom raises nearly anything on damaged input
-            raise InputError(f"{path.name}: the DICOMDIR is damaged; give its folder instead.") from error
+            raise InputError(f"{path.name}: the DICOMDIR is damaged or too large; give its folder instead.") from error
     if any(_leaves("/".join(parts)) for parts in named):
         raise InputError(f"{path.name}: the DICOMDIR names files outside its folder; give the folder instead.")
     return sorted({FileRef(_on_disk(path.parent, parts)) for parts in named})
@@ -192,9 +203,11 @@ def _records(dicomdir: Dataset) -> Iterable[Dataset]:
     """Return the records of a DICOMDIR.
 
     Raises:
-        ValueError: they are cut off; pydicom takes what is there without a word.
+        ValueError: they are cut off, which pydicom takes as it is without a word, or too many.
     """
     element: DataElement | RawDataElement | None = dicomdir.get_item("DirectoryRecordSequence")
+    if isinstance(element, RawDataElement) and (element.value or b"").count(RECORD_START) > DICOMDIR_MOST_RECORDS:
+        raise ValueError("too many directory records")
     if element is None or (isinstance(element, RawDataElement) and len(element.value or b"") != element.length):
         raise ValueError("no directory records, or not all")
     return dicomdir.get("DirectoryRecordSequence") or ()
