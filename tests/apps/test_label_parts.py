@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -874,6 +875,32 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 
     assert first.startswith("0 images")
     assert second.startswith("there is nothing to annotate yet: put .nii.gz files into")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_server_that_make_started_is_told_to_end_when_make_is(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "Makefile", tmp_path)
+    server, told = tmp_path / ".venv-label" / "bin" / "voxelgate", tmp_path / "told"
+    server.parent.mkdir(parents=True)
+    server.write_text(
+        f"#!/bin/sh\ntrap 'touch {told}; exit' TERM\ntouch {told}.begun\nfor n in $(seq 300); do sleep 0.1; done\n"
+    )
+    server.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", "constraints-label.txt", ".venv-label/.ready"):
+        (tmp_path / name).touch()
+
+    with subprocess.Popen(["make", "label", "STUDIES=here"], cwd=tmp_path, stdout=subprocess.DEVNULL) as make:
+        wait_until((tmp_path / "told.begun").exists)
+        make.terminate()
+    wait_until(told.exists)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if is_so():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it does not happen")
 
 
 # --- what may be served -------------------------------------------------------------------------------------------

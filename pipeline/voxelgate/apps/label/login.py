@@ -93,7 +93,7 @@ def login_of(work: Path) -> Login:
     path = work / PASSWORD
     if not path.is_file():
         with whole_file(path) as partial:
-            partial.touch(mode=0o600)
+            partial.chmod(0o600)
             partial.write_text(f"{secrets.token_urlsafe(16)}\n", encoding="utf-8")
     return Login(path.read_text(encoding="utf-8").strip())
 
