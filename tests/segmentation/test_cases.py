@@ -1,5 +1,6 @@
 """Finding cases: volume files and DICOM series, each with a name of its own, none lost, none twice."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -326,3 +327,29 @@ def test_a_name_that_no_series_has_is_refused_in_one_sentence(tmp_path: Path) ->
     studies(tmp_path)
     with pytest.raises(InputError, match="Liver: no series has this UID, number or description; `voxelgate inspect`"):
         find_cases([tmp_path], rule=SeriesRule(asked="Liver"))
+
+
+def test_an_archive_that_is_not_looked_into_is_a_case_that_says_why_and_not_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(nifti_bytes())
+    zipped(tmp_path / "doe_dense.zip", {"m.nii": nifti_bytes() + bytes(3_000_000)})
+    zipped(tmp_path / "doe_outside.zip", {"../m.nii": nifti_bytes()})
+    (tmp_path / "doe_text.zip").write_bytes(b"no zip")
+
+    taken, *refused = find_cases([tmp_path])
+
+    assert taken.case_id == "a"
+    assert len({case.identity for case in refused}) == len({case.case_id for case in refused}) == 3
+    assert all(case.image is None and "doe" not in f"{case.case_id} {case.findings}" for case in refused)
+    reasons = " ".join(str(case.findings[0]) for case in refused)
+    for reason in ("more than 100 times its size", "paths that leave it", "no zip, although it is named like one"):
+        assert reason in reasons
+    assert {case.input_files[0].name for case in refused} == {"doe_dense.zip", "doe_outside.zip", "doe_text.zip"}
+
+
+def test_a_pipe_or_a_lost_link_that_is_given_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+
+    for name in ("pipe.nii", "loop.nii"):
+        with pytest.raises(InputError, match="is a pipe, a device or a link that leads nowhere"):
+            find_cases([tmp_path / name])

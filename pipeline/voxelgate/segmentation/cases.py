@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from voxelgate.core.errors import InputError
-from voxelgate.core.findings import Allow, Finding, remark
+from voxelgate.core.errors import InputError, reading_problem
+from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, remark
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose, is_called, names_one
@@ -191,8 +191,9 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     others = [given for given in paths if given not in manifests]
     listings = [list_input(given, out_dir, images) for given in others]
     dicom_files = dict.fromkeys(file for listing in listings for file in listing.may_be_dicom if not images.is_picture)
-    found = scan_files(list(dicom_files), allow=allow, progress=progress)
-    used = {file for series in found for file in series.files}
+    closed = [file for file in dicom_files if file.is_archive]
+    found = scan_files([file for file in dicom_files if not file.is_archive], allow=allow, progress=progress)
+    used = {file for series in found for file in series.files}.union(closed)
     for given, listing in zip(others, listings, strict=True):
         if not listing.volumes and used.isdisjoint(listing.others):
             raise InputError(_why_nothing(given, listing, images))
@@ -202,10 +203,23 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
         )
     named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
     cases = with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
+    cases += map(_archive_case, closed)
     left = [file for file in dict.fromkeys(file for listing in listings for file in listing.others) if file not in used]
     return Found(
         cases, count_kinds(map(path_through, left), [path for listing in listings for path, _ in listing.volumes])
     )
+
+
+def _archive_case(file: FileRef) -> Case:
+    """Return a case without image for an archive that was not looked into; it says why, and not what it is called."""
+    reason = "it is no zip, although it is named like one; copy it again."
+    try:
+        list_files(file.path)
+    except InputError as error:
+        reason = reading_problem(error, file.path)
+    name = f"archive-{_sha256_of(file.path.resolve())[:HASHED_NAME_DIGITS]}"
+    found = Finding(FindingCode.UNREADABLE_FILE, Severity.REFUSE, f"an archive that was not looked into: {reason}")
+    return Case(name, None, (found,), (Series(name, name, (), (found,), (file,)),))
 
 
 def _why_nothing(given: Path, listing: "Listing", images: ImageSpec) -> str:
@@ -223,7 +237,7 @@ class Listing(NamedTuple):
     @property
     def may_be_dicom(self) -> list[FileRef]:
         """Return the others but for archives inside archives, which are not looked into."""
-        return [file for file in self.others if not (file.member and file.name.lower().endswith(".zip"))]
+        return [file for file in self.others if not (file.member and file.is_archive)]
 
 
 def list_input(

@@ -79,6 +79,11 @@ class FileRef:
         return PurePosixPath(self.member).name if self.member else self.path.name
 
     @property
+    def is_archive(self) -> bool:
+        """Return whether it is named like a zip; as a file of its own, one that was not looked into."""
+        return self.name.lower().endswith(".zip")
+
+    @property
     def folder(self) -> tuple[Path, str]:
         """Return what files of one folder share."""
         return (self.path, str(PurePosixPath(self.member).parent)) if self.member else (self.path.parent, "")
@@ -106,7 +111,8 @@ def list_files(root: Path, on_closed: Callable[[OSError], None] = _refuse_folder
     if root.is_dir():
         return [ref for path in _below(root, on_closed) for ref in _members_or_archive(path)]
     if not root.is_file():
-        raise InputError(f"{root.name}: does not exist, expected a file, a folder or a zip of files; check the path.")
+        found = "is a pipe, a device or a link that leads nowhere" if os.path.lexists(root) else "does not exist"
+        raise InputError(f"{root.name}: {found}, expected a file, a folder or a zip of files; check the path.")
     return _named_by_dicomdir(root) if _is_dicomdir(root) else _with_members(root)
 
 
