@@ -21,6 +21,7 @@ from voxelgate.bundle.checksums import seal
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.verdict import Quality
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.attention.gate_report import GateReport, GateVerdict
 from voxelgate.segmentation.batch.ledger import read_ledger
@@ -144,7 +145,7 @@ def test_other_gates_than_the_network_has_are_refused(tmp_path: Path, bundle: Pa
 
 def test_a_report_keeps_what_is_said_of_gates_and_older_ones_say_nothing() -> None:
     gate = GateReport(0, GateVerdict.SATURATED, 0.96, 0.99, 1.0, 0.1, 0.1, 0.01)
-    report = CaseReport("a", CaseStatus.DONE, "ab", {}, attention=(gate,))
+    report = CaseReport("a", CaseStatus.DONE, "ab", {}, quality=Quality(), attention=(gate,))
 
     assert CaseReport.from_json(report.to_json()) == report
     record = json.loads(report.to_json())
