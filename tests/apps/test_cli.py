@@ -11,7 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests import planted
 from tests.conftest import REPOSITORY, Result, Run
+from tests.threshold_bundle import make_threshold_bundle
+from voxelgate.dicom.read.series import scan_dicom
 
 HIPPOCAMPUS_BUNDLE = REPOSITORY / "bundles" / "hippocampus_mri_segmentation"
 NO_MANIFEST = "missing.json: cannot be read as a manifest: No such file or directory."
@@ -262,3 +265,48 @@ def test_chaos_gives_the_published_figures(run: Run, real_data: Path) -> None:
     assert result.returncode == 0, result.stderr
     for figure in ("0.978", "0.665", "0.73", "14.00"):
         assert figure in result.stdout
+
+
+def two_series(folder: Path) -> None:
+    """Write a study of two series, each with a name of its own, of a patient."""
+    for number, description in ((3, "Abdomen 5 mm"), (4, "Lung [sharp]")):
+        datasets = planted.with_canaries(planted.ct_series(4, series=number))
+        for dataset in datasets:
+            dataset.update({"SeriesNumber": number, "SeriesDescription": description})
+        planted.write(datasets, folder / f"part{number}")
+
+
+def test_inspect_tells_which_series_is_which_and_whose_they_are_not(run: Run, tmp_path: Path) -> None:
+    two_series(tmp_path / "study")
+
+    shown = run("inspect", "study")
+    lines = run("inspect", "study", "--json").stdout.splitlines()
+
+    for text in ("Abdomen 5 mm", "Lung [sharp]", "....10.1357.3", "....10.1357.4", "study/part3", "study/part4"):
+        assert text in shown.stdout, shown.stdout
+    documents = [json.loads(line) for line in lines]
+    assert [(one["series_number"], one["series_uid"], one["description"], one["path"]) for one in documents] == [
+        (3, f"{planted.ROOT}.3", "Abdomen 5 mm", "study/part3"),
+        (4, f"{planted.ROOT}.4", "Lung [sharp]", "study/part4"),
+    ]
+    assert not any(name in shown.stdout + "".join(lines) for name in planted.CANARY.split("^"))
+
+
+@pytest.mark.parametrize("name", ["4", "lung [sharp]", "*sharp*", "....10.1357.4", f"{planted.ROOT}.4"])
+def test_segment_takes_the_series_that_is_named_as_inspect_shows_it(run: Run, tmp_path: Path, name: str) -> None:
+    two_series(tmp_path / "study")
+    bundle = make_threshold_bundle(tmp_path / "bright_ct")
+
+    result = run("segment", bundle, "study", "--series", name, "--out", "res", "--engine", "serial", "--json")
+
+    assert result.returncode == 0, result.stderr
+    (asked,) = (one for one in scan_dicom(tmp_path / "study") if one.number == 4)
+    assert json.loads(result.stdout.splitlines()[-1])["case_id"] == asked.series_id
+
+
+def test_a_series_that_is_not_there_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    two_series(tmp_path / "study")
+    bundle = make_threshold_bundle(tmp_path / "bright_ct")
+    result = run("segment", bundle, "study", "--series", "Liver", "--out", "res", "--engine", "serial")
+    assert_refused(result, 1, "Liver: no series has this UID, number or description; `voxelgate inspect` lists those")
+    assert not (tmp_path / "res").exists()

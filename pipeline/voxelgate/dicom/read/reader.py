@@ -106,7 +106,7 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
 
     Args:
         series_id: which series to read if there are several, as `voxelgate inspect` names it.
-        allow: faults to mend by resampling: "gaps", "tilt".
+        allow: faults to mend: "gaps", "tilt", "merge-series".
 
     Raises:
         UsageError: an unknown fault.
