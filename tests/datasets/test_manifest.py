@@ -19,6 +19,7 @@ from monai.data import load_decathlon_datalist
 
 from tests.manifest_files import write_document
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
+from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.check_manifest import check_manifest, checked_manifest, checksum
 from voxelgate.datasets.folds import assign_folds
@@ -527,6 +528,22 @@ def test_images_and_labels_without_partner_are_listed_together_with_wrong_files(
     )
     assert len(problems) == 3
     assert problems[2].startswith("labels/c.nii.gz: on another grid")
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 1)], ids=["no forms", "forms that exchange the sides"])
+def test_an_image_of_unknown_sides_is_a_defect_only_where_labels_tell_sides_apart(
+    manifest: Manifest, sound: Path, codes: tuple[int, int]
+) -> None:
+    image = nib.load(sound / "images/b.nii.gz")
+    image.set_qform(np.diag((-1.0, 1, 1, 1)), codes[0])
+    image.set_sform(np.eye(4), codes[1])
+    nib.save(nib.Nifti1Image(image_voxels(1), None, image.header), sound / "images/b.nii.gz")
+    save(sound / "labels/b.nii.gz", label_voxels(), image.affine)
+
+    check_manifest(manifest)
+    sided = replace(manifest, labels=LabelTable(("background", "left eye", "right eye")))
+    assert only_defect(sided).startswith("images/b.nii.gz: ")
+    assert "but the labels tell sides apart" in only_defect(sided)
 
 
 def test_a_label_that_cannot_be_read_is_one_line_of_build(sound: Path) -> None:

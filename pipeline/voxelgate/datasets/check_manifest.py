@@ -19,8 +19,9 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
 from voxelgate.images.label_maps import single_channel, values_of
+from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import PERCENTILE_LIMITS, SMALLEST_HU_RANGE, contrast_limits
-from voxelgate.images.volumes import read_channels
+from voxelgate.images.volumes import read_channels, read_volume_header
 
 Volume = tuple[npt.NDArray[Any], Grid]
 """Voxels in the file's dtype, and where they lie."""
@@ -154,6 +155,7 @@ def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
         problems += found
         if file is not None:
             problems += _image_problems(file[0], name) + _apart(file, channels, name, manifest.relative(case.image))
+            problems += _side_problems(path, name, manifest)
             if (problem := manifest.images.problem(path, len(file[0]))) is not None:
                 problems.append(f"{name}: {problem}")
             channels += [(voxels, file[1]) for voxels in file[0]]
@@ -172,6 +174,13 @@ def _checked_case(case: ManifestCase, manifest: Manifest) -> _Checked:
     found = inspect_case(case, manifest)
     numbers = () if found.label is None else values_of(found.label[0])
     return _Checked(case, found.problems, found.content, numbers)
+
+
+def _side_problems(path: Path, name: str, manifest: Manifest) -> list[str]:
+    """Say whether left and right are open in an image whose labels tell them apart, as inference would refuse it."""
+    if is_picture(path) or not manifest.labels.side_pairs or not (problem := read_volume_header(path).sides_problem):
+        return []
+    return [f"{name}: {problem}, but the labels tell sides apart; convert the image again with its orientation."]
 
 
 def _apart(volume: Volume, channels: Sequence[Volume], name: str, first: str) -> list[str]:
