@@ -24,6 +24,7 @@ from tests.report_cases import (
     with_attention,
 )
 from voxelgate.core.geometry import AXES_RAS, Grid
+from voxelgate.core.labels import LabelTable
 from voxelgate.core.palette import structure_colours
 from voxelgate.segmentation.page.build import write_report
 from voxelgate.segmentation.page.rows import RunFacts
@@ -328,6 +329,31 @@ def test_hostile_text_stays_text(visit: Visit) -> None:
     assert HOSTILE in (visit.page.locator(".reasons").text_content() or "")
     assert visit.page.evaluate("window.hacked") is None
     assert visit.page.locator("img").count() == 0
+
+
+def test_hostile_names_of_structures_files_and_software_stay_text(browser: "sync_api.Browser", tmp_path: Path) -> None:
+    table = LabelTable(("background", HOSTILE, "__proto__"))
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[2:6, 2:6, 2:6], labels[7:10, 7:10, 7:10] = 1, 2
+    grid = Grid(labels.shape, np.eye(4))
+    case = done(tmp_path, "case", 1.0)
+    write_preview(case.outputs["preview"], sketch(labels * 50.0, grid), labels, table)
+    case = replace(
+        case,
+        volumes_ml={HOSTILE: 5.0, "__proto__": 3.0},
+        outputs=case.outputs | {HOSTILE: tmp_path / HOSTILE.replace("/", "") / "a.nii.gz"},
+        versions={HOSTILE: HOSTILE},
+    )
+
+    visit = Visit(browser, write_report(RunFacts([case], tmp_path), "a'b\"&<i>.html"))
+    visit.open("case")
+
+    assert visit.page.evaluate("window.hacked") is None
+    assert visit.page.locator("img").count() == 0
+    assert visit.page.locator("#case .structure").all_text_contents() == [f"1 {HOSTILE}", "2 __proto__"]
+    assert visit.colourful() > 100
+    assert visit.said == []
+    visit.page.context.close()
 
 
 def test_a_case_without_result_says_why(visit: Visit) -> None:
