@@ -103,6 +103,18 @@ def test_more_slices_need_less_in_windows_only_where_these_turn_to_another_axis(
     assert many.elapsed_s >= few.elapsed_s
 
 
+@given(shape=shapes, count=st.integers(2, 9))
+def test_of_cases_done_two_at_a_time_the_shorter_stage_hides_behind_the_longer(
+    shape: tuple[int, int, int], count: int
+) -> None:
+    sizes = [size(shape, f"case-{number}") for number in range(count)]
+
+    one, two = (forecast(sizes, STREAMING, Room(cases_at_a_time=at_a_time)) for at_a_time in (1, 2))
+
+    assert one.elapsed_s / 2 <= two.elapsed_s * (1 + 1e-9)
+    assert two.elapsed_s < one.elapsed_s
+
+
 @given(shape=shapes, classes=st.integers(2, 400), more=st.integers(1, 400))
 @pytest.mark.parametrize("measured", [STREAMING, WINDOWS], ids=["streaming", "windows"])
 def test_more_classes_never_need_less(measured: Measured, shape: tuple[int, int, int], classes: int, more: int) -> None:

@@ -170,6 +170,7 @@ class CaseForecast:
         files_bytes: peak while it is read and prepared.
         network_bytes: peak while the network has it.
         elapsed_s: from the file to its results.
+        busy_s: for which the next case has to wait where two are done at a time: with the network, or all the rest.
         disk_bytes: of its results; at most, if nothing was tried.
     """
 
@@ -178,6 +179,7 @@ class CaseForecast:
     files_bytes: float
     network_bytes: float
     elapsed_s: float
+    busy_s: float
     disk_bytes: int
 
     @property
@@ -241,7 +243,7 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
     together_bytes = _together_bytes(cases, measured.base_bytes)
     is_company = given.cases_at_a_time > 1 and _allows(given, together_bytes, measured.idle_bytes)
     alone_bytes = measured.base_bytes + max((case.alone_bytes for case in cases), default=0)
-    total_s = sum(case.elapsed_s for case in cases)
+    total_s = sum(case.busy_s if is_company else case.elapsed_s for case in cases)
     return Forecast(
         cases,
         {case_id: _sentence(case_id, given.process_bytes, most - limit_bytes) for case_id, most in unfit.items()},
@@ -258,12 +260,14 @@ def forecast(sizes: Sequence[Size], measured: Measured, room: Room | None = None
 def _needs_of_case(size: Size, measured: Measured, room_bytes: float, outputs: Iterable[Output]) -> CaseForecast:
     source, box = math.prod(size.source_vox), _box(size, measured)
     way, work_bytes, computed = _work(box, measured, room_bytes)
+    network_s, others_s = measured.network_s * computed, CASE_S + measured.files_s * source
     return CaseForecast(
         size.case_id,
         way,
         _files_bytes(size, measured),
         _held_bytes(size, measured) + work_bytes,
-        CASE_S + measured.files_s * source + measured.network_s * computed,
+        network_s + others_s,
+        max(network_s, others_s),
         _disk_bytes(size, measured, outputs),
     )
 
