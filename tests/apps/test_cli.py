@@ -55,6 +55,22 @@ def test_a_scan_is_segmented_on_its_own_grid_and_reported_as_json(run: Run, scan
     np.testing.assert_array_equal(written.affine, image.affine)
 
 
+def test_nobody_else_can_read_what_is_written_in_private(run: Run, scan: Path, tmp_path: Path) -> None:
+    run("segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--private", *ANY)
+
+    written = [tmp_path / "results", *(tmp_path / "results").rglob("*")]
+    assert len(written) > 5
+    assert [path.name for path in written if path.stat().st_mode & 0o077] == []
+
+
+def test_workers_of_a_cluster_are_not_made_private_from_here(run: Run, scan: Path) -> None:
+    result = run(
+        "segment", HIPPOCAMPUS_BUNDLE, scan, "--out", "results", "--private", "--engine", "dask:tcp://nowhere:1"
+    )
+
+    assert_refused(result, 2, "--private is for work on this machine")
+
+
 def test_cases_and_folders_with_brackets_are_named_whole(run: Run, scan: Path, tmp_path: Path) -> None:
     names = ("T1[axial]", "T1[post]", ":smile:")
     (tmp_path / "scans").mkdir()

@@ -1,6 +1,7 @@
 """Segment volumes."""
 
 import json
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +22,11 @@ from voxelgate.apps.cli.options import (
     refuse_unfit,
 )
 from voxelgate.apps.cli.terminal import console, errors, progress_bar, write_json
+from voxelgate.core.errors import UsageError
 from voxelgate.core.files import refuse_file
 from voxelgate.core.findings import Allow
 from voxelgate.core.verdict import Require, Verdict
+from voxelgate.core.workers import EngineKind, engine_named
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.images.passed_over import kinds_text
@@ -125,6 +128,9 @@ def run(
         bool, typer.Option("--overwrite", help="Replace files that are there, which somebody else wrote or changed.")
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Do cases again whose results stand.")] = False,
+    is_private: Annotated[
+        bool, typer.Option("--private", help="Let nobody else of this machine read what is written (umask 077).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment volumes; each result lies on the very grid of its image. The same command goes on where it was ended."""
@@ -152,6 +158,8 @@ def run(
         "require": require,
         "seg_type": seg_type,
     }
+    if is_private:
+        _let_nobody_else_read(engine)
     Options(kinds, workers=engine)
     refuse_file(out)
     refuse_unfit(bundle, [] if is_watching else inputs, data_root)
@@ -172,6 +180,13 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if not ended.are_well:
         raise typer.Exit(1)
+
+
+def _let_nobody_else_read(engine: str) -> None:
+    """Give all that this process, and those that it starts, make from now on to the user alone."""
+    if engine_named(engine).kind is EngineKind.DASK:
+        raise UsageError("--private is for work on this machine; start the workers of the cluster with umask 077.")
+    os.umask(0o077)
 
 
 @dataclass
