@@ -47,7 +47,7 @@ class Annotated(NamedTuple):
         label: file of the label map.
         is_proposal: nobody changed what a model had proposed. Such a label map measures no model: the one that made it
             agrees with itself, and none could ever be better.
-        is_seen: the model was trained on the image before it came here; nor does that measure it.
+        is_seen: the model was trained on the image before it came here, so it measures only where others lack.
     """
 
     image_id: str
@@ -55,11 +55,6 @@ class Annotated(NamedTuple):
     label: Path
     is_proposal: bool = False
     is_seen: bool = False
-
-    @property
-    def can_measure(self) -> bool:
-        """Return whether it tells good versions from bad ones."""
-        return not self.is_proposal and not self.is_seen
 
 
 class DealtCases(NamedTuple):
@@ -145,6 +140,8 @@ def _train(versions: ModelVersions, cases: Sequence[Annotated], pace: Pace, labe
     known = [case._replace(is_seen=content[case.image_id] in seen.images) for case in cases]
     split = split_cases(versions, [_as_now(case, bundle.labels, labels) for case in known], pace.val_split)
     logger.info("training %d epochs on %d cases; %d others measure", pace.epochs, *map(len, split))
+    if known_before := sum(case.is_seen for case in split.validation):
+        logger.warning("%d of those that measure were seen when the bundle was made, which favours it", known_before)
     candidate = _candidate(versions)
     try:
         run_workflow(candidate, ["train"], _training_overrides(bundle, split, pace))
@@ -174,29 +171,29 @@ def split_cases(versions: ModelVersions, cases: Sequence[Annotated], share: floa
 
     Otherwise a version would be measured on cases that its parent was trained on. New cases validate until the share is
     reached, and at least `LEAST_VALIDATION`; which of them is a matter of their hashed ids, not of the order in which
-    they came. What cannot measure trains, or is left out where it would measure.
+    they came; those that the bundle has seen come last. Proposals that nobody changed train, or are left out where they
+    would measure.
 
     Raises:
         InputError: too few would measure, or none would train.
     """
     path = versions.root / SPLITS
     parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    measuring = [case.image_id for case in cases if case.can_measure]
-    new = sorted((image_id for image_id in measuring if image_id not in parts), key=_hashed_name)
-    validating = sum(parts.get(image_id) == Split.VALIDATION for image_id in measuring)
-    lacking = max(round(share * len(measuring)), LEAST_VALIDATION) - validating
-    parts |= {name: Split.VALIDATION if place < lacking else Split.TRAINING for place, name in enumerate(new)}
+    drawn = [case for case in cases if not case.is_proposal]
+    new = sorted((case for case in drawn if case.image_id not in parts), key=_seen_last)
+    validating = sum(parts.get(case.image_id) == Split.VALIDATION for case in drawn)
+    lacking = max(round(share * len(drawn)), LEAST_VALIDATION) - validating
+    parts |= {case.image_id: Split.VALIDATION if place < lacking else Split.TRAINING for place, case in enumerate(new)}
     parts = {case.image_id: Split.TRAINING for case in cases} | parts
     split = DealtCases(
         tuple(case for case in cases if parts[case.image_id] == Split.TRAINING),
-        tuple(case for case in cases if parts[case.image_id] == Split.VALIDATION and case.can_measure),
+        tuple(case for case in cases if parts[case.image_id] == Split.VALIDATION and not case.is_proposal),
     )
     if not split.training or len(split.validation) < LEAST_VALIDATION:
         raise InputError(
-            f"{len(cases)} annotated images leave {len(split.training)} to train on and {len(split.validation)} to "
-            f"validate on, expected at least 1 and {LEAST_VALIDATION}: {sum(case.is_proposal for case in cases)} are "
-            f"proposals that nobody changed, {sum(case.is_seen for case in cases)} the model has seen before; annotate "
-            "more images."
+            f"{len(cases)} annotated images, {len(cases) - len(drawn)} of them proposals that nobody changed, leave "
+            f"{len(split.training)} to train on and {len(split.validation)} to validate on, expected at least 1 and "
+            f"{LEAST_VALIDATION}; annotate more images."
         )
     write_text(path, json.dumps(parts, indent=0) + "\n")
     return split
@@ -266,5 +263,5 @@ def _content_of(case: Annotated) -> str:
     return image_content(ManifestCase(case.image_id, case.image, case.label, case.image_id, None))[:DIGITS]
 
 
-def _hashed_name(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+def _seen_last(case: Annotated) -> tuple[bool, str]:
+    return case.is_seen, hashlib.sha256(case.image_id.encode()).hexdigest()
