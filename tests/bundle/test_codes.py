@@ -120,7 +120,8 @@ CODE = {"value": "64033007", "scheme": "SCT", "meaning": "Kidney"}
         ({"eval_metrics": {"mean_dice": "good"}}, "eval_metrics"),
         ({"version": ""}, "name and version"),
         ({"network_data_format": {"inputs": {"image": {"num_channels": 2, "channel_def": {"0": "a"}}}}}, "channel"),
-        ({"network_data_format": []}, "labels"),
+        ({"network_data_format": {"outputs": []}}, "labels"),
+        ({"network_data_format": []}, "network_data_format"),
     ],
 )
 def test_seal_refuses_metadata_of_which_a_part_is_unfit(tmp_path: Path, parts: dict[str, object], words: str) -> None:

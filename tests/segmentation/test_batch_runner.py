@@ -420,7 +420,15 @@ def test_an_engine_that_is_none_is_wrong_usage(tmp_path: Path, bundle: Path, nam
             '{"allow": [], "check_flips": false, "device": null, "outputs": ["nifti"], "runtime": null}',
         ),
         (
-            Options((Output.SEG, Output.NIFTI), True, (Allow.GAPS,), Runtime.EAGER, True, (0, 1), device="cpu"),
+            Options(
+                (Output.SEG, Output.NIFTI),
+                True,
+                (Allow.GAPS,),
+                runtime=Runtime.EAGER,
+                check_flips=True,
+                attention=(0, 1),
+                device="cpu",
+            ),
             '{"allow": ["gaps"], "attention": [0, 1], "check_flips": true, "device": "cpu", '
             '"outputs": ["nifti", "seg"], "runtime": "eager"}',
         ),
