@@ -125,7 +125,7 @@ def test_a_slice_turned_by_half_the_tolerance_is_written_and_every_frame_names_i
 
     check_that_it_is_written(inspected, tmp_path)
 
-    frames = dcmread(tmp_path / "LABELMAP.dcm").PerFrameFunctionalGroupsSequence
+    frames = dcmread(tmp_path / f"{SegKind.LABELMAP}.dcm").PerFrameFunctionalGroupsSequence
     named = [frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID for frame in frames]
     assert sorted(named) == sorted(one.SOPInstanceUID for one in slices)
 

@@ -200,8 +200,9 @@ def test_no_text_of_the_source_reaches_console_logs_reports_nifti_or_file_names(
     run: Run,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    good = with_canaries(ct_series(series=51))
-    bad = with_canaries(deleting("RescaleSlope")(ct_series(series=52)))
+    described = setting("SeriesDescription", "Shown by inspect alone")
+    good = described(with_canaries(ct_series(series=51)))
+    bad = described(with_canaries(deleting("RescaleSlope")(ct_series(series=52))))
     write(setting("StudyInstanceUID", "1.2.3.4")(good), tmp_path / "in" / "a")
     write(setting("StudyInstanceUID", "1.2.3.5")(bad), tmp_path / "in" / "b")
 
@@ -216,6 +217,8 @@ def test_no_text_of_the_source_reaches_console_logs_reports_nifti_or_file_names(
     printed = "".join(part for result in (inspected, as_json, segmented) for part in (result.stdout, result.stderr))
     for text in (written, names, printed.encode(), caplog.text.encode()):
         assert not any(part in text.lower() for part in canary_parts())
+    for text in (written, names, (segmented.stdout + segmented.stderr).encode(), caplog.text.encode()):
+        assert b"shown by inspect" not in text.lower()
     assert {json.loads(line)["status"] for line in segmented.stdout.splitlines()} == {"done", "rejected"}
     assert segmented.returncode == 1
     assert dcmread(next((tmp_path / "out").glob("*.seg.dcm"))).PatientName == good[0].PatientName
