@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 from tests.attention_bundle import make_attention_bundle
 from tests.batch_bundle import make_moody_bundle, save_case
 from tests.batch_runs import CHANGES, tree
+from tests.planted import ct_series, write
 from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import SCRATCH_PREFIX, new_scratch
@@ -181,7 +182,8 @@ def test_no_file_of_a_case_is_opened_in_the_process_that_keeps_the_ledger(
     for number in range(8):
         save_case(tmp_path / "in" / f"{number}.nii.gz", seed=number)
     image = sitk.ReadImage(str(save_case(tmp_path / "one.nii.gz")))
-    for name in ("a.mha", "b.nrrd"):
+    write(ct_series(), tmp_path / "in" / "study")
+    for name in ("a.mha", "b.nrrd", "c.mhd"):
         sitk.WriteImage(image, str(tmp_path / "in" / name))
     opened.folder = tmp_path / "in"
 

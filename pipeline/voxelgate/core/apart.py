@@ -17,9 +17,6 @@ Found = TypeVar("Found")
 START_S = 60.0
 """Longest time for a process to start on a busy machine; mostly it takes one second."""
 
-MOST_LOST = 5
-"""Things that may cost a process each; after the last one nothing is known of those that are left."""
-
 
 @dataclass(frozen=True)
 class Bounds:
@@ -28,10 +25,12 @@ class Bounds:
     Args:
         seconds: of time.
         memory_bytes: that the process may allocate, its libraries included.
+        most_lost: things that may cost a process each; after the last one nothing is known of those that are left.
     """
 
     seconds: float = 10.0
     memory_bytes: int = 2**30
+    most_lost: int = 5
 
 
 def each_apart(
@@ -47,7 +46,7 @@ def each_apart(
         bounds: for each item.
     """
     limits, left, lost = bounds or Bounds(), deque(items), 0
-    while left and lost < MOST_LOST:
+    while left and lost < limits.most_lost:
         with _started(look, tuple(left), limits.memory_bytes) as answers:
             seconds = START_S  # for the first answer, which only says that the process is there
             while (answer := _received(answers, seconds)) is not None:

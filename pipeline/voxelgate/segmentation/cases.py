@@ -15,7 +15,7 @@ from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose, is_called, names_one
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
-from voxelgate.dicom.read.series import Series, scan_files
+from voxelgate.dicom.read.series import LookAtFiles, Series, look_at_each, scan_files
 from voxelgate.images.passed_over import count_kinds, kinds_text
 from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec, Paths, as_paths
 from voxelgate.images.volume_bytes import member_of
@@ -180,6 +180,7 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     allow: Iterable[Allow] = (),
     out_dir: Path | None = None,
     progress: Progress | None = None,
+    look: LookAtFiles = look_at_each,
 ) -> Found:
     """List what there is to segment as `find_cases` does, and count what is passed over.
 
@@ -192,7 +193,7 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
     listings = [list_input(given, out_dir, images) for given in others]
     dicom_files = dict.fromkeys(file for listing in listings for file in listing.may_be_dicom if not images.is_picture)
     closed = [file for file in dicom_files if file.is_archive]
-    found = scan_files([file for file in dicom_files if not file.is_archive], allow=allow, progress=progress)
+    found = scan_files([file for file in dicom_files if not file.is_archive], allow=allow, progress=progress, look=look)
     used = {file for series in found for file in series.files}.union(closed)
     for given, listing in zip(others, listings, strict=True):
         if not listing.volumes and used.isdisjoint(listing.others):

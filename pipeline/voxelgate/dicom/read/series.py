@@ -3,11 +3,13 @@
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
+from voxelgate.core.apart import Bounds, each_apart
 from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, refusals
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.audit import audit
@@ -28,6 +30,10 @@ from voxelgate.dicom.read.stack import Slice, by_position, grid_of, slices_of
 
 ID_DIGITS = 12
 """Hex digits of a hashed identifier; two of a million series share them once in 560 archives."""
+
+
+LOOK_BOUNDS = Bounds(seconds=60.0, memory_bytes=2**31, most_lost=100)
+"""What a look at a file may take in a process of its own; reading headers is bounded far below, but disks are not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +136,44 @@ def scan_dicom(
     return scan_files(list_files(Path(root)), allow=allow, progress=progress)
 
 
+class Look(NamedTuple):
+    """What a look at a file says: a header, or none; of none whether it is empty, or DICOM and why it is damaged."""
+
+    header: Header | None = None
+    is_empty: bool = False
+    damage: UnreadableFile | None = None
+
+
+LookAtFiles = Callable[[Sequence[FileRef]], Iterator[Look]]
+
+
+def look_at(file: FileRef) -> Look:
+    """Read the header of a file; never raise on a bad one."""
+    with quiet_pydicom():
+        try:
+            header = read_header(file)
+        except UnreadableFileError as error:
+            return Look(damage=UnreadableFile(file, error.reason))
+        return Look(header, header is None and is_empty(file))
+
+
+def look_at_each(files: Sequence[FileRef]) -> Iterator[Look]:
+    """Yield a look at each file, in this process."""
+    return map(look_at, files)
+
+
+def look_apart(files: Sequence[FileRef]) -> Iterator[Look]:
+    """Yield a look at each file, in a process of its own; what ends that, hangs or fills the memory is damaged."""
+    for file, found in zip(files, each_apart(look_at, files, LOOK_BOUNDS), strict=True):
+        yield found or Look(damage=UnreadableFile(file))
+
+
 def scan_files(
-    files: Sequence[FileRef], *, allow: Iterable[Allow] = (), progress: Callable[[int, int], None] | None = None
+    files: Sequence[FileRef],
+    *,
+    allow: Iterable[Allow] = (),
+    progress: Callable[[int, int], None] | None = None,
+    look: LookAtFiles = look_at_each,
 ) -> list[Series]:
     """Make series of those files that are DICOM; files that are not are passed over.
 
@@ -143,16 +185,13 @@ def scan_files(
     unreadable: list[UnreadableFile] = []
     empty: list[FileRef] = []
     with quiet_pydicom():
-        for done, file in enumerate(files, start=1):
-            try:
-                header = read_header(file)
-            except UnreadableFileError as error:
-                unreadable.append(UnreadableFile(file, error.reason))
-            else:
-                if header is None and is_empty(file):
-                    empty.append(file)
-                elif header is not None and header.sop_class_uid != DICOMDIR_CLASS:
-                    headers.append(header)
+        for done, (file, found) in enumerate(zip(files, look(files), strict=True), start=1):
+            if found.damage is not None:
+                unreadable.append(found.damage)
+            elif found.is_empty:
+                empty.append(file)
+            elif found.header is not None and found.header.sop_class_uid != DICOMDIR_CLASS:
+                headers.append(found.header)
             if progress is not None:
                 progress(done, len(files))
         names = {(header.file.folder, like(header.file.name)) for header in headers}

@@ -17,6 +17,7 @@ from voxelgate.core.files import locked, make_folder, refuse_file
 from voxelgate.core.findings import Allow
 from voxelgate.core.verdict import Require
 from voxelgate.core.workers import EngineKind, engine_named
+from voxelgate.dicom.read.series import look_apart, look_at_each
 from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.inference.attention.maps import gate_levels
 from voxelgate.inference.runtimes.kinds import Runtime
@@ -327,6 +328,7 @@ def cases_in(
         allow=setup.options.allow,
         out_dir=setup.out_dir,
         progress=progress,
+        look=look_at_each if setup.options.workers == EngineKind.SERIAL else look_apart,
     )
     return Found(_named(found.cases, setup), found.passed_over)
 
