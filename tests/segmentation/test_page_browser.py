@@ -157,6 +157,13 @@ def test_the_table_and_the_cases_are_walked_through_by_keys_alone(visit: Visit) 
     assert visit.page.evaluate("document.activeElement.textContent") == "case_4"
 
 
+def test_the_plane_that_keys_move_through_is_marked_from_the_start(visit: Visit) -> None:
+    visit.press("Enter")
+    visit.page.locator(".stage canvas").first.wait_for()
+
+    assert visit.page.locator("figure.active figcaption b").all_text_contents() == ["axial"]
+
+
 def test_back_leads_from_a_case_to_the_table(visit: Visit) -> None:
     visit.open("case_2")
     visit.page.go_back()

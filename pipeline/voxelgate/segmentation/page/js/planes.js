@@ -161,7 +161,7 @@ class Planes {
     this.views = preview.planes.map((plane) => this.view(plane));
     const narrowest = Math.min(...preview.planes.map((plane) => plane.size_mm[0]));
     this.barMm = preview.is_picture ? null : (SCALE_BARS_MM.find((one) => one < narrowest / 2.5) ?? 1);
-    this.active = this.views[0];
+    this.activate(this.views[0]);
     this.element = el("div", { class: "planes" }, ...this.views.map((view) => view.figure));
     this.resizing = new ResizeObserver(() => this.fit());
     this.resizing.observe(room);
