@@ -35,7 +35,7 @@ HIPPOCAMPUS_MM = (35, 50, 36)
 CASES = 5
 SLICES = 24
 """Of the CT series; the head and neck bundle wants 22 at least."""
-REFUSED = re.compile(r': refused: (missing|volume): |"verdict": "refuse"')
+REFUSED = re.compile(r': refused: (bundle|missing|volume): |"verdict": "refuse"')
 """What is said of results here: scans are noise, bundles trained for seconds, so that only `--require any` writes."""
 PORT = "8786"
 """The port of the cluster in the tutorial; a free one takes its place here."""
