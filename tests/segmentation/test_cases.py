@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.planted import ROOT, at_mm, chained, ct_series, mr_series, setting, write
 from tests.volume_files import CONTENT, VOXELS, metaimage_bytes, nifti_bytes, nrrd_bytes, packed_nifti
 from voxelgate.core.errors import InputError
+from voxelgate.core.files import LOCK_NAME
 from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.dicom.read.series import Series
@@ -79,6 +80,14 @@ def test_results_are_not_taken_for_images(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii.gz", tmp_path / "out" / "a.nii.gz")
 
     assert find_cases([tmp_path], out_dir=tmp_path / "out") == [Case("a", tmp_path / "a.nii.gz")]
+
+
+def test_results_of_an_older_run_within_the_scans_are_not_taken_for_images(tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    touch(tmp_path / "a.nii.gz", older / "a.nii.gz", older / "sub" / "b.nii.gz", older / LOCK_NAME)
+
+    assert find_cases([tmp_path], out_dir=tmp_path / "new") == [Case("a", tmp_path / "a.nii.gz")]
+    assert [case.case_id for case in find_cases([older])] == ["a", "sub/b"]
 
 
 @pytest.mark.parametrize(

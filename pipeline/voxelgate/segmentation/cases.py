@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from voxelgate.core.errors import InputError, reading_problem
+from voxelgate.core.files import LOCK_NAME
 from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, remark
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import is_manifest, load_manifest
@@ -151,7 +152,8 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
         images: what an image consists of.
         data_root: folder that the paths of manifests start from; their own folder if None.
         allow: faults of DICOM series that will be mended instead of refused.
-        out_dir: folder that is passed over, so that results are not taken for images.
+        out_dir: folder that is passed over, so that results are not taken for images; those of older runs that lie
+            within an input are passed over too.
         progress: called with the number of DICOM files that were looked at and of all.
 
     Raises:
@@ -247,10 +249,10 @@ def list_input(
     images: ImageSpec = ONE_VOLUME,
     list_all: Callable[[Path], list[FileRef]] = list_files,
 ) -> Listing:
-    """List the files of an input; those below `out_dir` are passed over.
+    """List the files of an input; those below `out_dir`, and below folders of older results within it, are passed over.
 
     Args:
-        given: file or folder.
+        given: file or folder; a folder of results that is given itself is listed.
         out_dir: of the results.
         images: what an image consists of.
         list_all: what lists the files.
@@ -265,10 +267,17 @@ def list_input(
         )
     is_within = skipped is not None and given.resolve() in skipped.parents
     files = [file for file in list_all(given) if not is_within or skipped not in file.path.resolve().parents]
+    older = {folder for folder in {file.path.parent for file in files} if _is_of_results(folder, given)}
+    files = [file for file in files if file.path.parent not in older]
     start = given if given.is_dir() else given.parent
     taken = [file for file in files if _is_taken(file, images)]
     volumes = [(path_through(file), _place_below(file, start)) for file in taken]
     return Listing(volumes, [file for file in files if not _is_taken(file, images)])
+
+
+def _is_of_results(folder: Path, given: Path) -> bool:
+    """Return whether a folder is, or lies in, one below `given` that a run wrote into: it left its lock there."""
+    return any((above / LOCK_NAME).is_file() for above in (folder, *folder.parents) if given in above.parents)
 
 
 def _is_taken(file: FileRef, images: ImageSpec) -> bool:
