@@ -292,6 +292,14 @@ def two_series(folder: Path) -> None:
         planted.write(datasets, folder / f"part{number}")
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_inspect_says_that_a_folder_holds_no_dicom(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "notes.txt").write_text("no image")
+
+    assert_refused(run("inspect", "volumes", *options), 1, "volumes: holds no DICOM image")
+
+
 def test_inspect_tells_which_series_is_which_and_whose_they_are_not(run: Run, tmp_path: Path) -> None:
     two_series(tmp_path / "study")
 

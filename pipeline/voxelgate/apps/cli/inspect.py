@@ -11,7 +11,7 @@ from rich.text import Text
 from voxelgate.apps.cli.options import Allowed, AsJson, DataRoot, choices
 from voxelgate.apps.cli.tables import print_facts
 from voxelgate.apps.cli.terminal import console, progress_bar, write_json
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.findings import Allow
 from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.read.dicom_files import list_files
@@ -59,6 +59,7 @@ def run(
 
     with progress_bar("reading headers") as headers, progress_bar("reading pixels") as pixels:
         found = inspect(inputs, allow=mended, headers_only=headers_only, progress=(headers, pixels))
+    _refuse_nothing(found, inputs)
     if as_json:
         for one in found:
             write_json(one.summary())
@@ -66,6 +67,15 @@ def run(
         _print_series(found)
     if not any(one.series.is_usable for one in found):
         raise typer.Exit(1)
+
+
+def _refuse_nothing(found: list["InspectedSeries"], inputs: list[Path]) -> None:
+    """Refuse inputs without any series: an empty table would not say what was expected."""
+    if not found:
+        names = ", ".join(path.name or str(path) for path in inputs)
+        raise InputError(
+            f"{names}: holds no DICOM image; name DICOM, or a manifest; `segment` checks volume files itself."
+        )
 
 
 def _inspect_manifest(manifest: Path, data_root: Path | None, page: Path | None) -> None:
