@@ -320,3 +320,4 @@ def test_grey_and_colour_are_told_apart(tmp_path: Path) -> None:
     assert "colour.png: is in colours (RGB), but the images are grey" in refusal(lambda: read_image([colour], GREY))
     assert "a picture in colours" in refusal(lambda: read_volume(colour))
     assert "is no volume" in refusal(lambda: read_image([grey], ImageSpec()))
+    assert "is a folder, expected a file; name a volume" in refusal(lambda: read_image([tmp_path], ImageSpec()))

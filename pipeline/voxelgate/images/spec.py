@@ -161,8 +161,9 @@ def _refuse_other_files(paths: Sequence[Path], rule: ImageSpec) -> None:
         raise InputError(_wrong_count(paths, rule))
     for number, path in enumerate(paths):
         if not rule.admits(path):
-            wanted = f"a picture ({PICTURE_NAMES})" if rule.is_picture else "a volume"
-            raise InputError(f"{path.name}: is no {wanted.removeprefix('a ')}, but the images are; convert it.")
+            wanted = f"picture ({PICTURE_NAMES})" if rule.is_picture else "volume"
+            found = "is a folder, expected a file" if path.is_dir() else f"is no {wanted}, as was expected"
+            raise InputError(f"{path.name}: {found}; name a {wanted}, or convert it to one.")
         if rule.files > 1 and not path.is_file():
             name = rule.channels[number]
             raise InputError(f"{path.name}: is missing, and with it channel {number} ({name}) of the image; add it.")
