@@ -362,3 +362,11 @@ def test_a_pipe_or_a_lost_link_that_is_given_is_refused_as_what_it_is(tmp_path: 
     for name in ("pipe.nii", "loop.nii"):
         with pytest.raises(InputError, match="is a pipe, a device or a link that leads nowhere"):
             find_cases([tmp_path / name])
+
+
+def test_why_a_series_was_not_taken_ends_as_a_sentence_does(tmp_path: Path) -> None:
+    write(ct_series(4), tmp_path / "study")
+
+    [case] = find_cases([tmp_path / "study"], rule=SeriesRule(min_slices=9))
+
+    assert all(str(finding).endswith("the bundle wants at least 9.") for finding in case.findings)

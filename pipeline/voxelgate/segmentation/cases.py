@@ -397,7 +397,7 @@ def study_cases(found: Sequence[Series], rule: SeriesRule) -> list[Case]:
         if names_one(rule.asked) and not any(is_called(series, rule.asked) for series in study):
             continue
         taken, reasons = choose(study, rule)
-        others = tuple(remark(f"{name} was not taken: {reason}") for name, reason in reasons.items())
+        others = tuple(remark(f"{name} was not taken: {reason.rstrip('.')}.") for name, reason in reasons.items())
         if taken is None:
             cases.append(Case(_name_of_study(study, found), None, others, tuple(study)))
         else:
