@@ -17,7 +17,7 @@ from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.dicom.read.series import scan_dicom
 
 HIPPOCAMPUS_BUNDLE = REPOSITORY / "bundles" / "hippocampus_mri_segmentation"
-NO_MANIFEST = "missing.json: cannot be read as a manifest: No such file or directory."
+NO_MANIFEST = "missing.json: cannot be read as a manifest: No such file or directory; check the path."
 NOT_REPLACED = "scan: rejected: scan.nii.gz: exists already; pass --overwrite, or choose another output folder."
 
 

@@ -99,7 +99,7 @@ def test_files_of_a_refused_result_that_stand_from_a_run_that_took_any_are_remov
     report = judged(Verdict.REFUSE)
 
     assert set(tree(tmp_path / "out")) == {"previews/a.webp", "cases.csv", "inputs.csv"}
-    assert "The nifti of an earlier run were removed." in str(report.findings[-1])
+    assert "Files of an earlier run were removed: nifti." in str(report.findings[-1])
 
 
 def test_without_previews_nothing_is_written_of_a_refused_result(tmp_path: Path, judged: Judged) -> None:

@@ -367,7 +367,7 @@ def test_older_dicom_objects_of_a_case_in_which_nothing_is_found_any_more_are_re
     assert report.status is CaseStatus.DONE
     assert set(report.outputs) == {Output.NIFTI, Output.SR}
     assert len(contents_of(tmp_path / "out")) == 2
-    assert "The rtstruct, seg of an earlier run were removed." in str(report.findings[-1])
+    assert "Files of an earlier run were removed: rtstruct, seg." in str(report.findings[-1])
 
 
 def test_a_folder_in_the_place_of_an_output_is_refused_before_the_network_runs(

@@ -339,7 +339,7 @@ def _read_document(path: Path) -> object:
     try:
         return read_json(path)
     except OSError as error:
-        raise ManifestError([f"{path}: cannot be read as a manifest: {error.strerror}."]) from error
+        raise ManifestError([f"{path}: cannot be read as a manifest: {error.strerror}; check the path."]) from error
     except ValueError as error:
         raise ManifestError([f"{path.name}: not valid JSON: {error}."]) from error
 

@@ -213,7 +213,7 @@ def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Predi
 
 def _remarks_on(made: Segmentation, table: LabelTable, options: Options, removed: Sequence[str]) -> Iterator[Finding]:
     """Yield why something that was asked for was not written, and what of an earlier run went with it."""
-    older = f" The {', '.join(sorted(removed))} of an earlier run were removed." if removed else ""
+    older = f" Files of an earlier run were removed: {', '.join(sorted(removed))}." if removed else ""
     _, unwritable = unwritable_kinds(options.outputs, table)
     if unwritable:
         yield remark(unwritable)

@@ -357,9 +357,9 @@ def _pace(steps: int, length: _Length, step_vox: int, budget: Budget) -> str:
     """Say how many steps there are and why, or that even the fewest are too many."""
     step_s, pace = _step_s(step_vox, budget), "measured" if budget.step_s else "estimated"
     if steps * step_s + length.other_s <= 60 * budget.minutes:
-        return f"{steps} steps fit into {budget.minutes:g} minutes at {step_s:.2f} s each ({pace})"
+        return f"{steps} steps fit into {budget.minutes:g} min at {step_s:.2f} s each ({pace})"
     return (
-        f"{steps} steps are the fewest, yet they do not fit into {budget.minutes:g} minutes at {step_s:.2f} s each "
+        f"{steps} steps are the fewest, yet they do not fit into {budget.minutes:g} min at {step_s:.2f} s each "
         f"({pace}) with {length.other_s / 60:.1f} minutes for reading and validation: allow more"
     )
 
