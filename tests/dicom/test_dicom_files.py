@@ -80,6 +80,21 @@ def test_members_are_read_in_place_with_their_size(tmp_path: Path) -> None:
     assert ref.folder == (archive, "x")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_pipe_that_a_dicomdir_names_is_told_as_unreadable_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    media = medium(tmp_path / "medium")
+    some, *others = [ref.path for ref in list_files(media)]
+    some.unlink()
+    os.mkfifo(some if kind == "pipe" else tmp_path / "pipe")
+    if kind == "link":
+        some.symlink_to(tmp_path / "pipe")
+
+    found = scan_dicom(media)
+
+    assert {one.code for series in found for one in series.findings} >= {FindingCode.UNREADABLE_FILE}
+    assert sum(len(series.headers) for series in found) == len(others)
+
+
 def test_an_archive_that_changed_is_opened_anew(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     for content in (b"first", b"second one"):

@@ -14,6 +14,7 @@ from pydicom import DataElement, Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 
 from voxelgate.core.errors import InputError
+from voxelgate.core.files import open_file
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.bounded import BoundedStream
 
@@ -53,8 +54,12 @@ class FileRef:
     member: str = ""
 
     def open(self) -> IO[bytes]:
-        """Open for reading; a member of an archive is seekable too, but slowly."""
-        return _archive(self.path).open(self.member) if self.member else self.path.open("rb")
+        """Open for reading; a member of an archive is seekable too, but slowly.
+
+        Raises:
+            OSError: it cannot be read, or is a pipe or a device, as a DICOMDIR may name one.
+        """
+        return _archive(self.path).open(self.member) if self.member else open_file(self.path)
 
     def read(self) -> bytes:
         """Return the whole content."""
