@@ -357,6 +357,35 @@ def test_a_ledger_that_is_a_link_is_refused_and_nothing_is_written_there(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
+def test_a_journal_of_a_ledger_that_is_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path, ending: str) -> None:
+    make_ledger(tmp_path / "out", "done", REPORT)
+    os.mkfifo(tmp_path / "out" / f"{LEDGER_NAME}{ending}")
+
+    for use in (read_ledger, status, Ledger):
+        with pytest.raises(OutputError, match=f"sqlite{ending} in it is no file, as `voxelgate segment` makes one"):
+            use(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["{outside}/evil", "../evil", "previews/../../evil", "."])
+def test_a_name_in_a_ledger_that_leads_out_of_its_folder_ends_the_run_with_a_sentence(
+    tmp_path: Path, bundle: Path, name: str
+) -> None:
+    save_case(tmp_path / "in" / "a.nii.gz")
+    make_ledger(tmp_path / "out", "waiting", None)
+    (case,) = find_cases(tmp_path / "in")
+    with closing(sqlite3.connect(tmp_path / "out" / LEDGER_NAME)) as connection:
+        connection.execute(
+            "UPDATE cases SET case_id = ?, identity = ?", (name.format(outside=tmp_path / "home"), case.identity)
+        )
+        connection.commit()
+
+    with pytest.raises(OutputError, match="holds what no run writes, such as files outside of the folder"):
+        segment(bundle, tmp_path / "in", tmp_path / "out")
+
+    assert not list(tmp_path.rglob("evil*"))
+
+
 @pytest.mark.parametrize(
     "report",
     [5, [], "null", "no JSON", "[" * 100_000, {}, REPORT | {"status": "lost"}, REPORT | {"outputs": 5}]

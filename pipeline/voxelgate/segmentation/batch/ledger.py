@@ -41,6 +41,9 @@ from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 LEDGER_NAME = "ledger.sqlite"
 
+JOURNALS = ("-journal", "-wal", "-shm")
+"""Endings of the files that SQLite keeps beside it while it is written (sqlite.org/tempfiles.html)."""
+
 SCHEMA_VERSION = 3
 
 MIGRATIONS = {
@@ -218,7 +221,8 @@ class Ledger:
                 "UPDATE cases SET state = ?, attempts = 0 WHERE identity = ? AND state IN (?, ?)",
                 (EntryState.WAITING, identity, EntryState.REJECTED, EntryState.FAILED),
             )
-            return replace(case, case_id=row[0])
+            with _as_foreign(self.out_dir):
+                return replace(case, case_id=_inner(Path(row[0])).as_posix())
         hashed = (f"{case.case_id}-{identity[:digits]}" for digits in (HASH_DIGITS, len(identity)))
         names = hashed if is_shared else chain([case.case_id], hashed)
         name = next(name for name in names if not self._is_taken(name))
@@ -546,13 +550,16 @@ def _file_number(path: Path) -> tuple[int, int] | None:
 
 
 def _refuse_other_than_file(out_dir: Path) -> None:
-    """Refuse a ledger that is a link, to what may be another program's, or a pipe, a device or a folder."""
-    path = out_dir / LEDGER_NAME
-    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-        raise OutputError(
-            f"{out_dir}: {LEDGER_NAME} in it is no file, as `voxelgate segment` makes one, but a link, a folder or a "
-            "pipe; remove it, or choose another output folder."
-        )
+    """Refuse a ledger that is a link, to what may be another program's, or a pipe, a device or a folder.
+
+    SQLite opens the journals beside it too, and waits for ever at one that is a pipe.
+    """
+    for path in (out_dir / f"{LEDGER_NAME}{ending}" for ending in ("", *JOURNALS)):
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise OutputError(
+                f"{out_dir}: {path.name} in it is no file, as `voxelgate segment` makes one, but a link, a folder or a "
+                "pipe; remove it, or choose another output folder."
+            )
 
 
 @contextmanager
