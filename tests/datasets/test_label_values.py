@@ -157,6 +157,31 @@ def test_label_maps_that_hold_nothing_at_all_are_refused(tmp_path: Path) -> None
     assert "no label map holds a value beside 0" in refusal(write_cases(tmp_path, lambda _, i, label: (i, 0 * label)))
 
 
+def test_label_maps_that_hold_only_what_is_ignored_are_refused_as_such(tmp_path: Path) -> None:
+    assert "no label map holds a value beside 0 and those to be ignored" in refusal(write_cases(tmp_path), ignore=[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda label: label * np.float32(0.5), "64 voxels are no whole number, such as 0.5;"),
+        (lambda label: np.where(label == 1, np.nan, 0), "64 voxels are no whole number, such as nan;"),
+        (lambda label: np.stack([label, label], axis=-1), "4 axes (12x10x8x2), expected one volume of 3"),
+        (lambda label: np.arange(label.size).reshape(label.shape), "more are not declared"),
+    ],
+)
+def test_label_maps_that_are_all_wrong_are_refused_for_what_is_wrong(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], reason: str
+) -> None:
+    def edit(_: int, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        changed = change(label)
+        return image, changed.astype(np.float32 if changed.dtype.kind == "f" else np.int16)
+
+    told = refusal(write_cases(tmp_path, edit))
+    assert told.count(reason) == 4
+    assert "beside 0" not in told
+
+
 @pytest.mark.parametrize("fields", [{"ignore": [1]}, {"ignore": 255}, {"ignore": [1e300]}, {"ignore": [0.5]}])
 def test_what_a_manifest_cannot_ignore_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
     document = build(write_cases(tmp_path)).to_document()

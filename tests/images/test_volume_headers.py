@@ -542,6 +542,15 @@ def test_every_way_to_write_the_same_voxels_is_read(tmp_path: Path, content: byt
         ({"space directions": "(1.5,0) (0,1.5) (0,0)"}, "finite numbers"),
         ({"space origin": "(0,0,inf)"}, "finite numbers"),
         ({"space origin": "nowhere"}, "cannot be read"),
+        ({"space origin": "none"}, "an origin that cannot be read"),
+        ({"space origin": "(0,0,0) (1,1,1)"}, "an origin that cannot be read"),
+        ({"space units": "um um um"}, "in quotes"),
+        ({"kinds": "rgb-color domain domain"}, "7 values in each voxel"),
+        ({"kinds": "domain domain time"}, "5 values in each voxel"),
+        (
+            {"space": None, "space directions": None, "spacings": "1 1 1", "kinds": "vector domain domain"},
+            "7 values in each voxel",
+        ),
         ({"spacings": "1 1 1"}, "voxel sizes twice"),
         (
             {

@@ -259,24 +259,27 @@ def _default_labels(pairs: Sequence[Pair], ignore: Sequence[int]) -> dict[str, s
     """Name the values that are found; refuse those that may mean something else than a structure."""
     with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
         of_files = list(pool.map(partial(_values_found, ignored=frozenset(ignore)), (pair.label for pair in pairs)))
-    found = sorted(set[int]().union(*of_files))
+    found = sorted(set[int]().union(*(values for values in of_files if values)))
+    if not found and None in of_files:
+        return {"0": "background", "1": "label_1"}  # the check says what is wrong with each
     if not found:
-        raise ManifestError(["labels: no label map holds a value beside 0; give label maps that were drawn."])
+        others = " and those to be ignored" if ignore else ""
+        raise ManifestError([f"labels: no label map holds a value beside 0{others}; give label maps that were drawn."])
     if doubtful := [value for value in found if value < 0 or _is_alone_at_the_end(value, found)]:
-        files = sum(not values.isdisjoint(doubtful) for values in of_files)
+        files = sum(not values.isdisjoint(doubtful) for values in of_files if values)
         raise ManifestError([_doubtful_line(doubtful, found, files)])
     return {"0": "background", **{str(value): f"label_{value}" for value in found}}
 
 
-def _values_found(path: Path, ignored: frozenset[int]) -> frozenset[int]:
-    """Return the values of a label map beside 0; unreadable files are for the check, and so are images."""
+def _values_found(path: Path, ignored: frozenset[int]) -> frozenset[int] | None:
+    """Return the values of a label map beside 0, or None for unreadable files and images, which the check refuses."""
     try:
         channels = read_channels(path)[0]
         voxels = whole_labels(single_channel(path, channels))
     except InputError:
-        return frozenset()
+        return None
     values = frozenset(values_of(voxels if ignored else white_as_one(voxels))) - ignored
-    return values if len(values) <= MOST_LABEL_VALUES else frozenset()
+    return values if len(values) <= MOST_LABEL_VALUES else None
 
 
 def _is_alone_at_the_end(value: int, found: Sequence[int]) -> bool:

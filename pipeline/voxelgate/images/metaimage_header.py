@@ -100,7 +100,7 @@ def _one_of(fields: Mapping[str, str], names: tuple[str, ...]) -> str | None:
     """Return what a thing with several names is said to be."""
     found = {fields[name] for name in names if name in fields}
     if len(found) > 1:
-        raise HeaderError(f"{names[0]} under two names, with other values; export it again.")
+        raise HeaderError(f"{names[0]} under two names and in two forms, expected it once; export it again.")
     return next(iter(found), None)
 
 

@@ -71,7 +71,12 @@ KINDS_OF_AXES = re.compile(
     r"domain|space|time|list|point|(covariant-)?vector|normal|stub|scalar|complex|[234]-(vector|color|gradient|normal)"
     r"|(rgb|hsv|xyz|rgba)-color|quaternion|[23]d-(masked-)?(symmetric-)?matrix|\?\?\?|none"
 )
-"""What an axis may be; the volume is told by their directions."""
+"""What an axis may be."""
+
+SPATIAL_KINDS = frozenset({"domain", "space", "none", "???"})
+"""Axes along which a volume may lie; others hold several values of each voxel, or several volumes."""
+
+QUOTED = re.compile(r'"([^"]*)"')
 
 VECTOR = re.compile(r"\s*(none|\([^()]*\))")
 
@@ -109,7 +114,7 @@ def read_nrrd_header(source: Source) -> VolumeHeader:
     affine = np.eye(4)
     affine[:3, :3] = axes.steps_mm
     if "spaceorigin" in fields:
-        affine[:3, 3] = _vectors(fields["spaceorigin"], "an origin")[0][:3]
+        affine[:3, 3] = _origin_of(fields["spaceorigin"])
     stored_type = _type_of_nrrd(fields)
     found = (sides_unknown(),) if sides_problem else () if "spaceorigin" in fields else (position_unknown(),)
     stored = _stored_of(source, fields, end.end() if end else source.size)
@@ -141,7 +146,10 @@ def _needed(fields: Mapping[str, str], name: str) -> str:
 
 def _refuse_units(fields: Mapping[str, str]) -> None:
     for name in ("spaceunits", "units"):
-        units = [unit.strip().lower() for unit in re.findall(r'"([^"]*)"', fields.get(name, ""))]
+        text = fields.get(name, "")
+        if QUOTED.sub("", text).strip():
+            raise HeaderError("units of lengths that cannot be read, expected each in quotes; export it again.")
+        units = [unit.strip().lower() for unit in QUOTED.findall(text)]
         if not MM.issuperset(units[:3]):
             raise HeaderError("lengths in another unit than mm; convert the image to mm.")
 
@@ -162,6 +170,7 @@ def _axes_of(fields: Mapping[str, str]) -> _Axes:
     kinds = fields.get("kinds", " ".join(["none"] * len(sizes))).lower().split()
     if len(kinds) != len(sizes) or not all(KINDS_OF_AXES.fullmatch(kind) for kind in kinds):
         raise HeaderError("kinds of axes that NRRD does not define; export it again.")
+    _refuse_values([size for size, kind in zip(sizes, kinds, strict=True) if kind not in SPATIAL_KINDS])
     if "spacedirections" in fields:
         if "spacings" in fields:
             raise HeaderError("voxel sizes twice, as directions and as spacings; export it again.")
@@ -174,9 +183,7 @@ def _axes_of(fields: Mapping[str, str]) -> _Axes:
 def _axes_with_directions(sizes: Sequence[int], vectors: Sequence[tuple[float, ...]]) -> _Axes:
     if len(vectors) != len(sizes):
         raise HeaderError(f"{len(vectors)} space directions for {len(sizes)} axes; export it again.")
-    values = [size for size, vector in zip(sizes, vectors, strict=True) if not vector]
-    if (count := int(np.prod(values, dtype=object))) != 1:
-        raise HeaderError(f"{count} values in each voxel, expected one; export one channel alone.")
+    _refuse_values([size for size, vector in zip(sizes, vectors, strict=True) if not vector])
     spatial = [(size, vector) for size, vector in zip(sizes, vectors, strict=True) if vector]
     shape = three_axes(tuple(size for size, _ in spatial))
     steps = np.array([vector[:3] for _, vector in spatial[:3]], np.float64)
@@ -186,11 +193,23 @@ def _axes_with_directions(sizes: Sequence[int], vectors: Sequence[tuple[float, .
     return _Axes(shape, steps.T)
 
 
+def _refuse_values(sizes: Sequence[int]) -> None:
+    if (count := int(np.prod(sizes, dtype=object))) != 1:
+        raise HeaderError(f"{count} values in each voxel, expected one; export one channel alone.")
+
+
 def _axes_with_spacings(sizes: tuple[int, ...], spacings: Sequence[str]) -> _Axes:
     shape = three_axes(sizes)
     if len(spacings) != len(sizes):
         raise HeaderError(f"{len(spacings)} spacings for {len(sizes)} axes; export it again.")
     return _Axes(shape, np.diag(voxel_sizes(real_numbers(" ".join(spacings[:3]), "spacings", 3))))
+
+
+def _origin_of(text: str) -> tuple[float, ...]:
+    (origin, *others) = _vectors(text, "an origin")
+    if others or not origin:
+        raise HeaderError("an origin that cannot be read; export it again.")
+    return origin[:3]
 
 
 def _vectors(text: str, what: str) -> list[tuple[float, ...]]:

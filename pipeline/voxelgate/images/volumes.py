@@ -332,7 +332,11 @@ def _typed_values(header: VolumeHeader) -> Voxels:
     if len(words) != (count := int(np.prod(header.shape))):
         raise HeaderError(f"{len(words)} numbers written out, expected {count} voxels; export it again.")
     number = int if header.stored_type.kind in "iu" else float
-    return np.fromiter(map(number, words), header.stored_type, count)
+    try:
+        return np.fromiter(map(number, words), header.stored_type, count)
+    except (ValueError, OverflowError) as error:
+        name = header.stored_type.name
+        raise HeaderError(f"voxels written out that are no numbers of the type {name}; export it again.") from error
 
 
 def _label_voxels(path: Path, labels: Voxels, grid: Grid) -> Voxels:
