@@ -1,6 +1,7 @@
 """Data sets as people have them: what `manifest` understands of labels, channels and folds, or how to say it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,16 @@ def test_label_maps_that_are_all_wrong_are_refused_for_what_is_wrong(
     told = refusal(write_cases(tmp_path, edit))
     assert told.count(reason) == 4
     assert "beside 0" not in told
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are UTF-16 there")
+def test_a_name_that_is_no_utf_8_is_refused_by_a_sentence_that_can_be_printed(tmp_path: Path) -> None:
+    folder = write_cases(tmp_path)
+    for part in ("images", "labels"):
+        (folder / part / "c0.nii.gz").rename(folder / part / os.fsdecode(b"c\xe9.nii.gz"))
+    told = refusal(folder)
+    assert told.startswith(r"c\udce9.nii.gz: the name of image or label is no UTF-8")
+    assert told.isascii()
 
 
 @pytest.mark.parametrize("fields", [{"ignore": [1]}, {"ignore": 255}, {"ignore": [1e300]}, {"ignore": [0.5]}])

@@ -47,6 +47,17 @@ def test_two_stacks_of_one_study_are_told_apart_by_their_number(tmp_path: Path) 
     assert [(series.number, len(series.slices)) for series in found] == [(1, 12), (2, 12)]
 
 
+def test_two_stacks_that_nothing_tells_apart_are_refused_in_one_series(tmp_path: Path) -> None:
+    both = in_series_of_their_own(planted.ct_series())
+    second = [planted.different(dataset, 100) for dataset in both]
+    for index, dataset in enumerate(second):
+        dataset.SeriesInstanceUID = f"{planted.ROOT}.2.{index + 1}"
+    (series,) = scanned(both + second, tmp_path, Allow.MERGE_SERIES)
+    (finding,) = refusals(series.findings)
+    assert finding.code is FindingCode.SEVERAL_VOLUMES
+    assert "12 of 12 positions hold up to 2 images" in finding.message
+
+
 APART = {
     "series numbers": setting("SeriesNumber", lambda index: index),
     "studies": setting("StudyInstanceUID", lambda index: f"{planted.ROOT}.0.{index + 1}"),

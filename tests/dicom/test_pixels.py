@@ -205,12 +205,21 @@ def test_more_pixels_than_the_image_has_are_no_padding(tmp_path: Path, padding: 
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless], ids=lambda uid: uid.name)
-@pytest.mark.parametrize("padding", [b"\0", bytes(200), bytes(5000), b"\xff" * 300, b"\0\1" * 20])
+@pytest.mark.parametrize("padding", [b"\0", bytes(200), bytes(5000), b"\xff" * 300, b"\0" + b" " * 99, b"\0\1" * 20])
 def test_what_follows_the_end_of_a_codestream_is_padding(tmp_path: Path, syntax: str, padding: bytes) -> None:
     stored = values(12, "u", (64, 80))
     path = write(image(stored, bits=12), tmp_path / "a", syntax)
     padded = encapsulate([codestream_of(path).rstrip(b"\0") + padding])
     assert np.array_equal(stored_pixels(header_of(with_pixel_data(path, padded))), stored)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless], ids=lambda uid: uid.name)
+def test_what_follows_the_end_and_is_no_padding_is_told_as_that(tmp_path: Path, syntax: str) -> None:
+    path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", syntax)
+    longer = encapsulate([codestream_of(path).rstrip(b"\0") + b"\1\2" * 60])
+    with pytest.raises(PixelError, match="other bytes than padding follow") as caught:
+        stored_pixels(header_of(with_pixel_data(path, longer)))
+    assert caught.value.code is FindingCode.UNDECODABLE
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless], ids=lambda uid: uid.name)

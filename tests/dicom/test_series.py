@@ -1,6 +1,7 @@
 """Which series are found in a tree of files, whatever these are called and wherever they lie."""
 
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_names_folders_and_order_of_files_do_not_matter(
     every = [*planted.ct_series(), *planted.without(4)(planted.mr_series()), *planted.enhanced_series()]
     scattered(every, folder, seed)
     assert summary(scan_dicom(folder)) == summary(scan_dicom(study))
+
+
+def test_a_zip_inside_a_zip_is_told_as_such_and_not_as_dicom(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner:
+        inner.writestr("a.dcm", b"anything")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.write(tmp_path / "inner.zip", "inner.zip")
+    (series,) = scan_dicom(tmp_path / "outer.zip")
+    (finding,) = series.findings
+    assert finding.message.startswith("a zip was not looked into: damaged, encrypted, beyond the limits, or inside")
 
 
 @given(order=st.randoms())

@@ -115,6 +115,15 @@ def test_two_phases_are_told_by_their_acquisition_times_before_pixels_are_read(t
     assert "90 s apart" in finding.message
 
 
+def test_a_slice_without_acquisition_time_does_not_hide_two_phases(tmp_path: Path) -> None:
+    folder = interleaved_phases(
+        tmp_path, AcquisitionTime=lambda index: "" if index == 3 else ("120000", "120130")[index % 2]
+    )
+    (series,) = scan_dicom(folder)
+    (finding,) = refusals(series.findings)
+    assert "90 s apart" in finding.message
+
+
 def test_real_volumes_are_one_acquisition_along_every_axis(real_data: Path) -> None:
     for series in scan_dicom(real_data / "dicom"):
         if series.is_usable and len(series.slices) > 2:

@@ -116,7 +116,9 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     if not pairs:
         raise ManifestError(problems or [_no_pairs(root, rule)])
     subject_of, without_subject = _subjects_of(pairs, subjects, notes)
-    problems += without_subject
+    problems = [*problems, *without_subject]
+    if unwritable := [*map(_unwritable_line, filter(_is_unwritable, pairs))]:
+        raise ManifestError([*problems, *unwritable])
     document = {
         "name": name,
         "licence": licence,
@@ -295,6 +297,15 @@ def _doubtful_line(doubtful: Sequence[int], found: Sequence[int], files: int) ->
         f"nobody labelled, say so (--ignore {','.join(map(str, doubtful))})"
         + ("." if min(doubtful) < 0 else f", and if it is a structure, name all (--labels {named}).")
     )
+
+
+def _is_unwritable(pair: Pair) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for path in (*pair.images, pair.label) for letter in path.name)
+
+
+def _unwritable_line(pair: Pair) -> str:
+    name = pair.image.name.encode("ascii", "backslashreplace").decode()
+    return f"{name}: the name of image or label is no UTF-8, so that a manifest cannot hold it; rename both files."
 
 
 def _row_of_pair(pair: Pair, root: Path, subject: str) -> dict[str, Any]:

@@ -203,13 +203,13 @@ def _woven_times(facts: SeriesFacts) -> list[Finding]:
 def _seconds_between_woven(times_s: Sequence[float | None]) -> float | None:
     """Return the time between two groups of slices that alternate along the stack, or None.
 
-    The groups lie on either side of the longest time in which there was no slice.
+    The groups lie on either side of the longest time in which there was no slice; slices without a time do not count.
     """
-    known_s = sorted({time_s for time_s in times_s if time_s is not None})
-    if len(known_s) < 2 or None in times_s:
+    told_s = [time_s for time_s in times_s if time_s is not None]
+    if len(set(told_s)) < 2:
         return None
-    gap_s, start_s = max((after - before, after) for before, after in pairwise(known_s))
-    is_late = [time_s is not None and time_s >= start_s for time_s in times_s]
+    gap_s, start_s = max((after - before, after) for before, after in pairwise(sorted(set(told_s))))
+    is_late = [time_s >= start_s for time_s in told_s]
     is_woven = len(is_late) >= LEAST_WOVEN and 2 * _count_runs(is_late) >= len(is_late)
     return gap_s if is_woven and gap_s >= WOVEN_GAP_S else None
 

@@ -60,7 +60,7 @@ class Codestream(NamedTuple):
 def up_to_end(codestream: bytes) -> bytes | None:
     """Return a JPEG, JPEG-LS or JPEG 2000 codestream up to its last marker, or None if it does not end with padding."""
     end = codestream.rfind(END_OF_IMAGE) + len(END_OF_IMAGE)
-    padding = codestream[end:].rstrip(b"\0")
+    padding = codestream[end:].strip(b"\0")
     if end < len(END_OF_IMAGE) or (len(padding) > END_PADDING and len(set(padding)) > 1):
         return None
     return codestream[:end]

@@ -32,6 +32,7 @@ from pydicom.uid import (
 from voxelgate.core.findings import FindingCode
 from voxelgate.dicom.read.codestreams import (
     ANOTHER_IMAGE,
+    END_OF_IMAGE,
     JPEG_START,
     describe_codestream,
     up_to_end,
@@ -324,6 +325,8 @@ def _checked_codestream(codestream: bytes, layout: FrameLayout) -> bytes:
     """
     whole = up_to_end(codestream)
     if whole is None:
+        if END_OF_IMAGE in codestream:
+            raise PixelError(FindingCode.UNDECODABLE, "other bytes than padding follow its compressed pixel data")
         raise PixelError(FindingCode.TRUNCATED, "its compressed pixel data end too early")
     found = describe_codestream(codestream)
     if (found.rows, found.columns) != (layout.rows, layout.columns):

@@ -9,7 +9,7 @@ from voxelgate.dicom.read.headers import Header
 from voxelgate.dicom.read.stack import SAME_POSITION_MM, normal_lps
 
 LEAST_STACK = 3
-"""Single images from which on a common study, series number, frame of reference and grid are no accident."""
+"""Places from which on a common study, series number, frame of reference and grid of single images are no accident."""
 
 DIGITS = 2
 """Of direction cosines and mm, to which images of one stack agree at least; how well they do is for the audit."""
@@ -31,7 +31,7 @@ def merged_stacks(families: Iterable[Sequence[Header]]) -> list[Sequence[Header]
             stacks[place].append(family)
     for parts in stacks.values():
         merged = [header for part in parts for header in part]
-        whole += [merged] if len(parts) >= LEAST_STACK and _lie_apart(parts) else parts
+        whole += [merged] if _count_places(parts) >= LEAST_STACK else parts
     return whole
 
 
@@ -50,9 +50,9 @@ def _place_in_stack(family: Sequence[Header]) -> tuple[object, ...] | None:
     return (*known[1:], *whose, header.rows, header.columns, *rounded)
 
 
-def _lie_apart(parts: Sequence[Sequence[Header]]) -> bool:
-    """Return whether each image lies at a place of its own along the normal."""
+def _count_places(parts: Sequence[Sequence[Header]]) -> int:
+    """Return at how many places along the normal images lie; that several lie at one is for the audit to say."""
     planes = [part[0].planes[0] for part in parts]
     normal = normal_lps(planes[0].orientation_lps or ())
     along_mm = np.sort([float(normal @ (plane.position_lps_mm or ())) for plane in planes])
-    return bool((np.diff(along_mm) > SAME_POSITION_MM).all())
+    return 1 + int((np.diff(along_mm) > SAME_POSITION_MM).sum())

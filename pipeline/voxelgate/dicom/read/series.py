@@ -230,7 +230,7 @@ def _series(headers: Sequence[Header], broken_folders: set[tuple[Path, str]], al
             Finding(
                 FindingCode.UNREADABLE_FILE,
                 Severity.WARN,
-                "a DICOM file in the same folder cannot be read; if it belongs to this series, a slice is missing.",
+                "a file in the same folder cannot be read; if it belongs to this series, a slice is missing.",
             ),
         )
     ranks = list(Severity)
@@ -246,7 +246,13 @@ def _unreadable_series(unreadable: Sequence[UnreadableFile]) -> Series:
     if missing:
         sentence = f"{len(missing)} files that a DICOMDIR or a link names are not there; copy all of it again."
         findings.append(Finding(FindingCode.MISSING_FILE, Severity.REFUSE, sentence))
-    for reason, count in sorted(Counter(one.reason for one in unreadable if one.file not in missing).items()):
+    closed = [one.file for one in unreadable if one.file.is_archive and one.file not in missing]
+    if closed:
+        which = f"{len(closed)} zips were" if len(closed) > 1 else "a zip was"
+        sentence = f"{which} not looked into: damaged, encrypted, beyond the limits, or inside another zip; unpack it."
+        findings.append(Finding(FindingCode.UNREADABLE_FILE, Severity.REFUSE, sentence))
+    others = (one for one in unreadable if one.file not in (*missing, *closed))
+    for reason, count in sorted(Counter(one.reason for one in others).items()):
         sentence = f"{count} DICOM files are {reason}." if count > 1 else f"a DICOM file is {reason}."
         findings.append(Finding(FindingCode.UNREADABLE_FILE, Severity.REFUSE, sentence))
     return Series("unreadable", "", (), tuple(findings), tuple(one.file for one in unreadable))
