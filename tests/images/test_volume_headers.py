@@ -572,6 +572,13 @@ def test_what_a_nrrd_header_cannot_mean_is_refused(tmp_path: Path, changes: dict
     assert sentence in refusal(saved(tmp_path, "a.nrrd", nrrd_bytes(changes, bz2.compress(CONTENT) + CONTENT)))
 
 
+@pytest.mark.parametrize("word", ["1.5", "40000", "one"])
+def test_a_voxel_written_out_that_its_type_cannot_hold_is_told_as_that(tmp_path: Path, word: str) -> None:
+    text = " ".join([word, *map(str, VOXELS.ravel(order="F")[1:])]).encode()
+    sentence = refusal(saved(tmp_path, "a.nrrd", nrrd_bytes({"encoding": "ascii", "endian": None}, text)))
+    assert "no numbers of the type int16" in sentence
+
+
 # --- MetaImage ------------------------------------------------------------------------------------------------------
 
 
