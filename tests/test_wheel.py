@@ -85,7 +85,9 @@ def test_the_program_says_its_version_and_its_bundles(installed: Path, folder: P
 @pytest.mark.parametrize("program", [("voxelgate",), ("python", "-m", "voxelgate")], ids=["script", "module"])
 def test_a_scan_is_segmented_by_the_name_of_a_bundle(installed: Path, folder: Path, program: tuple[str, ...]) -> None:
     command, *rest = program
-    run(folder, installed / command, *rest, "segment", NAME, "scans/scan.nii.gz", "--out", "results")
+    asked = ("segment", NAME, "scans/scan.nii.gz", "--out", "results", "--require", "any")
+    done = end(folder, installed / command, *rest, *asked)
+    assert "1 of 1 volumes segmented into results; 1 of the results is refused" in done.stdout, done.stderr
     written, scan = (nib.load(folder / place / "scan.nii.gz") for place in ("results", "scans"))
     assert written.shape == scan.shape
     np.testing.assert_array_equal(written.affine, scan.affine)

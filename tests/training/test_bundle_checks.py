@@ -40,7 +40,7 @@ def test_a_trained_bundle_passes_every_gate_and_stays_as_it_was(trained: Path) -
 def test_a_bundle_may_have_more_labels_than_its_patch_has_voxels_along_an_axis(trained: Path, tmp_path: Path) -> None:
     made = Plan.from_json(trained / "plan.json")
     labels = ("background", *(f"organ {number}" for number in range(made.patch_vox[0] + 5)))
-    write_bundle(replace(made, labels=labels), tmp_path / "bundle")
+    write_bundle(replace(made, labels=labels, trained_on={}), tmp_path / "bundle")
     assert len(load_manifest(_trial_cases(tmp_path / "bundle", tmp_path / "data")).cases) == TRIAL_CASES
 
 
