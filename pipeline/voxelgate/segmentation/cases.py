@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -277,7 +278,11 @@ def list_input(
 
 def _is_of_results(folder: Path, given: Path) -> bool:
     """Return whether a folder is, or lies in, one below `given` that a run wrote into: it left its lock there."""
-    return any((above / LOCK_NAME).is_file() for above in (folder, *folder.parents) if given in above.parents)
+    for above in (folder, *folder.parents):
+        with suppress(OSError):  # a path may be too long to be asked for
+            if given in above.parents and (above / LOCK_NAME).is_file():
+                return True
+    return False
 
 
 def _is_taken(file: FileRef, images: ImageSpec) -> bool:
