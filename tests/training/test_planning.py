@@ -127,7 +127,7 @@ def test_reading_many_large_cases_is_part_of_the_minutes() -> None:
 def test_minutes_that_are_too_few_are_said_to_be() -> None:
     enough, too_few = (plan(FACTS, Budget(minutes=minutes, step_s=30.0)) for minutes in (600, 1))
     assert "steps fit into 600 min" in enough.reasons["training"]
-    assert "they do not fit into 1 minutes" in too_few.reasons["training"]
+    assert "they do not fit into 1 min" in too_few.reasons["training"]
 
 
 @pytest.mark.parametrize(
