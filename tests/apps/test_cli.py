@@ -55,6 +55,7 @@ def test_a_scan_is_segmented_on_its_own_grid_and_reported_as_json(run: Run, scan
     np.testing.assert_array_equal(written.affine, image.affine)
 
 
+@pytest.mark.slow
 def test_nobody_else_can_read_what_is_written_in_private(scan: Path, tmp_path: Path) -> None:
     command = ["segment", str(HIPPOCAMPUS_BUNDLE), str(scan), "--out", "results", "--private", *ANY]
     subprocess.run([sys.executable, "-m", "voxelgate", *command], cwd=tmp_path, check=False, capture_output=True)

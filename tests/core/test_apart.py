@@ -39,6 +39,7 @@ def test_whatever_one_thing_does_the_others_are_looked_at(how: str) -> None:
     assert list(each_apart(behave, ["a", how, "b", "c"], BOUNDS)) == ["a", None, "b", "c"]
 
 
+@pytest.mark.slow
 def test_a_pipe_that_nobody_writes_into_costs_its_time_and_no_more(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"1234")

@@ -44,6 +44,7 @@ def path_of_process() -> list[str]:
     return list(sys.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_named", [False, True])
 @pytest.mark.parametrize("kind", [WorkerProcess, ProcessPool], ids=["forked", "spawned"])
 def test_no_process_looks_for_modules_in_the_current_folder(
@@ -62,6 +63,7 @@ def test_no_process_looks_for_modules_in_the_current_folder(
     assert sys.path[-1] == entry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [POOL, WORKER], ids=["spawned", "forked"])
 def test_what_a_program_starts_imports_nothing_from_the_current_folder(inbox: Path, workers: str) -> None:
     start = f"import os; {workers}; os.chdir({str(inbox)!r})"  # whose modules the program has no need of any more
@@ -71,6 +73,7 @@ def test_what_a_program_starts_imports_nothing_from_the_current_folder(inbox: Pa
     assert not (inbox / "IMPORTED").exists()
 
 
+@pytest.mark.slow
 def test_the_command_imports_nothing_from_the_current_folder(inbox: Path) -> None:
     bundle, image = make_moody_bundle(inbox.parent / "moody"), save_case(inbox / "a.nii.gz")
 

@@ -124,6 +124,7 @@ def test_a_slice_without_acquisition_time_does_not_hide_two_phases(tmp_path: Pat
     assert "90 s apart" in finding.message
 
 
+@pytest.mark.slow
 def test_real_volumes_are_one_acquisition_along_every_axis(real_data: Path) -> None:
     for series in scan_dicom(real_data / "dicom"):
         if series.is_usable and len(series.slices) > 2:

@@ -225,6 +225,7 @@ def make_ensemble(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_all_engines_write_the_same_maps(tmp_path: Path, bundle: Path) -> None:
     for seed, name in enumerate("ab"):
         save_case(tmp_path / "in" / f"{name}.nii.gz", seed=seed)

@@ -91,6 +91,7 @@ def disk() -> FailingDisk:
     return FailingDisk(os.fsync)
 
 
+@pytest.mark.slow
 def test_after_one_error_of_the_disk_wherever_the_same_command_goes_on_to_the_same_results(
     tmp_path: Path, bundle: Path, disk: FailingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,8 @@ from voxelgate.segmentation.page.rows import RunFacts
 from voxelgate.segmentation.preview import sketch, write_preview
 from voxelgate.segmentation.report import CaseReport
 
+pytestmark = pytest.mark.slow
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 
 COLOURS = structure_colours(TABLE)
@@ -171,7 +173,6 @@ def test_back_leads_from_a_case_to_the_table(visit: Visit) -> None:
     sync_api.expect(visit.page.locator("#cases")).to_be_visible()
 
 
-@pytest.mark.slow
 def test_slices_scroll_by_arrow_wheel_and_slider(visit: Visit) -> None:
     visit.open("case_2")
     slider = visit.page.get_by_role("slider", name="axial slice")
@@ -193,7 +194,6 @@ def test_slices_scroll_by_arrow_wheel_and_slider(visit: Visit) -> None:
     assert slider.get_attribute("aria-valuetext") == visit.page.locator("figcaption span").first.inner_text()
 
 
-@pytest.mark.slow
 def test_a_click_brings_the_other_planes_to_the_point(visit: Visit) -> None:
     visit.open("case_2")
     box = visit.page.locator(".stage canvas").first.bounding_box()
@@ -207,7 +207,6 @@ def test_a_click_brings_the_other_planes_to_the_point(visit: Visit) -> None:
     assert int(coronal.input_value()) < front  # slices run from back to front, the front is at the top
 
 
-@pytest.mark.slow
 def test_the_overlay_its_outline_and_its_strength_change_what_is_seen(visit: Visit) -> None:
     visit.open("case_2")
     visit.press("n")  # numbers are white on black
@@ -243,7 +242,6 @@ def test_a_structure_can_be_hidden(visit: Visit) -> None:
     assert (np.abs(seen - COLOURS[2]).sum(axis=1) < 12).sum() > 50
 
 
-@pytest.mark.slow
 def test_attention_is_shown_on_request_where_it_was_written(visit: Visit) -> None:
     visit.open("case_2")
     before = visit.pixels()
@@ -261,7 +259,6 @@ def test_attention_is_shown_on_request_where_it_was_written(visit: Visit) -> Non
     assert visit.colourful() > 1000  # still filled
 
 
-@pytest.mark.slow
 def test_attention_lies_where_the_gate_saw_it_over_the_image_and_below_the_outlines(visit: Visit) -> None:
     visit.open("case_2")
     visit.press("n", "o")
@@ -278,7 +275,6 @@ def test_attention_lies_where_the_gate_saw_it_over_the_image_and_below_the_outli
     assert (visit.pixels().reshape(-1, 3) == seen).all()  # no fill, whatever its strength
 
 
-@pytest.mark.slow
 def test_gates_are_chosen_by_key_and_by_list_and_what_they_do_is_said(visit: Visit) -> None:
     visit.open("case_2")
     choice, attention = visit.page.get_by_role("combobox"), visit.page.get_by_role("checkbox", name="Attention")
@@ -296,7 +292,6 @@ def test_gates_are_chosen_by_key_and_by_list_and_what_they_do_is_said(visit: Vis
     assert said.locator("li").all_inner_texts() == [str(gate) for gate in GATES]
 
 
-@pytest.mark.slow
 def test_true_labels_are_outlined_where_they_lie_and_their_scores_are_told(visit: Visit) -> None:
     visit.open("case_10")
     visit.press("n", "o")
@@ -387,7 +382,6 @@ def test_outcomes_have_a_word_and_a_shape_of_their_own(visit: Visit) -> None:
     assert len(set(shapes.values())) == len(shapes)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [{"width": 700, "height": 450}, {"width": 360, "height": 640}])
 def test_nothing_sticks_out_sideways_at_200_percent_zoom_or_on_a_phone(
     browser: "sync_api.Browser", report: Path, size: dict[str, int]
@@ -416,7 +410,6 @@ def test_the_page_follows_the_colours_of_the_system_and_prints_without_controls(
     visit.page.context.close()
 
 
-@pytest.mark.slow
 def test_a_thousand_cases_open_quickly_and_only_what_is_shown_is_made(
     browser: "sync_api.Browser", tmp_path: Path
 ) -> None:

@@ -324,6 +324,7 @@ def test_what_is_done_is_not_foretold_again(tmp_path: Path, threshold: Path, mon
         preflight(cases, replace(planned, options=Options((Output.NIFTI,))))  # other options, so all anew
 
 
+@pytest.mark.slow
 def test_more_processes_than_memory_holds_are_refused_with_the_number_that_fits(
     tmp_path: Path, threshold: Path
 ) -> None:
@@ -333,6 +334,7 @@ def test_more_processes_than_memory_holds_are_refused_with_the_number_that_fits(
         preflight([case], setup(threshold, tmp_path / "out", workers="processes:9999"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_refused_before_any_work(
     tmp_path: Path, threshold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +346,7 @@ def test_a_full_disk_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_left_to_its_report(tmp_path: Path, threshold: Path) -> None:
     sound = save(tmp_path / "sound.nii.gz", (32, 32, 32))
     flat = save(tmp_path / "flat.nii.gz", (32, 32, 30))
@@ -369,6 +372,7 @@ def test_a_dicom_series_is_foretold_from_its_headers(tmp_path: Path, threshold: 
     assert found.cases[0].disk_bytes > 8 * 40 * 50 / 8
 
 
+@pytest.mark.slow
 def test_a_case_that_ends_the_process_of_the_sample_ends_nothing_else(tmp_path: Path) -> None:
     bundle = make_moody_bundle(tmp_path / "moody")
     deadly = Case("deadly", save_case(tmp_path / "deadly.nii.gz", DEADLY_HU))

@@ -74,6 +74,7 @@ def test_a_training_is_not_taken_up_with_configs_that_were_changed_meanwhile(
         train(replace(job, resume=True))
 
 
+@pytest.mark.slow
 def test_two_trainings_do_not_work_in_one_folder(job: TrainingJob) -> None:
     train(job)
     with locked(job.out), pytest.raises(OutputError, match="another run works in this folder"):
