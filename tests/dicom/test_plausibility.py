@@ -22,7 +22,8 @@ GRID = Grid(SHAPE, np.eye(4))
 def body(*, air: float = 0.4, fat: float = 0.1, noise: float = 20) -> np.ndarray:
     """Return HU of a made-up body: air, fat, water and muscle with contrast, bone."""
     rng = np.random.default_rng(0)
-    shares = [air, fat, 0.9 * (1 - air - fat), 0.1 * (1 - air - fat)]
+    rest = max(1 - air - fat, 0.0)  # not below 0 by rounding
+    shares = [air, fat, 0.9 * rest, 0.1 * rest]
     centres = rng.choice([-1000.0, -100.0, 60.0, 700.0], p=shares, size=SHAPE)
     return np.clip(centres + rng.normal(scale=noise, size=SHAPE), -1024, 3071).astype("f4")
 
