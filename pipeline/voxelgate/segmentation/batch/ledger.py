@@ -422,11 +422,8 @@ def read_inputs(out_dir: Path) -> dict[str, Path]:
     Raises:
         OutputError: the folder has no ledger, or it cannot be read.
     """
-    with _read_only(out_dir) as connection:
-        if not _schema_version(connection, out_dir):
-            return {}
-        rows = connection.execute("SELECT case_id, input FROM cases WHERE input != ''")
-        return {case_id: out_dir / places.partition(BETWEEN)[0] for case_id, places in rows}
+    found = read_input_texts(out_dir)
+    return {case_id: out_dir / places.partition(BETWEEN)[0] for case_id, places in found.items() if places}
 
 
 @contextmanager
