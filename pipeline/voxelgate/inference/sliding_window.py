@@ -1,6 +1,6 @@
 """A MONAI inferer whose result lies on the grid of the file that was read, so that no caller inverts anything."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import collate_meta_tensor
 from monai.inferers import Inferer
 from torch import nn
 
@@ -18,6 +17,7 @@ from voxelgate.inference.memory import Windows, available_bytes, measure_memory,
 from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.restoring.class_scores import ScoreKind
 from voxelgate.inference.restoring.restorer import Restored, Restorer, nothing, restore
+from voxelgate.inference.source_grid import Facts, grids_of, on_source
 from voxelgate.inference.streaming.stream import (
     StreamingNetwork,
     can_stream,
@@ -39,7 +39,6 @@ from voxelgate.networks.attention_unet import AttentionUNet
 
 Network = Callable[..., torch.Tensor]
 Networks = Network | Sequence[Network] | nn.ModuleList
-Facts = Mapping[str, torch.Tensor | bool]
 
 
 AIR_MARGIN_VOX = 8
@@ -182,11 +181,11 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
                 in which no window fits.
             BundleError: the network gives one class only, other shapes than its windows, or values that are not finite.
         """
-        grids = _grids(inputs)
+        grids = grids_of(inputs)
         restored, is_unstreamed = self._run(inputs, grids, network, args, kwargs)
         channels = restored.probabilities if self.probabilities_of else restored.labels[None]
         facts: Facts = {"confidence": torch.from_numpy(restored.confidence), UNSTREAMED: is_unstreamed}
-        return _on_source(torch.from_numpy(channels), inputs, grids[0], facts)
+        return on_source(torch.from_numpy(channels), inputs, grids[0], facts)
 
     def _run(
         self,
@@ -368,26 +367,6 @@ def _bound(network: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     return lambda windows: network(windows, *args, **kwargs)
 
 
-def _grids(image: MetaTensor) -> tuple[Grid, Grid]:
-    """Return the grid of the file that was read, from metadata as they are or collated to a batch of one; and its own.
-
-    Raises:
-        InputError: it is not one volume, or its metadata do not name the two.
-    """
-    if image.ndim != 5 or image.shape[0] != 1 or image.numel() == 0:
-        raise InputError(f"an image of shape {tuple(image.shape)}, expected one volume (1, C, i, j, k) at a time.")
-    meta = image.meta if isinstance(image, MetaTensor) else {}
-    missing = [key for key in ("original_affine", "spatial_shape") if key not in meta]
-    if missing:
-        raise InputError(f"an image without {' and '.join(missing)} in its metadata; load it with MONAI's LoadImage.")
-    shape = np.asarray(meta["spatial_shape"]).reshape(-1)[:3]
-    affine = np.asarray(meta["original_affine"], dtype=np.float64).reshape(4, 4)
-    try:
-        return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine), Grid.of(image)
-    except ValueError as error:
-        raise InputError(f"the metadata of the image describe no grid: {error}.") from error
-
-
 def _check_sagittal(grid: Grid) -> None:
     towards_right = np.abs(grid.affine[0, :3]) / grid.spacing_mm
     if towards_right.argmax() != 0:
@@ -395,19 +374,3 @@ def _check_sagittal(grid: Grid) -> None:
             f"side_pairs with mirroring along axis 0, but axis {towards_right.argmax()} runs from left to right; "
             "reorient the image to RAS in preprocessing."
         )
-
-
-def _on_source(channels: torch.Tensor, inputs: MetaTensor, source: Grid, facts: Facts) -> MetaTensor:
-    """Return (c, I, J, K) as (1, c, I, J, K) with the source grid as its only grid; a batch if `inputs` is one."""
-    affine = torch.as_tensor(source.affine.copy())
-    meta: dict[str, Any] = {
-        "original_affine": affine.clone(),
-        "spatial_shape": torch.tensor(source.shape),
-        "affine": affine,
-        **facts,
-    }
-    name = inputs.meta.get("filename_or_obj")
-    if name is not None:
-        meta["filename_or_obj"] = name if isinstance(name, str) else name[0]
-    image = MetaTensor(channels.to(inputs.device), meta=meta)
-    return collate_meta_tensor([image]) if inputs.is_batch else image[None]
