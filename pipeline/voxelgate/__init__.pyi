@@ -24,6 +24,7 @@ from .networks.attention_unet import AttentionUNet
 from .networks.flat import FlatNetwork
 from .networks.guided_attention import GuidedAttentionNet
 from .networks.losses import BCEDiceLoss, NetworkLoss
+from .networks.nnunet_unets import PlainConvUNet, ResidualEncoderUNet
 from .networks.nonlocal_unet import NonLocalUNet
 from .segmentation.batch.run_batch import Reports, segment, watch
 from .segmentation.batch.status import Status, status
@@ -90,12 +91,14 @@ __all__ = [
     "Output",
     "OutputError",
     "PlaceLabeld",
+    "PlainConvUNet",
     "Plan",
     "Quality",
     "RandBalancedPatchd",
     "RandSideSafeFlipd",
     "Reports",
     "ResampleToSpacingd",
+    "ResidualEncoderUNet",
     "RestoringSlidingWindowInferer",
     "ResumeState",
     "ScoreCases",

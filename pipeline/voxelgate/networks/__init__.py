@@ -5,6 +5,7 @@ from voxelgate.networks.attention_unet import AttentionGate, AttentionUNet, Gate
 from voxelgate.networks.describe import NetworkDescription, describe
 from voxelgate.networks.flat import FlatNetwork
 from voxelgate.networks.guided_attention import GuidedAttentionNet, GuidedOutput
+from voxelgate.networks.nnunet_unets import PlainConvUNet, ResidualEncoderUNet
 from voxelgate.networks.nonlocal_unet import NonLocalUNet
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "GuidedOutput",
     "NetworkDescription",
     "NonLocalUNet",
+    "PlainConvUNet",
+    "ResidualEncoderUNet",
     "describe",
     "presets",
 ]

@@ -26,11 +26,13 @@ from voxelgate.networks.blocks import (
     PooledConv,
     Upsample,
     Upsampling,
+    check_deepest_level,
     conv,
     crop_to,
     initialise,
     norm_layer,
     run_checkpointed,
+    strides_per_axis,
 )
 
 
@@ -214,7 +216,7 @@ class AttentionUNet(nn.Module):
             raise ValueError(f"gate_fraction lies above 0 and at most at 1, found {gate_fraction}")
         if not 0 <= ungated_levels < levels - 1:
             raise ValueError(f"ungated_levels leaves at least one of {levels - 1} gates, found {ungated_levels}")
-        self.strides = _strides_per_axis(strides, levels, spatial_dims)
+        self.strides = strides_per_axis(strides, levels, spatial_dims)
         self.spatial_dims = spatial_dims
         self.attention_supervision = attention_supervision
         self.checkpointing = checkpointing
@@ -326,15 +328,7 @@ class AttentionUNet(nn.Module):
         Raises:
             ValueError: the deepest level would be a single voxel.
         """
-        reduction = [1] * self.spatial_dims
-        for stride in self.strides:
-            reduction = [r * s for r, s in zip(reduction, stride, strict=True)]
-        if all(n <= r for n, r in zip(size, reduction, strict=True)):
-            smallest = " or ".join(f"{r + 1} along axis {axis}" for axis, r in enumerate(reduction))
-            raise ValueError(
-                f"an image of {' x '.join(map(str, size))} voxels shrinks to a single voxel at the deepest level; "
-                f"the smallest that works has {smallest}: pad it, or use fewer levels"
-            )
+        check_deepest_level(size, self.strides)
 
 
 class _Traced(nn.Module):
@@ -348,16 +342,3 @@ class _Traced(nn.Module):
         """Return what the network would."""
         logits: torch.Tensor = self.traced(image)
         return logits
-
-
-def _strides_per_axis(
-    strides: Sequence[int | Sequence[int]] | None, levels: int, spatial_dims: int
-) -> tuple[tuple[int, ...], ...]:
-    given = [2] * (levels - 1) if strides is None else strides
-    per_axis = tuple((s,) * spatial_dims if isinstance(s, int) else tuple(s) for s in given)
-    if len(per_axis) != levels - 1 or any(len(s) != spatial_dims or min(s) < 1 for s in per_axis):
-        raise ValueError(
-            f"{levels} levels need {levels - 1} strides, each a number or one for each of {spatial_dims} axes, "
-            f"found {list(given)}"
-        )
-    return per_axis

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -184,6 +185,43 @@ def initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def strides_per_axis(
+    strides: Sequence[int | Sequence[int]] | None, levels: int, spatial_dims: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return the step along each axis from each level to the next; 2 everywhere if none are given.
+
+    Raises:
+        ValueError: not one less than `levels`, not as many axes as `spatial_dims`, or below 1.
+    """
+    given = [2] * (levels - 1) if strides is None else strides
+    per_axis = tuple((s,) * spatial_dims if isinstance(s, int) else tuple(s) for s in given)
+    if len(per_axis) != levels - 1 or any(len(s) != spatial_dims or min(s) < 1 for s in per_axis):
+        raise ValueError(
+            f"{levels} levels need {levels - 1} strides, each a number or one for each of {spatial_dims} axes, "
+            f"found {list(given)}"
+        )
+    return per_axis
+
+
+def check_deepest_level(size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Refuse images that leave nothing to compare at the deepest level.
+
+    Args:
+        size: voxels of the image along each axis.
+        strides: step along each axis from each level to the next.
+
+    Raises:
+        ValueError: the deepest level would be a single voxel.
+    """
+    reduction = [prod(steps) for steps in zip(*strides, strict=True)]
+    if all(n <= r for n, r in zip(size, reduction, strict=True)):
+        smallest = " or ".join(f"{r + 1} along axis {axis}" for axis, r in enumerate(reduction))
+        raise ValueError(
+            f"an image of {' x '.join(map(str, size))} voxels shrinks to a single voxel at the deepest level; "
+            f"the smallest that works has {smallest}: pad it, or use fewer levels"
+        )
 
 
 def run_checkpointed(module: nn.Module, *inputs: torch.Tensor) -> Any:
