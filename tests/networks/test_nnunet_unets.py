@@ -137,6 +137,14 @@ def test_its_weights_keep_their_memory_format(dims: int) -> None:
     assert all(p.is_contiguous() for p in net.parameters())
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_head_makes_logits_of_the_features(kind: type[PlainConvUNet]) -> None:
+    net, x = network(kind).eval(), image(8, 9, 8)
+
+    with torch.no_grad():
+        assert torch.equal(net.head(net.features(x)), net(x))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_it_can_be_traced_and_exported(kind: type[PlainConvUNet]) -> None:

@@ -123,22 +123,17 @@ class Decoder(nn.Module):
         self.transpconvs = nn.ModuleList()
         self.seg_layers = nn.ModuleList()
 
-    def forward(self, features: list[torch.Tensor], outputs: int) -> list[torch.Tensor]:
-        """Return the logits of the finest levels, finest first.
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the features of each level but the deepest, finest first; the heads make logits of them.
 
         Args:
             features: of each level of the encoder, finest first.
-            outputs: how many levels, from the finest on.
         """
-        x, skips = features[-1], features[-2::-1]
-        logits = []
-        for level, (enlarge, stage, head) in enumerate(
-            zip(self.transpconvs, self.stages, self.seg_layers, strict=True)
-        ):
-            x = stage(torch.cat((crop_to(enlarge(x), skips[level]), skips[level]), dim=1))
-            if level >= len(skips) - outputs:
-                logits.append(head(x))
-        return logits[::-1]
+        x, decoded = features[-1], []
+        for skip, enlarge, stage in zip(features[-2::-1], self.transpconvs, self.stages, strict=True):
+            x = stage(torch.cat((crop_to(enlarge(x), skip), skip), dim=1))
+            decoded.append(x)
+        return decoded[::-1]
 
 
 @dataclass(frozen=True)
@@ -277,9 +272,29 @@ class PlainConvUNet(nn.Module):
         Raises:
             ValueError: the image is so small that its deepest level is a single voxel.
         """
+        decoded = self._decoded(image)
+        if not self.training or not self.deep_supervision:
+            return cast("torch.Tensor", self.head(decoded[0]))
+        heads = reversed(self.decoder.seg_layers)
+        return [head(x) for head, x, _ in zip(heads, decoded, range(1 + self.deep_supervision), strict=False)]
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return what `head` makes logits of, (B, channels[0], size of `image`): a head may run in groups of classes.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        return self._decoded(image)[0]
+
+    @property
+    def head(self) -> nn.Module:
+        """Return the layer that makes logits of `features`, a convolution of kernel 1."""
+        return self.decoder.seg_layers[-1]
+
+    def _decoded(self, image: torch.Tensor) -> list[torch.Tensor]:
         check_deepest_level(image.shape[2:], self.strides)
-        logits: list[torch.Tensor] = self.decoder(self.encoder(image), 1 + self.training * self.deep_supervision)
-        return logits if len(logits) > 1 else logits[0]
+        decoded: list[torch.Tensor] = self.decoder(self.encoder(image))
+        return decoded
 
     def to(self, *args: Any, memory_format: torch.memory_format | None = None, **kwargs: Any) -> Self:  # noqa: ARG002
         """Move the network as `nn.Module.to` does, and leave its memory format as it is."""
