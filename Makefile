@@ -10,11 +10,18 @@ LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 LABEL_PIP := $(LABEL_BIN)/python -m pip --disable-pip-version-check
 LABEL_PINS := --constraint constraints.txt --constraint constraints-label.txt
+
+# nnU-Net and TotalSegmentator have one too: `make import-test` compares imported models with what they themselves say.
+PEERS_VENV := .venv-peers
+PEERS_BIN := $(PEERS_VENV)/bin
+PEERS_PIP := $(PEERS_BIN)/python -m pip --disable-pip-version-check
+PEERS_PINS := --constraint constraints.txt --constraint constraints-peers.txt
+
 BUNDLES ?= bundles/hippocampus_mri_segmentation
 STUDIES ?=
 WORK ?= label-work
 
-.PHONY: help demo check test lint docs label label-test format clean
+.PHONY: help demo check test lint docs label label-test import-test format clean
 
 help:
 	@echo "make demo    train a small model on made-up scans and segment others; ends with out/index.html"
@@ -47,6 +54,10 @@ label-test: $(LABEL_VENV)/.ready
 	$(LABEL_PIP) install --quiet $(LABEL_PINS) pytest hypothesis
 	$(LABEL_BIN)/python -m pytest tests/apps/test_label_*.py
 
+# Where timm is imported for networks that no test runs, a stand-in does: it would bring torchvision.
+import-test: $(PEERS_VENV)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/imports/stand_ins $(PEERS_BIN)/python -m pytest --numprocesses 2 --dist loadfile -m peers tests/imports
+
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
@@ -70,5 +81,11 @@ $(LABEL_VENV)/.ready: pyproject.toml constraints.txt constraints-label.txt
 	$(LABEL_PIP) install --quiet $(LABEL_PINS) --no-deps monailabel
 	touch $@
 
+$(PEERS_VENV)/.ready: pyproject.toml constraints.txt constraints-peers.txt
+	test -x $(PEERS_BIN)/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_PIP) install --quiet $(PEERS_PINS) --editable '.[dask,onnx,openvino,peers]' pytest pytest-xdist hypothesis
+	$(PEERS_PIP) install --quiet $(PEERS_PINS) --no-deps dynamic-network-architectures nnunetv2 TotalSegmentator
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) tests/js/node_modules out
+	rm -rf $(VENV) $(LABEL_VENV) $(PEERS_VENV) tests/js/node_modules out

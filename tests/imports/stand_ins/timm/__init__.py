@@ -1,0 +1,1 @@
+"""Stands in for `timm`, which needs torchvision; nnU-Net imports it for networks that no test runs."""
