@@ -13,7 +13,15 @@ from voxelgate.core.files import file_sha256, write_text
 CHECKSUMS = "checksums.json"
 """File in a bundle with the SHA-256 of every file that is executed or loaded."""
 
-SEALED = ("configs/*.json", "models/*.pt", "plan.json", "fingerprint.json", "seen.json")
+SEALED = (
+    "configs/*.json",
+    "models/*.pt",
+    "models/network.ts",
+    "scripts/**/*.py",
+    "plan.json",
+    "fingerprint.json",
+    "seen.json",
+)
 
 WEIGHTS = "models/model.pt"
 
@@ -43,7 +51,7 @@ def seal(root: Path) -> str:
     Metadata.read(root).check()
     checksums = _checksums(root)
     write_text(root / CHECKSUMS, json.dumps(checksums, indent=2) + "\n")
-    return _fingerprint(checksums)
+    return fingerprint_of(checksums)
 
 
 def verify(root: Path) -> str:
@@ -70,7 +78,7 @@ def verify(root: Path) -> str:
             f"{root.name}: {', '.join(changed)} changed since the bundle was sealed; restore the files, or run "
             "`voxelgate bundle seal` if you changed them on purpose"
         )
-    return _fingerprint(found)
+    return fingerprint_of(found)
 
 
 def _checksums(root: Path) -> dict[str, str]:
@@ -89,5 +97,6 @@ def _checksums(root: Path) -> dict[str, str]:
     return found
 
 
-def _fingerprint(checksums: Mapping[str, str]) -> str:
+def fingerprint_of(checksums: Mapping[str, str]) -> str:
+    """Return the SHA-256 over checksums by name."""
     return hashlib.sha256(json.dumps(dict(sorted(checksums.items()))).encode()).hexdigest()

@@ -16,6 +16,7 @@ from monai.transforms import CastToTyped, Compose, EnsureChannelFirstd, LoadImag
 from torch import nn
 
 from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerprint, verify
+from voxelgate.bundle.frame import AS_IT_IS
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
@@ -91,7 +92,7 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         labels=metadata.labels,
         preprocessing=_after_reading(parser.get_parsed_content("preprocessing"), root),
         inferer=parser.get_parsed_content("inferer"),
-        network=_on_device(network, where).eval(),
+        network=_on_device(network, where, is_channels_last=parser.get("network") != AS_IT_IS).eval(),
         device=where,
         series_rule=metadata.series_rule,
         expected=metadata.expected,
@@ -100,8 +101,10 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     )
 
 
-def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
+def _on_device(network: nn.Module, device: torch.device, *, is_channels_last: bool) -> nn.Module:
     """Move a network, or those of an ensemble one by one, since each knows its own memory format."""
+    if not is_channels_last:
+        return network.to(device)
     for one in network if isinstance(network, nn.ModuleList) else (network,):
         one.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # stubs lack it
     return network

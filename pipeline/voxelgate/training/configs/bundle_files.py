@@ -9,16 +9,13 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from voxelgate.bundle.checksums import seal
+from voxelgate.bundle.frame import SCHEMA, Config, data_format, inference_config_around, saving_step, versions_here
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import write_text
 from voxelgate.datasets.manifest import Modality
 from voxelgate.datasets.survey import Fingerprint
-from voxelgate.images.spec import ONE_VOLUME
 from voxelgate.training.configs.docs import LOGGING_CONF, data_licence, readme
 from voxelgate.training.configs.steps import (
-    DEVICE,
-    IMPORTS,
-    Config,
     cleaning_steps,
     inferer_config,
     network_config,
@@ -125,80 +122,27 @@ def bundle_files(plan: Plan) -> dict[str, str]:
 
 def inference_config(plan: Plan) -> Config:
     """Return `inference.json`: segment every volume of a folder, each on its own grid."""
-    finding, rule = ["$from voxelgate import find_cases"], ""
-    if plan.images != ONE_VOLUME:
-        finding, rule = (
-            [*finding, "$from voxelgate import image_spec_of"],
-            ", images=image_spec_of(@bundle_root)",
-        )
-    return {
-        "imports": [*IMPORTS, "$from pathlib import Path", *finding],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/input'",
-        "output_dir": "$@bundle_root + '/output'",
-        "data": f"$[{{'image': case.files}} for case in find_cases([Path(@dataset_dir)]{rule})]",
-        "device": DEVICE,
-        "network_def": network_config(plan),
-        "network": "$@network_def.to(@device, memory_format=torch.channels_last_3d)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": reading_steps(plan, ["image"]) + preparation_steps(plan, ["image"]),
-        },
-        "dataset": {"_target_": "Dataset", "data": "@data", "transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": inferer_config(plan),
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                *cleaning_steps(plan),
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "seg",
-                    "output_dtype": "uint8",
-                    "resample": False,
-                    "separate_folder": False,
-                    **({"output_ext": ".png"} if plan.images.is_picture else {}),
-                    "writer": "voxelgate.LabelMapWriter",
-                },
-            ],
-        },
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
-    }
+    return inference_config_around(
+        network_config(plan),
+        reading_steps(plan, ["image"]) + preparation_steps(plan, ["image"]),
+        inferer_config(plan),
+        [*cleaning_steps(plan), saving_step(plan.images)],
+        plan.images,
+    )
 
 
 def metadata(plan: Plan) -> Config:
     """Return `metadata.json` after MONAI's schema."""
-    size = list(plan.patch_vox)
+    image = {
+        "format": _format(plan),
+        "modality": plan.modality.value,
+        "value_range": [0, 1] if plan.intensity.low_hu is not None else [-5, 5],
+    }
     return {
-        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "schema": SCHEMA,
         "version": plan.version,
         "changelog": dict(plan.changelog),
-        "monai_version": _installed("monai"),
-        "pytorch_version": _installed("torch").split("+", maxsplit=1)[0],
-        "numpy_version": _installed("numpy"),
-        "required_packages_version": {
-            name: _installed(name) for name in ("nibabel", "SimpleITK", "pytorch-ignite", "tensorboard")
-        },
-        "supported_apps": {"voxelgate": _installed("voxelgate")},
+        **versions_here(),
         "name": plan.name,
         "task": plan.description,
         "description": plan.description,
@@ -210,33 +154,7 @@ def metadata(plan: Plan) -> Config:
         **_series_rule(plan),
         **({"trained_on": dict(plan.trained_on)} if plan.trained_on else {}),
         "references": [text for text in (plan.data.get("reference", ""),) if text],
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": _format(plan),
-                    "modality": plan.modality.value,
-                    "num_channels": len(plan.image_channels),
-                    "spatial_shape": size,
-                    "dtype": "float32",
-                    "value_range": [0, 1] if plan.intensity.low_hu is not None else [-5, 5],
-                    "is_patch_data": True,
-                    "channel_def": {str(index): name for index, name in enumerate(plan.image_channels)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": len(plan.labels),
-                    "spatial_shape": size,
-                    "dtype": "float32",
-                    "value_range": [0, len(plan.labels) - 1],
-                    "is_patch_data": True,
-                    "channel_def": plan.label_table.to_mapping(),
-                }
-            },
-        },
+        "network_data_format": data_format(image, plan.label_table, plan.image_channels, plan.patch_vox),
     }
 
 
@@ -250,7 +168,3 @@ def _format(plan: Plan) -> str:
     if plan.is_colour:
         return "rgb"
     return "hounsfield" if plan.modality is Modality.CT else "magnitude"
-
-
-def _installed(name: str) -> str:
-    return distribution(name).version

@@ -1,13 +1,11 @@
 """The parts of which every config of a bundle is made; numbers come from the plan, the structure stands here."""
 
 from math import prod, radians
-from typing import Any
 
+from voxelgate.bundle.frame import Config, image_reading_steps
 from voxelgate.datasets.manifest import Modality
 from voxelgate.training.planning.plan import Plan
 from voxelgate.training.planning.rules import ANISOTROPY
-
-Config = dict[str, Any]
 
 _WHOLE_RANGE = {"low_percentile": 0.0, "high_percentile": 100.0}
 _PICTURE_VALUES: dict[bool, Config] = {False: _WHOLE_RANGE, True: _WHOLE_RANGE | {"together": True}}
@@ -19,8 +17,6 @@ OWN_PACKAGE = "voxelgate."
 AIR_IS_BELOW_HU = -500.0
 """An HU window that begins here or above makes 0 of air, noise and all, and shows no lung."""
 
-IMPORTS = ["$import torch"]
-DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
 GAMMA_RANGE = (0.7, 1.5)
 """Range of nnU-Net's gamma augmentation (batchgenerators `GammaTransform`)."""
 
@@ -33,11 +29,7 @@ ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
 def reading_steps(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the steps from files to channel-first volumes."""
-    reader = "voxelgate.VolumeReader" if len(plan.image_channels) == 1 else "voxelgate.ChannelsReader"
-    steps: list[Config] = [
-        {"_target_": "LoadImaged", "keys": ["image"], "reader": reader},
-        {"_target_": "EnsureChannelFirstd", "keys": ["image"]},
-    ]
+    steps = image_reading_steps(plan.images)
     if "label" in keys:
         steps.append({"_target_": "voxelgate.LoadLabeld", "keys": ["label"], "highest": len(plan.labels) - 1})
     return steps

@@ -1,10 +1,8 @@
 """The configs that train and measure: `train.json` and what is laid over it."""
 
+from voxelgate.bundle.frame import DEVICE, IMPORTS, Config
 from voxelgate.core.errors import UsageError
 from voxelgate.training.configs.steps import (
-    DEVICE,
-    IMPORTS,
-    Config,
     augmentation_steps,
     cleaning_steps,
     inferer_config,
