@@ -29,9 +29,9 @@ STAND_INS = SOURCE / "apps" / "label" / "stand_ins"
 PUBLIC = """
 AttentionUNet BCEDiceLoss Budget Bundle BundleError CaseReport CaseStatus ChannelsReader CheckedDicomReader
 CrossValidation Despeckled EngineError Finding Fingerprint FlatNetwork ForegroundIndicesd Grid GuidedAttentionNet
-ImageOnGrid ImageSpec InputError KeepBest LabelMapWriter LabelScores LabelTable LoadLabeld Manifest ManifestError
-MixedPrecisionInferer NetworkLoss NonLocalUNet NormalizeImaged OffsetToHUd OneHotLabelsd Output OutputError
-PlaceLabeld PlainConvUNet Plan Quality RandBalancedPatchd RandSideSafeFlipd Reports ResampleToSpacingd
+ImageOnGrid ImageSpec InputError InvertingInferer KeepBest LabelMapWriter LabelScores LabelTable LoadLabeld Manifest
+ManifestError MixedPrecisionInferer NetworkLoss NonLocalUNet NormalizeImaged OffsetToHUd OneHotLabelsd Output
+OutputError PlaceLabeld PlainConvUNet Plan Quality RandBalancedPatchd RandSideSafeFlipd Reports ResampleToSpacingd
 ResidualEncoderUNet RestoringSlidingWindowInferer ResumeState ScoreCases ScoreCleanings SeedEpochs Segmentation Series
 Severity ShardedRandomSampler ShowProgress Status StopOnBadLoss Survey TrainingJob UpdateAverage UsageError Verdict
 VolumeReader VoxelgateError WatchTraining WindowHUd build_manifest choose_precision datalist evaluate export

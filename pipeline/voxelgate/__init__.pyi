@@ -16,6 +16,7 @@ from .evaluation.handler import ScoreCases
 from .evaluation.scores import LabelScores, evaluate
 from .images.spec import ImageOnGrid, ImageSpec, read_image
 from .images.volumes import write_label_map
+from .inference.chain.inverting import InvertingInferer
 from .inference.precision import MixedPrecisionInferer, choose_precision, keep_large_buffers, needs_scaler
 from .inference.sliding_window import RestoringSlidingWindowInferer
 from .inference.streaming.stream import stream
@@ -75,6 +76,7 @@ __all__ = [
     "ImageOnGrid",
     "ImageSpec",
     "InputError",
+    "InvertingInferer",
     "KeepBest",
     "LabelMapWriter",
     "LabelScores",

@@ -29,6 +29,7 @@ from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import Voxels, is_volume
 from voxelgate.inference.attention.maps import GateMap, gate_levels, gate_maps
+from voxelgate.inference.mirroring import mirror_image
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.sliding_window import UNSTREAMED, RestoringSlidingWindowInferer
@@ -384,14 +385,12 @@ def flip_dice(
     mirror_of = np.arange(len(table.names), dtype=np.uint16)
     for low, high in table.side_pairs:
         mirror_of[[low, high]] = high, low
-    mirrored = inferer(_mirror_image(image), network).as_tensor()[0, 0].cpu().numpy()
+    mirrored = inferer(_seen_in_mirror(image), network).as_tensor()[0, 0].cpu().numpy()
     return dice_of_labels(labels, (mirror_of[plane] for plane in mirrored), table)
 
 
-def _mirror_image(image: MetaTensor) -> MetaTensor:
-    """Return the image as a network sees it in a mirror; the affine tells that its voxels run the other way."""
-    affine = image.affine.reshape(4, 4).clone()
+def _seen_in_mirror(image: MetaTensor) -> MetaTensor:
+    """Return an image (1, C, i, j, k) as a network sees it in a mirror."""
+    affine = image.affine.reshape(4, 4)
     axis = int((affine[0, :3].abs() / affine[:3, :3].norm(dim=0)).argmax())  # the one that runs from left to right
-    affine[:3, 3] += affine[:3, axis] * (image.shape[2 + axis] - 1)
-    affine[:3, axis] *= -1
-    return MetaTensor(image.as_tensor().flip(2 + axis), meta={**image.meta, "affine": affine})
+    return mirror_image(image, axis)

@@ -248,16 +248,21 @@ def _sizes(size: int, smallest: int, overlap: float, steps: tuple[int, int]) -> 
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return a share of the memory that is free on a device now; of the control group where that has a limit."""
+    """Return a share of the memory that is free on a device now."""
+    return int(SHARE * free_memory_bytes(device))
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device now; of the control group where that has a limit."""
     if device.type == "cuda":
-        return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    free = psutil.virtual_memory().available
+        return int(torch.cuda.mem_get_info(device)[0])
+    free: int = psutil.virtual_memory().available
     try:
         limit = int((CONTROL_GROUP / "memory.max").read_text(encoding="utf-8"))
         used = int((CONTROL_GROUP / "memory.current").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no control group, or "max"
-        return int(SHARE * free)
-    return int(SHARE * min(free, limit - used))
+        return free
+    return min(free, limit - used)
 
 
 def with_less_memory(run: Callable[[int], Result], max_bytes: int) -> Result:

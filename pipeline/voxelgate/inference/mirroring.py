@@ -3,8 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
+from typing import Any
 
 import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.transforms import Flip
+from monai.utils import TraceKeys
 
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.inference.restoring.class_scores import ScoreKind
@@ -138,3 +142,31 @@ class MirroredViews:
                 raise UsageError(f"side_pairs name class {max(low, high)}, but the network gives {classes} classes.")
             order[low], order[high] = order[high], order[low]
         return order
+
+
+class Mirror(Flip):  # type: ignore[misc]  # MONAI ships no stubs
+    """Mirror a prepared image, and leave that word among its operations for whoever takes them back."""
+
+    def get_transform_info(self) -> dict[str, Any]:
+        """Return what MONAI records, without the object's number: any other `Mirror` can take it back."""
+        return {**super().get_transform_info(), TraceKeys.ID: TraceKeys.NONE}
+
+
+def mirror_image(image: MetaTensor, axis: int) -> MetaTensor:
+    """Return an image (1, C, i, j, k) mirrored along a spatial axis; its affine tells that it runs the other way."""
+    mirrored: MetaTensor = Mirror(axis)(one_of_batch(image))[None]
+    return mirrored
+
+
+def unmirrored(image: MetaTensor) -> MetaTensor:
+    """Return an image (C, i, j, k) as it was before `mirror_image`; as it is, if it was not mirrored."""
+    while image.applied_operations and image.applied_operations[-1][TraceKeys.CLASS_NAME] == Mirror.__name__:
+        image = Mirror().inverse(image)
+    return image
+
+
+def one_of_batch(image: MetaTensor) -> MetaTensor:
+    """Return the one image (C, i, j, k) of a batch, with operations of its own, whether it was collated or not."""
+    one: MetaTensor = decollate_batch(image)[0] if image.is_batch else image[0]
+    one.applied_operations = list(one.applied_operations)
+    return one
