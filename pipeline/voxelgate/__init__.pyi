@@ -17,6 +17,10 @@ from .evaluation.scores import LabelScores, evaluate
 from .images.spec import ImageOnGrid, ImageSpec, read_image
 from .images.volumes import write_label_map
 from .inference.chain.inverting import InvertingInferer
+from .inference.composed.cascade_inferer import CascadeInferer
+from .inference.composed.cropped_inferer import CroppedInferer
+from .inference.composed.part import Part
+from .inference.composed.parts_inferer import PartsInferer
 from .inference.precision import MixedPrecisionInferer, choose_precision, keep_large_buffers, needs_scaler
 from .inference.sliding_window import RestoringSlidingWindowInferer
 from .inference.streaming.stream import stream
@@ -49,6 +53,7 @@ from .training.handlers import (
 from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan
 from .training.train import TrainingJob, train
+from .transforms.canonical_zoom import CanonicalZoomd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
 from .transforms.sampling import ForegroundIndicesd, RandBalancedPatchd
@@ -60,10 +65,13 @@ __all__ = [
     "Budget",
     "Bundle",
     "BundleError",
+    "CanonicalZoomd",
+    "CascadeInferer",
     "CaseReport",
     "CaseStatus",
     "ChannelsReader",
     "CheckedDicomReader",
+    "CroppedInferer",
     "CrossValidation",
     "Despeckled",
     "EngineError",
@@ -92,6 +100,8 @@ __all__ = [
     "OneHotLabelsd",
     "Output",
     "OutputError",
+    "Part",
+    "PartsInferer",
     "PlaceLabeld",
     "PlainConvUNet",
     "Plan",

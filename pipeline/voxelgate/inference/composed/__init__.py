@@ -1,0 +1,1 @@
+"""Models of several networks: parts whose labels are joined, cascades, ensembles, crops around a rough result."""

@@ -1,0 +1,73 @@
+"""A model that sees, beside the image, what a model of lower resolution found in it."""
+
+import copy
+from typing import Any, Self
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+
+from voxelgate.core.geometry import Grid
+from voxelgate.inference.composed.part import Part, brought_back, on_own_grid
+from voxelgate.inference.sliding_window import Networks
+
+PREVIOUS = "previous"
+"""Key under which the second stage's preprocessing finds the labels of the first, (1, i, j, k)."""
+
+
+class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
+    """Run the second stage of an nnU-Net cascade on the image and the labels that the first stage gives it.
+
+    As with `nnUNetv2_predict -prev_stage_predictions`: the first stage is run with all of its folds, its labels are
+    brought to the grid of the image, and `NnUNetPreprocessd` of the second stage makes channels of them.
+
+    Args:
+        first: the stage of lower resolution.
+        second: the other; its preprocessing takes the labels of the first under "previous".
+
+    Raises:
+        InputError: at call, when the image does not name the grid of its source.
+
+    >>> stage = vg.Part(vg.RestoringSlidingWindowInferer(roi_size=(8, 8, 8)))
+    >>> network = lambda windows: torch.cat([80 - windows, windows - 80], dim=1)
+    >>> load = LoadImaged("image", reader="voxelgate.VolumeReader", ensure_channel_first=True)
+    >>> vg.CascadeInferer(stage, stage)(load({"image": "scan.nii.gz"})["image"][None], network).shape
+    torch.Size([1, 1, 32, 36, 28])
+    """
+
+    def __init__(self, first: Part, second: Part) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def __call__(self, inputs: MetaTensor, network: Networks) -> MetaTensor:
+        """Return the labels of the second stage.
+
+        Args:
+            inputs: (1, C, i, j, k), as it was read or reordered.
+            network: the networks of both stages, as a list.
+
+        Returns:
+            (1, 1, I, J, K) on the grid of the source.
+        """
+        found = self.second.find(inputs, network, **self._previous(inputs, network))
+        facts = {} if found.confidence is None else {"confidence": torch.from_numpy(found.confidence)}
+        return brought_back(found.labels, inputs, facts)
+
+    def adjusted(self, **options: Any) -> Self:
+        """Return an inferer whose stages follow options as `NnUNetInferer.adjusted` knows them."""
+        return self._with("adjusted", **options)
+
+    def within(self, limit_bytes: int) -> Self:
+        """Return an inferer whose stages keep to a limit of memory."""
+        return self._with("within", limit_bytes)
+
+    def _with(self, method: str, *args: Any, **options: Any) -> Self:
+        changed = copy.copy(self)
+        changed.first = self.first.asked(method, *args, **options)
+        changed.second = self.second.asked(method, *args, **options)
+        return changed
+
+    def _previous(self, inputs: MetaTensor, network: Networks) -> dict[str, MetaTensor]:
+        """Return the labels of the first stage on the grid of the image, (1, i, j, k)."""
+        labels = torch.from_numpy(self.first.find(inputs, network).labels)
+        return {PREVIOUS: on_own_grid(labels[None], Grid.of(inputs))}
