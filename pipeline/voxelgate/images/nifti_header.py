@@ -20,6 +20,7 @@ from voxelgate.images.volume_header import (
     sides_unknown,
     three_axes,
     voxel_sizes,
+    without_ones,
 )
 
 MAGIC = {348: b"n+1\0", 540: b"n+2\0\r\n\x1a\n"}
@@ -67,7 +68,7 @@ def read_nifti_header(source: Source) -> VolumeHeader:
     length, order = _form_of(start)
     fields = np.frombuffer(start[:length], CLASSES[length].template_dtype.newbyteorder(order))[0]
     _refuse_other_units(int(fields["xyzt_units"]))
-    shape = _shape_of(fields["dim"])
+    shape, channels = _shape_of(fields["dim"])
     slope, inter = _scaling_of(float(fields["scl_slope"]), float(fields["scl_inter"]))
     affine_ras, sides_problem, found = _placed(start[:length], fields, shape)
     stored_type = _type_of_voxels(fields).newbyteorder(order)
@@ -75,7 +76,9 @@ def read_nifti_header(source: Source) -> VolumeHeader:
     if (is_gzip := packing is Packing.GZIP) != source.path.name.lower().endswith(".gz"):
         sentence = f"is {'' if is_gzip else 'not '}packed by gzip, although its name says otherwise; read as it is"
         found = (*found, Finding(FindingCode.MISNAMED_FILE, Severity.NOTE, f"{sentence}."))
-    return VolumeHeader(shape, stored_type, affine_ras, stored, sides_problem, slope, inter, found, start[:length])
+    return VolumeHeader(
+        shape, stored_type, affine_ras, stored, sides_problem, slope, inter, found, start[:length], channels
+    )
 
 
 def nifti_fields(header: bytes) -> Any:
@@ -111,11 +114,15 @@ def _refuse_other_units(units: int) -> None:
         raise HeaderError(f"lengths in {UNITS[code]}, expected mm; convert the image to mm.")
 
 
-def _shape_of(dim: Any) -> Shape:
+def _shape_of(dim: Any) -> tuple[Shape, int]:
+    """Return the extents of a volume, and how many of them the fourth axis holds."""
     axes = int(dim[0])
     if not 1 <= axes <= 7:
         raise HeaderError(f"{axes} axes, expected 3 (a NIfTI file has 1 to 7); export it again.")
-    return three_axes(tuple(int(n) for n in dim[1 : axes + 1]))
+    sizes = without_ones(tuple(int(n) for n in dim[1 : axes + 1]))
+    if len(sizes) != 4 or sizes[3] < 1:
+        return three_axes(sizes), 1
+    return three_axes(sizes[:3]), sizes[3]
 
 
 def _type_of_voxels(fields: Any) -> "np.dtype[Any]":

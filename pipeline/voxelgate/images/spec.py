@@ -13,7 +13,7 @@ import numpy.typing as npt
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid
 from voxelgate.images.pictures import RGB, is_picture, read_picture_header
-from voxelgate.images.volumes import Reading, Voxels, is_volume, read_with_findings
+from voxelgate.images.volumes import Reading, Voxels, is_nifti, is_volume, read_volume_header, read_with_findings
 
 PICTURE_NAMES = "PNG, TIFF or JPEG"
 
@@ -45,29 +45,39 @@ class ImageSpec:
 
     @property
     def files(self) -> int:
-        """Return how many files an image has: one for each channel, but one for a picture in colours."""
+        """Return how many files an image has: one for each channel, but one for a picture in colours.
+
+        A NIfTI file of several volumes, as the Decathlon stores channels, may stand in their place.
+        """
         return 1 if self.is_picture and self.channels == RGB else len(self.channels)
 
     @property
-    def channels_per_file(self) -> int:
-        """Return how many channels each file holds."""
-        return len(self.channels) // self.files
+    def may_be_one_file(self) -> bool:
+        """Return whether a file may hold several channels."""
+        return len(self.channels) > 1 and (not self.is_picture or self.channels == RGB)
+
+    def channels_per_file(self, files: int) -> int:
+        """Return how many channels each file of an image holds that has so many files."""
+        return len(self.channels) if files == 1 and self.may_be_one_file else len(self.channels) // self.files
 
     def admits(self, path: Path) -> bool:
         """Return whether a file is named like those of an image; it is not touched."""
         return is_picture(path) if self.is_picture else is_volume(path)
 
-    def problem(self, path: Path, found: int) -> str | None:
+    def problem(self, path: Path, found: int, files: int | None = None) -> str | None:
         """Say what is wrong with a file of an image, or return None.
 
         Args:
             path: of the file.
             found: channels that were read of it.
+            files: how many the image has; by default as many as usual.
         """
-        if found != self.channels_per_file:
-            is_colour = "in colours (RGB)" if found > 1 else "grey"
-            wanted = "in colours (RGB)" if self.channels_per_file > 1 else "grey"
-            return f"is {is_colour}, but the images are {wanted}; convert it."
+        wanted = self.channels_per_file(self.files if files is None else files)
+        if found != wanted and self.is_picture:
+            kinds = ["in colours (RGB)" if channels > 1 else "grey" for channels in (found, wanted)]
+            return f"is {kinds[0]}, but the images are {kinds[1]}; convert it."
+        if found != wanted:
+            return f"holds {found} volume{'' if found == 1 else 's'}, expected {wanted}, one for each channel."
         if is_picture(path) and read_picture_header(path).has_palette:
             return "holds numbers of colours (a palette), expected brightness; save it as RGB or grey values."
         return None
@@ -122,9 +132,9 @@ def read_image_with_findings(paths: Paths, spec: ImageSpec = ONE_VOLUME) -> Read
     """
     files = as_paths(paths)
     _refuse_other_files(files, spec)
-    found = [read_with_findings(path) for path in files]
+    found = [read_with_findings(path, several=spec.may_be_one_file) for path in files]
     for path, one in zip(files, found, strict=True):
-        if (problem := spec.problem(path, len(one.voxels))) is not None:
+        if (problem := spec.problem(path, len(one.voxels), len(files))) is not None:
             raise InputError(f"{path.name}: {problem}")
     for (first, one), (second, other) in combinations(zip(files, found, strict=True), 2):
         if np.array_equal(one.voxels, other.voxels):
@@ -157,16 +167,23 @@ def joined(paths: Sequence[Path], volumes: Sequence[tuple[Voxels, Grid]]) -> Ima
 
 
 def _refuse_other_files(paths: Sequence[Path], rule: ImageSpec) -> None:
-    if len(paths) != rule.files:
+    if len(paths) != rule.files and not _holds_all_channels(paths, rule):
         raise InputError(_wrong_count(paths, rule))
     for number, path in enumerate(paths):
         if not rule.admits(path):
             wanted = f"picture ({PICTURE_NAMES})" if rule.is_picture else "volume"
             found = "is a folder, expected a file" if path.is_dir() else f"is no {wanted}, as was expected"
             raise InputError(f"{path.name}: {found}; name a {wanted}, or convert it to one.")
-        if rule.files > 1 and not path.is_file():
+        if len(paths) > 1 and not path.is_file():
             name = rule.channels[number]
             raise InputError(f"{path.name}: is missing, and with it channel {number} ({name}) of the image; add it.")
+
+
+def _holds_all_channels(paths: Sequence[Path], rule: ImageSpec) -> bool:
+    """Return whether the only file of an image is one of volumes for all its channels."""
+    if len(paths) != 1 or not rule.may_be_one_file or not is_nifti(paths[0]):
+        return False
+    return read_volume_header(paths[0], several=True).channels == len(rule.channels)
 
 
 def _wrong_count(paths: Sequence[Path], rule: ImageSpec) -> str:

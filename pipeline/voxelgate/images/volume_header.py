@@ -85,6 +85,7 @@ class VolumeHeader:
         inter: added to each value then.
         findings: each thing worth knowing.
         nifti: the header itself, if it is one of NIfTI.
+        channels: volumes of this shape, one after the other: a fourth axis of NIfTI.
 
     Raises:
         HeaderError: shape or affine place no volume.
@@ -99,6 +100,7 @@ class VolumeHeader:
     inter: float = 0.0
     findings: tuple[Finding, ...] = ()
     nifti: bytes = b""
+    channels: int = 1
 
     def __post_init__(self) -> None:
         if (problem := place_problem(self.shape, self.affine_ras)) is not None:
@@ -127,7 +129,7 @@ class VolumeHeader:
     @property
     def vox_bytes(self) -> int:
         """Return the bytes of all voxels as they are stored, unpacked."""
-        return math.prod(self.shape) * self.stored_type.itemsize
+        return math.prod(self.shape) * self.channels * self.stored_type.itemsize
 
 
 def place_problem(shape: Shape, affine_ras: Affine) -> str | None:
@@ -159,15 +161,26 @@ def three_axes(sizes: tuple[int, ...]) -> Shape:
     Raises:
         HeaderError: there are not three, or one has no voxel.
     """
-    kept = sizes
-    while len(kept) > 3 and kept[-1] == 1:
-        kept = kept[:-1]
+    kept = without_ones(sizes)
     if len(kept) != 3:
-        extent = "x".join(map(str, kept))
-        raise HeaderError(f"{len(kept)} axes ({extent}), expected one volume of 3; export one volume alone.")
+        raise other_axes(kept)
     if min(kept) < 1:
         raise HeaderError(f"axes of {'x'.join(map(str, kept))} voxels, expected at least one voxel along each.")
     return kept[0], kept[1], kept[2]
+
+
+def without_ones(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return extents without those of one beyond the third, up to the last that is longer."""
+    kept = sizes
+    while len(kept) > 3 and kept[-1] == 1:
+        kept = kept[:-1]
+    return kept
+
+
+def other_axes(kept: tuple[int, ...]) -> HeaderError:
+    """Return the refusal of extents that are not those of one volume."""
+    extent = "x".join(map(str, kept))
+    return HeaderError(f"{len(kept)} axes ({extent}), expected one volume of 3; export one volume alone.")
 
 
 def whole_numbers(text: str, what: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from voxelgate.images.nifti_header import nifti_fields, read_nifti_header
 from voxelgate.images.nrrd_header import read_nrrd_header
 from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture, read_picture, read_picture_header, write_picture
 from voxelgate.images.volume_bytes import MOST_RATIO, open_regular, raw_content, stream_of, too_short, whole_content
-from voxelgate.images.volume_header import HeaderError, Packing, Source, VolumeHeader
+from voxelgate.images.volume_header import HeaderError, Packing, Source, VolumeHeader, other_axes
 
 Voxels = npt.NDArray[Any]
 
@@ -103,7 +103,7 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def read_volume_header(path: Path, *, may_name_others: bool = True) -> VolumeHeader:
+def read_volume_header(path: Path, *, may_name_others: bool = True, several: bool = False) -> VolumeHeader:
     """Read and check what a volume file says of its voxels; a picture is none. No library sees the file.
 
     A NIfTI file is placed by its sform, else its qform. Without both (codes 0) its axes have no known direction: the
@@ -115,6 +115,7 @@ def read_volume_header(path: Path, *, may_name_others: bool = True) -> VolumeHea
         path: a file whose name ends in one of `SUFFIXES`; it may lead through a zip as if that were a folder.
         may_name_others: whether the voxels may lie in a file beside it, as of `.mhd`; a header from a stranger, who
             could name any file of this machine, may not.
+        several: whether a NIfTI file may hold several volumes along a fourth axis, which then are channels.
 
     Raises:
         InputError: the file is no regular one, is no image, is damaged or too short, has not three axes, or no usable
@@ -126,6 +127,8 @@ def read_volume_header(path: Path, *, may_name_others: bool = True) -> VolumeHea
     with _reworded(path):
         with open_regular(path) as (file, size):
             header = _parser_of(path)(Source(path, file, size, may_name_others))
+        if header.channels > 1 and not several:
+            raise other_axes((*header.shape, header.channels))
         if header.stored.path != path:
             size = header.stored.path.stat().st_size
         header = _of_a_size(header, size)
@@ -139,12 +142,12 @@ def read_grid(path: Path) -> Grid:
         path: a file whose name ends in one of `SUFFIXES` or `PICTURE_SUFFIXES`.
 
     Returns:
-        The grid in RAS+ mm; axes of length one beyond the third are dropped.
+        The grid in RAS+ mm, of every volume if there are several; axes of length one beyond the third are dropped.
 
     Raises:
         InputError: as for `read_volume_header`.
     """
-    return read_picture_header(path).grid if is_picture(path) else read_volume_header(path).grid
+    return read_picture_header(path).grid if is_picture(path) else read_volume_header(path, several=True).grid
 
 
 def read_volume(path: Path) -> tuple[Voxels, Grid]:
@@ -169,13 +172,18 @@ def read_volume(path: Path) -> tuple[Voxels, Grid]:
     return voxels, grid
 
 
-def read_channels(path: Path) -> tuple[Voxels, Grid]:
-    """Read the voxels of a file as `read_volume` does, but with all channels, (C, i, j, k): three of an RGB picture."""
-    voxels, grid, *_ = read_with_findings(path)
+def read_channels(path: Path, *, several: bool = False) -> tuple[Voxels, Grid]:
+    """Read the voxels of a file as `read_volume` does, but with all channels, (C, i, j, k): three of an RGB picture.
+
+    Args:
+        path: of the file.
+        several: whether it may be a NIfTI file of several volumes, as the Decathlon stores channels.
+    """
+    voxels, grid, *_ = read_with_findings(path, several=several)
     return voxels, grid
 
 
-def read_with_findings(path: Path) -> Reading:
+def read_with_findings(path: Path, *, several: bool = False) -> Reading:
     """Read the voxels of a file as `read_channels` does, and say what is worth knowing of it.
 
     Raises:
@@ -183,13 +191,13 @@ def read_with_findings(path: Path) -> Reading:
     """
     if is_picture(path):
         return Reading(*_read_picture(path))
-    header = read_volume_header(path)
+    header = read_volume_header(path, several=several)
     with _reworded(path):
         voxels, surplus = _voxels_of(header)
     found = header.findings
     if surplus:
         found = (*found, _naming(path, _surplus_finding(header, surplus)))
-    return Reading(voxels[None], header.grid, found, header.sides_problem)
+    return Reading(voxels, header.grid, found, header.sides_problem)
 
 
 def write_label_map(
@@ -311,7 +319,7 @@ def _read_picture(path: Path) -> tuple[Voxels, Grid]:
 
 
 def _voxels_of(header: VolumeHeader) -> tuple[Voxels, int]:
-    """Return the voxels (i, j, k), scaled, in native byte order, and how many bytes of a compressed file are left."""
+    """Return the voxels (C, i, j, k), scaled, in native byte order, and the bytes left of a compressed file."""
     surplus = 0
     if header.stored.packing is Packing.TEXT:
         flat = _typed_values(header)
@@ -320,10 +328,10 @@ def _voxels_of(header: VolumeHeader) -> tuple[Voxels, int]:
     else:
         content, surplus = whole_content(header.vox_bytes, stream_of(header.stored))
         flat = content.view(header.stored_type)
-    native = flat.astype(header.stored_type.newbyteorder("="), copy=False).reshape(header.shape, order="F")
+    native = flat.astype(header.stored_type.newbyteorder("="), copy=False)
     if header.is_scaled:
         native = native * np.float64(header.slope) + np.float64(header.inter)
-    return native, surplus
+    return np.moveaxis(native.reshape((*header.shape, header.channels), order="F"), 3, 0), surplus
 
 
 def _typed_values(header: VolumeHeader) -> Voxels:
@@ -372,7 +380,7 @@ def nifti_header(grid: Grid, like: Path | None, dtype: npt.DTypeLike) -> Any:  #
             header["qform_code"] = 0
         header.set_xyzt_units("mm")
         return header
-    fields = nifti_fields(read_volume_header(like).nifti)
+    fields = nifti_fields(read_volume_header(like, several=True).nifti)
     for field in _GRID_FIELDS:
         header[field] = fields[field]
     header["pixdim"][:4] = fields["pixdim"][:4]

@@ -243,7 +243,9 @@ def _trial_cases(root: Path, folder: Path) -> Path:
             label[at, shape[1] // 4 : shape[1] - shape[1] // 4] = value  # none where there are more labels than voxels
         names = [f"images/{case}_{number:04d}{suffix}" for number in range(rule.files)]
         for name in names:
-            noise = rng.normal(0, 100, (rule.channels_per_file, *shape)) - (1000 * (label == 0) if is_ct else 0)
+            noise = rng.normal(0, 100, (rule.channels_per_file(rule.files), *shape)) - (
+                1000 * (label == 0) if is_ct else 0
+            )
             _save(folder / name, noise)
         _save(folder / f"labels/{case}{suffix}", label[None])
         named: str | list[str] = names[0] if len(names) == 1 else names

@@ -211,7 +211,7 @@ class LabelMapWriter(ImageWriter):  # type: ignore[misc]  # MONAI ships no stubs
 class ChannelsReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
     """Let MONAI's `LoadImage` read several files as the channels of one image, in the order they are given.
 
-    A picture in colours gives three channels: red, green, blue.
+    A picture in colours gives three channels: red, green, blue; a NIfTI file of several volumes one for each.
 
     >>> from monai.transforms import LoadImaged
     >>> load = LoadImaged(keys="image", reader="voxelgate.ChannelsReader")
@@ -231,5 +231,5 @@ class ChannelsReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         Raises:
             InputError: as for `read_volume`, and for files on different grids.
         """
-        image = joined(img, [read_channels(path) for path in img])
+        image = joined(img, [read_channels(path, several=True) for path in img])
         return image.voxels.astype(np.float32), meta_of(image.grid) | {"original_channel_dim": 0}

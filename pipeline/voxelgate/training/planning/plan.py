@@ -286,7 +286,7 @@ class Plan:
     @property
     def is_colour(self) -> bool:
         """Return whether images are pictures in colours."""
-        return self.images.channels_per_file > 1
+        return self.images.files < len(self.images.channels)
 
     @property
     def flat_axis(self) -> int | None:

@@ -28,4 +28,4 @@ def _type_of(case: Case) -> "np.dtype[Any]":
     """Return the type of the voxels that are read; of several channels and other formats than NIfTI a usual one."""
     if not isinstance(case.image, Path) or case.further_channels or not is_nifti(case.image):
         return np.dtype(np.float32)
-    return read_volume_header(case.image).voxel_type
+    return read_volume_header(case.image, several=True).voxel_type
