@@ -18,6 +18,8 @@ from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageE
 from voxelgate.core.files import make_folder, write_text
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import MOST_READERS, checked_manifest, checksum
+from voxelgate.datasets.described_set import DESCRIPTION, is_described, read_described_set
+from voxelgate.datasets.found_set import FoundCase, FoundSet
 from voxelgate.datasets.manifest import (
     Manifest,
     ManifestCase,
@@ -26,7 +28,7 @@ from voxelgate.datasets.manifest import (
     named_values,
     schema_problem,
 )
-from voxelgate.evaluation.pairs import Pair, find_pairs
+from voxelgate.evaluation.pairs import find_pairs
 from voxelgate.images.label_maps import WHITES, LabelValues, single_channel, values_of, white_as_one, whole_labels
 from voxelgate.images.pictures import RGB, read_picture_header
 from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
@@ -69,9 +71,9 @@ class _Notes:
 def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a record would only move them
     folder: str | Path,
     *,
-    name: str,
-    modality: str,
-    licence: str,
+    name: str = "",
+    modality: str = "",
+    licence: str = "",
     folds: int | None = None,
     labels: Mapping[str, str] | None = None,
     ignore: Sequence[int] = (),
@@ -82,14 +84,15 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     """Return the manifest of a folder; every file has passed `check_manifest`.
 
     Read are `images/` + `labels/`, `imagesTr/` + `labelsTr/`, or pairs in one folder such as `a.nii.gz` +
-    `a_seg.nii.gz`; nnU-Net's `a_0000`, `a_0001`, ... are the channels of one image. The same files give the same
-    manifest on every machine. What is right but unusual, such as a structure in one case only, is logged as a warning.
+    `a_seg.nii.gz`; nnU-Net's `a_0000`, `a_0001`, ... are the channels of one image. What a `dataset.json` of nnU-Net or
+    of the Decathlon says is taken, unless it is said here. The same files give the same manifest on every machine. What
+    is right but unusual, such as a structure in one case only, is logged as a warning.
 
     Args:
-        folder: data root of the manifest.
-        name: name of the data set.
-        modality: "CT", "MRI" or "PICTURE"; pictures are in colours if the first one is.
-        licence: licence of the data.
+        folder: data root of the manifest, or the `dataset.json` in it.
+        name: name of the data set; by default that of the folder.
+        modality: "CT", "MRI" or "PICTURE", by default "CT"; pictures are in colours if the first one is.
+        licence: licence of the data; by default "not stated".
         folds: number of folds; cases are dealt by subject. By default 5, or as many as there are subjects; with 1
             there are none, and a training sees all cases.
         labels: name of each value in the files, `{"0": "background", "200": ...}`; by default those of `subjects.json`,
@@ -109,31 +112,62 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     ['case_0', 'case_1', 'case_2', 'case_3']
     """
     _refuse_options(modality, labels, ignore)
-    root = Path(folder).resolve()
+    root = _root_of(Path(folder))
     notes = _read_notes(root)
-    rule = ImageSpec(is_picture=modality == Modality.PICTURE)
-    pairs, problems = find_pairs(root, rule)
-    if not pairs:
-        raise ManifestError(problems or [_no_pairs(root, rule)])
-    subject_of, without_subject = _subjects_of(pairs, subjects, notes)
-    problems = [*problems, *without_subject]
-    if unwritable := [*map(_unwritable_line, filter(_is_unwritable, pairs))]:
+    found = _found_in(root, modality)
+    subject_of, without_subject = _subjects_of(found, subjects, notes)
+    problems = [*found.problems, *without_subject]
+    if unwritable := [*map(_unwritable_line, filter(_is_unwritable, (*found.cases, *found.tests)))]:
         raise ManifestError([*problems, *unwritable])
+    ignored = ignore or found.ignored
     document = {
-        "name": name,
-        "licence": licence,
-        **_channel_fields(pairs, modality),
-        "labels": dict(labels or notes.labels or _default_labels(pairs, ignore)),
-        "ignore": list(ignore),
-        "training": [_row_of_pair(pair, root, subject_of[pair.case_id]) for pair in pairs],
+        "name": name or found.name or root.name,
+        **({"description": found.description} if found.description else {}),
+        "licence": licence or found.licence or "not stated",
+        **({"reference": found.reference} if found.reference else {}),
+        **_channel_fields(found, modality or found.modality or Modality.CT),
+        "labels": dict(labels or notes.labels or found.labels or _default_labels(found.cases, ignored)),
+        "ignore": list(ignored),
+        "training": [_row_of_case(case, root, subject_of[case.case_id]) for case in found.cases],
+        **(
+            {"test": [_row_of_case(case, root, subject_of[case.case_id]) for case in found.tests]}
+            if found.tests
+            else {}
+        ),
     }
     manifest = manifest_from_document(document, root)
     dealt = manifest if problems else _dealt(manifest, folds, seed)
-    found = checked_manifest(manifest, progress=progress)
-    if problems or found.problems:
-        raise ManifestError([*problems, *found.problems])
-    _tell_unusual(dealt, found.cases_with)
-    return replace(dealt, cases=tuple(map(_with_checksums, dealt.cases)))
+    checked = checked_manifest(manifest, progress=progress)
+    if problems or checked.problems:
+        raise ManifestError([*problems, *checked.problems])
+    _tell_unusual(dealt, checked.cases_with, found.remarks)
+    return replace(
+        dealt,
+        cases=tuple(map(_with_checksums, dealt.cases)),
+        test_cases=tuple(map(_with_checksums, dealt.test_cases)),
+    )
+
+
+def _root_of(given: Path) -> Path:
+    """Return the folder of a data set, also where its description was named."""
+    return (given.parent if given.name == DESCRIPTION and given.is_file() else given).resolve()
+
+
+def _found_in(root: Path, modality: str) -> FoundSet:
+    """Return the cases of a folder by what it says of itself, or else by what its files are called.
+
+    Raises:
+        ManifestError: there are none.
+    """
+    if is_described(root):
+        found = read_described_set(root, modality)
+    else:
+        pairs, problems = find_pairs(root, ImageSpec(is_picture=modality == Modality.PICTURE))
+        cases = tuple(FoundCase(pair.case_id, pair.images, pair.label) for pair in pairs)
+        found = FoundSet(cases, problems=tuple(problems))
+    if not found.cases:
+        raise ManifestError(found.problems or [_no_pairs(root, ImageSpec(is_picture=modality == Modality.PICTURE))])
+    return found
 
 
 def _dealt(manifest: Manifest, folds: int | None, seed: int) -> Manifest:
@@ -149,8 +183,10 @@ def _dealt(manifest: Manifest, folds: int | None, seed: int) -> Manifest:
     return replace(dealt, cases=tuple(replace(case, fold=None) for case in dealt.cases))
 
 
-def _tell_unusual(manifest: Manifest, cases_with: Mapping[int, int]) -> None:
-    """Warn of structures that hardly any case holds: a slip of the pen makes one."""
+def _tell_unusual(manifest: Manifest, cases_with: Mapping[int, int], remarks: Sequence[str]) -> None:
+    """Warn of what was understood in another way than it is said, and of structures that hardly any case holds."""
+    for remark in remarks:
+        logger.warning("%s", remark)
     for number, name in manifest.labels.foreground.items():
         cases, all_cases = cases_with.get(number, 0), len(manifest.cases)
         if cases == 0 or (cases == 1 and all_cases >= FEW):
@@ -168,10 +204,14 @@ def _no_pairs(root: Path, rule: ImageSpec) -> str:
     return f"{root.name}: holds no {wanted}; {hint}."
 
 
-def _channel_fields(pairs: Sequence[Pair], modality: str) -> dict[str, Any]:
-    """Return what the manifest says of the channels; each picture is compared with it by `check_manifest`."""
-    if modality != Modality.PICTURE or len(pairs[0].images) > 1 or not _is_in_colours(pairs[0].image):
-        return {"modality": {str(index): modality for index in range(len(pairs[0].images))}}
+def _channel_fields(found: FoundSet, modality: str) -> dict[str, Any]:
+    """Return what the manifest says of the channels; each image is compared with it by `check_manifest`."""
+    if found.channels:
+        named = {str(index): name for index, name in enumerate(found.channels)}
+        return {"modality": dict.fromkeys(named, modality), "channels": named}
+    images = found.cases[0].images
+    if modality != Modality.PICTURE or len(images) > 1 or not _is_in_colours(images[0]):
+        return {"modality": {str(index): modality for index in range(len(images))}}
     channels = {str(index): name for index, name in enumerate(RGB)}
     return {"modality": dict.fromkeys(channels, modality), "channels": channels}
 
@@ -211,7 +251,7 @@ def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = Fa
 
 
 def _refuse_options(modality: str, labels: Mapping[str, str] | None, ignore: Sequence[int]) -> None:
-    if modality not in set(Modality):
+    if modality and modality not in set(Modality):
         raise UsageError(f"modality {modality!r} is unknown; choose {' or '.join(Modality)}.")
     try:
         LabelValues((0,), tuple(ignore)) if labels is None else named_values(labels, ignore)
@@ -237,19 +277,20 @@ def _read_notes(root: Path) -> _Notes:
 
 
 def _subjects_of(
-    pairs: Sequence[Pair], subjects: Mapping[str, str] | None, notes: _Notes
+    found: FoundSet, subjects: Mapping[str, str] | None, notes: _Notes
 ) -> tuple[dict[str, str], list[str]]:
     """Return the subject of every case, and one line for each case whose subject is not known."""
+    cases = (*found.cases, *found.tests)
     known = notes.subject_group if subjects is None else subjects
     if subjects is None and not known:
-        return {pair.case_id: pair.case_id for pair in pairs}, []
-    found = {pair.case_id: known.get(pair.case_id, known.get(_last_number(pair.case_id))) for pair in pairs}
-    without = [pair.image.name for pair in pairs if found[pair.case_id] is None]
+        return {case.case_id: case.subject or case.case_id for case in cases}, []
+    told = {case.case_id: known.get(case.case_id, known.get(_last_number(case.case_id))) for case in cases}
+    without = [case.images[0].name for case in cases if told[case.case_id] is None]
     source = SUBJECTS_FILE if subjects is None else "the subjects given"
     problems = [
         f"{name}: its subject is not in {source}; add it, or its sides may be split over folds." for name in without
     ]
-    return {case_id: subject or case_id for case_id, subject in found.items()}, problems
+    return {case_id: subject or case_id for case_id, subject in told.items()}, problems
 
 
 def _last_number(case_id: str) -> str:
@@ -257,10 +298,11 @@ def _last_number(case_id: str) -> str:
     return case_id[len(case_id.rstrip("0123456789")) :]
 
 
-def _default_labels(pairs: Sequence[Pair], ignore: Sequence[int]) -> dict[str, str]:
+def _default_labels(cases: Sequence[FoundCase], ignore: Sequence[int]) -> dict[str, str]:
     """Name the values that are found; refuse those that may mean something else than a structure."""
     with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
-        of_files = list(pool.map(partial(_values_found, ignored=frozenset(ignore)), (pair.label for pair in pairs)))
+        labels = (case.label for case in cases if case.label is not None)
+        of_files = list(pool.map(partial(_values_found, ignored=frozenset(ignore)), labels))
     found = sorted(set[int]().union(*(values for values in of_files if values)))
     if not found and None in of_files:
         return {"0": "background", "1": "label_1"}  # the check says what is wrong with each
@@ -299,20 +341,24 @@ def _doubtful_line(doubtful: Sequence[int], found: Sequence[int], files: int) ->
     )
 
 
-def _is_unwritable(pair: Pair) -> bool:
-    return any("\udc80" <= letter <= "\udcff" for path in (*pair.images, pair.label) for letter in path.name)
+def _is_unwritable(case: FoundCase) -> bool:
+    names = [path.name for path in (*case.images, case.label) if path is not None]
+    return any("\udc80" <= letter <= "\udcff" for name in names for letter in name)
 
 
-def _unwritable_line(pair: Pair) -> str:
-    name = pair.image.name.encode("ascii", "backslashreplace").decode()
+def _unwritable_line(case: FoundCase) -> str:
+    name = case.images[0].name.encode("ascii", "backslashreplace").decode()
     return f"{name}: the name of image or label is no UTF-8, so that a manifest cannot hold it; rename both files."
 
 
-def _row_of_pair(pair: Pair, root: Path, subject: str) -> dict[str, Any]:
-    files = [path.relative_to(root).as_posix() for path in pair.images]
-    row = {"image": files if len(files) > 1 else files[0], "label": pair.label.relative_to(root).as_posix()}
-    named = {} if pair.case_id == volume_stem(pair.image) else {"case_id": pair.case_id}
-    return {**named, **row, "subject": subject}
+def _row_of_case(case: FoundCase, root: Path, subject: str) -> dict[str, Any]:
+    files = [path.relative_to(root).as_posix() for path in case.images]
+    return {
+        **({} if case.case_id == volume_stem(case.images[0]) else {"case_id": case.case_id}),
+        "image": files if len(files) > 1 else files[0],
+        **({} if case.label is None else {"label": case.label.relative_to(root).as_posix()}),
+        "subject": subject,
+    }
 
 
 def _with_checksums(case: ManifestCase) -> ManifestCase:

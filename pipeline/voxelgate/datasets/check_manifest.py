@@ -137,7 +137,7 @@ def image_content(case: ManifestCase) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    return _content_hash([voxels for path in case.channels for voxels in read_channels(path)[0]])
+    return _content_hash([voxels for path in case.channels for voxels in read_channels(path, several=True)[0]])
 
 
 def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
@@ -151,15 +151,16 @@ def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
     channels: list[Volume] = []
     for path in case.channels:
         name = manifest.relative(path)
-        file, found = _read(path, case.image_sha256 if path == case.image else None, name)
+        checksum_of = case.image_sha256 if path == case.image else None
+        file, found = _read(path, checksum_of, name, several=manifest.images.may_be_one_file)
         problems += found
         if file is not None:
             problems += _image_problems(file[0], name) + _apart(file, channels, name, manifest.relative(case.image))
             problems += _side_problems(path, name, manifest)
-            if (problem := manifest.images.problem(path, len(file[0]))) is not None:
+            if (problem := manifest.images.problem(path, len(file[0]), len(case.channels))) is not None:
                 problems.append(f"{name}: {problem}")
             channels += [(voxels, file[1]) for voxels in file[0]]
-    if len(case.channels) > 1:
+    if manifest.images.files > 1:
         problems += _doubled(channels, case, manifest)
     if not problems and (flat := _flatness([voxels for voxels, _ in channels], manifest.modality)) is not None:
         problems.append(f"{manifest.relative(case.image)}: {flat}")
@@ -190,7 +191,7 @@ def _apart(volume: Volume, channels: Sequence[Volume], name: str, first: str) ->
     return [f"{name}: on another grid than {first}: {difference}; resample the channels of a case to one grid."]
 
 
-def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, list[str]]:
+def _read(path: Path, sha256: str | None, name: str, *, several: bool = False) -> tuple[Volume | None, list[str]]:
     """Return all channels of a file, (C, i, j, k), and what is wrong with it."""
     if not path.is_file():
         return None, [f"{name}: there is no such file; restore it or take its case out of the manifest."]
@@ -200,7 +201,7 @@ def _read(path: Path, sha256: str | None, name: str) -> tuple[Volume | None, lis
             problems.append(
                 f"{name}: SHA-256 differs from the manifest's; restore the file or write the manifest anew."
             )
-        return read_channels(path), problems
+        return read_channels(path, several=several), problems
     except InputError as error:
         return None, [*problems, f"{name}: {reading_problem(error, path)}"]
 
@@ -228,10 +229,13 @@ def _image_problems(voxels: npt.NDArray[Any], name: str) -> list[str]:
 
 
 def _doubled(channels: Sequence[Volume], case: ManifestCase, manifest: Manifest) -> Iterator[str]:
-    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(case.channels, channels, strict=False), 2):
+    if len(case.channels) == 1:
+        names = [f"{manifest.relative(case.image)}: channel {name}" for name in manifest.channel_names]
+    else:
+        names = [f"{manifest.relative(path)}:" for path in case.channels]
+    for (first, (voxels, _)), (second, (others, _)) in combinations(zip(names, channels, strict=False), 2):
         if np.array_equal(voxels, others):
-            name, other = manifest.relative(second), manifest.relative(first)
-            yield f"{name}: holds the same voxels as {other}; give each channel its own image."
+            yield f"{second} holds the same voxels as {first.rstrip(':')}; give each channel its own image."
 
 
 def _flatness(channels: Sequence[npt.NDArray[Any]], modality: Modality) -> str | None:

@@ -19,11 +19,18 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/, or pairs of files.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/, pairs of files, or a dataset.json.")],
     out: Annotated[Path, typer.Option(help="Manifest to write.", show_default="FOLDER/manifest.json")] = Path(),
-    name: Annotated[str, typer.Option(help="Name of the data set.", show_default="the folder's")] = "",
-    modality: Annotated[str, typer.Option(help="CT, MRI, or PICTURE for PNG, TIFF and JPEG.")] = "CT",
-    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "not stated",
+    name: Annotated[
+        str, typer.Option(help="Name of the data set.", show_default="what dataset.json says, or the folder's")
+    ] = "",
+    modality: Annotated[
+        str,
+        typer.Option(help="CT, MRI, or PICTURE for PNG, TIFF and JPEG.", show_default="what dataset.json says, or CT"),
+    ] = "",
+    licence: Annotated[
+        str, typer.Option(help="Licence of the data.", show_default="what dataset.json says, or not stated")
+    ] = "",
     labels: Annotated[
         str,
         typer.Option(
@@ -41,15 +48,15 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a manifest from a folder of images and labels, and check every file."""
-    path = folder / "manifest.json" if out == Path() else out
+    path = (folder.parent if folder.is_file() else folder) / "manifest.json" if out == Path() else out
     table, ignored = names_by_value(labels) if labels else None, ignored_values(ignore)
-    if folder.is_dir():
+    if folder.exists():
         make_folder(path.parent)
         refuse_existing([path], overwrite=overwrite)
     with progress_bar("checking") as progress:
         manifest = build_manifest(
             folder,
-            name=name or folder.resolve().name,
+            name=name,
             modality=modality.upper(),
             licence=licence,
             folds=folds,
