@@ -592,3 +592,19 @@ def test_a_hundred_structures_of_a_full_size_ct_take_few_megabytes(tmp_path: Pat
     write_seg(tmp_path / "a.dcm", segmented(labels, grid, headers, table))
 
     assert (tmp_path / "a.dcm").stat().st_size < 5e6
+
+
+def test_values_with_a_gap_become_a_label_map_whose_segments_keep_their_numbers(tmp_path: Path) -> None:
+    labels = np.where(LABELS == 2, 0, LABELS)
+    table = LabelTable((*TABLE.names[:2], "", *TABLE.names[3:]))
+
+    write_seg(tmp_path / "a.dcm", segmented(labels, GRID, headers_of(GRID), table))
+
+    assert np.array_equal(read_by_highdicom(tmp_path / "a.dcm", GRID), labels)
+    assert [item.SegmentNumber for item in dcmread(tmp_path / "a.dcm").SegmentSequence] == [0, 1, 3, 4]
+
+
+def test_a_value_in_a_gap_of_the_names_is_refused(tmp_path: Path) -> None:
+    table = LabelTable((*TABLE.names[:2], "", *TABLE.names[3:]))
+
+    assert "label values without a name" in refusal(tmp_path / "a.dcm", LABELS, GRID, headers_of(GRID), table)

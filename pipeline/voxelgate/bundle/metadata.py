@@ -144,7 +144,7 @@ class Metadata:
         """Return what the label values of the bundle's output mean."""
         try:
             names = self.document["network_data_format"]["outputs"]["pred"]["channel_def"]
-            return LabelTable.from_mapping(names, self.document.get("label_codes"))
+            return LabelTable.from_mapping(names, self.document.get("label_codes"), gaps=True)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{self.root.name}: metadata.json does not name the output labels ({error})") from error
 

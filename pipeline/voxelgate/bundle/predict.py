@@ -252,7 +252,10 @@ class Bundle:
     def _measured(self, labels: npt.NDArray[Any], grid: Grid) -> dict[str, Structure]:
         if (highest := int(labels.max())) >= len(self.labels.names):
             raise BundleError(f"the network gives label {highest}, but the bundle names only {len(self.labels.names)}.")
-        return measure_structures(labels, grid, self.labels)
+        measured = measure_structures(labels, grid, self.labels)
+        if "" in measured:
+            raise BundleError("the network gives a label that the bundle does not name; name it in metadata.json.")
+        return measured
 
     def segment(
         self,

@@ -11,6 +11,9 @@ from voxelgate.core.terminology import Coding, find_coding
 IGNORED = -1
 """Value, in label maps that were read, of voxels that neither train nor count."""
 
+HIGHEST = 65_535
+"""Value of a label that a label map can hold."""
+
 _SIDE = re.compile(r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![a-z])|(?:Left|Right)(?![a-z])")
 """A side as a word of its own, also in `kidney_left` and `LeftKidney`, not in "bright"."""
 
@@ -34,12 +37,14 @@ class LabelTable:
     """Names of the label values 0 (background), 1, 2, ... of a label map.
 
     Args:
-        names: one name for each value, background first; all different, none empty.
+        names: one name for each value, background first; all different. An empty one between others is a gap: no voxel
+            has this value.
         codings: value and coding of the structures that say themselves what they are, in ascending order; a structure
             without one is looked up by its name.
 
     Raises:
-        ValueError: fewer than two names, names that are empty or not unique, or a coding of no structure.
+        ValueError: fewer than two names, names that are not unique, a first or last one that is empty, or a coding of
+            no structure.
 
     >>> LabelTable(("background", "left parotid", "right parotid")).side_pairs
     ((1, 2),)
@@ -51,37 +56,44 @@ class LabelTable:
     def __post_init__(self) -> None:
         if len(self.names) < 2:
             raise ValueError(f"a label table names the background and at least one structure, found {self.names}")
-        if len({name.strip().lower() for name in self.names} - {""}) != len(self.names):
+        named = [name.strip().lower() for name in self.names if name]
+        if len(set(named) - {""}) != len(named) or not (self.names[0] and self.names[-1]):
             raise ValueError(f"label names must be unique and not empty, found {self.names}")
         coded = [value for value, _ in self.codings]
         if coded != sorted(set(coded) & set(self.foreground)):
             raise ValueError(f"codes belong to the values 1 to {len(self.names) - 1}, each once, found {coded}")
 
     @classmethod
-    def from_mapping(cls, names: Mapping[str, str], codings: Mapping[str, Any] | None = None) -> "LabelTable":
+    def from_mapping(
+        cls, names: Mapping[str, str], codings: Mapping[str, Any] | None = None, *, gaps: bool = False
+    ) -> "LabelTable":
         """Build a table from `{"0": "background", "1": ...}`, the layout of manifests and of `channel_def`.
 
         Args:
             names: name of each value.
             codings: `{"1": {"category": {"value": ..., "scheme": ..., "meaning": ...}, "type": ...}}`, as
                 `Coding.from_mapping` reads it; the layout of `label_codes` in a bundle's metadata.
+            gaps: whether values may be left out.
 
         Raises:
-            ValueError: keys are not 0, 1, 2, ... without a gap, or a coding is unfit or of no structure.
+            ValueError: keys are not 0, 1, 2, ... up to `HIGHEST`, or not without a gap, or a coding is unfit or of no
+                structure.
         """
-        if sorted(names) != sorted(str(index) for index in range(len(names))):
-            raise ValueError(f"label values must be 0, 1, 2, ... without a gap, found {', '.join(sorted(names))}")
+        values = range(len(names)) if not gaps else [value for value in range(HIGHEST + 1) if str(value) in names]
+        if sorted(names) != sorted(map(str, values)):
+            rule = f"0 to {HIGHEST}" if gaps else "0, 1, 2, ... without a gap"
+            raise ValueError(f"label values must be {rule}, found {', '.join(sorted(names))}")
         if not set(codings or {}) <= set(names):
             raise ValueError(f"codes belong to label values, found {', '.join(map(str, codings or ()))}")
         coded = {int(value): Coding.from_mapping(parts) for value, parts in (codings or {}).items()}
         return cls(
-            tuple(names[str(index)] for index in range(len(names))),
+            tuple(names.get(str(index), "") for index in range(max(values, default=-1) + 1)),
             tuple((value, coded[value]) for value in sorted(coded)),
         )
 
     def to_mapping(self) -> dict[str, str]:
-        """Return `{"0": "background", "1": ...}`."""
-        return {str(index): name for index, name in enumerate(self.names)}
+        """Return `{"0": "background", "1": ...}`, without gaps."""
+        return {str(index): name for index, name in enumerate(self.names) if name}
 
     def find_coding(self, value: int) -> Coding | None:
         """Return what the structure of this value is: as the table says, else as its name says, else None."""
@@ -103,8 +115,8 @@ class LabelTable:
 
     @property
     def foreground(self) -> dict[int, str]:
-        """Return value and name of every structure, without the background."""
-        return dict(enumerate(self.names[1:], start=1))
+        """Return value and name of every structure, without the background and without gaps."""
+        return {index: name for index, name in enumerate(self.names) if index and name}
 
     @property
     def side_pairs(self) -> tuple[tuple[int, int], ...]:

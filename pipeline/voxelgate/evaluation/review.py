@@ -171,7 +171,9 @@ def _doubts_about_network(
     table: LabelTable, confidence: Sequence[float] | None, dice_of: Mapping[str, float]
 ) -> Iterator[Doubt]:
     stated = {} if confidence is None else dict(zip(table.names, confidence, strict=True))
-    unsure = [f"{name} ({stated[name]:.2f})" for name in table.names[1:] if stated.get(name, 1.0) < LOW_CONFIDENCE]
+    unsure = [
+        f"{name} ({stated[name]:.2f})" for name in table.foreground.values() if stated.get(name, 1.0) < LOW_CONFIDENCE
+    ]
     if unsure:
         yield Doubt(Verdict.REVIEW, f"confidence: the network is unsure of {listed(unsure)}.")
     unlike = [f"{name} (Dice {dice:.2f})" for name, dice in dice_of.items() if dice < LOW_FLIP_DICE]

@@ -88,8 +88,8 @@ def _raw(path: Path, image: Grid) -> npt.NDArray[Any]:
 def _meaning_of_values(segments: Segments, table: LabelTable) -> dict[int, int]:
     """Return what each value of the file is called in the bundle."""
     if not segments:
-        return {value: value for value in range(len(table.names))}
-    known = {name.lower(): value for value, name in enumerate(table.names)}
+        return {int(value): int(value) for value in table.to_mapping()}
+    known = {name.lower(): int(value) for value, name in table.to_mapping().items()}
     meaning = {0: 0}
     for place, segment in enumerate(segments, start=1):
         name = str(segment.get("name", "")).strip().lower()

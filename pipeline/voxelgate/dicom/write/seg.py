@@ -90,7 +90,8 @@ def write_seg(path: Path, segmented: SegmentedSeries, *, kind: SegKind | None = 
     Args:
         path: of the file to be, in a folder that exists.
         segmented: labels, grid, names and source.
-        kind: None chooses binary up to `MOST_BINARY_SEGMENTS` structures, else a label map with RLE.
+        kind: None chooses binary up to `MOST_BINARY_SEGMENTS` structures without a gap among their values, else a label
+            map with RLE.
 
     Returns:
         What a structured report refers to.
@@ -101,7 +102,9 @@ def write_seg(path: Path, segmented: SegmentedSeries, *, kind: SegKind | None = 
     """
     segmented.refuse_nothing()
     if kind is None:
-        kind = SegKind.BINARY if len(segmented.table.foreground) <= MOST_BINARY_SEGMENTS else SegKind.LABELMAP
+        has_gaps = len(segmented.table.foreground) < len(segmented.table.names) - 1
+        is_small = len(segmented.table.foreground) <= MOST_BINARY_SEGMENTS
+        kind = SegKind.BINARY if is_small and not has_gaps else SegKind.LABELMAP
     segments = tuple(Segment(value, new_uid()) for value in segmented.table.foreground)
     codings = {segment.number: segmented.table.coding(segment.number) for segment in segments}
     planes = _straight(segmented.planes())

@@ -111,6 +111,8 @@ class SegmentedSeries:
         slabs = np.moveaxis(self.labels, int(np.argmax(np.abs(self.labels.strides))), 0)  # bincount copies to int64
         counted = sum(np.bincount(slab.ravel(order="K"), minlength=names) for slab in slabs)
         object.__setattr__(self, "counts", tuple(int(count) for count in np.asarray(counted)))
+        if any(count and not name for count, name in zip(self.counts, self.table.names, strict=True)):
+            raise OutputError("label values without a name, expected those of the table; name them, or take them out.")
         for name in self.table.foreground.values():
             check_text(name, "a label name")
 

@@ -75,7 +75,7 @@ class Layout:
         lattice: all cells of the image, towards right, front and head.
         first: the first shown one of each axis.
         bits: of a pixel's label, 8 or 16.
-        names: of the structures, from label 1.
+        names: of the structures, from label 1; empty where there is none.
         window: values of the image that are black and white.
         is_hu: whether those are HU.
         gates: levels of the gates whose attention there is.

@@ -32,6 +32,9 @@ from voxelgate.segmentation.preview.slices import (
 Floats = npt.NDArray[np.float32]
 Chosen = Mapping[ViewPlane, Sequence[int]]
 
+NO_COLOUR = (0, 0, 0)
+"""Of a label value that no structure has."""
+
 
 def write_preview(
     path: Path,
@@ -65,17 +68,18 @@ def write_preview(
     chosen = {plane: chosen_cells(plane, shown[plane.axis], places) for plane in planes_of(laid)}
     bits: Literal[8, 16] = 8 if len(table.names) <= 256 else 16
     low, high = sketch.window
+    colours = structure_colours(table)
     layout = Layout(
         tuple(_described(laid, chosen, shown, places)),
         sketch.cells.shape,
         (shown[0][0], shown[1][0], shown[2][0]),
         bits,
-        tuple(table.foreground.values()),
+        table.names[1:],
         (round(low, 4), round(high, 4)),
         sketch.is_hu,
         tuple(attention or ()),
         laid.is_picture,
-        tuple(structure_colours(table).values()),
+        tuple(colours.get(value, NO_COLOUR) for value in range(1, len(table.names))),
     )
     pictures = [sketch.cells, *(np.rint(255 * alpha).astype(np.uint8) for alpha in (attention or {}).values())]
     grey, *maps = (
