@@ -27,8 +27,8 @@ ROOMS = {
 COMMANDS = SOURCE / "apps" / "cli"
 STAND_INS = SOURCE / "apps" / "label" / "stand_ins"
 PUBLIC = """
-AttentionUNet BCEDiceLoss Budget Bundle BundleError CanonicalZoomd CascadeInferer CaseReport CaseStatus ChannelsReader
-CheckedDicomReader CroppedInferer CrossValidation Despeckled EngineError Finding Fingerprint FlatNetwork
+AppendZerosd AttentionUNet BCEDiceLoss Budget Bundle BundleError CanonicalZoomd CascadeInferer CaseReport CaseStatus
+ChannelsReader CheckedDicomReader CroppedInferer CrossValidation Despeckled EngineError Finding Fingerprint FlatNetwork
 ForegroundIndicesd Grid GuidedAttentionNet ImageOnGrid ImageSpec InputError InvertingInferer KeepBest LabelMapWriter
 LabelScores LabelTable LoadLabeld Manifest ManifestError MixedPrecisionInferer NetworkLoss NonLocalUNet
 NormalizeImaged OffsetToHUd OneHotLabelsd Output OutputError Part PartsInferer PlaceLabeld PlainConvUNet Plan Quality

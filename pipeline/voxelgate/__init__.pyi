@@ -54,12 +54,14 @@ from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan
 from .training.train import TrainingJob, train
 from .transforms.canonical_zoom import CanonicalZoomd
+from .transforms.channels import AppendZerosd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
 from .transforms.sampling import ForegroundIndicesd, RandBalancedPatchd
 from .transforms.spatial import PlaceLabeld, RandSideSafeFlipd, ResampleToSpacingd
 
 __all__ = [
+    "AppendZerosd",
     "AttentionUNet",
     "BCEDiceLoss",
     "Budget",
