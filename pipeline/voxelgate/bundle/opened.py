@@ -19,6 +19,7 @@ from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerpri
 from voxelgate.bundle.frame import AS_IT_IS
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.predict import Bundle
+from voxelgate.bundle.scripts import admit_scripts, read_scripts
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, reason_of
@@ -70,6 +71,7 @@ def forget_opened() -> None:
 @functools.cache
 def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     fingerprint = verify(root)
+    admit_scripts(read_scripts(root))
     metadata = Metadata.read(root)
     parser = read_configs(
         root, ["inference"], {} if device is None else {"device": f"$torch.device({_known(device)!r})"}

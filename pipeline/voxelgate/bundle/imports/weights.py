@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -37,10 +38,29 @@ def read_checkpoint(source: ImportSource, name: str) -> Mapping[str, Any]:
     Raises:
         InputError: it is damaged, no such file, or names anything else, such as a function to call.
     """
+    return _loaded_from(source, name, _inert())
+
+
+def read_arrays(source: ImportSource, name: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of numbers of a small file, such as the searched code of a DiNTS; what is none is left out.
+
+    Raises:
+        InputError: as for `read_checkpoint`.
+    """
+    document = _loaded_from(source, name, [*_inert(), *_inert_of_arrays()])
+    arrays = {key: value.numpy() if type(value) is Tensor else value for key, value in document.items()}
+    return {
+        key: value
+        for key, value in arrays.items()
+        if isinstance(key, str) and type(value) is np.ndarray and value.dtype.kind in "biuf"
+    }
+
+
+def _loaded_from(source: ImportSource, name: str, inert: list[Any]) -> Mapping[str, Any]:
     path = source.path(name)
     _refuse_other_archive(path, f"{source.name}: {name}")
     try:
-        with torch.serialization.safe_globals(_inert()):
+        with torch.serialization.safe_globals(inert):
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (*UNREADABLE_WEIGHTS, RecursionError, MemoryError) as error:
         raise InputError(
@@ -91,6 +111,14 @@ def _inert() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return [*named, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType, codecs.encode]
+
+
+def _inert_of_arrays() -> list[Any]:
+    """Return what may be named beside in a file of arrays: what NumPy makes an array of numbers of."""
+    make = np.zeros(0).__reduce__()[0]
+    named = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    kinds = [np.dtypes.Int64DType, np.dtypes.Int32DType, np.dtypes.UInt8DType, np.dtypes.Int8DType, np.dtypes.BoolDType]
+    return [*named, np.ndarray, *kinds]
 
 
 def _refuse_other_archive(path: Path, where: str) -> None:

@@ -1,0 +1,50 @@
+"""What a zoo bundle says of itself beside its configs: terms, modality, description."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from voxelgate.bundle.imports.source import ImportSource
+from voxelgate.bundle.imports.zoo_labels import part_of
+from voxelgate.bundle.metadata import MODALITY_OF
+
+LICENCE_FILES = ("LICENSE", "docs/data_license.txt", "docs/license.txt")
+"""Files with the terms of code, weights and data; those that are there are copied."""
+
+KEPT_FACTS = ("authors", "copyright", "intended_use", "data_source", "references")
+"""Entries of `metadata.json` that stay as they are."""
+
+_TITLE_WORDS = 12
+
+
+def text_of(metadata: Mapping[str, Any], key: str) -> str:
+    """Return a text of the metadata on one line; empty if there is none."""
+    found = metadata.get(key)
+    return " ".join(found.split()) if isinstance(found, str) else ""
+
+
+def description_of(metadata: Mapping[str, Any], name: str) -> str:
+    """Return a sentence on what a bundle does."""
+    said = text_of(metadata, "description") or text_of(metadata, "task") or f"Imported from {name}"
+    return said if said.endswith(".") else f"{said}."
+
+
+def modality_of(metadata: Mapping[str, Any]) -> str:
+    """Return the modality as DICOM calls it, or what the bundle says; empty if it says none."""
+    said = text_of(part_of(metadata, "inputs", "image"), "modality")
+    return MODALITY_OF.get(said.upper(), said)
+
+
+def licence_of(source: ImportSource, metadata: Mapping[str, Any]) -> str:
+    """Return the terms in short: what the metadata say, else the title of the licence file; empty if neither is there.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if said := text_of(metadata, "license") or text_of(metadata, "licence"):
+        return said
+    if not source.has(LICENCE_FILES[0]):
+        return ""
+    lines = [" ".join(line.split()) for line in source.text(LICENCE_FILES[0]).splitlines() if line.strip()]
+    is_titled_twice = len(lines) > 1 and lines[1].startswith("Version ")
+    title = f"{lines[0]}, {lines[1]}" if is_titled_twice else (lines[0] if lines else "")
+    return " ".join(title.split()[:_TITLE_WORDS])

@@ -1,0 +1,120 @@
+"""Take the chain of a zoo bundle as it is: MONAI's own components, by name, around an inferer that checks the grid."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from monai import inferers, transforms
+
+from voxelgate.bundle.frame import Config
+from voxelgate.bundle.imports.zoo_chain import Chain, first_wins
+from voxelgate.bundle.imports.zoo_components import SCRIPTS, Component, component, components
+from voxelgate.bundle.imports.zoo_expressions import FunctionText
+from voxelgate.bundle.imports.zoo_references import ZooConfig
+from voxelgate.core.errors import BundleError
+
+_MODULES = frozenset(
+    f"monai.transforms.{room}.dictionary" for room in ("croppad", "intensity", "post", "smooth_field", "spatial")
+)
+"""Modules of MONAI whose transforms compute with images and touch nothing else."""
+
+_UTILITIES = frozenset({"EnsureTyped", "CastToTyped", "ToTensord", "RepeatChanneld", "ConcatItemsd", "SqueezeDimd"})
+_DROPPED = frozenset({"LoadImaged", "EnsureChannelFirstd", "SaveImaged", "ToDeviced"})
+"""Steps that are done before and after, by this program's own reading and writing."""
+
+_PLACES = ("device", "sw_device", "meta_keys", "orig_meta_keys", "meta_key_postfix")
+"""Arguments that name a device, or metadata that images carry themselves by now."""
+
+
+def read_own_chain(config: ZooConfig, package: str) -> Chain:
+    """Return the chain of a config with its own components.
+
+    Args:
+        config: of the bundle.
+        package: as which the bundle's Python files are imported; empty where they are not trusted.
+
+    Raises:
+        BundleError: it reads several images, names a component that is none of MONAI's, or states a function.
+    """
+    where = f"{config.name}: preprocessing"
+    before = components(config.value("preprocessing"), where)
+    keys = [step.arguments.get("keys") for step in before if step.name == "LoadImaged"]
+    images = [key for one in keys for key in ([one] if isinstance(one, str) else one or [])]
+    if len(images) != 1:
+        raise BundleError(f"{where}: reads {', '.join(images) or 'no image'}; with --faithful it must be one image")
+    own = _Own(images[0], package)
+    after = components(config.value("postprocessing"), f"{config.name}: postprocessing")
+    inferer = component(config.value("inferer"), f"{config.name}: inferer")
+    return Chain(
+        images=("image",),
+        preparation=tuple(own.steps(before, where)),
+        inferer={
+            "_target_": "voxelgate.InvertingInferer",
+            "inferer": own.inferer(inferer, f"{config.name}: inferer"),
+            "postprocessing": {
+                "_target_": "Compose",
+                "transforms": own.steps(after, f"{config.name}: postprocessing"),
+            },
+        },
+        findings=("The bundle runs its own chain, whole volumes at a time; only the grid of its result is checked.",),
+    )
+
+
+class _Own:
+    """A bundle's components, with its image called `image`."""
+
+    def __init__(self, image: str, package: str) -> None:
+        self._image = image
+        self._package = package
+
+    def steps(self, steps: Sequence[Component], where: str) -> list[Config]:
+        """Return transforms without those that read, save or move images."""
+        return [self._step(step, where) for step in steps if step.name not in _DROPPED]
+
+    def inferer(self, inferer: Component, where: str) -> Config:
+        """Return the inferer."""
+        kind = getattr(inferers, inferer.name, None)
+        is_known = inspect.isclass(kind) and issubclass(kind, inferers.Inferer)
+        return self._known(inferer, where, is_known=is_known).config(**dict.fromkeys(_PLACES))
+
+    def _step(self, step: Component, where: str) -> Config:
+        kind = getattr(transforms, step.name, None)
+        module = getattr(kind, "__module__", "")
+        is_known = step.name in _UTILITIES or (module in _MODULES and not step.name.startswith(("Rand", "Save")))
+        taken = self._known(step, where, is_known=is_known and inspect.isclass(kind))
+        if step.name == "Invertd":
+            changed: dict[str, Any] = {"transform": None, "orig_keys": "image", "keys": "pred"}
+            return {**taken.config(**changed, **dict.fromkeys(_PLACES)), "transform": "@preprocessing"}
+        return taken.config(**{name: self._renamed(taken.arguments[name]) for name in _keys_in(taken)}, device=None)
+
+    def _known(self, one: Component, where: str, *, is_known: bool) -> Component:
+        """Return a component that may be named in a config of ours.
+
+        Raises:
+            BundleError: it may not.
+        """
+        if one.name == "Lambdad" and isinstance(told := one.arguments.get("func"), FunctionText):
+            if first_wins(told.text) is None:
+                raise BundleError(
+                    f"{where}: states the function {told.text[:120]!r}, and foreign functions are never run"
+                )
+            return one
+        if one.name.startswith(SCRIPTS) and self._package:
+            return Component(f"{self._package}.{one.name.removeprefix(SCRIPTS)}", one.arguments)
+        if one.name.startswith(SCRIPTS):
+            raise BundleError(
+                f"{where}: {one.name} is Python code of the bundle; read the files in scripts/, and run the import "
+                "with --trust-code too if you trust them"
+            )
+        if not is_known:
+            raise BundleError(f"{where}: {one.name} is no component of MONAI that may be named in a bundle here")
+        return one
+
+    def _renamed(self, keys: Any) -> Any:
+        if isinstance(keys, list):
+            return [self._renamed(key) for key in keys]
+        return "image" if keys == self._image else keys
+
+
+def _keys_in(one: Component) -> list[str]:
+    return [name for name in ("keys", "source_key", "orig_keys", "ref_image") if name in one.arguments]
