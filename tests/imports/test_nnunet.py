@@ -1,0 +1,244 @@
+"""nnU-Net folders as bundles: what is chosen in them, what is read of their checkpoints, and what is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.imports.nnunet_files import TRAINED, Json, checkpoint, data_set, network, plans, write_folder
+from voxelgate.bundle.imports.imported import DicomOrder, Imported, ImportOptions
+from voxelgate.bundle.imports.nnunet import read_nnunet
+from voxelgate.bundle.imports.plans import read_plans
+from voxelgate.bundle.imports.source import opened_source
+from voxelgate.core.errors import BundleError, InputError, UsageError
+
+FINAL = "fold_0/checkpoint_final.pth"
+
+
+def state(seed: int = 0, name: str = "3d_fullres", norm: str | None = None) -> dict[str, torch.Tensor]:
+    config = read_plans(plans(), "").configuration(name, 1, norm=norm).network
+    return network(config | {"in_channels": 1, "out_channels": 3}, seed).state_dict()
+
+
+def folder(root: Path, *, name: str = TRAINED, files: dict[str, Json] | None = None, **changes: Any) -> Path:
+    """Write a folder of one configuration below a data set, and return that of the data set."""
+    documents = {"plans": plans(), "data_set": data_set()} | changes
+    checkpoints = {FINAL: checkpoint(state())} if files is None else files
+    write_folder(root / "Dataset001_Blobs" / name, **documents, checkpoints=checkpoints)
+    return root / "Dataset001_Blobs"
+
+
+def imported(path: Path, **options: Any) -> Imported:
+    with opened_source(path) as source:
+        return read_nnunet(source, ImportOptions(**options))
+
+
+def test_a_folder_of_one_configuration_becomes_configs_and_weights(tmp_path: Path) -> None:
+    found = imported(folder(tmp_path) / TRAINED)
+
+    assert found.name == "Dataset001_Blobs_3d_fullres"
+    assert found.description == "liver, tumour in CT, by nnU-Net (nnUNetTrainer, 3d_fullres, 1 fold)."
+    assert (found.labels.names, found.channels, found.modality) == (("background", "liver", "tumour"), ("CT",), "CT")
+    assert found.network_def["_target_"] == "voxelgate.PlainConvUNet"
+    assert [step["_target_"] for step in found.preparation] == ["voxelgate.OrderDicomd", "voxelgate.NnUNetPreprocessd"]
+    assert found.inferer == {
+        "_target_": "voxelgate.NnUNetInferer",
+        "patch_size": [16, 12, 20],
+        "spacing": [1.0, 0.9, 0.8],
+        "mirror_axes": [0, 1, 2],
+        "regions": None,
+        "resampling": plans()["configurations"]["3d_fullres"]["resampling_fn_probabilities_kwargs"]
+        | {"function": "resample_data_or_seg_to_shape"},
+    }
+    assert found.origin["trainer"] == "nnUNetTrainer"
+    assert found.source_files == ("dataset.json", "plans.json", FINAL)
+
+
+def test_the_weights_are_those_of_the_checkpoint_without_their_second_names(tmp_path: Path) -> None:
+    expected = state()
+
+    found = imported(folder(tmp_path, files={FINAL: checkpoint(expected)}))
+
+    assert set(found.state) == set(expected)
+    assert all(torch.equal(found.state[name], expected[name]) for name in expected)
+
+
+def test_folds_are_networks_of_a_list_in_the_order_in_which_nnunet_finds_them(tmp_path: Path) -> None:
+    states = {f"fold_{fold}/checkpoint_final.pth": checkpoint(state(fold)) for fold in (2, 0)}
+    states["fold_all/checkpoint_final.pth"] = checkpoint(state(7))
+
+    found = imported(folder(tmp_path, files=states))
+
+    assert found.network_def["_target_"] == "torch.nn.ModuleList"
+    assert found.origin["folds"] == ["0", "2"]
+    for place, fold in enumerate((0, 2)):
+        head = "decoder.seg_layers.0.weight"
+        assert torch.equal(found.state[f"{place}.{head}"], state(fold)[head])
+    assert found.findings == ("folds 0, 2 are averaged, of 3 there.",)
+
+
+def test_the_network_of_all_cases_is_taken_where_it_is_asked_for_or_alone(tmp_path: Path) -> None:
+    both = {f"fold_{fold}/checkpoint_final.pth": checkpoint(state()) for fold in ("0", "all")}
+    alone = {"fold_all/checkpoint_final.pth": checkpoint(state())}
+
+    assert imported(folder(tmp_path / "a", files=both), folds=("all",)).origin["folds"] == ["all"]
+    assert imported(folder(tmp_path / "b", files=alone)).origin["folds"] == ["all"]
+
+
+def test_the_best_checkpoint_is_another_one(tmp_path: Path) -> None:
+    files = {FINAL: checkpoint(state(0)), "fold_0/checkpoint_best.pth": checkpoint(state(1))}
+    head = "decoder.seg_layers.0.weight"
+
+    found = imported(folder(tmp_path, files=files), checkpoint="best")
+
+    assert torch.equal(found.state[head], state(1)[head])
+
+
+def test_without_mirroring_in_the_checkpoint_there_is_none(tmp_path: Path) -> None:
+    files = {FINAL: checkpoint(state(), inference_allowed_mirroring_axes=None)}
+
+    assert imported(folder(tmp_path, files=files)).inferer["mirror_axes"] == []
+
+
+def test_the_trainer_with_batch_norms_has_them(tmp_path: Path) -> None:
+    files = {FINAL: checkpoint(state(norm="batch"), trainer_name="nnUNetTrainerBN")}
+
+    assert imported(folder(tmp_path, files=files)).network_def["norm"] == "batch"
+
+
+def test_the_configuration_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    init = {"configuration": "2d"}
+    files = {FINAL: checkpoint(state(name="2d"), init_args=init, inference_allowed_mirroring_axes=(0, 1))}
+
+    found = imported(folder(tmp_path, name="nnUNetTrainer__nnUNetPlans__2d", files=files))
+
+    assert found.network_def["spatial_dims"] == 2
+    assert found.spatial_shape == (12, 20)
+
+
+def test_of_several_configurations_the_full_resolution_is_taken_and_the_others_named(tmp_path: Path) -> None:
+    other = "nnUNetTrainer__nnUNetPlans__2d"
+    folder(tmp_path, name=other)
+
+    found = imported(folder(tmp_path))
+
+    assert found.findings == (f"Dataset001_Blobs holds {other}, {TRAINED}; {TRAINED} was taken.",)
+
+
+def test_a_configuration_is_named_by_itself_or_by_its_folder(tmp_path: Path) -> None:
+    folder(tmp_path, name="nnUNetTrainer__nnUNetPlans__3d_lowres")
+    path = folder(tmp_path)
+
+    for name in ("3d_lowres", "nnUNetTrainer__nnUNetPlans__3d_lowres"):
+        assert imported(path, configurations=(name,)).findings[0].endswith("3d_lowres was taken.")
+
+
+@pytest.mark.parametrize(
+    ("reader", "steps"),
+    [
+        ("NibabelIO", ["voxelgate.OrderDicomd", "voxelgate.NnUNetPreprocessd"]),
+        ("NibabelIOWithReorient", ["Orientationd", "voxelgate.NnUNetPreprocessd"]),
+        ("SimpleITKIOWithReorient", ["Orientationd", "voxelgate.NnUNetPreprocessd"]),
+    ],
+)
+def test_only_readers_that_turn_images_have_them_turned(tmp_path: Path, reader: str, steps: list[str]) -> None:
+    found = imported(folder(tmp_path, plans=plans() | {"image_reader_writer": reader}))
+
+    assert [step["_target_"] for step in found.preparation] == steps
+
+
+def test_the_order_of_dicom_series_can_be_chosen(tmp_path: Path) -> None:
+    found = imported(folder(tmp_path), dicom_order=DicomOrder.LPS)
+
+    assert found.preparation[0]["axcodes"] == "LPS"
+
+
+def test_plans_are_kept_and_lists_of_images_are_not(tmp_path: Path) -> None:
+    document = data_set(dataset={"Miller": {"images": ["Miller_0000.nii.gz"]}}, name="Blobs")
+
+    kept = imported(folder(tmp_path, data_set=document)).extra_files
+
+    assert json.loads(kept[f"source/{TRAINED}/plans.json"]) == plans()
+    assert json.loads(kept[f"source/{TRAINED}/dataset.json"])["name"] == "Blobs"
+    assert b"Miller" not in kept[f"source/{TRAINED}/dataset.json"]
+
+
+# --- refused ------------------------------------------------------------------------------------------------------
+
+
+def without(name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state().items() if key != name}
+
+
+HEAD = "decoder.seg_layers.0.weight"
+
+
+def other_networks() -> Iterator[tuple[dict[str, torch.Tensor], str]]:
+    yield without(HEAD), f"{HEAD} is missing"
+    yield state() | {HEAD: torch.zeros(5, 4, 1, 1, 1)}, f"{HEAD} is 5 x 4 x 1 x 1 x 1, expected 3 x 4 x 1 x 1 x 1"
+    yield state() | {"encoder.attention.weight": torch.zeros(1)}, "'encoder.attention.weight' belongs to no part of it"
+    yield state(norm="batch"), "running_mean' belongs to no part of it"
+
+
+@pytest.mark.parametrize(("weights", "sentence"), list(other_networks()))
+def test_weights_of_another_network_are_refused_with_the_first_that_does_not_fit(
+    tmp_path: Path, weights: dict[str, torch.Tensor], sentence: str
+) -> None:
+    with pytest.raises(BundleError, match=f"its weights are not those of the network in the plans .*{sentence}"):
+        imported(folder(tmp_path, files={FINAL: checkpoint(weights)}))
+
+
+@pytest.mark.parametrize("trainer", ["nnUNet_Primus_M_Trainer", "nnUNetTrainerUMambaBot", "STUNetTrainer_base"])
+def test_trainers_with_networks_of_their_own_are_refused_by_name(tmp_path: Path, trainer: str) -> None:
+    with pytest.raises(BundleError, match=f"was trained by {trainer}"):
+        imported(folder(tmp_path, files={FINAL: checkpoint(state(), trainer_name=trainer)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"trainer_name": None}, "says neither trainer nor configuration"),
+        ({"init_args": None}, "says neither trainer nor configuration"),
+        ({"init_args": {"configuration": "3d_lowres"}}, "has no configuration '3d_lowres'"),
+        ({"inference_allowed_mirroring_axes": (0, 3)}, r"allows mirroring along \(0, 3\)"),
+        ({"inference_allowed_mirroring_axes": (0, 0)}, "allows mirroring along"),
+        ({"inference_allowed_mirroring_axes": "012"}, "allows mirroring along"),
+        ({"inference_allowed_mirroring_axes": (True,)}, "allows mirroring along"),
+    ],
+)
+def test_a_checkpoint_that_says_something_else_is_refused(tmp_path: Path, changes: Json, sentence: str) -> None:
+    with pytest.raises((BundleError, InputError), match=sentence):
+        imported(folder(tmp_path, files={FINAL: checkpoint(state(), **changes)}))
+
+
+def test_a_network_that_cannot_be_built_is_refused_before_its_weights_are(tmp_path: Path) -> None:
+    document = plans()
+    document["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["kernel_sizes"] = [[3] * 3] * 3
+
+    with pytest.raises(BundleError, match="2 levels need 2 kernel sizes"):
+        imported(folder(tmp_path, plans=document))
+
+
+def test_a_fold_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--folds 3: there are 0"):
+        imported(folder(tmp_path), folds=("3",))
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no fold with a checkpoint_best"):
+        imported(folder(tmp_path), checkpoint="best")
+
+
+def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--configuration 2d: Dataset001_Blobs holds {TRAINED}"):
+        imported(folder(tmp_path), configurations=("2d",))
+
+
+def test_several_trainers_of_one_configuration_must_be_told_apart(tmp_path: Path) -> None:
+    folder(tmp_path, name="nnUNetTrainerDA5__nnUNetPlans__3d_fullres")
+
+    with pytest.raises(UsageError, match="say which one is meant with --configuration"):
+        imported(folder(tmp_path))
