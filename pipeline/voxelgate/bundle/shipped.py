@@ -1,5 +1,6 @@
-"""The bundles that come with the package, which are found by name from any folder."""
+"""The bundles that are found by name from any folder: those that come with the package, and those that are kept."""
 
+import os
 from pathlib import Path
 
 from voxelgate.core.errors import BundleError, UsageError
@@ -11,26 +12,46 @@ CHECKOUT = Path(__file__).resolve().parents[3] / "bundles"
 """Where they stand in a checkout, which has no others."""
 
 
+KEPT = "VOXELGATE_BUNDLES"
+"""Environment variable that names the folder in which bundles are kept."""
+
+
 def shipped_bundles() -> dict[str, Path]:
     """Return the folder of every bundle that comes with the package, by name.
 
     >>> sorted(shipped_bundles())
     ['head_neck_ct_segmentation', 'hippocampus_mri_segmentation']
     """
-    folder = PACKAGED if PACKAGED.is_dir() else CHECKOUT
+    return _bundles_in(PACKAGED if PACKAGED.is_dir() else CHECKOUT)
+
+
+def folder_of_kept() -> Path:
+    """Return where bundles are kept: as `KEPT` says, else in XDG's folder of data (`~/.local/share`)."""
+    if asked := os.environ.get(KEPT):
+        return Path(asked).absolute()
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (data if data.is_absolute() else Path.home() / ".local" / "share") / "voxelgate" / "bundles"
+
+
+def kept_bundles() -> dict[str, Path]:
+    """Return the folder of every bundle that is kept, by name; `voxelgate import` puts them there."""
+    return _bundles_in(folder_of_kept())
+
+
+def _bundles_in(folder: Path) -> dict[str, Path]:
     found = sorted(path.parents[1] for path in folder.glob("*/configs/metadata.json"))
-    return {path.name: path for path in found}
+    return {path.name: path for path in found if not path.name.startswith(".")}
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
     """Return the folder of a bundle that is given by its name or by its path.
 
     Args:
-        name_or_path: a text without a separator is the name of a shipped bundle, or else of a folder in the current
-            one; a text with a separator (`./mine`) and a `Path` are always a folder.
+        name_or_path: a text without a separator is the name of a bundle that is shipped or kept, or else of a folder in
+            the current one; a text with a separator (`./mine`) and a `Path` are always a folder.
 
     Raises:
-        UsageError: a shipped bundle and a folder in the current one have this name.
+        UsageError: several bundles have this name, or a bundle and a folder in the current one.
         BundleError: nothing has this name.
 
     >>> find_bundle("hippocampus_mri_segmentation").name
@@ -41,20 +62,21 @@ def find_bundle(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not _is_name(name_or_path):
         return path
-    shipped = shipped_bundles()
-    inside = shipped.get(path.name)
-    if inside is None and not path.exists():
-        raise BundleError(
-            f"{path} is neither a folder nor a shipped bundle; name the folder of a bundle, or one of "
-            f"{', '.join(shipped) or 'none'}."
+    found = [known[path.name] for known in (shipped_bundles(), kept_bundles()) if path.name in known]
+    if path.is_dir() and not any(path.samefile(other) for other in found):
+        found = [*found, path]
+    if len(found) > 1:
+        raise UsageError(
+            f"{path} names {' and '.join(str(one.absolute()) for one in found)}; write the whole path of the one you "
+            f"mean, or ./{path} for a folder of this one."
         )
-    if inside is None or not path.is_dir():
-        return inside or path
-    if path.samefile(inside):
+    if found:
+        return path if path.is_dir() else found[0]
+    if path.exists():
         return path
-    raise UsageError(
-        f"{path} names both the shipped bundle {inside} and the folder {path.absolute()}; write ./{path} for the "
-        "folder, or run this elsewhere for the shipped bundle."
+    raise BundleError(
+        f"{path} is neither a folder nor a bundle that is shipped or kept; name the folder of a bundle, or one of "
+        f"{', '.join(sorted(shipped_bundles() | kept_bundles())) or 'none'}."
     )
 
 

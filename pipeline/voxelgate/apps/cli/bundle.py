@@ -10,7 +10,7 @@ from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.checksums import seal, verify
 from voxelgate.bundle.codes import propose_codes, write_codes
 from voxelgate.bundle.metadata import Metadata
-from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
+from voxelgate.bundle.shipped import find_bundle, find_own_bundle, kept_bundles, shipped_bundles
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.files import refuse_existing
 from voxelgate.inference.runtimes.kinds import Format, paths_of_format
@@ -26,10 +26,20 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a
 
 @app.command("list")
 def list_bundles() -> None:
-    """Name the bundles that came with the program; every command takes them by these names, from any folder."""
+    """Name the bundles that came with the program, and those that are kept; every command takes them by these names."""
     for name, root in shipped_bundles().items():
+        console.print(f"{name} {_described(root)}", soft_wrap=True)
+    for name, root in kept_bundles().items():
+        console.print(f"{name} {_described(root)} ({root})", soft_wrap=True)
+
+
+def _described(root: Path) -> str:
+    """Return version and description of a bundle, or what is wrong with its metadata."""
+    try:
         metadata = Metadata.read(root)
-        console.print(f"{name} {metadata.version}: {metadata.document['description']}", soft_wrap=True)
+    except BundleError as error:
+        return f"cannot be used: {error}"
+    return f"{metadata.version}: {metadata.document.get('description', 'no description')}"
 
 
 @app.command("verify")

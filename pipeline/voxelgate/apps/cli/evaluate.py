@@ -11,7 +11,7 @@ from voxelgate.apps.cli.tables import print_scores
 from voxelgate.apps.cli.terminal import progress_bar
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.metadata import Metadata, is_bundle
-from voxelgate.bundle.shipped import find_bundle, shipped_bundles
+from voxelgate.bundle.shipped import find_bundle, kept_bundles, shipped_bundles
 from voxelgate.core.files import refuse_existing
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Manifest, Split, is_manifest, load_manifest, part_cases
@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False)
 
 def _prediction(text: str) -> Path:
     """Return what a text names: a shipped bundle, or any file or folder."""
-    return find_bundle(text) if text in shipped_bundles() else Path(text)
+    return find_bundle(text) if text in shipped_bundles() | kept_bundles() else Path(text)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import sys
 import warnings
 from importlib import import_module
 from importlib.metadata import version
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,8 @@ from voxelgate.core.text import log_to_stderr
 COMMANDS = {
     "manifest": "Make a manifest from a folder of images and labels, and check every file.",
     "plan": "Make an untrained bundle whose numbers fit a data set and a budget, and give the reason of each.",
+    "import": "Make a bundle of a model that somebody else trained: nnU-Net, TotalSegmentator, MONAI's model zoo, "
+    "TorchScript.",
     "train": "Train a bundle; its best weights by validation Dice are kept.",
     "evaluate": "Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes.",
     "inspect": "Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data.",
@@ -54,7 +57,7 @@ for _name, _help in COMMANDS.items():
 
 def load_command(name: str) -> Any:
     """Import a command, with all that it needs."""
-    module = import_module(f"voxelgate.apps.cli.{name}")
+    module = import_module(f"voxelgate.apps.cli.{name}_" if iskeyword(name) else f"voxelgate.apps.cli.{name}")
     if "torch" in sys.modules:
         import_module("voxelgate.inference.precision").keep_large_buffers()
     return typer.main.get_command(module.app)

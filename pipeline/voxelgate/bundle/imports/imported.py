@@ -7,13 +7,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxelgate.bundle.frame import Config
+from voxelgate.bundle.imports.source import Kind
+from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
+from voxelgate.core.terminology import Coding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_NAMED = 12
+"""Labels that a sentence names."""
+
 NOT_STATED = "not stated"
 """Licence of a model that comes with none."""
+
+
+_NNUNET = frozenset({Kind.NNUNET_CONFIGURATION, Kind.NNUNET_DATA_SET, Kind.NNUNET_RESULTS})
+_MONAI = frozenset({Kind.MONAI_BUNDLE, Kind.TORCHSCRIPT})
+
+_ONLY_FOR = {
+    "--configuration": ("configurations", _NNUNET | {Kind.MONAI_BUNDLE}),
+    "--folds": ("folds", _NNUNET),
+    "--checkpoint": ("checkpoint", _NNUNET),
+    "--task": ("task", _NNUNET),
+    "--postprocessing": ("applies_postprocessing", _NNUNET),
+    "--dicom-order": ("dicom_order", _NNUNET),
+    "--faithful": ("is_faithful", _MONAI),
+    "--trust-code": ("trusts_code", _MONAI),
+    "--labels": ("label_values", _MONAI),
+}
+"""Options of the command line, the fields that hold them, and what they say something about."""
 
 
 class DicomOrder(StrEnum):
@@ -41,6 +64,8 @@ class ImportOptions:
         is_faithful: whether a MONAI bundle runs its own chain, whatever that is.
         trusts_code: whether Python files of a MONAI bundle are copied and may run.
         label_values: name of each value that a MONAI bundle writes, where its files do not say them.
+        licence: of the model, where its files state none; empty if nobody knows.
+        codes: of labels by name or value, before those that the table of codes knows by name.
     """
 
     name: str = ""
@@ -53,6 +78,19 @@ class ImportOptions:
     is_faithful: bool = False
     trusts_code: bool = False
     label_values: Mapping[int, str] = field(default_factory=dict)
+    licence: str = ""
+    codes: Mapping[str, Coding] = field(default_factory=dict)
+
+    def refuse_others(self, kind: Kind) -> None:
+        """Refuse options that say nothing about a kind of source.
+
+        Raises:
+            UsageError: one of them is given.
+        """
+        plain = ImportOptions()
+        for option, (name, kinds) in _ONLY_FOR.items():
+            if getattr(self, name) != getattr(plain, name) and kind not in kinds:
+                raise UsageError(f"{option} means nothing for a {kind}; leave it out.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +142,23 @@ class Imported:
     extra_files: Mapping[str, bytes | Path] = field(default_factory=dict)
     series_rule: Mapping[str, Any] | None = None
     findings: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Return what was found, in sentences for the one who imports."""
+        names = list(self.labels.foreground.values())
+        uncoded = [name for value, name in self.labels.foreground.items() if self.labels.find_coding(value) is None]
+        plural = "s" if len(names) > 1 else ""
+        return (
+            f"{self.name} {self.version}: {self.description}",
+            f"{len(names)} label{plural}: {_some(names)}; takes {', '.join(self.channels)} ({self.modality})",
+            *self.findings,
+            *([f"no code is known for {_some(uncoded)}; DICOM SEG and SR need one: --codes"] if uncoded else []),
+            f"licence: {self.licence or NOT_STATED}",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    shown = ", ".join(names[:MOST_NAMED])
+    return f"{shown} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else shown

@@ -1,11 +1,8 @@
 """Write what was imported as a bundle of ours: configs of public components, plain weights, where they come from."""
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,10 +21,10 @@ from voxelgate.bundle.frame import (
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported
 from voxelgate.bundle.imports.readme import imported_readme
 from voxelgate.bundle.imports.source import ImportSource
-from voxelgate.bundle.metadata import is_bundle
+from voxelgate.bundle.imports.target import moved_aside, refuse_taken
 from voxelgate.bundle.opened import forget_opened, open_bundle
-from voxelgate.core.errors import InputError, OutputError
-from voxelgate.core.files import is_within, make_folder, new_scratch, sync, unwritable
+from voxelgate.core.errors import InputError
+from voxelgate.core.files import is_within, make_folder, sync, unwritable
 from voxelgate.images.spec import ImageSpec
 
 MOST_BYTE_LABEL = 255
@@ -56,28 +53,12 @@ def write_imported(out: Path, imported: Imported, source: ImportSource, *, overw
             _write_parts(folder, imported, source)
             fingerprint = seal(folder)
             _prove(folder)
-            with _moved_aside(out, Path(partial)):
+            with moved_aside(out, Path(partial)):
                 folder.replace(out)
             sync(out.parent)
     except OSError as error:
         raise unwritable(out.name, error) from error
     return fingerprint
-
-
-def refuse_taken(out: Path, source: ImportSource, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be made.
-
-    Raises:
-        OutputError: something is there that is no bundle, or is one and may not be replaced; or source and folder lie
-            in each other.
-    """
-    if os.path.lexists(out) and not (is_bundle(out) and not out.is_symlink()):
-        raise OutputError(f"{out}: is there already and no bundle; choose another folder with --out.")
-    if os.path.lexists(out) and not overwrite:
-        raise OutputError(f"{out}: exists already; pass --overwrite, or choose another folder with --out.")
-    target, root = out.resolve(), source.root.resolve()
-    if target.is_relative_to(root) or root.is_relative_to(target):
-        raise OutputError(f"{out}: lies in what is imported, or holds it; choose another folder with --out.")
 
 
 def _write_parts(folder: Path, imported: Imported, source: ImportSource) -> None:
@@ -156,18 +137,3 @@ def _prove(folder: Path) -> None:
         open_bundle(folder, "cpu")
     finally:
         forget_opened()
-
-
-@contextmanager
-def _moved_aside(out: Path, scratch: Path) -> Iterator[None]:
-    """Move what has a name to a scratch folder while another takes the name, and back if that fails."""
-    older = new_scratch(scratch)
-    if not out.exists():
-        yield
-        return
-    out.replace(older)
-    try:
-        yield
-    except BaseException:
-        older.replace(out)
-        raise

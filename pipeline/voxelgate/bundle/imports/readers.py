@@ -1,0 +1,36 @@
+"""Which reader takes a source, and what every model gets whatever its kind: codes, a licence, a name."""
+
+import re
+from dataclasses import replace
+
+from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
+from voxelgate.bundle.imports.label_codes import with_codes
+from voxelgate.bundle.imports.source import ImportSource
+from voxelgate.core.errors import InputError
+
+_NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def read_model(source: ImportSource, options: ImportOptions) -> Imported:
+    """Read a foreign model, by the reader of its kind, with the codes, licence and name that were asked for.
+
+    Raises:
+        InputError: a file of it is damaged, or says something that cannot be matched here.
+        UsageError: an option names what it does not have.
+    """
+    imported = _read(source, options)
+    licence, findings = imported.licence or options.licence, imported.findings
+    if imported.licence and options.licence:
+        findings = (*findings, f"its own files state the licence {imported.licence}, so --licence is passed over")
+    name = _NOT_OF_A_NAME.sub("_", options.name or imported.name).strip("._-") or "imported"
+    return replace(
+        imported,
+        name=name,
+        licence=licence or NOT_STATED,
+        labels=with_codes(imported.labels, options.codes),
+        findings=findings,
+    )
+
+
+def _read(source: ImportSource, options: ImportOptions) -> Imported:
+    raise InputError(f"{source.name}: a {source.kind} cannot be imported by this version.")
