@@ -19,6 +19,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("VOXELGATE_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_kept_bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep away from the bundles that somebody keeps on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VOXELGATE_BUNDLES", str(tmp_path_factory.mktemp("bundles")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of real data; tests that need it are skipped where it is absent."""

@@ -67,13 +67,25 @@ WRONG = (
     ("bundle", "export", "hippocampus_mri_segmentation", "--to", "onnx", "--out", "model.pt2"),
     ("bundle", "export", "hippocampus_mri_segmentation", "--to", "onnx", "--out", "m.onnx", "--image", "missing.nii"),
     ("bundle", "calibrate", "hippocampus_mri_segmentation", "missing.nii.gz"),
+    ("import", "missing"),
+    ("import", "notes.txt"),
+    ("import", "empty"),
+    ("import", "nnunet", "--folds", "first"),
+    ("import", "nnunet", "--folds", "0,0"),
+    ("import", "nnunet", "--labels", "liver"),
+    ("import", "nnunet", "--codes", "missing.json"),
+    ("import", "nnunet", "--codes", "broken.json"),
+    ("import", "nnunet", "--dicom-order", "ras"),
+    ("import", "nnunet", "--trust-code"),
+    ("import", "nnunet", "--out", "empty"),
+    ("import", "nnunet", "--out", "nnunet/bundle"),
     ("label", "missing", "--studies", "empty"),
     ("label", "./empty", "--studies", "empty"),
     ("label", "hippocampus_mri_segmentation", "--studies", "missing"),
     ("label", "hippocampus_mri_segmentation", "--studies", "notes.txt"),
     ("label", "hippocampus_mri_segmentation", "--studies", "empty", "--port", "99999999"),
 )
-"""Commands that cannot be done where `scan.nii.gz`, `notes.txt`, `broken.json`, `good.json`, `empty/`, `data/` are."""
+"""Commands that cannot be done where there are `scan.nii.gz`, two texts, `good.json`, `empty/`, `nnunet/`."""
 
 TRY_EACH = """
 import contextlib, io, json, sys
@@ -98,6 +110,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "empty").mkdir()
     (folder / "data").mkdir()
+    (folder / "nnunet").mkdir()
+    for name in ("plans.json", "dataset.json"):
+        (folder / "nnunet" / name).write_text("{}")
     (folder / "notes.txt").write_text("notes\n")
     (folder / "broken.json").write_text('{"name": ')
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)), folder / "scan.nii.gz")

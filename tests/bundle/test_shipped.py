@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Run
 from voxelgate.bundle import shipped
-from voxelgate.bundle.shipped import find_bundle, find_own_bundle, shipped_bundles
+from voxelgate.bundle.shipped import find_bundle, find_own_bundle, folder_of_kept, kept_bundles, shipped_bundles
 from voxelgate.core.errors import BundleError, UsageError
 
 NAME = "hippocampus_mri_segmentation"
@@ -65,6 +65,48 @@ def test_beside_the_shipped_bundles_a_name_means_one_thing_only(monkeypatch: pyt
 def test_a_file_of_that_name_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("mine", encoding="utf-8")
     assert find_bundle(NAME) == ROOT
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT, tmp_path / "kept" / "mine")
+    monkeypatch.setenv("VOXELGATE_BUNDLES", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def test_a_kept_bundle_is_found_by_its_name_and_may_be_written_into(kept: Path) -> None:
+    assert kept_bundles() == {"mine": kept / "mine"}
+    assert find_bundle("mine") == find_own_bundle("mine") == kept / "mine"
+
+
+def test_a_kept_bundle_with_the_name_of_another_is_told_apart(kept: Path, tmp_path: Path) -> None:
+    (kept / "mine").rename(kept / NAME)
+    with pytest.raises(UsageError) as refused:
+        find_bundle(NAME)
+    for fact in (str(ROOT), str(kept / NAME), "the whole path of the one you mean"):
+        assert fact in str(refused.value)
+    (tmp_path / "theirs").mkdir()
+    (kept / NAME).rename(kept / "theirs")
+    with pytest.raises(UsageError, match=r"write the whole path .* or \./theirs"):
+        find_bundle("theirs")
+
+
+def test_bundles_are_kept_in_the_users_folder_of_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VOXELGATE_BUNDLES", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert folder_of_kept() == tmp_path / "data" / "voxelgate" / "bundles"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert folder_of_kept() == Path.home() / ".local" / "share" / "voxelgate" / "bundles"
+
+
+def test_a_kept_bundle_that_is_damaged_does_not_hide_the_others(run: Run, kept: Path) -> None:
+    shutil.copytree(kept / "mine", kept / "other")
+    (kept / "mine" / "configs" / "metadata.json").write_text("{")
+
+    lines = run("bundle", "list").stdout.splitlines()
+
+    assert f"other 0.4.0: Segments the anterior and posterior hippocampus in MRI volumes. ({kept / 'other'})" in lines
+    assert any(line.startswith("mine cannot be used: ") for line in lines)
 
 
 def test_an_unknown_name_is_answered_with_the_shipped_ones() -> None:

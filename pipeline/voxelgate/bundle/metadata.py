@@ -17,6 +17,9 @@ from voxelgate.images.spec import ImageSpec
 MODALITY_OF = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 """DICOM's names of the modalities that a bundle's metadata may state."""
 
+_OF_ALL_ORIGINS = ("kind", "name", "sha256", "files")
+"""What `imported_from` says of every imported model; the rest is of its kind, such as a trainer."""
+
 
 def is_bundle(path: Path) -> bool:
     """Return whether a folder looks like a bundle."""
@@ -104,6 +107,21 @@ class Metadata:
         return tuple(map(int, self._image["spatial_shape"]))
 
     @property
+    def licence(self) -> str:
+        """Return the licence of the model as the metadata of imported bundles state it; empty if they do not."""
+        return str(self.document.get("licence", ""))
+
+    @property
+    def provenance(self) -> tuple[str, ...]:
+        """Return in sentences where an imported model comes from, and its licence; none for others."""
+        origin = self.document.get("imported_from")
+        if not isinstance(origin, dict):
+            return ()
+        facts = ", ".join(f"{name} {_said(value)}" for name, value in origin.items() if name not in _OF_ALL_ORIGINS)
+        source = f"imported from the {origin.get('kind')} {origin.get('name')} (sha256 {origin.get('sha256')})"
+        return (f"{source}{': ' if facts else ''}{facts}", f"licence: {self.licence}")
+
+    @property
     def series_rule(self) -> SeriesRule:
         """Return which series of a DICOM study the bundle wants: `series_rule`, else those of its modality."""
         default = {"modality": MODALITY_OF.get(self.modality.upper(), READABLE_MODALITIES)}
@@ -147,6 +165,10 @@ class Metadata:
             return LabelTable.from_mapping(names, self.document.get("label_codes"), gaps=True)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{self.root.name}: metadata.json does not name the output labels ({error})") from error
+
+
+def _said(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def image_spec_of(root: str | Path) -> ImageSpec:

@@ -126,6 +126,11 @@ class Bundle:
         return self.inferer if isinstance(self.inferer, RestoringSlidingWindowInferer) else None
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Return the networks one by one: several where folds, parts or stages are run together."""
+        return tuple(self.network) if isinstance(self.network, nn.ModuleList) else (self.network,)
+
+    @property
     def window_vox(self) -> Shape | None:
         """Return the window of the inferer in voxels of the network grid; None if it has none."""
         stated = getattr(self.inferer, "roi_size", None)
@@ -139,9 +144,7 @@ class Bundle:
     @property
     def streams(self) -> bool:
         """Return whether volumes pass through all networks slice by slice, as far as memory allows."""
-        return self.sliding is not None and self.sliding.all_stream(
-            self.network if isinstance(self.network, nn.ModuleList) else [self.network]
-        )
+        return self.sliding is not None and self.sliding.all_stream(self.networks)
 
     def prepare(self, image: MetaTensor) -> MetaTensor:
         """Bring an image to the network grid as the bundle's configs say.

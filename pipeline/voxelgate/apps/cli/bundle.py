@@ -28,12 +28,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a
 def list_bundles() -> None:
     """Name the bundles that came with the program, and those that are kept; every command takes them by these names."""
     for name, root in shipped_bundles().items():
-        console.print(f"{name} {_described(root)}", soft_wrap=True)
+        console.print(f"{name} {_one_line(root)}", soft_wrap=True)
     for name, root in kept_bundles().items():
-        console.print(f"{name} {_described(root)} ({root})", soft_wrap=True)
+        console.print(f"{name} {_one_line(root)} ({root})", soft_wrap=True)
 
 
-def _described(root: Path) -> str:
+def _one_line(root: Path) -> str:
     """Return version and description of a bundle, or what is wrong with its metadata."""
     try:
         metadata = Metadata.read(root)
@@ -99,14 +99,20 @@ def _pair(text: str) -> tuple[str, str]:
 
 @app.command("describe")
 def describe_bundle(bundle: BundleArgument) -> None:
-    """Print the network's sizes, parameters, operations and memory for one window."""
+    """Print where the model comes from, its licence, and the network's sizes, operations and memory for one window."""
     verify(bundle)
+    metadata = Metadata.read(bundle)
+    for sentence in metadata.provenance:
+        console.print(sentence, soft_wrap=True)
     from voxelgate.bundle.opened import open_bundle
     from voxelgate.networks import describe
 
     opened = open_bundle(bundle)
-    shape = (1, len(opened.image_spec.channels), *opened.inferer.roi_size)  # type: ignore[attr-defined]  # any MONAI inferer may stand here
-    console.print(str(describe(opened.network, shape)))
+    window = getattr(opened.inferer, "roi_size", None) or metadata.spatial_shape_vox
+    networks = opened.networks
+    if len(networks) > 1:
+        console.print(f"{len(networks)} networks, of which this is the first:")
+    console.print(str(describe(networks[0], (1, len(opened.image_spec.channels), *window))))
 
 
 @app.command("export")

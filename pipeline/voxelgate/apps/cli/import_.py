@@ -43,9 +43,7 @@ def run(
     ] = "",
     folds: Annotated[
         str,
-        typer.Option(
-            help="Folds whose networks are averaged, such as 0,1; all is fold_all.", show_default="those there"
-        ),
+        typer.Option(help="Folds that are averaged, such as 0,1; all is fold_all.", show_default="those there"),
     ] = "",
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint of each fold: final or best.")] = "final",
     task: Annotated[
@@ -76,18 +74,18 @@ def run(
     ] = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a bundle of a model that somebody else trained: nnU-Net, TotalSegmentator, MONAI's model zoo, TorchScript."""
+    """Make a bundle of a model of nnU-Net, TotalSegmentator or MONAI's model zoo, or of a TorchScript file."""
     options = ImportOptions(
         name=name,
-        configurations=_listed(configuration),
-        folds=_folds(folds),
+        configurations=_parts_of(configuration),
+        folds=_named_folds(folds),
         checkpoint=checkpoint,
         task=task,
         applies_postprocessing=postprocessing,
         dicom_order=dicom_order,
         is_faithful=faithful,
         trusts_code=trust_code,
-        label_values=_values(labels),
+        label_values=_label_values(labels),
         licence=licence.strip(),
         codes={} if codes is None else read_label_codes(codes),
     )
@@ -107,30 +105,30 @@ def run(
     console.print(f"{target}: sealed, sha256 {fingerprint}", soft_wrap=True)
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _parts_of(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _folds(text: str) -> tuple[str, ...]:
+def _named_folds(text: str) -> tuple[str, ...]:
     """Return the folds that a text names.
 
     Raises:
         UsageError: one is no number and not `all`, or stands there twice.
     """
-    found = _listed(text)
+    found = _parts_of(text)
     if len(set(found)) < len(found) or not all(map(_FOLD.fullmatch, found)):
         raise UsageError(f"--folds {text}: expected different numbers, such as 0,1, or all, which is fold_all.")
     return found
 
 
-def _values(text: str) -> dict[int, str]:
+def _label_values(text: str) -> dict[int, str]:
     """Return the values and names of labels that a text lists.
 
     Raises:
         UsageError: a part of it is not VALUE=NAME.
     """
     found = {}
-    for part in _listed(text):
+    for part in _parts_of(text):
         value, _, name = (side.strip() for side in part.partition("="))
         if not value.isdecimal() or int(value) < 1 or not name or int(value) in found:
             raise UsageError(f"--labels {part}: expected a different whole number above 0 and its name, as 1=NCR,2=ED.")

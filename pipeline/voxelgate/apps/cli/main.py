@@ -19,8 +19,7 @@ from voxelgate.core.text import log_to_stderr
 COMMANDS = {
     "manifest": "Make a manifest from a folder of images and labels, and check every file.",
     "plan": "Make an untrained bundle whose numbers fit a data set and a budget, and give the reason of each.",
-    "import": "Make a bundle of a model that somebody else trained: nnU-Net, TotalSegmentator, MONAI's model zoo, "
-    "TorchScript.",
+    "import": "Make a bundle of a model of nnU-Net, TotalSegmentator or MONAI's model zoo, or of a TorchScript file.",
     "train": "Train a bundle; its best weights by validation Dice are kept.",
     "evaluate": "Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes.",
     "inspect": "Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data.",

@@ -1,14 +1,17 @@
 """Which reader takes a source, and what every model gets whatever its kind: codes, a licence, a name."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
 from voxelgate.bundle.imports.label_codes import with_codes
-from voxelgate.bundle.imports.source import ImportSource
+from voxelgate.bundle.imports.source import ImportSource, Kind
 from voxelgate.core.errors import InputError
 
 _NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+READERS: Mapping[Kind, Callable[[ImportSource, ImportOptions], Imported]] = {}
 
 
 def read_model(source: ImportSource, options: ImportOptions) -> Imported:
@@ -18,7 +21,7 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
         InputError: a file of it is damaged, or says something that cannot be matched here.
         UsageError: an option names what it does not have.
     """
-    imported = _read(source, options)
+    imported = _read_by_kind(source, options)
     licence, findings = imported.licence or options.licence, imported.findings
     if imported.licence and options.licence:
         findings = (*findings, f"its own files state the licence {imported.licence}, so --licence is passed over")
@@ -32,5 +35,8 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
     )
 
 
-def _read(source: ImportSource, options: ImportOptions) -> Imported:
-    raise InputError(f"{source.name}: a {source.kind} cannot be imported by this version.")
+def _read_by_kind(source: ImportSource, options: ImportOptions) -> Imported:
+    reader = READERS.get(source.kind)
+    if reader is None:
+        raise InputError(f"{source.name}: {source.kind}, which this version does not import.")
+    return reader(source, options)

@@ -148,15 +148,18 @@ def _source_in(folder: Path, name: str) -> ImportSource:
 
 
 def _innermost(folder: Path) -> Path:
-    """Go down where a folder holds nothing but one other, as zips do, or one nnU-Net data set."""
-    while True:
-        inner = [one for one in sorted(folder.iterdir()) if not one.name.startswith(".")]
-        data_sets = [one for one in inner if _is_data_set(one)]
-        if len(inner) == 1 and not _TRAINER.fullmatch(inner[0].name):
-            data_sets = inner
-        if len(data_sets) != 1 or not data_sets[0].is_dir() or data_sets[0].is_symlink():
-            return folder
-        folder = data_sets[0]
+    """Go down where a folder is no model but holds one other folder and nothing else, as zips do, or one data set."""
+    while not _is_monai_bundle(folder):
+        seen = [one for one in sorted(folder.iterdir()) if not one.name.startswith(".")]
+        inner = [one for one in seen if _is_data_set(one)] or seen
+        if len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink() or _TRAINER.fullmatch(inner[0].name):
+            break
+        folder = inner[0]
+    return folder
+
+
+def _is_monai_bundle(folder: Path) -> bool:
+    return (folder / "configs" / "metadata.json").is_file()
 
 
 def _is_data_set(folder: Path) -> bool:
@@ -178,7 +181,7 @@ def _kind_of(root: Path, name: str) -> Kind:
         InputError: nothing that can be imported.
     """
     _refuse_known_others(root, name)
-    if (root / "configs" / "metadata.json").is_file():
+    if _is_monai_bundle(root):
         return Kind.MONAI_BUNDLE
     if _is_configuration(root):
         return Kind.NNUNET_CONFIGURATION
@@ -197,6 +200,8 @@ def _refuse_known_others(root: Path, name: str) -> None:
     """
     if (root / CHECKSUMS).is_file() and (root / "plan.json").is_file():
         raise InputError(f"{name}: is a bundle of this program already; use it as it is.")
+    if (root / "data.pkl").is_file():
+        raise InputError(f"{name}: is a file of weights alone, which do not say what they are for; name {_KNOWN}.")
     if (root / "plans.pkl").is_file():
         raise InputError(
             f"{name}: is a model of nnU-Net v1, whose plans are a pickle that can run code; only v2 can be imported."

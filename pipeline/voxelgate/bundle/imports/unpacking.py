@@ -71,8 +71,7 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> 
     for member in members:
         if fault := _fault_of(member):
             raise InputError(f"{path.name}: the member {member.filename!a} {fault}; nothing of it is unpacked.")
-    times = Counter(member.filename.rstrip("/").casefold() for member in members)
-    if twice := next((name for name, count in times.items() if count > 1), None):
+    if twice := _name_of_several(members):
         raise InputError(f"{path.name}: the member {twice!a} stands in it twice; nothing of it is unpacked.")
     size, own = sum(member.file_size for member in members), path.stat().st_size
     if size > FREE_OF_SUSPICION_BYTES and size > MOST_RATIO * own:
@@ -86,6 +85,13 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> 
             f"{path.name}: holds {size / 2**20:.0f} MiB, but only {max(free, 0) / 2**20:.0f} MiB are free in "
             f"{folder.parent}; free the disk, or set TMPDIR to another."
         )
+
+
+def _name_of_several(members: list[zipfile.ZipInfo]) -> str | None:
+    """Return a name that two files have, or a file and a folder, on a disk that knows no upper case."""
+    files = [PurePosixPath(member.filename.casefold()) for member in members if not member.is_dir()]
+    folders = {parent for file in files for parent in file.parents}
+    return next((str(name) for name, count in Counter(files).items() if count > 1 or name in folders), None)
 
 
 def _fault_of(member: zipfile.ZipInfo) -> str | None:
