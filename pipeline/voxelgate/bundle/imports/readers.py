@@ -6,12 +6,18 @@ from dataclasses import replace
 
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
 from voxelgate.bundle.imports.label_codes import with_codes
+from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.source import ImportSource, Kind
+from voxelgate.bundle.imports.zoo import read_zoo
 from voxelgate.core.errors import InputError
 
 _NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
-READERS: Mapping[Kind, Callable[[ImportSource, ImportOptions], Imported]] = {}
+READERS: Mapping[Kind, Callable[[ImportSource, ImportOptions], Imported]] = {
+    Kind.NNUNET_CONFIGURATION: read_nnunet,
+    Kind.NNUNET_DATA_SET: read_nnunet,
+    Kind.MONAI_BUNDLE: read_zoo,
+}
 
 
 def read_model(source: ImportSource, options: ImportOptions) -> Imported:
