@@ -299,6 +299,10 @@ def test_labels_stand_at_their_values() -> None:
     assert (found.regions, found.heads, found.foreground) == (None, 3, (1, 2))
 
 
+def test_values_may_be_written_as_texts() -> None:
+    assert labelled(labels={"background": "0", "liver": "1"}) == labelled(labels={"background": 0, "liver": 1})
+
+
 def test_the_ignored_label_has_no_head() -> None:
     found = labelled(labels={"background": 0, "liver": 1, "ignore": 2})
 

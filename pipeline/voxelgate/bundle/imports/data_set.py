@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
 from voxelgate.core.errors import BundleError
@@ -20,7 +20,12 @@ MOST_LABEL = 2**15 - 1
 
 MOST_HEADS = 2**11
 
-_Value = Annotated[int, Field(strict=True, ge=0, le=MOST_LABEL)]
+
+def _number(value: Any) -> Any:  # nnU-Net takes a value written as a text for a number
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) else value
+
+
+_Value = Annotated[int, Field(strict=True, ge=0, le=MOST_LABEL), BeforeValidator(_number)]
 _Values = Annotated[list[_Value], Field(min_length=1)]
 
 _MR = re.compile(

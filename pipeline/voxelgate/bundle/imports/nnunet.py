@@ -20,7 +20,7 @@ from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 
-OTHER_NETWORKS = re.compile(r"primus|mamba|mednext|stunet|swinunetr|unetr|xlstm|kan", re.IGNORECASE)
+OTHER_NETWORKS = re.compile(r"primus|mamba|mednext|stunet|(?<!nn)unetr|xlstm", re.IGNORECASE)
 """Trainers, by parts of their names, that build networks of their own; others keep that of the plans."""
 
 BATCH_NORM_TRAINER = "nnUNetTrainerBN"
