@@ -57,6 +57,7 @@ from .transforms.canonical_zoom import CanonicalZoomd
 from .transforms.channels import AppendZerosd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
+from .transforms.nnunet.preprocess import NnUNetPreprocessd
 from .transforms.sampling import ForegroundIndicesd, RandBalancedPatchd
 from .transforms.spatial import PlaceLabeld, RandSideSafeFlipd, ResampleToSpacingd
 
@@ -96,6 +97,7 @@ __all__ = [
     "ManifestError",
     "MixedPrecisionInferer",
     "NetworkLoss",
+    "NnUNetPreprocessd",
     "NonLocalUNet",
     "NormalizeImaged",
     "OffsetToHUd",

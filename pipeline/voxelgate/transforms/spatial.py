@@ -94,7 +94,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
         source: Grid | None = None
         shape: tuple[int, ...] | None = None
         for key, mode in self.key_iterator(out, self.mode):
-            grid = _checked_grid(key, out[key])
+            grid = checked_grid(key, out[key])
             if source is None or not source.agrees(grid):
                 source, shape = grid, None
             if not np.allclose(source.spacing_mm, self.spacing_mm, rtol=SPACING_TOLERANCE, atol=0.0):
@@ -203,7 +203,7 @@ class RandSideSafeFlipd(Randomizable, MapTransform):  # type: ignore[misc]  # MO
 
     def _check(self, data: Mapping[Hashable, Any]) -> None:
         """Refuse before drawing, so that a case that cannot be flipped is refused every time."""
-        grids = {key: _checked_grid(key, data[key]) for key in self.key_iterator(data)}
+        grids = {key: checked_grid(key, data[key]) for key in self.key_iterator(data)}
         if len({grid.shape for grid in grids.values()}) > 1:
             shapes = {key: grid.shape for key, grid in grids.items()}
             raise InputError(f"image and label must have one shape, found {shapes}; resample them to one grid first.")
@@ -241,7 +241,12 @@ def _checked_pairs(pairs: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...
     return tuple((int(first), int(second)) for first, second in pairs)
 
 
-def _checked_grid(key: Hashable, image: object) -> Grid:
+def checked_grid(key: Hashable, image: object) -> Grid:
+    """Return where the voxels of an image (C, i, j, k) lie.
+
+    Raises:
+        InputError: it is no 3D MetaTensor, or has no usable affine.
+    """
     if not isinstance(image, MetaTensor):
         raise InputError(f"{key!r} is no MetaTensor, so its position is unknown; load it with LoadImaged.")
     if image.ndim != 4:

@@ -114,11 +114,12 @@ def resample_image(values: Array, shape: Sequence[int], apart: int | None, how: 
         return _torch_image(torch.from_numpy(values), tuple(shape), apart).numpy()
     out = np.empty((len(values), *shape), np.float32)
     for target, source in zip(out, values, strict=True):
-        _resize_channel(target, source, apart, how)
+        resize_channel(target, source, apart, how)
     return out
 
 
-def _resize_channel(out: Array, values: Array, apart: int | None, how: Resampling) -> None:
+def resize_channel(out: Array, values: Array, apart: int | None, how: Resampling) -> None:
+    """Write a channel (a, b, c), resampled by the function that needs one of them at a time, of any memory layout."""
     if apart is None:
         resize_into(out, values, how.order)
     elif how.order_z == 0:
