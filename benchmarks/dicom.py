@@ -15,8 +15,8 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813
 
-from voxelgate.dicom.read.reader import DicomVolume, read_series
 from voxelgate.dicom.read.series import Series, scan_dicom
+from voxelgate.dicom.read.volume import DicomVolume, read_series
 
 FOLDERS = ("ct_philips_study_mixed/S2010", "ct_siemens_body_j2k", "mr_ge_t1_sag_deidentified")
 

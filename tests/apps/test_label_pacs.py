@@ -25,8 +25,8 @@ from tests.planted import ct_series, write
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.apps.label.model_versions import MODELS, ModelVersions, Origin
 from voxelgate.bundle.checksums import seal
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.images.volumes import read_volume
 
 pytestmark = pytest.mark.label

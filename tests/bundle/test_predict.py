@@ -14,8 +14,8 @@ from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError, UsageError
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.output_names import Output

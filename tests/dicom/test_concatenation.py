@@ -9,8 +9,8 @@ from pydicom import Dataset, dcmread
 from tests import planted
 from tests.derived_cases import ALGORITHM, TABLE
 from voxelgate.core.findings import FindingCode, Severity, refusals
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series, scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.dicom.write.rtstruct import write_rtstruct
 from voxelgate.dicom.write.seg import SegKind, write_seg
 from voxelgate.dicom.write.segmented import SegmentedSeries

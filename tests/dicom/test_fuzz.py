@@ -20,8 +20,8 @@ from tests import planted
 from tests.dicom_files import write
 from voxelgate.core.findings import Finding, Severity
 from voxelgate.dicom.quiet import quiet_pydicom
-from voxelgate.dicom.read.reader import read_or_refuse
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_or_refuse
 
 VARIANTS = 25
 """Of each kind of series in each encoding; several thousand were tried by hand."""

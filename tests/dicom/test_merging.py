@@ -9,8 +9,8 @@ from pydicom import Dataset
 from tests import planted
 from tests.planted import Plant, chained, in_series_of_their_own, setting
 from voxelgate.core.findings import Allow, FindingCode, refusals
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series, scan_dicom
+from voxelgate.dicom.read.volume import read_series
 
 
 def scanned(datasets: list[Dataset], folder: Path, *allow: Allow) -> list[Series]:

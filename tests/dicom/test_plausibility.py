@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from voxelgate.core.findings import FindingCode, Severity
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.plausibility import check_values
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.evaluation.expectations import Expected, check_against
 
 SHAPE = (40, 50, 30)

@@ -20,8 +20,9 @@ from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.findings import Allow, Finding, FindingCode
 from voxelgate.core.geometry import LPS_TO_RAS, Grid
 from voxelgate.dicom.quiet import quiet_pydicom
-from voxelgate.dicom.read.reader import CheckedDicomReader, read_or_refuse, read_series
+from voxelgate.dicom.read.reader import CheckedDicomReader
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_or_refuse, read_series
 
 PATIENT = ("SECRET", "19010203", "1.2.826.0.1.3680043.8.498.7")
 REAL = (

@@ -11,10 +11,10 @@ from tests.dicom_files import header_of, image, write
 from voxelgate.core.findings import Allow, FindingCode
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.read.headers import Header, ImagePlane
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.repair import correct_tilt, fill_gaps, repair, repair_needed
 from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.dicom.read.stack import Slice, in_order
+from voxelgate.dicom.read.volume import read_series
 
 ROWS, COLUMNS = 24, 30
 

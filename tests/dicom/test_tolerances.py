@@ -16,7 +16,7 @@ from tests.dicom_files import image, stack, write_all
 from voxelgate.core.errors import OutputError
 from voxelgate.core.findings import Allow, FindingCode, refusals
 from voxelgate.dicom.inspect import InspectedSeries, inspect
-from voxelgate.dicom.read.reader import read_series
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.dicom.write.rtstruct import write_rtstruct
 from voxelgate.dicom.write.seg import write_seg
 from voxelgate.dicom.write.seg_kind import SegKind

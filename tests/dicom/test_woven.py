@@ -8,8 +8,8 @@ import pytest
 from tests import planted
 from voxelgate.core.findings import FindingCode, Severity, refusals
 from voxelgate.dicom.inspect import inspect
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.dicom.read.woven import woven_finding
 
 SLICES = 24

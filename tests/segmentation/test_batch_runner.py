@@ -24,8 +24,8 @@ from voxelgate.bundle.checksums import seal
 from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.files import locked
 from voxelgate.core.findings import Allow
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.case_table import INPUTS_NAME, TABLE_NAME
 from voxelgate.segmentation.batch.engines import ExecutorEngine

@@ -18,8 +18,8 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.findings import Allow
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import scan_dicom
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.images.volumes import read_volume
 from voxelgate.segmentation import outputs as results
 from voxelgate.segmentation.cases import find_cases

@@ -14,8 +14,8 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.dicom.choose import SeriesRule, choose
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.dicom_files import list_files
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series, scan_files
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.evaluation.expectations import Expected, check_against
 from voxelgate.images.pictures import RGB
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec, read_image_with_findings

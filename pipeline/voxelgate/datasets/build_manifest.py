@@ -19,6 +19,7 @@ from voxelgate.core.files import make_folder, write_text
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import MOST_READERS, checked_manifest, checksum
 from voxelgate.datasets.described_set import DESCRIPTION, is_described, read_described_set
+from voxelgate.datasets.dicom_set import read_dicom_set
 from voxelgate.datasets.found_set import FoundCase, FoundSet
 from voxelgate.datasets.manifest import (
     Manifest,
@@ -28,6 +29,8 @@ from voxelgate.datasets.manifest import (
     named_values,
     schema_problem,
 )
+from voxelgate.dicom.labels.label_objects import label_files
+from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.evaluation.pairs import find_pairs
 from voxelgate.images.label_maps import WHITES, LabelValues, single_channel, values_of, white_as_one, whole_labels
 from voxelgate.images.pictures import RGB, read_picture_header
@@ -85,8 +88,10 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
 
     Read are `images/` + `labels/`, `imagesTr/` + `labelsTr/`, or pairs in one folder such as `a.nii.gz` +
     `a_seg.nii.gz`; nnU-Net's `a_0000`, `a_0001`, ... are the channels of one image. What a `dataset.json` of nnU-Net or
-    of the Decathlon says is taken, unless it is said here. The same files give the same manifest on every machine. What
-    is right but unusual, such as a structure in one case only, is logged as a warning.
+    of the Decathlon says is taken, unless it is said here. In a folder of DICOM studies the cases are the series that a
+    SEG or RTSTRUCT was drawn on, and their structures have the names, or codes, of `labels`. The same files give the
+    same manifest on every machine. What is right but unusual, such as a structure in one case only, is logged as a
+    warning.
 
     Args:
         folder: data root of the manifest, or the `dataset.json` in it.
@@ -114,7 +119,7 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     _refuse_options(modality, labels, ignore)
     root = _root_of(Path(folder))
     notes = _read_notes(root)
-    found = _found_in(root, modality)
+    found = _found_in(root, modality, labels or notes.labels)
     subject_of, without_subject = _subjects_of(found, subjects, notes)
     problems = [*found.problems, *without_subject]
     if unwritable := [*map(_unwritable_line, filter(_is_unwritable, (*found.cases, *found.tests)))]:
@@ -153,7 +158,7 @@ def _root_of(given: Path) -> Path:
     return (given.parent if given.name == DESCRIPTION and given.is_file() else given).resolve()
 
 
-def _found_in(root: Path, modality: str) -> FoundSet:
+def _found_in(root: Path, modality: str, labels: Mapping[str, str] | None) -> FoundSet:
     """Return the cases of a folder by what it says of itself, or else by what its files are called.
 
     Raises:
@@ -165,6 +170,8 @@ def _found_in(root: Path, modality: str) -> FoundSet:
         pairs, problems = find_pairs(root, ImageSpec(is_picture=modality == Modality.PICTURE))
         cases = tuple(FoundCase(pair.case_id, pair.images, pair.label) for pair in pairs)
         found = FoundSet(cases, problems=tuple(problems))
+    if not found.cases and not found.problems and root.is_dir() and label_files(series := scan_dicom(root)):
+        return read_dicom_set(series, labels, modality)
     if not found.cases:
         raise ManifestError(found.problems or [_no_pairs(root, ImageSpec(is_picture=modality == Modality.PICTURE))])
     return found
@@ -357,13 +364,14 @@ def _row_of_case(case: FoundCase, root: Path, subject: str) -> dict[str, Any]:
         **({} if case.case_id == volume_stem(case.images[0]) else {"case_id": case.case_id}),
         "image": files if len(files) > 1 else files[0],
         **({} if case.label is None else {"label": case.label.relative_to(root).as_posix()}),
+        **({"segments": {str(number): value for number, value in case.segments.items()}} if case.segments else {}),
         "subject": subject,
     }
 
 
 def _with_checksums(case: ManifestCase) -> ManifestCase:
     label = None if case.label is None else checksum(case.label)
-    return replace(case, image_sha256=checksum(case.image), label_sha256=label)
+    return replace(case, image_sha256=None if case.is_dicom else checksum(case.image), label_sha256=label)
 
 
 def _to_text(document: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ from voxelgate.core.files import file_sha256
 from voxelgate.core.geometry import Grid
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.manifest import Manifest, ManifestCase, Modality
+from voxelgate.dicom.labels.label_voxels import labels_on
+from voxelgate.dicom.read.series_paths import is_series_path, series_at
+from voxelgate.dicom.read.volume import read_plausible
 from voxelgate.images.label_maps import single_channel, values_of
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import PERCENTILE_LIMITS, SMALLEST_HU_RANGE, contrast_limits
@@ -101,7 +104,7 @@ def checked_manifest(manifest: Manifest, *, progress: Progress | None = None) ->
     """Return what `check_manifest` finds, with what it refuses."""
     cases = manifest.all_cases
     files = [path for case in cases for path in case.files]
-    if not any(map(Path.is_file, files)):
+    if not any(path.is_file() or is_series_path(path) for path in files):
         nowhere = (
             f"{manifest.data_root}: holds none of the {len(files)} files, such as {manifest.relative(files[0])}; name "
             "the folder that the paths start from (--data-root)."
@@ -137,7 +140,7 @@ def image_content(case: ManifestCase) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    return _content_hash([voxels for path in case.channels for voxels in read_channels(path, several=True)[0]])
+    return _content_hash([voxels for path in case.channels for voxels in _voxels_at(path, several=True)[0]])
 
 
 def inspect_case(case: ManifestCase, manifest: Manifest) -> InspectedCase:
@@ -179,7 +182,9 @@ def _checked_case(case: ManifestCase, manifest: Manifest) -> _Checked:
 
 def _side_problems(path: Path, name: str, manifest: Manifest) -> list[str]:
     """Say whether left and right are open in an image whose labels tell them apart, as inference would refuse it."""
-    if is_picture(path) or not manifest.labels.side_pairs or not (problem := read_volume_header(path).sides_problem):
+    if is_picture(path) or is_series_path(path) or not manifest.labels.side_pairs:
+        return []
+    if not (problem := read_volume_header(path, several=True).sides_problem):
         return []
     return [f"{name}: {problem}, but the labels tell sides apart; convert the image again with its orientation."]
 
@@ -193,23 +198,30 @@ def _apart(volume: Volume, channels: Sequence[Volume], name: str, first: str) ->
 
 def _read(path: Path, sha256: str | None, name: str, *, several: bool = False) -> tuple[Volume | None, list[str]]:
     """Return all channels of a file, (C, i, j, k), and what is wrong with it."""
-    if not path.is_file():
-        return None, [f"{name}: there is no such file; restore it or take its case out of the manifest."]
-    problems = []
+    if not path.is_file() and not is_series_path(path):
+        return None, [_not_there(name)]
+    problems: list[str] = []
     try:
-        if sha256 is not None and checksum(path) != sha256:
-            problems.append(
-                f"{name}: SHA-256 differs from the manifest's; restore the file or write the manifest anew."
-            )
-        return read_channels(path, several=several), problems
+        problems += _altered(path, sha256, name)
+        return _voxels_at(path, several=several), problems
     except InputError as error:
         return None, [*problems, f"{name}: {reading_problem(error, path)}"]
+
+
+def _voxels_at(path: Path, *, several: bool) -> Volume:
+    """Return the channels (C, i, j, k) of a file, or the one of a DICOM series."""
+    if not is_series_path(path):
+        return read_channels(path, several=several)
+    volume = read_plausible(series_at(path))
+    return volume.voxels[None], volume.grid
 
 
 def _inspect_label(
     case: ManifestCase, path: Path, channels: Sequence[Volume], manifest: Manifest
 ) -> tuple[Volume | None, list[str]]:
     name = manifest.relative(path)
+    if case.segments:
+        return _inspect_dicom_label(case, path, channels, manifest)
     file, problems = _read(path, case.label_sha256, name)
     if file is None:
         return None, problems
@@ -221,6 +233,32 @@ def _inspect_label(
         return (manifest.values.numbered(single_channel(path, file[0])), file[1]), problems
     except InputError as error:
         return None, [*problems, f"{name}: {error}"]
+
+
+def _inspect_dicom_label(
+    case: ManifestCase, path: Path, channels: Sequence[Volume], manifest: Manifest
+) -> tuple[Volume | None, list[str]]:
+    name = manifest.relative(path)
+    if not path.is_file():
+        return None, [_not_there(name)]
+    problems = _altered(path, case.label_sha256, name)
+    if not channels:
+        return None, problems
+    grid = channels[0][1]
+    try:
+        return (labels_on(grid, path, manifest.numbers_of_segments(case)), grid), problems
+    except InputError as error:
+        return None, [*problems, f"{name}: {reading_problem(error, path)}"]
+
+
+def _not_there(name: str) -> str:
+    return f"{name}: there is no such file; restore it or take its case out of the manifest."
+
+
+def _altered(path: Path, sha256: str | None, name: str) -> list[str]:
+    if sha256 is None or checksum(path) == sha256:
+        return []
+    return [f"{name}: SHA-256 differs from the manifest's; restore the file or write the manifest anew."]
 
 
 def _image_problems(voxels: npt.NDArray[Any], name: str) -> list[str]:

@@ -21,6 +21,8 @@ from voxelgate.core.documents import read_json
 from voxelgate.core.errors import ManifestError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.folds import assign_folds, closed_up
+from voxelgate.dicom.labels.label_voxels import DicomLabels
+from voxelgate.dicom.read.series_paths import is_series_path
 from voxelgate.images.label_maps import VALUES_KEY, LabelValues
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
@@ -67,6 +69,8 @@ class ManifestCase:
         image_sha256: checksum of the image file, or None if the manifest gives none.
         label_sha256: checksum of the label file, or None if the manifest gives none.
         further_channels: absolute paths of the second channel and those that follow.
+        segments: number of each segment that counts and its value among `labels`, where the label is a DICOM SEG or
+            RTSTRUCT; the image then is the series that it was drawn on, as `series_path` names it.
     """
 
     case_id: str
@@ -77,6 +81,7 @@ class ManifestCase:
     image_sha256: str | None = None
     label_sha256: str | None = None
     further_channels: tuple[Path, ...] = ()
+    segments: tuple[tuple[int, int], ...] = ()
 
     @property
     def channels(self) -> tuple[Path, ...]:
@@ -87,6 +92,11 @@ class ManifestCase:
     def files(self) -> tuple[Path, ...]:
         """Return the files of the image, and the label if there is one."""
         return self.channels if self.label is None else (*self.channels, self.label)
+
+    @property
+    def is_dicom(self) -> bool:
+        """Return whether its image is a DICOM series."""
+        return is_series_path(self.image)
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,14 @@ class Manifest:
     ignored: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        rules = (_path_problems, _channel_problems, _case_id_problems, _subject_problems, _fold_problems)
+        rules = (
+            _path_problems,
+            _channel_problems,
+            _segment_problems,
+            _case_id_problems,
+            _subject_problems,
+            _fold_problems,
+        )
         problems = [problem for rule in rules for problem in rule(self)]
         if problems:
             raise ManifestError(problems)
@@ -150,6 +167,16 @@ class Manifest:
     def values(self) -> LabelValues:
         """Return what the values of the label files stand for."""
         return LabelValues(self.label_values or tuple(range(len(self.labels.names))), self.ignored)
+
+    def reference_of(self, case: ManifestCase) -> Path | DicomLabels | None:
+        """Return what the labels of a case are read from; those of DICOM have the values 0, 1, 2, ... already."""
+        if case.label is None or not case.segments:
+            return case.label
+        return DicomLabels(case.label, case.image, self.numbers_of_segments(case))
+
+    def numbers_of_segments(self, case: ManifestCase) -> dict[int, int]:
+        """Return the number, 1, 2, ..., of the structure that each segment of a DICOM label is."""
+        return {segment: self.values.values.index(value) for segment, value in case.segments}
 
     @property
     def all_cases(self) -> tuple[ManifestCase, ...]:
@@ -197,6 +224,7 @@ class Manifest:
         files = [self.relative(path) for path in case.channels]
         optional = {
             "label": case.label and self.relative(case.label),
+            "segments": {str(segment): value for segment, value in case.segments},
             "subject": case.subject,
             "fold": case.fold,
             "sha256": {
@@ -294,7 +322,8 @@ def datalist(
     """Return the rows a bundle config hands to MONAI's `Dataset`: "image", "label", "case_id", "subject".
 
     "image" is one path, or a list of them where images have several channels. Where label files have other values than
-    0, 1, 2, ..., or some to be ignored, "label_values" tells `LoadLabeld` the number of each.
+    0, 1, 2, ..., or some to be ignored, "label_values" tells `LoadLabeld` the number of each. A DICOM label is named
+    together with its series, and "label_values" tells the number of each segment.
 
     Args:
         path: the manifest.
@@ -318,8 +347,7 @@ def datalist(
     cases = part_cases(manifest, fold, Split(part))
     if not cases:
         raise UsageError(f"{Path(path).name}: part {part} of fold {fold} holds no case; choose another fold or part.")
-    values = {} if manifest.values.is_plain else {VALUES_KEY: manifest.values.to_mapping()}
-    return [_datalist_row(case) | values for case in cases]
+    return [_datalist_row(case, manifest) for case in cases]
 
 
 def schema_problem(error: ValidationError) -> str:
@@ -368,6 +396,7 @@ def _case_of_row(row: Mapping[str, Any], root: Path) -> ManifestCase:
         image_sha256=checksums.get("image"),
         label_sha256=checksums.get("label"),
         further_channels=tuple(further),
+        segments=tuple((int(number), value) for number, value in row.get("segments", {}).items()),
     )
 
 
@@ -389,10 +418,20 @@ def _channel_problems(manifest: Manifest) -> Iterator[str]:
                 f"{manifest.relative(case.image)}: {len(case.channels)} files for an image of {rule.files} "
                 "channels; name one file for each channel of modality."
             )
-        for path in case.files:
+        for path in case.channels if case.segments else case.files:
             if is_picture(path) != rule.is_picture:
                 kind = f"{PICTURE_NAMES} pictures" if rule.is_picture else "volumes"
                 yield f"{manifest.relative(path)}: is of another kind than {kind}, as modality says; convert it."
+
+
+def _segment_problems(manifest: Manifest) -> Iterator[str]:
+    known = set(manifest.values.values[1:])
+    for case in manifest.all_cases:
+        if case.segments and case.label is None:
+            yield f"{manifest.relative(case.image)}: has segments, but no label; name the file that holds them."
+        if others := sorted({value for _, value in case.segments} - known):
+            found = ", ".join(map(str, others))
+            yield f"{manifest.relative(case.image)}: segments of the value {found}, which labels do not name; name it."
 
 
 def _case_id_problems(manifest: Manifest) -> Iterator[str]:
@@ -447,14 +486,20 @@ def part_cases(manifest: Manifest, fold: int, part: Split) -> list[ManifestCase]
     return [case for case in manifest.cases if (case.fold == validating) == (part is Split.VALIDATION)]
 
 
-def _datalist_row(case: ManifestCase) -> dict[str, Any]:
+def _datalist_row(case: ManifestCase, manifest: Manifest) -> dict[str, Any]:
     files = [str(path) for path in case.channels]
     row: dict[str, Any] = {
         "image": files if case.further_channels else files[0],
         "case_id": case.case_id,
         "subject": case.subject,
     }
-    return row if case.label is None else {**row, "label": str(case.label)}
+    if case.label is None:
+        return row
+    if case.segments:
+        numbers = {str(segment): number for segment, number in manifest.numbers_of_segments(case).items()}
+        return {**row, "label": [str(case.label), str(case.image)], VALUES_KEY: numbers}
+    values = {} if manifest.values.is_plain else {VALUES_KEY: manifest.values.to_mapping()}
+    return {**row, "label": str(case.label), **values}
 
 
 def is_manifest(given: Path) -> bool:

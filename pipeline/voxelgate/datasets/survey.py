@@ -207,7 +207,7 @@ def _voxels(case: ManifestCase) -> int:
 def _measured_case(manifest: Manifest, cache: Path | None, index: int) -> CaseFacts:
     """Measure a case, or take what was measured of the same files before."""
     case = manifest.cases[index]
-    if cache is None:
+    if cache is None or case.is_dicom:  # what its images hold would have to be read to know that they are the same
         return measure_case(case, manifest)
     path = cache / f"{_content_key(manifest, index)}.json"
     try:

@@ -10,13 +10,11 @@ import numpy as np
 
 from voxelgate.core.findings import refusals
 from voxelgate.dicom.read.series import Series
+from voxelgate.dicom.read.series_paths import IDENTIFIER
 from voxelgate.dicom.read.stack import distances_mm
 
 UID_END = re.compile(r"(?:\.\.\.|\u2026)([0-9.]+)|([0-9]*(?:\.[0-9]+)+)")
 """The end of a UID behind dots that stand for the rest, or a UID, or an end of it with a dot."""
-
-IDENTIFIER = re.compile(r"[a-z]+-[0-9a-f]{12}")
-"""Of a series, as `scan_dicom` makes it."""
 
 READABLE_MODALITIES = ("CT", "MR", "PT")
 """Modalities whose images make volumes, as DICOM names them."""

@@ -12,10 +12,10 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.progress import Progress
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.dicom_files import list_files
-from voxelgate.dicom.read.reader import read_or_refuse
 from voxelgate.dicom.read.repair import repair_needed
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.dicom.read.stack import slices_of
+from voxelgate.dicom.read.volume import read_or_refuse
 
 
 @dataclass(frozen=True)

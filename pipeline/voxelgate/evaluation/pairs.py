@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from voxelgate.core.errors import InputError, reading_problem
+from voxelgate.core.geometry import Grid
+from voxelgate.dicom.labels.label_voxels import DicomLabels
+from voxelgate.images.label_maps import LabelValues, read_label_map
 from voxelgate.images.pictures import PICTURE_SUFFIXES, is_picture
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec
-from voxelgate.images.volumes import SUFFIXES, is_volume, read_channels, volume_stem
+from voxelgate.images.volumes import SUFFIXES, Voxels, is_volume, read_channels, read_grid, volume_stem
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks"))
 """Folders of images and labels: ours, those of the Decathlon and of nnU-Net, and those of most sets of pictures."""
@@ -29,7 +32,26 @@ FEW_VALUES = 64
 """A file with no more distinct values, all of them whole, looks like a label map; even small images have over 100."""
 
 
-LabelMapPair = tuple[str, Path, Path]
+Reference = Path | DicomLabels
+"""What a label map is compared with: a file, or labels of DICOM on the grid of their series."""
+
+LabelMapPair = tuple[str, Path, Reference]
+"""Case id, prediction and reference."""
+
+
+def grid_of_reference(reference: Reference) -> Grid:
+    """Return where the voxels of a reference lie."""
+    return reference.grid() if isinstance(reference, DicomLabels) else read_grid(reference)
+
+
+def read_reference(reference: Reference, values: LabelValues | int) -> tuple[Voxels, Grid]:
+    """Return the label map (I, J, K) of a reference with the values 0, 1, 2, ... and its grid.
+
+    Args:
+        reference: file or DICOM labels.
+        values: what those of a file stand for, as for `read_label_map`.
+    """
+    return reference.read() if isinstance(reference, DicomLabels) else read_label_map(reference, values)
 
 
 @dataclass(frozen=True)
@@ -226,7 +248,7 @@ def pair_files(
 
 
 def pair_cases(
-    prediction: Path, references: Mapping[str, Path], is_other: Callable[[Path], bool] = lambda _: False
+    prediction: Path, references: Mapping[str, Reference], is_other: Callable[[Path], bool] = lambda _: False
 ) -> list[LabelMapPair]:
     """Return the pairs of references that have a case id, such as those of a manifest, and label maps called so.
 

@@ -22,7 +22,7 @@ from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid, counts_pixels
 from voxelgate.core.labels import IGNORED, LabelTable
 from voxelgate.core.progress import Progress
-from voxelgate.evaluation.pairs import LabelMapPair, pair_files
+from voxelgate.evaluation.pairs import LabelMapPair, grid_of_reference, pair_files, read_reference
 from voxelgate.evaluation.surfaces import surface_distances
 from voxelgate.images.label_maps import LabelValues, read_label_map, whole_labels
 from voxelgate.images.pictures import PIXELS_PER_ML
@@ -214,14 +214,14 @@ def evaluate_pairs(
 
 def _grid_difference(pair: LabelMapPair) -> str | None:
     case_id, prediction, reference = pair
-    difference = read_grid(reference).difference(read_grid(prediction))
+    difference = grid_of_reference(reference).difference(read_grid(prediction))
     return None if difference is None else f"{case_id}: the prediction lies on another grid ({difference})"
 
 
 def _names_found(pairs: Sequence[LabelMapPair], workers: int) -> dict[int, str]:
     def values_in(pair: LabelMapPair) -> set[int]:
         case_id, _, reference = pair
-        voxels, _ = read_label_map(reference, 1)
+        voxels, _ = read_reference(reference, 1)
         return set(_boxes(_as_labels(voxels, f"{case_id}: the reference")))
 
     with ThreadPoolExecutor(workers) as pool:
@@ -241,7 +241,7 @@ def _score_all(
     def score_pair(pair: LabelMapPair) -> list[LabelScores]:
         case_id, prediction_path, reference_path = pair
         prediction, _ = read_label_map(prediction_path, max(names))
-        reference, grid = read_label_map(reference_path, values)
+        reference, grid = read_reference(reference_path, values)
         return _score(prediction, reference, grid, names, case_id)
 
     pool = ThreadPoolExecutor(workers)

@@ -18,6 +18,7 @@ from voxelgate.datasets.manifest import is_manifest, load_manifest
 from voxelgate.dicom.choose import SeriesRule, choose, is_called, names_one
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import LookAtFiles, Series, look_at_each, scan_files
+from voxelgate.dicom.read.series_paths import series_at
 from voxelgate.images.passed_over import count_kinds, kinds_text
 from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec, Paths, as_paths
 from voxelgate.images.volume_bytes import member_of
@@ -205,7 +206,7 @@ def find_inputs(  # noqa: PLR0913  # as for `find_cases`
         raise InputError(
             f"{rule.asked}: no series has this UID, number or description; `voxelgate inspect` lists those there are."
         )
-    named = [case for path in manifests for case in manifest_cases(path, images, data_root)]
+    named = [case for path in manifests for case in manifest_cases(path, images, data_root, allow)]
     cases = with_own_ids([*named, *image_cases(listings, images)]) + study_cases(found, rule or SeriesRule())
     cases += map(_archive_case, closed)
     left = [file for file in dict.fromkeys(file for listing in listings for file in listing.others) if file not in used]
@@ -335,7 +336,9 @@ def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageSpec
     return Case((relative_of[some].parent / name).as_posix(), first, further_channels=tuple(further))
 
 
-def manifest_cases(path: Path, images: ImageSpec, data_root: Path | None = None) -> list[Case]:
+def manifest_cases(
+    path: Path, images: ImageSpec, data_root: Path | None = None, allow: Iterable[Allow] = ()
+) -> list[Case]:
     """Return a case for each image of a manifest, those for training and those for testing.
 
     Raises:
@@ -348,7 +351,12 @@ def manifest_cases(path: Path, images: ImageSpec, data_root: Path | None = None)
             f"{path.name}: its images have the channels {', '.join(manifest.images.channels)}, but "
             f"the bundle takes {images}; use a manifest whose channels have these names in this order."
         )
-    return [Case(case.case_id, case.image, further_channels=case.further_channels) for case in manifest.all_cases]
+    return [
+        Case(case.case_id, series_at(case.image, allow=allow))
+        if case.is_dicom
+        else Case(case.case_id, case.image, further_channels=case.further_channels)
+        for case in manifest.all_cases
+    ]
 
 
 def _same_channels(found: ImageSpec, wanted: ImageSpec) -> bool:

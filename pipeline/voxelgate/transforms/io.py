@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 
 from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.geometry import Grid
+from voxelgate.dicom.labels.label_voxels import DicomLabels
 from voxelgate.dicom.read.reader import CheckedDicomReader
 from voxelgate.images.label_maps import VALUES_KEY, LabelValues, read_label_map
 from voxelgate.images.pictures import is_picture
@@ -87,10 +88,11 @@ class LoadLabeld(MapTransform):  # type: ignore[misc]  # MONAI ships no stubs
     """Read label maps as (1, I, J, K) float32 with the values 0, 1, 2, ..., and `IGNORED` where nobody labelled.
 
     What the values of a file stand for a row of `datalist` tells under "label_values"; without, they are those of the
-    network, or black and white where there is one structure.
+    network, or black and white where there is one structure. A DICOM SEG or RTSTRUCT is named together with the series
+    that it was drawn on, whose grid the labels have; its values are the numbers of its segments.
 
     Args:
-        keys: paths of label maps.
+        keys: paths of label maps, or two paths: of a SEG or RTSTRUCT, and of its series as a manifest names it.
         highest: largest label value of the network.
         allow_missing_keys: skip keys that are absent instead of refusing.
 
@@ -110,18 +112,23 @@ class LoadLabeld(MapTransform):  # type: ignore[misc]  # MONAI ships no stubs
         """Return `data` with label maps instead of their paths, and without "label_values"."""
         out = dict(data)
         told = out.pop(VALUES_KEY, None)
-        values = LabelValues.up_to(self.highest) if told is None else LabelValues.from_mapping(told)
         for key in self.key_iterator(out):
-            (path,) = as_paths(data[key])
-            voxels, grid = read_label_map(path, values) if _is_file(path) else _dicom_labels(path, values)
+            path, *series = as_paths(data[key])
+            voxels, grid = self._drawn_on(series[0], path, told) if series else self._labels_of_file(path, told)
             out[key] = as_image(voxels.astype(np.float32)[None], grid)
             out[key].meta["filename_or_obj"] = str(path)
         return out
 
+    def _drawn_on(self, series: Path, path: Path, told: Mapping[str, int] | None) -> tuple[Voxels, Grid]:
+        numbers = {n: n for n in range(1, self.highest + 1)} if told is None else told
+        return DicomLabels(path, series, {int(segment): number for segment, number in numbers.items()}).read()
 
-def _dicom_labels(path: Path, values: LabelValues) -> tuple[Voxels, Grid]:
-    voxels, meta = VolumeReader().get_data((path,))
-    return values.numbered(voxels), Grid(voxels.shape, meta["affine"])
+    def _labels_of_file(self, path: Path, told: Mapping[str, int] | None) -> tuple[Voxels, Grid]:
+        values = LabelValues.up_to(self.highest) if told is None else LabelValues.from_mapping(told)
+        if _is_file(path):
+            return read_label_map(path, values)
+        voxels, meta = VolumeReader().get_data((path,))
+        return values.numbered(voxels), Grid(voxels.shape, meta["affine"])
 
 
 class OneHotLabelsd(MapTransform):  # type: ignore[misc]  # MONAI ships no stubs

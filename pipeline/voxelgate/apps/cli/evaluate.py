@@ -87,7 +87,7 @@ def run(
 def _scores_by_manifest(prediction: Path, manifest: Manifest, fold: int | None, workers: int) -> list[LabelScores]:
     """Measure label maps against those of a manifest, which says what their values mean and which are ignored."""
     cases = manifest.all_cases if fold is None else part_cases(manifest, fold, Split.VALIDATION)
-    references = {case.case_id: case.label for case in cases if case.label is not None}
+    references = {case.case_id: found for case in cases if (found := manifest.reference_of(case)) is not None}
     pairs = pair_cases(prediction, references, is_attention_map)
     return _measured(pairs, manifest.labels, workers, manifest.values)
 

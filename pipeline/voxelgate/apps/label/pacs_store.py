@@ -22,8 +22,8 @@ from voxelgate.apps.label.image_store import ImageStore, Objects, file_stamp
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import InputError, OutputError, UsageError, VoxelgateError
 from voxelgate.core.files import copy_file
-from voxelgate.dicom.read.reader import read_series
 from voxelgate.dicom.read.series import Series
+from voxelgate.dicom.read.volume import read_series
 from voxelgate.dicom.write.seg import write_seg
 from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, person_name
 from voxelgate.dicom.write.sources import source_of

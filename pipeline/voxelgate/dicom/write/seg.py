@@ -4,7 +4,6 @@ highdicom writes (PS3.3 A.51); plain pydicom reads back: frames are placed by th
 and segment number, whatever their order.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import highdicom
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.pixels.utils import iter_pixels
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from voxelgate.core.errors import OutputError
-from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, LPS_TO_RAS, Affine, Grid, triple
+from voxelgate.core.geometry import LPS_TO_RAS, Grid, triple
 from voxelgate.core.terminology import Coding
+from voxelgate.dicom.read.seg_frames import frame_affine, pixel_frames, plane_of, segment_of
 from voxelgate.dicom.write.label_planes import LabelPlanes
 from voxelgate.dicom.write.placeholders import have_same_voxels, image_placeholders
 from voxelgate.dicom.write.rle import compress
@@ -53,9 +52,6 @@ NOT_FOUND = "Looked for and not found"
 
 MOST_COMMENT = 10_240
 """Length of Image Comments, VR LT (PS3.5 6.2)."""
-
-POSITION_TOLERANCE = 0.25
-"""Largest distance of a frame from the voxels it stands for, in voxels; `AGREEMENT_TOLERANCE_MM` limits it too."""
 
 
 @dataclass(frozen=True)
@@ -265,70 +261,12 @@ def _labels_of(written: Dataset, segmented: SegmentedSeries, name: str) -> Voxel
     labels = np.zeros(grid.shape, dtype=segmented.labels.dtype, order="F")  # a frame is then one piece of memory
     shared = written.SharedFunctionalGroupsSequence[0]
     to_voxels = np.linalg.inv(grid.affine) @ LPS_TO_RAS
-    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, _pixel_frames(written), strict=True):
-        plane = _plane_of(labels, to_voxels @ _frame_affine(frame, shared), pixels.shape, grid)
+    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, pixel_frames(written), strict=True):
+        plane = plane_of(labels, to_voxels @ frame_affine(frame, shared), pixels.shape, grid)
         if plane is None or (written.SegmentationType != LABELMAP and plane[pixels != 0].any()):
             raise OutputError(f"{name}: reads back with a frame in another place; report this.")
         if written.SegmentationType != LABELMAP:
-            identified = (frame if "SegmentIdentificationSequence" in frame else shared).SegmentIdentificationSequence
-            plane[pixels != 0] = int(identified[0].ReferencedSegmentNumber)
+            plane[pixels != 0] = segment_of(frame, shared)
         else:
             plane[...] = pixels
     return labels
-
-
-def _frame_affine(frame: Dataset, shared: Dataset) -> Affine:
-    """Return (row, column) of a frame to LPS mm as (4, 4); its second column, across the frame, is empty."""
-    orientation, measures, position = (
-        (frame if keyword in frame else shared)[keyword].value[0]
-        for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence", "PlanePositionSequence")
-    )
-    cosines = np.array(orientation.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    between_rows, between_columns = (float(value) for value in measures.PixelSpacing)
-    affine = np.zeros((4, 4))
-    affine[:3, 0], affine[:3, 1] = cosines[1] * between_rows, cosines[0] * between_columns
-    affine[:, 3] = (*map(float, position.ImagePositionPatient), 1)
-    return affine
-
-
-def _plane_of(labels: Voxels, to_voxels: Affine, size: tuple[int, ...], grid: Grid) -> Voxels | None:
-    """Return the view of `labels` that a frame covers, or None if the frame does not lie on its voxels.
-
-    Args:
-        labels: (i, j, k).
-        to_voxels: (row, column) of the frame to voxel index of `labels`.
-        size: rows and columns of the frame.
-        grid: of the labels, for the tolerance.
-    """
-    corners = np.array([(0, 0), (size[0] - 1, 0), (0, size[1] - 1), (size[0] - 1, size[1] - 1)])
-    found = corners @ to_voxels[:3, :2].T + to_voxels[:3, 3]
-    ends = np.rint(found).astype(int)
-    tolerance_vox = np.minimum(AGREEMENT_TOLERANCE_MM / np.array(grid.spacing_mm), POSITION_TOLERANCE)
-    row_axis, column_axis = np.abs(to_voxels[:3, :2]).argmax(axis=0)
-    is_inside = (ends >= 0).all() and (ends < labels.shape).all()
-    if not is_inside or row_axis == column_axis or (np.abs(found - ends) > tolerance_vox).any():
-        return None
-    index: list[Any] = ends[0].tolist()
-    index[row_axis] = _index_steps(ends[0][row_axis], ends[1][row_axis])
-    index[column_axis] = _index_steps(ends[0][column_axis], ends[2][column_axis])
-    plane = labels[tuple(index)]
-    plane = plane if row_axis < column_axis else plane.T
-    return plane if plane.shape == size else None
-
-
-def _index_steps(first: int, last: int) -> slice:
-    if last >= first:
-        return slice(first, last + 1)
-    return slice(first, last - 1 if last else None, -1)
-
-
-def _pixel_frames(written: Dataset) -> Iterator[Voxels]:
-    """Yield the pixels of each frame, (rows, columns); bits are unpacked here, other pixels by pydicom."""
-    if written.BitsAllocated != 1:
-        yield from iter_pixels(written)
-        return
-    rows, columns, packed = written.Rows, written.Columns, np.frombuffer(written.PixelData, dtype=np.uint8)
-    for frame in range(int(written.NumberOfFrames)):
-        first, last = frame * rows * columns, (frame + 1) * rows * columns
-        bits = np.unpackbits(packed[first // 8 : -(-last // 8)], bitorder="little")
-        yield bits[first % 8 : first % 8 + rows * columns].reshape(rows, columns)

@@ -15,7 +15,7 @@ from voxelgate.core.labels import LabelTable
 from voxelgate.core.progress import Progress
 from voxelgate.core.verdict import Doubt, Quality, Verdict
 from voxelgate.datasets.manifest import is_manifest, load_manifest
-from voxelgate.evaluation.pairs import label_maps_in
+from voxelgate.evaluation.pairs import Reference, label_maps_in, read_reference
 from voxelgate.evaluation.review import LOW_DICE, listed
 from voxelgate.evaluation.scores import LabelScores, score
 from voxelgate.images.label_maps import read_label_map
@@ -49,7 +49,7 @@ def references_of(
     reference: Path,
     data_root: Path | None = None,
     inputs: Mapping[str, Path] | None = None,
-) -> dict[str, Path]:
+) -> dict[str, Reference]:
     """Return the true label map of each case that has one.
 
     Args:
@@ -69,15 +69,16 @@ def references_of(
     found = {case.case_id: case.outputs[Output.NIFTI] for case in cases if Output.NIFTI in case.outputs}
     images = {case_id: path for case_id, path in (inputs or {}).items() if case_id in found}
     if is_manifest(reference):
-        listed = load_manifest(reference, data_root).all_cases
-        known = {case.case_id: case.label for case in listed}
+        manifest = load_manifest(reference, data_root)
+        listed = manifest.all_cases
+        known = {case.case_id: manifest.reference_of(case) for case in listed}
         names = {case_id: case_id for case_id in found}
         name_of = {case.image.resolve(): case.case_id for case in listed}
         others = {case_id: name_of.get(path.resolve()) for case_id, path in images.items()}
     else:
         if data_root is not None:
             raise UsageError("--data-root is for a manifest; leave it out for a folder of label maps.")
-        known = dict(label_maps_in(reference, is_attention_map))
+        known = {**label_maps_in(reference, is_attention_map)}
         names = {
             case_id: (path.relative_to(out_dir).parent / volume_stem(path)).as_posix()
             for case_id, path in found.items()
@@ -107,7 +108,7 @@ def _called_like(image: Path, known: Container[str]) -> str | None:
 
 
 def compared(
-    cases: Sequence[CaseReport], references: Mapping[str, Path], progress: Progress | None = None
+    cases: Sequence[CaseReport], references: Mapping[str, Reference], progress: Progress | None = None
 ) -> dict[str, Truth]:
     """Compare cases with their true labels; one case is in memory at a time.
 
@@ -143,10 +144,10 @@ def judged_by(case: CaseReport, truth: Truth | None) -> CaseReport:
     return replace(case, quality=Quality.of([doubt, *known]))
 
 
-def _truth(case: CaseReport, path: Path) -> Truth:
+def _truth(case: CaseReport, reference: Reference) -> Truth:
     table = LabelTable(("background", *case.volumes_ml))
     found, grid = read_label_map(case.outputs[Output.NIFTI], len(case.volumes_ml))
-    labels, true_grid = read_label_map(path, len(case.volumes_ml))
+    labels, true_grid = read_reference(reference, len(case.volumes_ml))
     if (difference := grid.difference(true_grid)) is not None:
         raise InputError(
             f"{case.case_id}: the true labels lie on another grid ({difference}); give them on that of the image."
