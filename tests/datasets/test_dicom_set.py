@@ -144,6 +144,16 @@ def test_a_manifest_of_an_archive_is_read_surveyed_and_segmented(tmp_path: Path)
     assert all(isinstance(case.image, Series) for case in cases)
 
 
+def test_the_command_says_what_it_took_of_an_archive(tmp_path: Path) -> None:
+    archive(tmp_path, cases=2)
+
+    done = CliRunner().invoke(app, ["manifest", str(tmp_path), "--labels", "spleen"])
+
+    assert done.exit_code == 0, done.output
+    assert "2 cases in 2 folds; labels background, spleen\n" in done.output
+    assert "passed over" not in done.output
+
+
 def test_results_are_measured_against_the_labels_of_an_archive(tmp_path: Path) -> None:
     labels_of = archive(tmp_path / "data")
     manifest = build_manifest(tmp_path / "data")

@@ -113,6 +113,7 @@ def _understood(manifest: Manifest) -> list[str]:
         named.append(f"results will have the values 0 to {len(names) - 1} in this order")
     ignored = [f"voxels of {', '.join(map(str, values.ignored))} are ignored"] if values.ignored else []
     taken = {path for case in manifest.all_cases for path in case.files}
-    others = image_kinds_below(manifest.data_root, taken)
+    are_series = any(case.is_dicom for case in manifest.all_cases)  # whose files the manifest does not name
+    others = {} if are_series else image_kinds_below(manifest.data_root, taken)
     passed_over = [f"passed over: {kinds_text(others)}; convert those that are images to NIfTI"] if others else []
     return [count, *named, *ignored, *passed_over]
