@@ -133,7 +133,7 @@ def _segments_of_seg(dataset: Dataset) -> Iterator[LabelSegment]:
         if int(item.SegmentNumber) > 0:  # 0 is the background of a label map
             (described,) = item.SegmentedPropertyTypeCodeSequence
             codes = (*_codes(described), *_region_codes(item))
-            yield LabelSegment(int(item.SegmentNumber), _one_line(item.get("SegmentLabel")), codes)
+            yield LabelSegment(int(item.SegmentNumber), _joined_words(item.get("SegmentLabel")), codes)
 
 
 def _segments_of_outlines(dataset: Dataset) -> Iterator[LabelSegment]:
@@ -146,7 +146,7 @@ def _segments_of_outlines(dataset: Dataset) -> Iterator[LabelSegment]:
     for item in dataset.StructureSetROISequence:
         number = int(item.ROINumber)
         if number in drawn:
-            yield LabelSegment(number, _one_line(item.get("ROIName")), codes.get(number, ()))
+            yield LabelSegment(number, _joined_words(item.get("ROIName")), codes.get(number, ()))
 
 
 def has_outline(roi: Dataset) -> bool:
@@ -171,5 +171,5 @@ def _code(item: Dataset) -> Codes:
     return (f"{item.CodingSchemeDesignator} {item.CodeValue}",)
 
 
-def _one_line(text: object) -> str:
+def _joined_words(text: object) -> str:
     return " ".join(str(text or "").split())
