@@ -58,7 +58,8 @@ class Chain:
         clicks: channels of clicks that follow them, all zero.
         preparation: steps from the images as read to the network.
         inferer: config of the inferer, which brings labels back.
-        merges: channel and value of each region, the first that is on wins; empty where labels are an argmax.
+        merges: channel and value of each region, the first that is on wins; empty where labels are an argmax, None
+            where nobody knows which values come out.
         findings: sentences for the one who imports.
     """
 
@@ -66,8 +67,8 @@ class Chain:
     preparation: tuple[Config, ...]
     inferer: Config
     clicks: int = 0
-    merges: tuple[tuple[int, int], ...] = ()
-    findings: tuple[str, ...] = field(default=())
+    merges: tuple[tuple[int, int], ...] | None = ()
+    findings: tuple[str, ...] = ()
 
 
 def read_chain(config: ZooConfig, classes: int, known: Mapping[str, str]) -> Chain:

@@ -35,16 +35,14 @@ def modality_of(metadata: Mapping[str, Any]) -> str:
 
 
 def licence_of(source: ImportSource, metadata: Mapping[str, Any]) -> str:
-    """Return the terms in short: what the metadata say, else the title of the licence file; empty if neither is there.
+    """Return the terms in short: the title of the licence file, else what the metadata say; empty if neither is there.
 
     Raises:
         InputError: the file cannot be read.
     """
-    if said := text_of(metadata, "license") or text_of(metadata, "licence"):
-        return said
     if not source.has(LICENCE_FILES[0]):
-        return ""
+        return text_of(metadata, "license") or text_of(metadata, "licence")
     lines = [" ".join(line.split()) for line in source.text(LICENCE_FILES[0]).splitlines() if line.strip()]
-    is_titled_twice = len(lines) > 1 and lines[1].startswith("Version ")
-    title = f"{lines[0]}, {lines[1]}" if is_titled_twice else (lines[0] if lines else "")
+    has_version = len(lines) > 1 and lines[1].startswith("Version ")
+    title = ", ".join(lines[:2] if has_version else lines[:1])
     return " ".join(title.split()[:_TITLE_WORDS])

@@ -48,6 +48,7 @@ def read_own_chain(config: ZooConfig, package: str) -> Chain:
     return Chain(
         images=("image",),
         preparation=tuple(own.steps(before, where)),
+        merges=_merges_of(after),
         inferer={
             "_target_": "voxelgate.InvertingInferer",
             "inferer": own.inferer(inferer, f"{config.name}: inferer"),
@@ -58,6 +59,15 @@ def read_own_chain(config: ZooConfig, package: str) -> Chain:
         },
         findings=("The bundle runs its own chain, whole volumes at a time; only the grid of its result is checked.",),
     )
+
+
+def _merges_of(steps: Sequence[Component]) -> tuple[tuple[int, int], ...] | None:
+    """Return the values that come out: of an argmax the channels, of a known function what it gives, else none."""
+    if any(step.name == "AsDiscreted" and step.says("argmax") for step in steps):
+        return ()
+    told = [step.arguments.get("func") for step in steps if step.name == "Lambdad"]
+    merges = first_wins(told[0].text) if len(told) == 1 and isinstance(told[0], FunctionText) else None
+    return None if merges is None else tuple(merges)
 
 
 class _Own:
@@ -81,6 +91,8 @@ class _Own:
         kind = getattr(transforms, step.name, None)
         module = getattr(kind, "__module__", "")
         is_known = step.name in _UTILITIES or (module in _MODULES and not step.name.startswith(("Rand", "Save")))
+        if step.name == "Lambdad":
+            return self._known_function(step, where)
         taken = self._known(step, where, is_known=is_known and inspect.isclass(kind))
         if step.name == "Invertd":
             changed: dict[str, Any] = {"transform": None, "orig_keys": "image", "keys": "pred"}
@@ -93,12 +105,6 @@ class _Own:
         Raises:
             BundleError: it may not.
         """
-        if one.name == "Lambdad" and isinstance(told := one.arguments.get("func"), FunctionText):
-            if first_wins(told.text) is None:
-                raise BundleError(
-                    f"{where}: states the function {told.text[:120]!r}, and foreign functions are never run"
-                )
-            return one
         if one.name.startswith(SCRIPTS) and self._package:
             return Component(f"{self._package}.{one.name.removeprefix(SCRIPTS)}", one.arguments)
         if one.name.startswith(SCRIPTS):
@@ -109,6 +115,18 @@ class _Own:
         if not is_known:
             raise BundleError(f"{where}: {one.name} is no component of MONAI that may be named in a bundle here")
         return one
+
+    def _known_function(self, step: Component, where: str) -> Config:
+        """Return a step with a function of a form that is known to do nothing but merge regions.
+
+        Raises:
+            BundleError: its function is any other.
+        """
+        told = step.arguments.get("func")
+        if not isinstance(told, FunctionText) or first_wins(told.text) is None:
+            said = told.text if isinstance(told, FunctionText) else str(told)
+            raise BundleError(f"{where}: states the function {said[:120]!r}, and foreign functions are never run")
+        return {**step.config(func=None), "func": f"${told.text}"}
 
     def _renamed(self, keys: Any) -> Any:
         if isinstance(keys, list):

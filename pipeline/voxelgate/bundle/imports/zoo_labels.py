@@ -8,22 +8,27 @@ from voxelgate.core.labels import LabelTable
 
 
 def labels_of(
-    metadata: Mapping[str, Any], classes: int, merges: Sequence[tuple[int, int]], told: Mapping[int, str]
+    metadata: Mapping[str, Any], classes: int, merges: Sequence[tuple[int, int]] | None, told: Mapping[int, str]
 ) -> tuple[LabelTable, tuple[str, ...]]:
     """Return the names of the label values that a bundle writes, and sentences on those that are not sure.
 
     Args:
         metadata: of the bundle.
         classes: channels of the network.
-        merges: channel and value of each region, the first that is on wins; empty where labels are an argmax.
+        merges: channel and value of each region, the first that is on wins; empty where labels are an argmax,
+            None where nobody knows which values come out.
         told: names by value that the one who imports gave; they win.
 
     Raises:
         UsageError: a name is told for a value that the bundle never writes.
-        BundleError: names are no table, for instance two alike.
+        BundleError: names are no table, for instance two alike, or nobody says which values come out.
     """
-    stated = _stated_names(metadata)
-    value_of = dict(merges) or {number: number for number in range(classes)}
+    stated = {} if merges is None else _stated_names(metadata)
+    if merges is None and not told:
+        raise BundleError(
+            "the bundle's own steps do not say which values come out; name them with --labels 1=NAME,2=NAME"
+        )
+    value_of = dict(merges) if merges else {value: value for value in (range(classes) if merges is not None else told)}
     if unknown := sorted(set(told) - set(value_of.values())):
         raise UsageError(
             f"--labels {unknown[0]}: the bundle writes {', '.join(map(str, sorted(value_of.values())))}; name these."
@@ -41,7 +46,7 @@ def labels_of(
         raise BundleError(
             f"the bundle's labels are no table ({error}); name them with --labels 1=NAME,2=NAME"
         ) from error
-    return table, (*_on_unnamed(unnamed), *_on_regions(names, merges, told))
+    return table, (*_on_unnamed(unnamed), *_on_regions(names, merges or (), told))
 
 
 def channels_of(metadata: Mapping[str, Any], images: Sequence[str], count: int) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The network of a zoo bundle: one of MONAI's, built with arguments that MONAI's present version takes."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import monai
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from monai.networks import nets
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from voxelgate.bundle.frame import Config
 from voxelgate.bundle.imports.zoo_components import SCRIPTS, Component, component, plain
@@ -49,6 +50,18 @@ def network_of(stated: Any, where: str, trusted: str) -> tuple[Config, int, tupl
     return config, _classes(network, where), findings
 
 
+class _SmallNumbers(TorchFunctionMode):
+    """Keep on the CPU the numbers that networks count with while they are built."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of PyTorch, those that count on the CPU."""
+        del types
+        where = {"device": "cpu"} if func in {torch.linspace, torch.arange} else {}
+        return func(*args, **{**(kwargs or {}), **where})
+
+
 def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights of another network than the config's, which is built without memory for its weights.
 
@@ -58,11 +71,14 @@ def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: st
         where: file of the weights, for messages.
 
     Raises:
-        BundleError: the network cannot be built.
+        BundleError: the network cannot be built, for instance because it needs a package that is not installed.
         InputError: names or shapes differ.
     """
+    package = NEEDED_PACKAGES.get(str(network["_target_"]).rpartition(".")[2])
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise BundleError(f"MONAI builds {network['_target_']} with {package}; `pip install {package}` first")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _SmallNumbers():
             wanted = {name: tuple(value.shape) for name, value in build_component(network).state_dict().items()}
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError, ArithmeticError) as error:
         raise BundleError(
@@ -91,11 +107,6 @@ def _of_monai(network: Component, where: str) -> tuple[Config, tuple[str, ...]]:
     kind = getattr(nets, network.name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise BundleError(f"{where}: {network.name} is no network of MONAI {monai.__version__}, and no other is built")
-    package = NEEDED_PACKAGES.get(network.name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise BundleError(
-            f"{where}: MONAI builds {network.name} with the package {package}; `pip install {package}` first"
-        )
     gone = sorted(GONE.get(network.name, frozenset()) & set(network.arguments))
     renamed = RENAMED.get(network.name, {})
     arguments = {renamed.get(name, name): value for name, value in network.arguments.items() if name not in gone}
