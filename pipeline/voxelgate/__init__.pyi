@@ -16,6 +16,7 @@ from .evaluation.handler import ScoreCases
 from .evaluation.scores import LabelScores, evaluate
 from .images.spec import ImageOnGrid, ImageSpec, read_image
 from .images.volumes import write_label_map
+from .inference.chain.chain_inferer import ChainInferer
 from .inference.chain.inverting import InvertingInferer
 from .inference.composed.cascade_inferer import CascadeInferer
 from .inference.composed.cropped_inferer import CroppedInferer
@@ -55,6 +56,7 @@ from .training.planning.rules import plan
 from .training.train import TrainingJob, train
 from .transforms.canonical_zoom import CanonicalZoomd
 from .transforms.channels import AppendZerosd
+from .transforms.flat_spacing import FlatSpacingd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
 from .transforms.nnunet.preprocess import NnUNetPreprocessd
@@ -72,6 +74,7 @@ __all__ = [
     "CascadeInferer",
     "CaseReport",
     "CaseStatus",
+    "ChainInferer",
     "ChannelsReader",
     "CheckedDicomReader",
     "CroppedInferer",
@@ -81,6 +84,7 @@ __all__ = [
     "Finding",
     "Fingerprint",
     "FlatNetwork",
+    "FlatSpacingd",
     "ForegroundIndicesd",
     "Grid",
     "GuidedAttentionNet",

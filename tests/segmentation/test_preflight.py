@@ -19,9 +19,10 @@ from tests.batch_runs import tree
 from tests.dicom_files import stack, write_all
 from tests.threshold_bundle import make_threshold_bundle
 from voxelgate.core.errors import OutputError, UsageError
+from voxelgate.core.machine import GIB
 from voxelgate.images.volumes import is_nifti, read_volume
 from voxelgate.inference.memory import EARLIER_AXIS, MemoryModel, StreamingModel, Windows
-from voxelgate.segmentation.batch.forecast.needs import GIB, Measured, Room, Size, Way, WindowModel, forecast
+from voxelgate.segmentation.batch.forecast.needs import Measured, Room, Size, Way, WindowModel, forecast
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
 from voxelgate.segmentation.batch.forecast.sample import sample
 from voxelgate.segmentation.batch.forecast.volume_facts import volume_of

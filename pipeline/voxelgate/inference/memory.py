@@ -9,14 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import TypeVar
 
-import psutil
 import torch
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Shape, triple
+from voxelgate.core.machine import GIB, free_host_bytes
 from voxelgate.inference.restoring.placement import GROUP_VOXELS
 from voxelgate.inference.restoring.restorer import BLOCK_SCORES
 from voxelgate.inference.streaming.stream import CHUNK, LOGITS_BYTES, reserved_bytes, streamed_axis
@@ -28,9 +27,6 @@ PROBE_VOX = 48
 
 WORKSPACE = 1.3
 """What convolutions take beside the tensors PyTorch shows; oneDNN and cuDNN stay below a third for 3x3x3 kernels."""
-
-CONTROL_GROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells the limit of this process's group, as a container has one, which psutil does not look at."""
 
 SHARE = 0.5
 """Part of the available memory that is used when no limit is given."""
@@ -54,8 +50,6 @@ the threads of a worker, more on longer volumes."""
 
 SLABS = 6
 """Slabs of scores that are alive at a time while one is restored: logits, copies in work, and what they pick."""
-
-GIB = 2**30
 
 Result = TypeVar("Result")
 
@@ -256,13 +250,7 @@ def free_memory_bytes(device: torch.device) -> int:
     """Return the memory that is free on a device now; of the control group where that has a limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free: int = psutil.virtual_memory().available
-    try:
-        limit = int((CONTROL_GROUP / "memory.max").read_text(encoding="utf-8"))
-        used = int((CONTROL_GROUP / "memory.current").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no control group, or "max"
-        return free
-    return min(free, limit - used)
+    return free_host_bytes()
 
 
 def with_less_memory(run: Callable[[int], Result], max_bytes: int) -> Result:

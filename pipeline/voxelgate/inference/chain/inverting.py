@@ -14,16 +14,13 @@ from torch import nn
 
 from voxelgate.core.errors import BundleError, InputError, UsageError, VoxelgateError, cause_of, reason_of
 from voxelgate.core.geometry import Grid
-from voxelgate.inference.chain.adjusting import check_limit, overlap_of, refuse_unfollowed
-from voxelgate.inference.memory import GIB, free_memory_bytes
+from voxelgate.core.machine import GIB
+from voxelgate.inference.chain.adjusting import check_limit, limit_bytes, overlap_of, refuse_unfollowed
 from voxelgate.inference.mirroring import one_of_batch, unmirrored
 from voxelgate.inference.source_grid import grids_of, on_source
 
 STEP_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """What steps that do not fit their image raise, and `Compose` around them."""
-
-FREE_SHARE = 0.9
-"""Part of the free memory that a run may plan with; the rest is left to the allocator."""
 
 HIGHEST_BYTE = 255
 
@@ -146,7 +143,7 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         network_vox, source_vox = image[0, 0].numel(), source.shape[0] * source.shape[1] * source.shape[2]
         stepping = 8 * classes * network_vox
         inverting = 12 * kept * network_vox + (max(GRID_BYTES, 24 + 8 * kept) + 4 * kept) * source_vox
-        needed, limit = max(stepping, inverting), self.max_memory or FREE_SHARE * free_memory_bytes(image.device)
+        needed, limit = max(stepping, inverting), limit_bytes(self.max_memory, image.device)
         if needed > limit:
             size = "x".join(map(str, image.shape[2:]))
             raise InputError(

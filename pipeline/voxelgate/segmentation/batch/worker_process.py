@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from voxelgate.core.errors import VoxelgateError
+from voxelgate.core.machine import GIB
 from voxelgate.core.process import end_with_parent, installed_only
 from voxelgate.core.text import log_to_stderr
 from voxelgate.dicom.quiet import quiet_pydicom
@@ -28,7 +29,6 @@ Result = TypeVar("Result")
 CASES_AT_A_TIME = 2
 """One case has the network while the one before it is written and the one after it is read."""
 
-GIB = 2**30
 
 LOWEST_PRIORITY = 19
 """setpriority(2): the nicest; on Linux each thread has its own."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from voxelgate.core.geometry import Shape, triple
+from voxelgate.core.machine import GIB
 from voxelgate.dicom.write.seg import MOST_BINARY_SEGMENTS
-from voxelgate.inference.memory import GIB, MemoryModel, StreamingModel, Windows
+from voxelgate.inference.memory import MemoryModel, StreamingModel, Windows
 from voxelgate.inference.windows import WindowPlan
 from voxelgate.segmentation.output_names import Output
 

@@ -14,8 +14,9 @@ import torch
 from voxelgate.core.apart import each_apart
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.geometry import Grid, triple
+from voxelgate.core.machine import GIB
 from voxelgate.core.workers import engine_named
-from voxelgate.inference.memory import GIB, SHARE, available_bytes
+from voxelgate.inference.memory import SHARE, available_bytes
 from voxelgate.segmentation.batch.forecast.needs import Forecast, Measured, Room, Size, Written, forecast
 from voxelgate.segmentation.batch.forecast.sample import Sample, Scale, axes_of, sample
 from voxelgate.segmentation.batch.forecast.volume_facts import volume_of

@@ -1,0 +1,333 @@
+"""Bring class scores back to the voxels before resampling, as MONAI's `Invertd` would, and decide there by slabs."""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from voxelgate.core.errors import BundleError, UsageError
+from voxelgate.core.geometry import Grid, Shape, triple
+from voxelgate.inference.chain.blending import Slab
+from voxelgate.inference.chain.chain_steps import Decision
+from voxelgate.inference.chain.way_back import placed_like, sampling_of, turned_back, unsampled
+from voxelgate.transforms.affine_slabs import SLAB_POSITIONS, AffineSampling, sample_points
+
+MIXED_SCORES = 2**22
+"""Scores that are interpolated at a time, as float64: 32 MiB."""
+
+INTERPOLATED = ("bilinear", "area")
+
+CORNERS = tuple(product((0, 1), repeat=3))
+
+EDGE_VOX = 1e-6
+"""Rows are given so much more than they were reckoned to need; positions are products of float64."""
+
+INTEGER_TOLERANCE = 1e-3
+"""How far turns and crops may seem to lie off the voxels: affines are products of float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """How the grid that was sampled lies among the swept voxels of the network: turned, mirrored, and cropped.
+
+    Args:
+        axes: for each swept axis of the network, the axis of the sampled grid that runs along it.
+        signs: 1 or -1, for each.
+        offsets: position of the sampled grid's first voxel along each.
+        size: voxels of the network along each swept axis.
+        sampled_size: voxels of the sampled grid along its own axes.
+    """
+
+    axes: Shape
+    signs: Shape
+    offsets: Shape
+    size: Shape
+    sampled_size: Shape
+
+    @property
+    def is_cropped(self) -> bool:
+        """Return whether some of the sampled grid lies outside of what the network saw; there all scores are 0."""
+        ends = [
+            (offset, offset + sign * (self.sampled_size[axis] - 1))
+            for offset, sign, axis in zip(self.offsets, self.signs, self.axes, strict=True)
+        ]
+        return any(min(pair) < 0 or max(pair) > n - 1 for pair, n in zip(ends, self.size, strict=True))
+
+    def swept_ends(self) -> tuple[int, int]:
+        """Return the first and the last position along the sweep that a voxel can have, the rim of a crop included."""
+        ends = [self.signs[0] * at + self.offsets[0] for at in (0, self.sampled_size[self.axes[0]] - 1)]
+        return max(min(ends), -1), min(max(ends), self.size[0])
+
+    def swept(self, positions: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return positions on the sampled grid, one array an axis, as positions on the network's swept axes."""
+        found = []
+        for axis, sign, offset, n in zip(self.axes, self.signs, self.offsets, self.size, strict=True):
+            inside = sign * positions[axis].clamp(0, self.sampled_size[axis] - 1) + offset
+            found.append(inside.clamp(-1, n))
+        return found
+
+
+class ScoresBack:
+    """Take slabs of scores along an axis of the network grid, and give labels on the grid before the sampling.
+
+    Where all network voxels around a voxel decide alike, so does it, since interpolation keeps order; elsewhere scores
+    are interpolated in float64 and rounded to float32, as MONAI does it.
+
+    Args:
+        image: (C, i, j, k) as the network got it, with its operations.
+        axis: of the network grid, along which slabs come.
+        decision: what scores become.
+
+    Raises:
+        BundleError: turns and crops after the sampling do not lie on its voxels.
+    """
+
+    def __init__(self, image: MetaTensor, axis: int, decision: Decision) -> None:
+        self.decision = decision
+        probe = turned_back(placed_like(torch.ones(image.shape[1:], dtype=torch.uint8), image))
+        self.sampling = sampling_of(probe)
+        self._turn = _turn_between(Grid.of(image), Grid.of(probe), axis)
+        self._probe = probe[:, :1, :1, :1].clone()
+
+    @property
+    def interpolates(self) -> bool:
+        """Return whether scores change on their way; if not, labels can go it as well."""
+        return self.sampling is not None and self.sampling.mode in INTERPOLATED
+
+    def labels(self, slabs: Iterator[Slab]) -> MetaTensor:
+        """Return labels (1, i, j, k) before the sampling, with the operations that are still to be taken back.
+
+        Args:
+            slabs: scores after the first activation; all of the network grid, in order.
+        """
+        if self.sampling is None:
+            raise UsageError("nothing was resampled, so there are no scores to bring back.")
+        places = self.sampling.places
+        rows = _Rows.of(places, self._turn) if self.sampling.mode == "bilinear" else _Rows.pooled(places, self._turn)
+        planes, out = _Planes(self._turn.size[0], self.decision), None
+        for _, scores in slabs:
+            planes.push(scores)
+            for span in rows.ready(planes.known):
+                codes = self._codes(rows, span, planes)
+                out = torch.empty(places.new_size, dtype=codes.dtype) if out is None else out
+                out.movedim(rows.axis, 0)[span] = codes.movedim(rows.axis, 0).cpu()
+            planes.let_go(rows.least_needed)
+        if out is None or not rows.are_done:
+            raise UsageError("slabs are missing; the result is not whole.")
+        return unsampled(self._probe, self.decision.labels(out)[None], self.sampling.affine)
+
+    def _codes(self, rows: "_Rows", span: slice, planes: "_Planes") -> torch.Tensor:
+        if rows.is_pooled:
+            return _pooled_codes(rows, span, planes, self.decision)
+        box = [slice(0, n) for n in rows.places.new_size]
+        box[rows.axis] = span
+        positions = [line.to(planes.device) for line in rows.places.positions_vox(triple(box))]
+        return _interpolated_codes(self._turn.swept(positions), planes, self.decision, is_cropped=self._turn.is_cropped)
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Rows of the new grid in the order in which the network's slices reach them.
+
+    Args:
+        places: where the new voxels lie in the sampled grid.
+        axis: of the new grid, along which rows are counted.
+        order: the rows.
+        needed: first and last slice of the network that each of them needs.
+        is_pooled: rows are averages, made one by one.
+    """
+
+    places: AffineSampling
+    axis: int
+    order: npt.NDArray[np.int64]
+    needed: npt.NDArray[np.int64]
+    is_pooled: bool
+    done: int = 0
+
+    @classmethod
+    def of(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
+        """Return rows that are interpolated."""
+        last = [n - 1 for n in places.new_size]
+        corners = [_swept_position(places, turn, [n * on for n, on in zip(last, at, strict=True)]) for at in CORNERS]
+        origin = corners[0]
+        steps = [
+            (_swept_position(places, turn, [last[axis] if axis == one else 0 for axis in range(3)]) - origin)
+            / max(last[one], 1)
+            for one in range(3)
+        ]
+        axis = int(np.abs(steps).argmax())
+        spread = [steps[one] * last[one] for one in range(3) if one != axis]
+        lines = origin + steps[axis] * np.arange(places.new_size[axis])
+        least = lines + sum(min(0.0, one) for one in spread) - EDGE_VOX
+        most = lines + sum(max(0.0, one) for one in spread) + EDGE_VOX
+        ends = turn.swept_ends()
+        needed = np.stack([np.floor(np.clip(least, *ends)), np.ceil(np.clip(most, *ends))], axis=1).astype(np.int64)
+        order = np.argsort(needed[:, 0], kind="stable") if steps[axis] >= 0 else np.argsort(-np.arange(len(needed)))
+        return cls(places, axis, order, needed, is_pooled=False)
+
+    @classmethod
+    def pooled(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
+        """Return rows that are averages, as those of `adaptive_avg_pool3d`."""
+        if turn.axes != (0, 1, 2) or turn.signs != (1, 1, 1) or turn.is_cropped:
+            raise BundleError(
+                "what Resize averaged was turned or cropped afterwards; import the bundle with --faithful."
+            )
+        old, new = places.old_size[0], places.new_size[0]
+        rows = np.arange(new)
+        needed = np.stack([rows * old // new, -(-(rows + 1) * old // new) - 1], axis=1)
+        return cls(places, 0, rows, needed, is_pooled=True)
+
+    @property
+    def are_done(self) -> bool:
+        """Return whether no row is left."""
+        return self.done == len(self.order)
+
+    @property
+    def least_needed(self) -> int:
+        """Return the first slice that a row to come still needs."""
+        left = self.order[self.done :]
+        return int(self.needed[left, 0].min()) if len(left) else sys.maxsize
+
+    def ready(self, known: int) -> Iterator[slice]:
+        """Yield spans of rows that need no slice from `known` on."""
+        in_row = math.prod(self.places.new_size) // self.places.new_size[self.axis]
+        most = 1 if self.is_pooled else max(1, SLAB_POSITIONS // in_row)
+        while not self.are_done:
+            left = self.order[self.done : self.done + most]
+            waits = self.needed[left, 1] >= known
+            count = int(waits.argmax()) if waits.any() else len(left)
+            if not count:
+                return
+            rows = left[:count]
+            self.done += count
+            yield slice(int(rows.min()), int(rows.max()) + 1)
+
+
+class _Planes:
+    """Slices of the network that rows to come still need, and what is decided at each of their voxels."""
+
+    def __init__(self, count: int, decision: Decision) -> None:
+        self.count, self.decision, self.first = count, decision, 0
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def known(self) -> int:
+        """Return the first slice that is not known; beyond the grid, if all are."""
+        known = self.first + sum(len(codes) for _, codes in self._parts)
+        return known if known < self.count else sys.maxsize
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the slices lie."""
+        return self._parts[0][0].device
+
+    def push(self, scores: torch.Tensor) -> None:
+        """Take the slices (classes, n, H, W) that follow the last ones."""
+        self._parts.append((scores, self.decision.codes(scores)))
+
+    def let_go(self, until: int) -> None:
+        """Forget slices before `until`."""
+        while self._parts and self.first + len(self._parts[0][1]) <= until:
+            self.first += len(self._parts.pop(0)[1])
+        if self._parts and until > self.first:
+            scores, codes = self._parts[0]
+            self._parts[0] = scores[:, until - self.first :].clone(), codes[until - self.first :]
+            self.first = until
+
+    def between(self, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores (classes, n, H, W) and codes (n, H, W) of the slices from `low` to `high`."""
+        at, scores, codes = self.first, [], []
+        for values, decided in self._parts:
+            span = slice(max(0, low - at), max(0, high + 1 - at))
+            scores.append(values[:, span])
+            codes.append(decided[span])
+            at += len(decided)
+        return torch.cat(scores, dim=1), torch.cat(codes)
+
+
+def _interpolated_codes(
+    positions: list[torch.Tensor], planes: _Planes, decision: Decision, *, is_cropped: bool
+) -> torch.Tensor:
+    """Return codes at positions on the swept axes of the network, three arrays of one shape."""
+    low, high = int(positions[0].min().floor()), int(positions[0].max().ceil())
+    scores, codes = planes.between(max(low, 0), min(high, planes.count - 1))
+    base = (low, 0, 0)
+    if is_cropped:
+        rim = (1, 1, 1, 1, int(low < 0), int(high > planes.count - 1))
+        scores = F.pad(scores, rim)
+        background = decision.codes(torch.zeros(len(scores), 1))
+        codes = F.pad(codes[None], rim, value=int(background))[0]
+        base = (low, -1, -1)
+    inside = [axis - start for axis, start in zip(positions, base, strict=True)]
+    least, most = _around(codes)
+    cell = _flat(inside, triple(least.shape))
+    found = least.reshape(-1)[cell]
+    mixed = (found != most.reshape(-1)[cell]).reshape(-1).nonzero()[:, 0]
+    values = scores.double() if len(mixed) else scores
+    step = max(1, MIXED_SCORES // len(scores))
+    for start in range(0, len(mixed), step):
+        part = mixed[start : start + step]
+        points = torch.stack([_normal(inside[axis].reshape(-1)[part], codes.shape[axis]) for axis in (2, 1, 0)], dim=-1)
+        sampled = sample_points(values, points[None, None, None], "bilinear", "border", is_corner_aligned=True)
+        found.view(-1)[part] = decision.codes(sampled[:, 0, 0].float())
+    return found
+
+
+def _pooled_codes(rows: _Rows, span: slice, planes: _Planes, decision: Decision) -> torch.Tensor:
+    low, high = rows.needed[span.start]
+    scores, _ = planes.between(int(low), int(high))
+    return decision.codes(F.adaptive_avg_pool3d(scores[None], (1, *rows.places.new_size[1:]))[0])
+
+
+def _around(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the least and the highest code at the corners of each cell; along one voxel cells have no extent."""
+    least = most = codes
+    for axis, count in enumerate(codes.shape):
+        if count > 1:
+            before, after = (least.narrow(axis, start, count - 1) for start in (0, 1))
+            least = torch.minimum(before, after)
+            before, after = (most.narrow(axis, start, count - 1) for start in (0, 1))
+            most = torch.maximum(before, after)
+    return least, most
+
+
+def _flat(positions: list[torch.Tensor], cells: Shape) -> torch.Tensor:
+    """Return the flat index of the cell that each position lies in; on the last voxel, of the cell before it."""
+    i, j, k = (axis.long().clamp(0, n - 1) for axis, n in zip(positions, cells, strict=True))
+    return (i * cells[1] + j) * cells[2] + k
+
+
+def _normal(line: torch.Tensor, size: int) -> torch.Tensor:
+    """Return voxel positions as `grid_sample` takes them with aligned corners."""
+    return line * (2 / (size - 1)) - 1 if size > 1 else torch.zeros_like(line)
+
+
+def _swept_position(places: AffineSampling, turn: _Turn, at: list[int]) -> float:
+    """Return where a voxel of the new grid lies along the sweep, on and beyond the network's slices."""
+    point = triple(slice(n, n + 1) for n in at)
+    along = places.positions_vox(point)[turn.axes[0]]
+    return float(turn.signs[0] * along + turn.offsets[0])
+
+
+def _turn_between(network: Grid, sampled: Grid, axis: int) -> _Turn:
+    """Return how a sampled grid lies among the voxels of the network, swept along an axis."""
+    to_network = np.linalg.inv(network.affine) @ sampled.affine
+    whole = np.rint(to_network)
+    if np.abs(to_network - whole).max() > INTEGER_TOLERANCE or not (np.abs(whole[:3, :3]).sum(axis=1) == 1).all():
+        raise BundleError("what was cropped or turned after resampling lies between its voxels; use --faithful.")
+    order = [axis, *(other for other in range(3) if other != axis)]
+    axes = np.abs(whole[:3, :3]).argmax(axis=1)
+    return _Turn(
+        axes=triple(int(axes[one]) for one in order),
+        signs=triple(int(whole[one, axes[one]]) for one in order),
+        offsets=triple(int(whole[one, 3]) for one in order),
+        size=triple(network.shape[one] for one in order),
+        sampled_size=sampled.shape,
+    )
