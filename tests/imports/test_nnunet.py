@@ -140,14 +140,17 @@ def test_a_configuration_is_named_by_itself_or_by_its_folder(tmp_path: Path) -> 
     ("reader", "steps"),
     [
         ("NibabelIO", ["voxelgate.OrderDicomd", "voxelgate.NnUNetPreprocessd"]),
-        ("NibabelIOWithReorient", ["Orientationd", "voxelgate.NnUNetPreprocessd"]),
-        ("SimpleITKIOWithReorient", ["Orientationd", "voxelgate.NnUNetPreprocessd"]),
+        ("NibabelIOWithReorient", ["voxelgate.NnUNetPreprocessd"]),
+        ("SimpleITKIOWithReorient", ["voxelgate.NnUNetPreprocessd"]),
     ],
 )
-def test_only_readers_that_turn_images_have_them_turned(tmp_path: Path, reader: str, steps: list[str]) -> None:
+def test_the_order_of_dicom_series_counts_where_the_reader_does_not_turn_images(
+    tmp_path: Path, reader: str, steps: list[str]
+) -> None:
     found = imported(folder(tmp_path, plans=plans() | {"image_reader_writer": reader}))
 
     assert [step["_target_"] for step in found.preparation] == steps
+    assert found.preparation[-1]["reader"] == reader
 
 
 def test_the_order_of_dicom_series_can_be_chosen(tmp_path: Path) -> None:

@@ -220,8 +220,8 @@ def test_settings_that_cannot_be_matched_are_named(changes: Json, sentence: str)
         ({"transpose_forward": [0, 1, 1]}, "do not undo each other"),
         ({"transpose_forward": [1, 2, 0]}, "do not undo each other"),
         (
-            {"image_reader_writer": "NaturalImage2DIO"},
-            "image_reader_writer is 'NaturalImage2DIO', expected 'SimpleITKIO'",
+            {"image_reader_writer": "Tiff3DIO"},
+            "image_reader_writer is 'Tiff3DIO', expected 'SimpleITKIO'",
         ),
         ({"label_manager": "MyLabels"}, "label_manager is 'MyLabels'"),
         ({"foreground_intensity_properties_per_channel": {}}, "intensities of channel 0"),

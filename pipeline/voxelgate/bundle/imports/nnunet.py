@@ -66,10 +66,10 @@ class TrainedConfiguration:
         return [*self.turning(dicom_order), self.preprocessing()]
 
     def turning(self, dicom_order: DicomOrder) -> list[Config]:
-        """Return the step that brings the axes of an image into the order in which such images were trained on."""
-        if self.plans.volumes.turns_to_ras:
-            return [{"_target_": "Orientationd", "keys": ["image"], "axcodes": "RAS"}]
-        return [{"_target_": "voxelgate.OrderDicomd", "keys": ["image"], "axcodes": dicom_order.upper()}]
+        """Return the step that gives the axes of DICOM series the order that a converter gives them, if that counts."""
+        if self.plans.reader.reorients:
+            return []
+        return [{"_target_": "voxelgate.OrderDicomd", "keys": "image", "axcodes": dicom_order.upper()}]
 
     def preprocessing(self) -> Config:
         """Return the step that brings an image to the network grid."""
@@ -77,6 +77,7 @@ class TrainedConfiguration:
         return {
             "_target_": "voxelgate.NnUNetPreprocessd",
             "keys": "image",
+            "reader": str(self.plans.reader),
             "spacing": list(stated.spacing),
             "transpose_forward": list(self.plans.transpose_forward),
             "normalization": list(stated.normalization),
@@ -107,7 +108,7 @@ class TrainedConfiguration:
             "configuration": self.configuration.name,
             "folds": list(self.folds),
             "mirror_axes": list(self.mirror_axes),
-            "reader": str(self.plans.volumes),
+            "reader": str(self.plans.reader),
         }
 
 

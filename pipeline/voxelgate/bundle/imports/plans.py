@@ -16,7 +16,9 @@ from pydantic.dataclasses import dataclass as record
 from voxelgate.bundle.frame import Config
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.records import record_problem
+from voxelgate.transforms.nnunet.normalise import NormalizationScheme
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
+from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 
 MOST_WINDOW_VOXELS = 2**27
 """Of a patch; features of its finest level alone would take 16 GiB."""
@@ -55,30 +57,6 @@ _Steps = Annotated[tuple[_Step, ...], _LEVELS, BeforeValidator(_lists_of)]
 _Axis = Annotated[int, Field(strict=True, ge=0, le=2)]
 _Axes = tuple[_Axis, _Axis, _Axis]
 _NO_OTHERS = ConfigDict(extra="forbid")
-
-
-class VolumeFormat(StrEnum):
-    """Readers of nnU-Net whose images can be had here as it has them."""
-
-    SIMPLEITK = "SimpleITKIO"
-    NIBABEL = "NibabelIO"
-    SIMPLEITK_RAS = "SimpleITKIOWithReorient"
-    NIBABEL_RAS = "NibabelIOWithReorient"
-
-    @property
-    def turns_to_ras(self) -> bool:
-        """Return whether volumes are turned to RAS before the network; the others come as they are stored."""
-        return self.value.endswith("WithReorient")
-
-
-class Scheme(StrEnum):
-    """How nnU-Net normalises a channel."""
-
-    Z_SCORE = "ZScoreNormalization"
-    CT = "CTNormalization"
-    NONE = "NoNormalization"
-    RESCALE = "RescaleTo01Normalization"
-    RGB = "RGBTo01Normalization"
 
 
 class NetworkName(StrEnum):
@@ -156,7 +134,7 @@ class _Architecture:
 class _ConfigurationFile:
     patch_size: Annotated[tuple[_Width, ...], Field(min_length=2, max_length=3)]
     spacing: Annotated[tuple[_Length, ...], Field(min_length=2, max_length=3)]
-    normalization_schemes: tuple[Scheme, ...]
+    normalization_schemes: tuple[NormalizationScheme, ...]
     architecture: _Architecture
     use_mask_for_norm: tuple[_Flag, ...] = ()
     preprocessor_name: str = "DefaultPreprocessor"
@@ -174,7 +152,7 @@ class _PlansFile:
     configurations: dict[str, dict[str, Any]]
     transpose_forward: _Axes
     transpose_backward: _Axes
-    image_reader_writer: VolumeFormat
+    image_reader_writer: NnUNetReader
     plans_name: str = ""
     dataset_name: str = ""
     label_manager: str = "LabelManager"
@@ -218,7 +196,7 @@ class Plans:
         name: of the plans.
         data_set: name of the data set.
         transpose_forward: of the axes (k, j, i) to those of the network.
-        volumes: how images are read.
+        reader: how images are read.
         intensities: by number of the channel, not looked at yet.
         configurations: by name, not looked at yet.
     """
@@ -227,7 +205,7 @@ class Plans:
     name: str
     data_set: str
     transpose_forward: tuple[int, ...]
-    volumes: VolumeFormat
+    reader: NnUNetReader
     intensities: Mapping[str, Any]
     configurations: Mapping[str, Mapping[str, Any]]
 
@@ -275,8 +253,8 @@ class Plans:
             parent = self.configurations[parent].get("inherits_from")
         return {key: value for ancestor in reversed(lineage) for key, value in self.configurations[ancestor].items()}
 
-    def _normalization(self, scheme: Scheme, channel: int) -> Config:
-        if scheme is not Scheme.CT:
+    def _normalization(self, scheme: NormalizationScheme, channel: int) -> Config:
+        if scheme is not NormalizationScheme.CT:
             return {"scheme": str(scheme)}
         where = f"{self.where}, intensities of channel {channel}"
         stated = _as_record(Intensities, self.intensities.get(str(channel)), where)
@@ -307,7 +285,7 @@ def read_plans(document: Mapping[str, Any], where: str) -> Plans:
         name=stated.plans_name,
         data_set=stated.dataset_name,
         transpose_forward=forward,
-        volumes=stated.image_reader_writer,
+        reader=stated.image_reader_writer,
         intensities=stated.foreground_intensity_properties_per_channel
         or stated.foreground_intensity_properties_by_modality
         or {},
