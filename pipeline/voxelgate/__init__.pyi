@@ -22,6 +22,7 @@ from .inference.composed.cascade_inferer import CascadeInferer
 from .inference.composed.cropped_inferer import CroppedInferer
 from .inference.composed.part import Part
 from .inference.composed.parts_inferer import PartsInferer
+from .inference.nnunet.nnunet_inferer import NnUNetInferer
 from .inference.precision import MixedPrecisionInferer, choose_precision, keep_large_buffers, needs_scaler
 from .inference.sliding_window import RestoringSlidingWindowInferer
 from .inference.streaming.stream import stream
@@ -101,6 +102,7 @@ __all__ = [
     "ManifestError",
     "MixedPrecisionInferer",
     "NetworkLoss",
+    "NnUNetInferer",
     "NnUNetPreprocessd",
     "NonLocalUNet",
     "NormalizeImaged",

@@ -131,7 +131,8 @@ class _Line:
     is_between: bool
 
 
-def _in_file_order(count: int, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def in_file_order(count: int, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return zeros (count, I, J, K), each in the order of a NIfTI file: I runs fastest."""
     return np.zeros((count, *reversed(shape)), dtype).transpose(0, 3, 2, 1)
 
 
@@ -165,7 +166,7 @@ class _Parallel:
         return self.lines[0].is_between, self.lines[1].is_between, self.lines[2].is_between
 
     def zeros(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        return _in_file_order(count, self.shape, dtype)
+        return in_file_order(count, self.shape, dtype)
 
     def view(self, result: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return result.transpose(self.source_axes)
@@ -219,7 +220,7 @@ class _Oblique:
         self.stride = int(strides[self.along])
 
     def zeros(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        return _in_file_order(count, self.shape, dtype)
+        return in_file_order(count, self.shape, dtype)
 
     def view(self, result: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return result.T.reshape(-1)

@@ -1,0 +1,230 @@
+"""A MONAI inferer that gives the labels of nnU-Net's predictor, voxel for voxel, on the grid of the file."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import nn
+
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.inference.nnunet.decisions import LogitDecision, decision_of
+from voxelgate.inference.nnunet.logit_planes import logit_planes
+from voxelgate.inference.nnunet.source_box import SourceBox, source_box
+from voxelgate.inference.nnunet.source_planes import LogitPlane, PlaneRestorer, neighbours
+from voxelgate.inference.nnunet.taps import restoring_taps
+from voxelgate.inference.nnunet.tiles import Tiles, check_tiles
+from voxelgate.inference.nnunet.window_scores import window_network
+from voxelgate.inference.restoring.class_scores import check_classes
+from voxelgate.inference.restoring.placement import in_file_order
+from voxelgate.inference.source_grid import grids_of, on_source
+from voxelgate.inference.windows import is_finite
+from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
+
+SOURCE_SPACING = "source_spacing"
+"""In the metadata of a prepared image: the source's spacing as nnU-Net has it, in the axes of the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """The way of one image through the networks and back."""
+
+    source: Grid
+    box: SourceBox
+    restorer: PlaneRestorer
+    planes: Iterator[torch.Tensor]
+
+
+class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
+    """Run networks of nnU-Net v2 over a prepared image as its predictor does, and return labels on the source grid.
+
+    On a CPU, with the same version and number of threads of PyTorch, the labels are those of `nnUNetPredictor` and its
+    export, voxel for voxel: windows, weights, mirroring, sums in float16, mean of the folds, order-1 resampling of the
+    logits and the decision are its own. Class scores exist for one row of windows and two planes at a time.
+
+    Args:
+        patch_size: window in voxels of the prepared image; two sizes for a 2D network, which takes slices of the first
+            axis.
+        spacing: of the network grid as the plans have it, in mm, one for each size of the window.
+        step_size: largest distance of two windows as a part of their size.
+        mirror_axes: axes of the window along which it is mirrored too, in every combination.
+        regions: labels of overlapping regions in the order of their channels (`regions_class_order`); None for classes.
+        resampling: how logits are brought back: the plans' `resampling_fn_probabilities` under `function`, and its
+            keywords; order 1, the nearest plane along an axis that is resampled apart.
+        exact: as nnU-Net computes, to the last bit; other networks (`fast`) are brought back in the same way.
+        max_memory: bytes that sums, windows and restoring may take; None for what is free.
+        probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
+
+    Raises:
+        UsageError: a value out of its range.
+
+    >>> infer = vg.NnUNetInferer(patch_size=(16, 16, 16), spacing=(2.0, 1.0, 1.0))
+    >>> load = LoadImaged("image", reader="voxelgate.VolumeReader", ensure_channel_first=True)
+    >>> infer(load({"image": "scan.nii.gz"})["image"][None], torch.nn.Conv3d(1, 2, 1)).shape
+    torch.Size([1, 1, 32, 36, 28])
+    """
+
+    def __init__(  # noqa: PLR0913 - one keyword for each number of the plans
+        self,
+        *,
+        patch_size: Sequence[int],
+        spacing: Sequence[float],
+        step_size: float = 0.5,
+        mirror_axes: Sequence[int] = (),
+        regions: Sequence[int] | None = None,
+        resampling: Mapping[str, Any] | None = None,
+        exact: bool = True,
+        max_memory: int | None = None,
+        probabilities_of: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        check_tiles(patch_size, step_size)
+        if len(spacing) != len(patch_size) or min(spacing) <= 0:
+            raise UsageError(f"spacing {tuple(spacing)}: expected {len(patch_size)} numbers of mm above 0.")
+        if not set(mirror_axes) <= set(range(len(patch_size))):
+            raise UsageError(f"mirror_axes {tuple(mirror_axes)}: expected axes of a window of {tuple(patch_size)}.")
+        self.patch_size = tuple(patch_size)
+        self.spacing = tuple(spacing)
+        self.step_size = step_size
+        self.mirror_axes = tuple(mirror_axes)
+        self.regions = None if regions is None else tuple(regions)
+        self.resampling = Resampling(order=1) if resampling is None else Resampling.from_mapping(resampling)
+        self.exact = exact
+        self.max_memory = max_memory
+        self.probabilities_of = tuple(probabilities_of)
+        self._decision: LogitDecision = decision_of(self.regions)
+        _check_resampling(self.resampling)
+
+    def __call__(self, inputs: MetaTensor, network: nn.Module | Sequence[nn.Module]) -> MetaTensor:
+        """Return the label map of one image on the grid it was read from.
+
+        Args:
+            inputs: `MetaTensor` (1, C, a, b, c) in nnU-Net's axes, as `NnUNetPreprocessd` prepares it.
+            network: gives logits (1, classes, ...) for windows (1, C, ...); in evaluation mode. Several, a list or
+                `ModuleList`, are folds.
+
+        Returns:
+            (1, 1, I, J, K) on the source grid; uint8, int32 where a label above 255 is possible. With
+            `probabilities_of`, (1, asked, I, J, K) float32.
+
+        Raises:
+            InputError: more than one volume, none, voxels that are not finite, or metadata without the source grid.
+            UsageError: channels asked for that the network does not give.
+            BundleError: the network gives other shapes than its windows, or values that are not finite.
+        """
+        way = self._way(inputs, network)
+        found = self._probabilities(way) if self.probabilities_of else self._labels(way)
+        return on_source(torch.from_numpy(found), inputs, way.source, {})
+
+    def restored_slabs(
+        self, image: MetaTensor, network: nn.Module | Sequence[nn.Module]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the logits of an image on its source grid, as nnU-Net resamples them, plane by plane.
+
+        Args:
+            image: as for a call.
+            network: as for a call.
+
+        Yields:
+            Index of the plane, and logits (classes, 1, b, c) float16, in the axes of `view_of`.
+        """
+        way = self._way(image, network)
+        for index, planes in enumerate(self._neighbours(way)):
+            yield index, way.restorer.logits(index, planes)[:, None]
+
+    def view_of(self, array: npt.NDArray[Any], image: MetaTensor) -> npt.NDArray[Any]:
+        """Return the part of an array (..., I, J, K) on the source grid that a prepared image covers.
+
+        It is a view (..., a, b, c) in the axes of the prepared image, with the voxels of the source grid.
+        """
+        return source_box(*grids_of(image)).view(array)
+
+    def adjusted(
+        self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
+    ) -> Self:
+        """Return a copy with some settings changed.
+
+        Args:
+            fast: give up nnU-Net's last bits for speed, or not.
+            step_size: largest distance of two windows as a part of their size.
+            mirroring: False for windows as they are only; True changes nothing.
+        """
+        changed = copy.copy(self)
+        if fast is not None:
+            changed.exact = not fast
+        if step_size is not None:
+            check_tiles(self.patch_size, step_size)
+            changed.step_size = step_size
+        if mirroring is False:
+            changed.mirror_axes = ()
+        return changed
+
+    def within(self, max_bytes: int) -> Self:
+        """Return a copy that takes no more memory than this."""
+        changed = copy.copy(self)
+        changed.max_memory = max_bytes
+        return changed
+
+    def _way(self, inputs: MetaTensor, network: nn.Module | Sequence[nn.Module]) -> _Way:
+        source, grid = grids_of(inputs)
+        image = inputs.as_tensor().float()
+        if not is_finite(image):
+            raise InputError(
+                "the image has voxels that are not finite (NaN or infinite); repair or leave out the file."
+            )
+        box = source_box(source, grid)
+        networks = list(network) if isinstance(network, Sequence | nn.ModuleList) else [network]
+        views = [window_network(one, self.mirror_axes) for one in networks]
+        taps = restoring_taps(grid.shape, box.size_vox, self._separate_axis(inputs, source, box))
+        tiles = Tiles(grid.shape, self.patch_size, self.step_size)
+        return _Way(source, box, PlaneRestorer(taps, self._decision), logit_planes(image, views, tiles))
+
+    def _separate_axis(self, inputs: MetaTensor, source: Grid, box: SourceBox) -> int | None:
+        """Return the axis that is brought back by nearest neighbours."""
+        stated = inputs.meta.get(SOURCE_SPACING)
+        measured = [source.spacing_mm[axis] for axis in box.axes]
+        spacing = measured if stated is None else np.asarray(stated, np.float64).reshape(-1).tolist()
+        current = self.spacing if len(self.spacing) == 3 else (spacing[0], *self.spacing)
+        return self.resampling.separate_axis(current, spacing)
+
+    def _labels(self, way: _Way) -> npt.NDArray[Any]:
+        """Return labels (1, I, J, K); 0 outside the part that was prepared."""
+        labels = view = np.zeros((0, 0, 0), np.uint8)
+        for index, planes in enumerate(self._neighbours(way)):
+            if not index:
+                highest = self._decision.highest(len(planes[0].logits))
+                labels = in_file_order(1, way.source.shape, np.uint8 if highest < 256 else np.int32)
+                view = way.box.view(labels)[0]
+            view[index] = way.restorer.labels(index, planes).numpy()
+        return labels
+
+    def _probabilities(self, way: _Way) -> npt.NDArray[Any]:
+        """Return probabilities (asked, I, J, K); outside the part that was prepared all is background."""
+        probabilities = in_file_order(len(self.probabilities_of), way.source.shape, np.float32)
+        if self.regions is None:
+            for place, channel in enumerate(self.probabilities_of):
+                probabilities[place] = float(channel == 0)
+        view = way.box.view(probabilities)
+        for index, planes in enumerate(self._neighbours(way)):
+            check_classes(self.probabilities_of, len(planes[0].logits))
+            logits = way.restorer.logits(index, planes).float()
+            found = torch.softmax(logits, dim=0) if self.regions is None else torch.sigmoid(logits)
+            view[:, index] = found[list(self.probabilities_of)].numpy()
+        return probabilities
+
+    def _neighbours(self, way: _Way) -> Iterator[tuple[LogitPlane, ...]]:
+        return neighbours(way.planes, way.restorer.taps[0], self._decision)
+
+
+def _check_resampling(resampling: Resampling) -> None:
+    if resampling.function is not ResamplingFunction.DEFAULT or resampling.order != 1 or resampling.order_z != 0:
+        raise UsageError(
+            f"logits brought back by {resampling.function} with orders {resampling.order} and {resampling.order_z}: "
+            f"expected {ResamplingFunction.DEFAULT} with orders 1 and 0."
+        )

@@ -1,0 +1,137 @@
+"""From planes of logits on the network grid to labels or logits on the source grid, to nnU-Net's last bit."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+import torch
+
+from voxelgate.inference.nnunet.decisions import LogitDecision
+from voxelgate.inference.nnunet.taps import Taps
+
+VALUES_AT_ONCE = 2**17
+"""Interpolated at a time, so that they stay in the cache of a processor; 1 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogitPlane:
+    """A plane of the network grid.
+
+    Args:
+        logits: (classes, H, W) float16.
+        decision: how they become labels.
+    """
+
+    logits: torch.Tensor
+    decision: LogitDecision
+
+    @cached_property
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what its voxels tell of their labels (`LogitDecision.bounds`)."""
+        return self.decision.bounds(self.logits)
+
+    @cached_property
+    def columns(self) -> torch.Tensor:
+        """Return its logits (H * W, classes) float32, those of one voxel side by side."""
+        return self.logits.flatten(1).T.contiguous().float()
+
+
+def neighbours(planes: Iterable[torch.Tensor], taps: Taps, decision: LogitDecision) -> Iterator[tuple[LogitPlane, ...]]:
+    """Yield, for each plane of the source grid, the one or two planes of the network grid it is made of.
+
+    Args:
+        planes: (classes, H, W) float16, all of the network grid in their order; no more than two are kept.
+        taps: of the first axis.
+        decision: how logits become labels.
+    """
+    coming = (LogitPlane(plane, decision) for plane in planes)
+    kept: dict[int, LogitPlane] = {}
+    known = 0
+    for low, high in zip(taps.low.tolist(), taps.high.tolist(), strict=True):
+        while known <= high:
+            kept = {index: plane for index, plane in kept.items() if index >= low}
+            kept[known] = next(coming)
+            known += 1
+        yield (kept[low], kept[high]) if taps.is_between else (kept[low],)
+    for _ in coming:  # planes beyond the last that counts are still to be run
+        pass
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneRestorer:
+    """Interpolates planes of the source grid.
+
+    Values are those of scikit-image's order-1 `resize` in float64, products and sums in its order, rounded to float16:
+    what nnU-Net's `resample_data_or_seg_to_shape` stores.
+
+    Args:
+        taps: of the three axes.
+        decision: how logits become labels.
+    """
+
+    taps: tuple[Taps, Taps, Taps]
+    decision: LogitDecision
+
+    def labels(self, index: int, planes: tuple[LogitPlane, ...]) -> torch.Tensor:
+        """Return the labels (H', W') int32 of one plane of the source grid, given its `neighbours`."""
+        lower, upper = (self._around([plane.bounds[side] for plane in planes], side) for side in (0, 1))
+        codes = self._picked(lower)
+        is_open = codes != self._picked(upper)
+        open_voxels = torch.from_numpy(np.flatnonzero(is_open.numpy()))
+        if len(open_voxels):
+            found = [self.decision.decide(values) for values in self._interpolated(index, planes, open_voxels)]
+            codes.view(-1)[open_voxels] = torch.cat(found)
+        return self.decision.labels(codes)
+
+    def logits(self, index: int, planes: tuple[LogitPlane, ...]) -> torch.Tensor:
+        """Return the logits (classes, H', W') float16 of one plane of the source grid, given its `neighbours`."""
+        height, width = (len(taps.low) for taps in self.taps[1:])
+        if not any(taps.is_between for taps in self.taps):
+            return self._picked(planes[0].logits)
+        everywhere = torch.arange(height * width)
+        parts = [values.numpy().astype(np.float16) for values in self._interpolated(index, planes, everywhere)]
+        return torch.from_numpy(np.concatenate(parts).T.reshape(-1, height, width))
+
+    def _around(self, bounds: list[torch.Tensor], side: int) -> torch.Tensor:
+        """Return the lower (0) or upper (1) bounds of all voxels between one of the network grid and the next ones."""
+        merge = self.decision.upper if side else self.decision.lower
+        merged = bounds[0]
+        for other in bounds[1:]:
+            merged = merge(merged, other)
+        for axis, taps in enumerate(self.taps[1:]):
+            if taps.is_between:
+                before, behind = (merged.narrow(axis, first, merged.shape[axis] - 1) for first in (0, 1))
+                last = merged.narrow(axis, merged.shape[axis] - 1, 1)
+                merged = torch.cat((merge(before, behind), last), dim=axis)
+        return merged
+
+    def _picked(self, plane: torch.Tensor) -> torch.Tensor:
+        """Return the value of the first network voxel of each source voxel of a plane (..., H, W)."""
+        _, rows, columns = self.taps
+        return plane.index_select(-2, rows.low).index_select(-1, columns.low)
+
+    def _interpolated(self, index: int, planes: tuple[LogitPlane, ...], voxels: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield values (M, classes) float64, before they are rounded, of some voxels of a plane, group by group.
+
+        Args:
+            index: of the plane.
+            planes: its `neighbours`.
+            voxels: flat index in the plane, in order.
+        """
+        first, rows, columns = self.taps
+        weights = [float(weight[index]) for _, weight in first.sides()]
+        width = planes[0].logits.shape[2]
+        for group in torch.split(voxels, max(1, VALUES_AT_ONCE // len(planes[0].logits))):
+            row, column = group // len(columns.low), group % len(columns.low)
+            total: torch.Tensor | None = None
+            for (plane, weight), (at_row, row_weight), (at_column, column_weight) in product(
+                zip(planes, weights, strict=True), rows.sides(), columns.sides()
+            ):
+                place = at_row[row] * width + at_column[column]
+                value = plane.columns.index_select(0, place).double()
+                value.mul_(weight).mul_(row_weight[row, None]).mul_(column_weight[column, None])
+                total = value if total is None else total.add_(value)
+            if total is not None:
+                yield total
