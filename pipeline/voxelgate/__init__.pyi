@@ -33,6 +33,7 @@ from .networks.guided_attention import GuidedAttentionNet
 from .networks.losses import BCEDiceLoss, NetworkLoss
 from .networks.nnunet_unets import PlainConvUNet, ResidualEncoderUNet
 from .networks.nonlocal_unet import NonLocalUNet
+from .networks.scripted import ScriptedNetwork
 from .segmentation.batch.run_batch import Reports, segment, watch
 from .segmentation.batch.status import Status, status
 from .segmentation.cases import find_cases
@@ -125,6 +126,7 @@ __all__ = [
     "ResumeState",
     "ScoreCases",
     "ScoreCleanings",
+    "ScriptedNetwork",
     "SeedEpochs",
     "Segmentation",
     "Series",

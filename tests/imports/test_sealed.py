@@ -63,6 +63,7 @@ def test_the_metadata_are_those_of_monai_and_say_where_it_comes_from(
     assert (tmp_path / "tiny" / "source" / "plans.json").read_bytes() == b"{}\n"
 
 
+@pytest.mark.slow
 def test_it_runs_with_monais_own_command(tmp_path: Path, imported: Imported, folder: Path) -> None:
     root = made(tmp_path / "tiny", imported, folder)
     (tmp_path / "in").mkdir()

@@ -6,7 +6,7 @@ import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.scripts import admit_scripts, read_scripts
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
-from voxelgate.core.errors import BundleError, UsageError, reason_of
+from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.transforms import ResampleToSpacingd
 
 UNREADABLE_WEIGHTS = (
@@ -79,8 +79,8 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     missing = [name for name in INFERENCE_IDS if name not in parser.get()]
     if missing:
         raise BundleError(f"{root.name}: inference.json does not define {', '.join(missing)}")
-    where = cast("torch.device", parser.get_parsed_content("device"))
-    network = cast("nn.Module", parser.get_parsed_content("network_def"))
+    where = cast("torch.device", _built(parser, root, "device"))
+    network = cast("nn.Module", _built(parser, root, "network_def"))
     if is_ensemble:
         network = _ensemble(network, root)
         fingerprint = ensemble_fingerprint(fingerprint)
@@ -92,15 +92,30 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         version=metadata.version,
         fingerprint=fingerprint,
         labels=metadata.labels,
-        preprocessing=_after_reading(parser.get_parsed_content("preprocessing"), root),
-        inferer=parser.get_parsed_content("inferer"),
+        preprocessing=_after_reading(_built(parser, root, "preprocessing"), root),
+        inferer=_built(parser, root, "inferer"),
         network=_on_device(network, where, is_channels_last=parser.get("network") != AS_IT_IS).eval(),
         device=where,
         series_rule=metadata.series_rule,
         expected=metadata.expected,
-        cleaning=_cleaning_of(parser),
+        cleaning=_cleaning_of(parser, root),
         image_spec=metadata.image_spec,
     )
+
+
+def _built(parser: ConfigParser, root: Path, name: str) -> Any:  # whatever the config describes
+    """Return what a part of `inference.json` describes.
+
+    Raises:
+        BundleError: it cannot be built here.
+    """
+    try:
+        return parser.get_parsed_content(name)
+    except (ImportError, RuntimeError, ValueError, TypeError, LookupError, VoxelgateError) as error:
+        raise BundleError(
+            f"{root.name}: {name} of inference.json cannot be built ({reason_of(error)}); the bundle may be of another "
+            "version of this program or of MONAI"
+        ) from error
 
 
 def _on_device(network: nn.Module, device: torch.device, *, is_channels_last: bool) -> nn.Module:
@@ -112,9 +127,9 @@ def _on_device(network: nn.Module, device: torch.device, *, is_channels_last: bo
     return network
 
 
-def _cleaning_of(parser: ConfigParser) -> Callable[[MetaTensor], MetaTensor]:
+def _cleaning_of(parser: ConfigParser, root: Path) -> Callable[[MetaTensor], MetaTensor]:
     """Return what the steps before `SaveImaged` do to one label map."""
-    steps = parser.get_parsed_content("postprocessing") if "postprocessing" in parser.get() else None
+    steps = _built(parser, root, "postprocessing") if "postprocessing" in parser.get() else None
     transforms = list(steps.transforms) if isinstance(steps, Compose) else []
     before = Compose(list(itertools.takewhile(lambda step: not isinstance(step, SaveImaged), transforms)))
 

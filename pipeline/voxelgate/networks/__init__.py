@@ -7,6 +7,7 @@ from voxelgate.networks.flat import FlatNetwork
 from voxelgate.networks.guided_attention import GuidedAttentionNet, GuidedOutput
 from voxelgate.networks.nnunet_unets import PlainConvUNet, ResidualEncoderUNet
 from voxelgate.networks.nonlocal_unet import NonLocalUNet
+from voxelgate.networks.scripted import ScriptedNetwork
 
 __all__ = [
     "AttentionGate",
@@ -19,6 +20,7 @@ __all__ = [
     "NonLocalUNet",
     "PlainConvUNet",
     "ResidualEncoderUNet",
+    "ScriptedNetwork",
     "describe",
     "presets",
 ]

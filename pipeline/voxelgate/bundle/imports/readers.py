@@ -8,6 +8,7 @@ from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOption
 from voxelgate.bundle.imports.label_codes import with_codes
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.source import ImportSource, Kind
+from voxelgate.bundle.imports.torchscript import read_torchscript
 from voxelgate.bundle.imports.zoo import read_zoo
 from voxelgate.core.errors import InputError
 
@@ -17,6 +18,7 @@ READERS: Mapping[Kind, Callable[[ImportSource, ImportOptions], Imported]] = {
     Kind.NNUNET_CONFIGURATION: read_nnunet,
     Kind.NNUNET_DATA_SET: read_nnunet,
     Kind.MONAI_BUNDLE: read_zoo,
+    Kind.TORCHSCRIPT: read_torchscript,
 }
 
 

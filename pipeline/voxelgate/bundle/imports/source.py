@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelgate.bundle.checksums import CHECKSUMS
+from voxelgate.bundle.imports.programs import lay_out_program
 from voxelgate.bundle.imports.unpacking import is_torch_archive, unpack
 from voxelgate.core.documents import parse_json
 from voxelgate.core.errors import InputError
@@ -128,17 +129,17 @@ def opened_source(path: Path) -> Iterator[ImportSource]:
         yield _source_in(path, path.resolve().name)
     elif not path.is_file():
         raise InputError(f"{path}: is neither a file nor a folder; name {_KNOWN}.")
-    elif is_torch_archive(path):
-        yield ImportSource(path.absolute().parent, Kind.TORCHSCRIPT, path.name, _beside(path))
     else:
         with tempfile.TemporaryDirectory(prefix="voxelgate-import-") as folder:
-            unpack(path, Path(folder))
-            yield _source_in(Path(folder), path.name)
+            yield _in_archive(path, Path(folder))
 
 
-def _beside(path: Path) -> tuple[str, ...]:
-    """Return a TorchScript file, first, and the JSON files of its folder."""
-    return (path.name, *sorted(other.name for other in path.absolute().parent.glob("*.json") if other.is_file()))
+def _in_archive(path: Path, folder: Path) -> ImportSource:
+    if is_torch_archive(path):
+        lay_out_program(path, folder)
+        return ImportSource(folder, Kind.TORCHSCRIPT, path.name, tuple(_files_below(folder)))
+    unpack(path, folder)
+    return _source_in(folder, path.name)
 
 
 def _source_in(folder: Path, name: str) -> ImportSource:

@@ -46,7 +46,7 @@ def unpack(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [one for one in archive.infolist() if not _is_of_macos(one.filename)]
-            _refuse_unsafe(members, path, folder)
+            refuse_unsafe(members, path, folder)
             for member in members:
                 _write(archive, member, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
@@ -67,7 +67,12 @@ def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> N
         shutil.copyfileobj(packed, file)
 
 
-def _refuse_unsafe(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> None:
+def refuse_unsafe(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> None:
+    """Refuse a zip with a member that is not safe to unpack into a folder, or with more than fits.
+
+    Raises:
+        InputError: it is such a one.
+    """
     for member in members:
         if fault := _fault_of(member):
             raise InputError(f"{path.name}: the member {member.filename!a} {fault}; nothing of it is unpacked.")

@@ -78,7 +78,7 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
         labels=labels,
         channels=channels_of(metadata, chain.images, _channels_in(network, f"{name}: network_def") - chain.clicks),
         modality=modality_of(metadata),
-        spatial_shape=_input_size_of(chain),
+        spatial_shape=input_size_of(chain),
         source_files=(name, METADATA, weights, *loaded, *files),
         metadata={key: metadata[key] for key in KEPT_FACTS if key in metadata},
         licence=licence_of(source, metadata),
@@ -169,7 +169,7 @@ def _channels_in(network: Config, where: str) -> int:
     return told
 
 
-def _input_size_of(chain: Chain) -> tuple[int, ...]:
+def input_size_of(chain: Chain) -> tuple[int, ...]:
     """Return the size of the network's input in voxels, as the inferer or the last resizing says; of neither 1."""
     inner = chain.inferer.get("inferer", chain.inferer)
     resized = [step.get("spatial_size") for step in chain.preparation if step["_target_"] == "Resized"]

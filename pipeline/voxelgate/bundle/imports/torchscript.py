@@ -1,0 +1,122 @@
+"""Read a TorchScript file with its `inference.json`: the program stands for the network, the config says all else."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
+from voxelgate.bundle.imports.programs import PROGRAM
+from voxelgate.bundle.imports.source import ImportSource
+from voxelgate.bundle.imports.zoo import METADATA, input_size_of
+from voxelgate.bundle.imports.zoo_chain import read_chain
+from voxelgate.bundle.imports.zoo_documents import read_foreign_config
+from voxelgate.bundle.imports.zoo_facts import KEPT_FACTS, description_of, modality_of, text_of
+from voxelgate.bundle.imports.zoo_faithful import read_own_chain
+from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of, part_of
+from voxelgate.bundle.imports.zoo_references import ZooConfig
+from voxelgate.core.errors import InputError, reason_of
+from voxelgate.networks import ScriptedNetwork
+
+MOST_TRIED_VOXELS = 2**28
+"""In a window, 1 GiB as float32."""
+
+
+def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
+    """Read a TorchScript file; its program runs once, on zeros, to see what it gives.
+
+    Raises:
+        BundleError: its config cannot be understood; the sentence names the place.
+        InputError: there is no config, or the program does not load or does not fit its metadata.
+        UsageError: an option names what it does not have.
+    """
+    name = _inference_config_in(source)
+    metadata: dict[str, Any] = source.json(METADATA) if source.has(METADATA) else {}
+    config = ZooConfig(read_foreign_config(source.path(name)), name, lambda path: source.path(path) and {})
+    network = _loaded(source)
+    count, classes = (_stated_channels(part_of(metadata, *part)) for part in (("inputs", "image"), ("outputs", "pred")))
+    chain = read_own_chain(config, "") if options.is_faithful else read_chain(config, classes, {})
+    size = input_size_of(chain)
+    _refuse_other_output(source, network, (1, count, *size), classes)
+    labels, on_labels = labels_of(metadata, classes, chain.merges, options.label_values)
+    return Imported(
+        name=options.name or re.sub(r"[^\w-]+", "_", source.name.removesuffix(".ts"), flags=re.ASCII),
+        version=text_of(metadata, "version") or "1.0.0",
+        description=description_of(metadata, source.name),
+        network_def={"_target_": "voxelgate.ScriptedNetwork", "path": f"$@bundle_root + '/{PROGRAM}'"},
+        preparation=chain.preparation,
+        inferer=chain.inferer,
+        state=network.state_dict(),
+        labels=labels,
+        channels=channels_of(metadata, chain.images, count),
+        modality=modality_of(metadata),
+        spatial_shape=size,
+        source_files=(name, PROGRAM, *((METADATA,) if metadata else ())),
+        metadata={key: metadata[key] for key in KEPT_FACTS if key in metadata},
+        licence=text_of(metadata, "license") or text_of(metadata, "licence"),
+        origin={"config": name, "monai_version": text_of(metadata, "monai_version") or NOT_STATED},
+        extra_files={PROGRAM: source.path(PROGRAM)},
+        findings=(*chain.findings, *on_labels),
+    )
+
+
+def _inference_config_in(source: ImportSource) -> str:
+    """Return the name of the config.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = source.matching(r"configs/inference\.(json|yaml|yml)")
+    if not found:
+        raise InputError(
+            f"{source.name}: has no inference.json in it or beside it, and so does not say how it segments; put the "
+            "one of its bundle beside it."
+        )
+    return found[0]
+
+
+def _stated_channels(part: Mapping[str, Any]) -> int:
+    """Return how many channels an input or output has, as the metadata say; 1 if they do not."""
+    stated, named = part.get("num_channels"), part.get("channel_def")
+    if isinstance(stated, int) and stated > 0:
+        return stated
+    return max(len(named), 1) if isinstance(named, Mapping) else 1
+
+
+def _loaded(source: ImportSource) -> ScriptedNetwork:
+    """Return the program as a network.
+
+    Raises:
+        InputError: this PyTorch does not read it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ScriptedNetwork(path=source.path(PROGRAM))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{source.name}: this PyTorch does not load it ({reason_of(error)}).") from error
+
+
+def _refuse_other_output(source: ImportSource, network: ScriptedNetwork, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a program that does not give one channel for each class, on the grid of its input.
+
+    Raises:
+        InputError: it does not.
+    """
+    if prod(shape) > MOST_TRIED_VOXELS:
+        raise InputError(f"{source.name}: its config asks for windows of {shape}, which no machine of today takes.")
+    try:
+        with torch.no_grad():
+            found = network(torch.zeros(shape))
+    except RuntimeError as error:
+        raise InputError(
+            f"{source.name}: its program takes no image of shape {shape}, as its config has it ({reason_of(error)})."
+        ) from error
+    wanted = (1, classes, *shape[2:])
+    if not isinstance(found, Tensor) or tuple(found.shape) != wanted:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{source.name}: its program gives {given}, expected {wanted}; see its metadata.json.")
