@@ -43,12 +43,12 @@ What was found when it was imported:
 {findings}
 ## Commands
 
+In the folder of the bundle:
+
 ```sh
-voxelgate segment {imported.name} SCANS --out RESULTS
+voxelgate segment . SCANS --out RESULTS
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN --output_dir OUT
 ```
-
-The second one in the folder of the bundle.
 """
 
 
