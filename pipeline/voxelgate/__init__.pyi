@@ -20,6 +20,7 @@ from .inference.chain.chain_inferer import ChainInferer
 from .inference.chain.inverting import InvertingInferer
 from .inference.composed.cascade_inferer import CascadeInferer
 from .inference.composed.cropped_inferer import CroppedInferer
+from .inference.composed.ensemble_inferer import EnsembleInferer
 from .inference.composed.part import Part
 from .inference.composed.parts_inferer import PartsInferer
 from .inference.nnunet.nnunet_inferer import NnUNetInferer
@@ -58,6 +59,7 @@ from .training.planning.rules import plan
 from .training.train import TrainingJob, train
 from .transforms.canonical_zoom import CanonicalZoomd
 from .transforms.channels import AppendZerosd
+from .transforms.components import KeepComponentsd
 from .transforms.flat_spacing import FlatSpacingd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
@@ -83,6 +85,7 @@ __all__ = [
     "CrossValidation",
     "Despeckled",
     "EngineError",
+    "EnsembleInferer",
     "Finding",
     "Fingerprint",
     "FlatNetwork",
@@ -95,6 +98,7 @@ __all__ = [
     "InputError",
     "InvertingInferer",
     "KeepBest",
+    "KeepComponentsd",
     "LabelMapWriter",
     "LabelScores",
     "LabelTable",

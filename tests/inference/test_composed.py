@@ -1,5 +1,6 @@
 """Models of several networks: parts, crops and cascades, made of networks that are thresholds."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import nibabel as nib
@@ -10,10 +11,11 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from torch import nn
 
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.composed.cascade_inferer import CascadeInferer
 from voxelgate.inference.composed.cropped_inferer import CroppedInferer
+from voxelgate.inference.composed.ensemble_inferer import EnsembleInferer
 from voxelgate.inference.composed.part import Part, brought_back
 from voxelgate.inference.composed.parts_inferer import PartsInferer
 from voxelgate.inference.source_grid import grids_of, on_source
@@ -227,3 +229,78 @@ def test_the_second_stage_of_a_cascade_sees_what_the_first_found() -> None:
 def test_what_makes_no_model_is_refused(wrong: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         wrong()
+
+
+class Planewise:
+    """An inferer that takes what a network gives for logits, and tells them plane by plane along an axis."""
+
+    def __init__(self, axis: int = 0) -> None:
+        self.order = (axis, *(other for other in range(3) if other != axis))
+
+    def restored_slabs(self, image: MetaTensor, network: Any) -> Iterator[tuple[int, torch.Tensor]]:
+        logits = network(image.as_tensor())[0].permute(0, *(1 + axis for axis in self.order)).half()
+        for number in range(logits.shape[1]):
+            yield number, logits[:, number : number + 1]
+
+    def view_of(self, labels: np.ndarray, image: MetaTensor) -> np.ndarray:
+        assert labels.shape == tuple(image.shape[2:])
+        return labels.transpose(self.order)
+
+
+class Slopes(nn.Module):
+    """Logits that rise with the image, each with a slope of its own."""
+
+    def __init__(self, *slopes: float) -> None:
+        super().__init__()
+        self.slopes = slopes
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([slope * (image - 10) for slope in self.slopes], dim=1)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (1, 1), (0, 2)], ids=["side by side", "along axis 1", "in turns"])
+@pytest.mark.parametrize("regions", [None, (2, 1, 3)])
+def test_an_ensemble_averages_probabilities(axes: tuple[int, int], regions: tuple[int, ...] | None) -> None:
+    image = image_of(np.random.default_rng(0).normal(10, 3, (5, 6, 7)).astype(np.float32), AFFINES["LPS"])
+    networks = nn.ModuleList([Slopes(0.1, 1, -1), Slopes(0.2, -3, 0.5)])
+    inferer = EnsembleInferer([Part(Planewise(axis), [n]) for n, axis in enumerate(axes)], regions)
+
+    result = inferer(image, networks)
+
+    logits = [network(image.as_tensor())[0].half().float() for network in networks]
+    if regions is None:
+        expected = sum(torch.softmax(one, 0) for one in logits).argmax(0).numpy()
+    else:
+        mean, expected = sum(torch.sigmoid(one) for one in logits) / 2, np.zeros((5, 6, 7))
+        for region, probability in zip(regions, mean, strict=True):
+            expected[probability > 0.5] = region
+    np.testing.assert_array_equal(labels_of(result), expected)
+    assert len(np.unique(expected)) > 1
+
+
+def test_a_cascade_can_be_a_member_of_an_ensemble() -> None:
+    cascade = CascadeInferer(Part(Direct(), [0]), Part(Planewise(), [1], lambda data: {"image": data["image"]}))
+    networks = nn.ModuleList([AtLeast(4), Slopes(0, 1)])
+
+    result = EnsembleInferer([Part(cascade, [0, 1]), Part(Planewise(), [1])])(image_of(RAMP), networks)
+
+    np.testing.assert_array_equal(labels_of(result), RAMP > 10)
+
+
+def test_members_of_other_classes_are_refused() -> None:
+    inferer = EnsembleInferer([Part(Planewise(), [0]), Part(Planewise(), [1])])
+
+    with pytest.raises(BundleError, match="gives 3 classes and the first one 2"):
+        inferer(image_of(RAMP), nn.ModuleList([Slopes(0, 1), Slopes(0, 1, 2)]))
+
+
+def test_a_member_that_gives_labels_only_is_refused() -> None:
+    inferer = EnsembleInferer([Part(Direct(), [0]), Part(Planewise(), [1])])
+
+    with pytest.raises(UsageError, match="Direct gives labels only"):
+        inferer(image_of(RAMP), nn.ModuleList([AtLeast(0), Slopes(0, 1)]))
+
+
+def test_an_ensemble_of_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="an ensemble of 1"):
+        EnsembleInferer([Part(Planewise())])

@@ -56,7 +56,7 @@ class CanonicalZoomd(MapTransform):  # type: ignore[misc]  # MONAI ships no type
         if len(self.spacing_mm):
             channels, affine = _zoomed(channels, affine, self.spacing_mm)
         voxels = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32))
-        meta = {name: value for name, value in image.meta.items() if name != "affine"}
+        meta = {name: value for name, value in image.meta.items() if name not in {"affine", "spacing", "pixdim"}}
         return MetaTensor(voxels.to(image.device), affine=torch.from_numpy(affine), meta=meta)
 
 

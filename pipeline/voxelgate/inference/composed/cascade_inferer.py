@@ -1,6 +1,5 @@
 """A model that sees, beside the image, what a model of lower resolution found in it."""
 
-import copy
 from typing import Any, Self
 
 import torch
@@ -8,7 +7,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from voxelgate.core.geometry import Grid
-from voxelgate.inference.composed.part import Part, brought_back, on_own_grid
+from voxelgate.inference.composed.part import Part, Planes, ask_parts, brought_back, on_own_grid
 from voxelgate.inference.sliding_window import Networks
 
 PREVIOUS = "previous"
@@ -53,19 +52,17 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         facts = {} if found.confidence is None else {"confidence": torch.from_numpy(found.confidence)}
         return brought_back(found.labels, inputs, facts)
 
+    def planes(self, inputs: MetaTensor, network: Networks) -> Planes:
+        """Return the class scores of the second stage for an image (1, C, i, j, k)."""
+        return self.second.planes(inputs, network, **self._previous(inputs, network))
+
     def adjusted(self, **options: Any) -> Self:
         """Return an inferer whose stages follow options as `NnUNetInferer.adjusted` knows them."""
-        return self._with("adjusted", **options)
+        return ask_parts(self, "adjusted", **options)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose stages keep to a limit of memory."""
-        return self._with("within", limit_bytes)
-
-    def _with(self, method: str, *args: Any, **options: Any) -> Self:
-        changed = copy.copy(self)
-        changed.first = self.first.asked(method, *args, **options)
-        changed.second = self.second.asked(method, *args, **options)
-        return changed
+        return ask_parts(self, "within", limit_bytes)
 
     def _previous(self, inputs: MetaTensor, network: Networks) -> dict[str, MetaTensor]:
         """Return the labels of the first stage on the grid of the image, (1, i, j, k)."""

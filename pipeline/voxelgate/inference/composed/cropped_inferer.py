@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Box, Grid, triple
-from voxelgate.inference.composed.part import Labels, Part, brought_back, on_own_grid
+from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back, on_own_grid
 from voxelgate.inference.sliding_window import Networks
 
 
@@ -90,17 +90,11 @@ class CroppedInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
 
     def adjusted(self, **options: Any) -> Self:
         """Return an inferer whose models follow options as `NnUNetInferer.adjusted` knows them."""
-        return self._with("adjusted", **options)
+        return ask_parts(self, "adjusted", **options)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose models keep to a limit of memory."""
-        return self._with("within", limit_bytes)
-
-    def _with(self, method: str, *args: Any, **options: Any) -> Self:
-        changed = copy.copy(self)
-        changed.rough = self.rough.asked(method, *args, **options)
-        changed.inner = self.inner.asked(method, *args, **options)
-        return changed
+        return ask_parts(self, "within", limit_bytes)
 
 
 def _box_around(mask: Labels, grid: Grid, margin_mm: Sequence[float]) -> Box | None:

@@ -1,8 +1,10 @@
 """One of several models that make up a larger one, with its own preprocessing, networks and inferer."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,26 @@ from voxelgate.inference.source_grid import Facts, grids_of, on_source
 
 Labels = npt.NDArray[Any]
 """(i, j, k), whole numbers."""
+
+
+Whole = TypeVar("Whole")
+"""An inferer that holds parts."""
+
+
+SPACING = "spacing"
+"""Key of the metadata under which readers state the spacing as the header of a file has it, which affines may round."""
+
+
+class Planes(NamedTuple):
+    """Class scores of an image, one plane of the source after another.
+
+    Args:
+        view: gives the planes of an array (i, j, k) on the grid of the image as (a, b, c), writable.
+        scores: number of each plane, in order, and its logits (C, 1, b, c).
+    """
+
+    view: Callable[[Labels], Labels]
+    scores: Iterator[tuple[int, torch.Tensor]]
 
 
 class PartResult(NamedTuple):
@@ -80,7 +102,10 @@ class Part:
             image: (1, C, i, j, k); its own grid counts as that of the source.
             others: more of the same grid that `preprocessing` takes, (c, i, j, k).
         """
-        alone = on_own_grid(image.as_tensor()[0], Grid.of(image))
+        source, own = grids_of(image)
+        alone = on_own_grid(image.as_tensor()[0], own)
+        if SPACING in image.meta and np.array_equal(source.affine, own.affine):
+            alone.meta[SPACING] = np.asarray(image.meta[SPACING], dtype=np.float64).reshape(-1)[:3]
         data = {"image": alone, **others}
         ready = alone if self.preprocessing is None else self.preprocessing(data)["image"]
         return cast("MetaTensor", ready[None].to(image.device))
@@ -91,6 +116,20 @@ class Part:
         stated = result.meta.get("confidence")
         confidence = None if stated is None else torch.as_tensor(stated).flatten().numpy(force=True)
         return PartResult(result.as_tensor()[0, 0].numpy(force=True), confidence)
+
+    def planes(self, image: MetaTensor, network: Networks, **others: MetaTensor) -> Planes:
+        """Return the class scores of an image (1, C, i, j, k), of which a few planes are made at a time.
+
+        Raises:
+            UsageError: the inferer gives labels only.
+        """
+        inferer: Any = self.inferer
+        ready, own = self.prepared(image, **others), self.of(network)
+        if hasattr(inferer, "planes"):
+            return cast("Planes", inferer.planes(ready, own))
+        if not hasattr(inferer, "restored_slabs"):
+            raise UsageError(f"{type(inferer).__name__} gives labels only, of which there is no average.")
+        return Planes(partial(inferer.view_of, image=ready), inferer.restored_slabs(ready, own))
 
     def in_whole(self, labels: Labels) -> Labels:
         """Return labels of the part as those of the whole; one that has no value there is background."""
@@ -105,6 +144,17 @@ class Part:
         """Return the part with an inferer changed by one of its own methods, or as it is if the inferer has none."""
         change = getattr(self.inferer, method, None)
         return self if change is None else replace(self, inferer=change(*args, **options))
+
+
+def ask_parts(inferer: Whole, method: str, *args: Any, **options: Any) -> Whole:
+    """Return an inferer whose parts were all changed by a method of their own inferers."""
+    changed = copy.copy(inferer)
+    for name, held in vars(inferer).items():
+        if isinstance(held, Part):
+            setattr(changed, name, held.asked(method, *args, **options))
+        elif isinstance(held, list):
+            setattr(changed, name, [part.asked(method, *args, **options) for part in held])
+    return changed
 
 
 def on_own_grid(channels: torch.Tensor, grid: Grid) -> MetaTensor:

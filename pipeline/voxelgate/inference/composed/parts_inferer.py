@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid, Shape
-from voxelgate.inference.composed.part import Labels, Part, brought_back
+from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back
 from voxelgate.inference.sliding_window import Networks
 
 SPLIT_MARGIN = 20
@@ -87,16 +87,11 @@ class PartsInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types that 
 
     def adjusted(self, **options: Any) -> Self:
         """Return an inferer whose parts follow options as `NnUNetInferer.adjusted` knows them."""
-        return self._with("adjusted", **options)
+        return ask_parts(self, "adjusted", **options)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose parts keep to a limit of memory."""
-        return self._with("within", limit_bytes)
-
-    def _with(self, method: str, *args: Any, **options: Any) -> Self:
-        changed = copy.copy(self)
-        changed.parts = [part.asked(method, *args, **options) for part in self.parts]
-        return changed
+        return ask_parts(self, "within", limit_bytes)
 
     def _cleaned(self, labels: Labels, grid: Grid) -> Labels:
         if self.cleaning is None:
