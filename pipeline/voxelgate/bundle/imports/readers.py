@@ -9,6 +9,7 @@ from voxelgate.bundle.imports.label_codes import with_codes
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.source import ImportSource, Kind
 from voxelgate.bundle.imports.torchscript import read_torchscript
+from voxelgate.bundle.imports.totalsegmentator import is_totalsegmentator, read_totalsegmentator
 from voxelgate.bundle.imports.zoo import read_zoo
 from voxelgate.core.errors import InputError
 
@@ -44,6 +45,8 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
 
 
 def _read_by_kind(source: ImportSource, options: ImportOptions) -> Imported:
+    if options.task or is_totalsegmentator(source):
+        return read_totalsegmentator(source, options)
     reader = READERS.get(source.kind)
     if reader is None:
         raise InputError(f"{source.name}: {source.kind}, which this version does not import.")
