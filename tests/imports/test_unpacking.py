@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from voxelgate.bundle.imports import unpacking
 from voxelgate.bundle.imports.unpacking import unpack
 from voxelgate.core.errors import InputError
 
@@ -71,6 +72,17 @@ def test_an_unsafe_zip_is_refused_and_nothing_is_written(tmp_path: Path, fill: F
 
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "in", "m.zip", "out"]
     assert not Path("/canary").exists()
+
+
+def test_a_zip_of_very_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, folder = tmp_path / "m.zip", tmp_path / "out"
+    folder.mkdir()
+    with zipfile.ZipFile(packed, "w") as archive:
+        named("model/a", "model/b", "model/c")(archive)
+    monkeypatch.setattr(unpacking, "MOST_MEMBERS", 2)
+
+    with pytest.raises(InputError, match="holds 3 files, no model has so many"):
+        unpack(packed, folder)
 
 
 def test_a_damaged_zip_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from voxelgate.core.files import file_sha256, read_text
 _TRAINER = re.compile(r"[^_].*__.+__.+")
 """Name of an nnU-Net folder of one configuration: TRAINER__PLANS__CONFIGURATION."""
 
-_DATA_SET = re.compile(r"Dataset\d{3}_.+")
+_DATA_SET = re.compile(r"Dataset\d{3,}_.+")
 
 _KNOWN = (
     "an nnU-Net v2 folder (DatasetNNN_NAME, or TRAINER__PLANS__CONFIGURATION in it), its exported zip, a folder of "

@@ -15,6 +15,9 @@ MOST_RATIO = 200
 FREE_OF_SUSPICION_BYTES = 2**26
 """A zip that becomes no larger than this is no bomb whatever its ratio."""
 
+MOST_MEMBERS = 100_000
+"""In a zip; a bundle has a hundred files, an nnU-Net folder with its validation some thousand."""
+
 SPARE_DISK_BYTES = 2**28
 """Stays free where a zip is unpacked."""
 
@@ -73,6 +76,8 @@ def refuse_unsafe(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> N
     Raises:
         InputError: it is such a one.
     """
+    if len(members) > MOST_MEMBERS:
+        raise InputError(f"{path.name}: holds {len(members)} files, no model has so many; nothing of it is unpacked.")
     for member in members:
         if fault := _fault_of(member):
             raise InputError(f"{path.name}: the member {member.filename!a} {fault}; nothing of it is unpacked.")
