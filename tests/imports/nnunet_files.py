@@ -117,3 +117,25 @@ def write_folder(folder: Path, *, plans: Json, data_set: Json, checkpoints: Mapp
         (folder / place).parent.mkdir(exist_ok=True)
         torch.save(document, folder / place)
     return folder
+
+
+NETWORK: Json = {
+    "_target_": "voxelgate.PlainConvUNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 3,
+    "channels": [4, 6],
+    "strides": [[2, 2, 2]],
+    "encoder_blocks": [2, 2],
+    "decoder_blocks": [2],
+}
+"""What `plans` describes for `data_set`."""
+
+
+def write_data_set(root: Path, document: Json | None = None, **changes: Any) -> Path:
+    """Write a folder `DatasetNNN_NAME` with one fold of one configuration; `changes` are of its plans."""
+    saved = document or checkpoint(network(NETWORK).state_dict())
+    root.mkdir(parents=True)
+    files = {"fold_0/checkpoint_final.pth": saved}
+    write_folder(root / TRAINED, plans=plans(**changes), data_set=data_set(), checkpoints=files)
+    return root

@@ -13,11 +13,7 @@ import torch
 
 from tests.conftest import Run
 from tests.imports import nnunet_files
-from tests.imports.nnunet_files import TRAINED, checkpoint, data_set, network, plans, write_folder
-
-PLACE = "fold_0/checkpoint_final.pth"
-CONFIG = {"_target_": "voxelgate.PlainConvUNet", "in_channels": 1, "out_channels": 3, "channels": [4, 6]}
-NETWORK = CONFIG | {"strides": [[2, 2, 2]], "encoder_blocks": [2, 2], "decoder_blocks": [2], "spatial_dims": 3}
+from tests.imports.nnunet_files import NETWORK, checkpoint, network, write_data_set
 
 
 class Touch:
@@ -31,11 +27,7 @@ class Touch:
 
 
 def folder(where: Path, document: dict[str, Any] | None = None, **changes: Any) -> Path:
-    saved = document or checkpoint(network(NETWORK).state_dict())
-    root = where / "Dataset001_Blobs"
-    root.mkdir(parents=True)
-    write_folder(root / TRAINED, plans=plans(**changes), data_set=data_set(), checkpoints={PLACE: saved})
-    return root
+    return write_data_set(where / "Dataset001_Blobs", document, **changes)
 
 
 def pickle_that_runs(where: Path) -> Path:

@@ -1,6 +1,7 @@
 """`voxelgate import`: what it asks, what it refuses before any weights are read, and what is said of the result."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,12 @@ def test_a_code_of_no_label_is_refused_and_nothing_written(
 def test_an_option_of_another_kind_is_refused(options: dict[str, Any], kind: Kind, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         ImportOptions(**options).refuse_others(kind)
+
+
+def test_of_several_data_sets_one_must_be_named(run: Run, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder.parent, folder.parents[1] / "Dataset005_Other")
+
+    result = run("import", folder.parents[1], "--out", tmp_path / "b")
+
+    assert result.returncode == 1
+    assert "results: holds Dataset004_Blob, Dataset005_Other, of which each is a model; name one" in result.stderr

@@ -47,7 +47,7 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
 def _read_by_kind(source: ImportSource, options: ImportOptions) -> Imported:
     if options.task or is_totalsegmentator(source):
         return read_totalsegmentator(source, options)
-    reader = READERS.get(source.kind)
-    if reader is None:
-        raise InputError(f"{source.name}: {source.kind}, which this version does not import.")
-    return reader(source, options)
+    if source.kind is Kind.NNUNET_RESULTS:
+        folders = sorted({name.split("/")[0] for name in source.matching(r"Dataset[^/]+/[^/]+/plans\.json")})
+        raise InputError(f"{source.name}: holds {', '.join(folders)}, of which each is a model; name one.")
+    return READERS[source.kind](source, options)
