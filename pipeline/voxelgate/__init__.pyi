@@ -60,6 +60,7 @@ from .training.train import TrainingJob, train
 from .transforms.canonical_zoom import CanonicalZoomd
 from .transforms.channels import AppendZerosd
 from .transforms.components import KeepComponentsd
+from .transforms.dicom_order import OrderDicomd
 from .transforms.flat_spacing import FlatSpacingd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
@@ -113,6 +114,7 @@ __all__ = [
     "NormalizeImaged",
     "OffsetToHUd",
     "OneHotLabelsd",
+    "OrderDicomd",
     "Output",
     "OutputError",
     "Part",

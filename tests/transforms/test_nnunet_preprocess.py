@@ -111,8 +111,10 @@ def test_the_spacing_of_the_header_is_past_once_the_image_was_resampled() -> Non
     assert prepared(one).meta["source_spacing"].tolist() == [2.0, 2.0, 2.0]
 
 
-def test_a_file_of_two_axes_is_one_very_thick_slice() -> None:
-    assert prepared(image(voxels(), spacing=(0.5, 2.0))).meta["source_spacing"].tolist() == [1998.0, 2.0, 0.5]
+def test_a_picture_is_one_very_thick_slice() -> None:
+    found = prepared(image(voxels((1, 8, 6, 1))), (1.0, 1.0), reader="NaturalImage2DIO")
+
+    assert found.meta["source_spacing"].tolist() == [999.0, 1.0, 1.0]
 
 
 def test_zeros_in_every_channel_are_cut_off() -> None:

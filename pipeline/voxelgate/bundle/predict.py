@@ -33,7 +33,7 @@ from voxelgate.inference.mirroring import mirror_image
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.sliding_window import UNSTREAMED, RestoringSlidingWindowInferer
-from voxelgate.transforms.io import as_image
+from voxelgate.transforms.io import as_image, file_facts_of
 
 Source: TypeAlias = Path | str | Sequence[Path | str] | Series | MetaTensor | tuple[Voxels, Affine]
 """An image as `Bundle.segment` takes it."""
@@ -299,12 +299,14 @@ class Bundle:
     def _read_and_prepare(self, source: Source, allow: Sequence[Allow]) -> tuple[MetaTensor, Grid, tuple[Finding, ...]]:
         """Return the prepared image, and grid and findings of the one that was read, whose voxels are let go."""
         read = self._read(source, allow)
-        return self.prepare(as_image(read.voxels, read.grid)), read.grid, read.findings
+        return self.prepare(as_image(read.voxels, read.grid, read.facts)), read.grid, read.findings
 
     def _read(self, source: Source, allow: Sequence[Allow]) -> Image:
         if isinstance(source, MetaTensor):
             affine = source.affine.reshape(4, 4).cpu().numpy()
-            return take_array(source.as_tensor().cpu().numpy(), affine, expected=self.expected, images=self.image_spec)
+            array = source.as_tensor().cpu().numpy()
+            read = take_array(array, affine, expected=self.expected, images=self.image_spec)
+            return read._replace(facts=file_facts_of(source))
         if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray):  # voxels and affine
             affine = np.asarray(source[1])
             return take_array(source[0], affine, expected=self.expected, images=self.image_spec)

@@ -17,6 +17,7 @@ from voxelgate.dicom.read.dicom_files import list_files
 from voxelgate.dicom.read.series import Series, scan_files
 from voxelgate.dicom.read.volume import read_series
 from voxelgate.evaluation.expectations import Expected, check_against
+from voxelgate.images.file_facts import NO_FACTS, FileFacts
 from voxelgate.images.pictures import RGB
 from voxelgate.images.spec import ONE_VOLUME, ImageSpec, read_image_with_findings
 from voxelgate.images.volumes import Voxels
@@ -29,11 +30,13 @@ class Image(NamedTuple):
         voxels: (C, I, J, K), any real type.
         grid: of each channel, RAS+ mm.
         findings: each thing worth knowing.
+        facts: what else is known of its file.
     """
 
     voxels: npt.NDArray[Any]
     grid: Grid
     findings: tuple[Finding, ...]
+    facts: FileFacts = NO_FACTS
 
     @property
     def shown(self) -> npt.NDArray[Any]:
@@ -73,7 +76,7 @@ def read_source(  # each is one rule of what can be segmented
         if images != ImageSpec(images.channels[:1]):
             raise InputError(f"{name}: a DICOM series has one channel, the bundle takes {images}; give such files.")
         volume = read_series(source, allow=allow)
-        image = Image(volume.voxels[None], volume.grid, volume.findings)
+        image = Image(volume.voxels[None], volume.grid, volume.findings, volume.facts)
         further = check_values(volume.voxels, volume.grid, source.modality)
     _refuse_unusable(image, name, images)
     if refused := refusals(further):
@@ -133,10 +136,10 @@ def series_in(paths: Sequence[Path], rule: SeriesRule, allow: Iterable[Allow] = 
 
 
 def _read_files(paths: Sequence[Path], labels: LabelTable, images: ImageSpec) -> Image:
-    voxels, grid, found, problem = read_image_with_findings(paths, images)
+    voxels, grid, found, problem, facts = read_image_with_findings(paths, images)
     if problem and labels.side_pairs:
         raise InputError(f"{problem}, but the bundle tells sides apart; convert the image again with its orientation.")
-    return Image(voxels, grid, found)
+    return Image(voxels, grid, found, facts)
 
 
 def _refuse_unusable(image: Image, name: str, images: ImageSpec) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from voxelgate.core.findings import Finding, FindingCode, Severity
-from voxelgate.core.geometry import LPS_TO_RAS, Affine
+from voxelgate.core.geometry import LPS_TO_RAS, Affine, triple
 from voxelgate.images.volume_bytes import beside, too_short
 from voxelgate.images.volume_header import (
     MOST_AXES,
@@ -79,7 +79,15 @@ def read_metaimage_header(source: Source) -> VolumeHeader:
     found = (sides_unknown(),) if sides_problem else _letter_findings(fields, affine_lps)
     if origin is None and not sides_problem:
         found = (*found, position_unknown())
-    return VolumeHeader(shape, stored_type, LPS_TO_RAS @ affine_lps, stored, sides_problem, findings=found)
+    return VolumeHeader(
+        shape,
+        stored_type,
+        LPS_TO_RAS @ affine_lps,
+        stored,
+        sides_problem,
+        findings=found,
+        spacing_mm=triple(_sizes_of_voxels(fields, axes)),
+    )
 
 
 def _fields_of_metaimage(header: bytes) -> dict[str, str]:
@@ -145,12 +153,16 @@ def _sizes_of(fields: Mapping[str, str], axes: int) -> tuple[int, ...]:
     return sizes
 
 
-def _steps_of(fields: Mapping[str, str], axes: int) -> Affine:
-    """Return the step from voxel to voxel along each axis, as columns, LPS mm."""
+def _sizes_of_voxels(fields: Mapping[str, str], axes: int) -> tuple[float, ...]:
     spacing = fields.get("ElementSpacing", fields.get("ElementSize"))
     if spacing is None:
         raise HeaderError("no voxel sizes (ElementSpacing); export it again with them.")
-    sizes = voxel_sizes(real_numbers(spacing, "voxel sizes (ElementSpacing)", axes))[:3]
+    return voxel_sizes(real_numbers(spacing, "voxel sizes (ElementSpacing)", axes))[:3]
+
+
+def _steps_of(fields: Mapping[str, str], axes: int) -> Affine:
+    """Return the step from voxel to voxel along each axis, as columns, LPS mm."""
+    sizes = _sizes_of_voxels(fields, axes)
     matrix = _one_of(fields, DIRECTIONS)
     if matrix is None:
         return np.diag(sizes)

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from voxelgate.core.findings import Finding, FindingCode, Severity
-from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid, Shape
+from voxelgate.core.geometry import AGREEMENT_TOLERANCE_MM, Affine, Grid, Shape, triple
 from voxelgate.images.volume_bytes import GZIP_MAGIC, first_bytes
 from voxelgate.images.volume_header import (
     FARTHEST_MM,
@@ -77,7 +77,17 @@ def read_nifti_header(source: Source) -> VolumeHeader:
         sentence = f"is {'' if is_gzip else 'not '}packed by gzip, although its name says otherwise; read as it is"
         found = (*found, Finding(FindingCode.MISNAMED_FILE, Severity.NOTE, f"{sentence}."))
     return VolumeHeader(
-        shape, stored_type, affine_ras, stored, sides_problem, slope, inter, found, start[:length], channels
+        shape,
+        stored_type,
+        affine_ras,
+        stored,
+        sides_problem,
+        slope,
+        inter,
+        found,
+        start[:length],
+        channels,
+        triple(abs(float(size)) for size in fields["pixdim"][1:4]),
     )
 
 

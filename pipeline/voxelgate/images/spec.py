@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.geometry import Grid
+from voxelgate.images.file_facts import NO_FACTS, FileFacts
 from voxelgate.images.pictures import RGB, is_picture, read_picture_header
 from voxelgate.images.volumes import Reading, Voxels, is_nifti, is_volume, read_volume_header, read_with_findings
 
@@ -144,7 +145,7 @@ def read_image_with_findings(paths: Paths, spec: ImageSpec = ONE_VOLUME) -> Read
         f"{path.name}: {one.sides_problem}" for path, one in zip(files, found, strict=True) if one.sides_problem
     ]
     findings = tuple(finding for one in found for finding in one.findings)
-    return Reading(*image, findings, next(iter(problems), ""))
+    return Reading(*image, findings, next(iter(problems), ""), found[0].facts)
 
 
 def joined(paths: Sequence[Path], volumes: Sequence[tuple[Voxels, Grid]]) -> ImageOnGrid:
@@ -194,9 +195,16 @@ def _wrong_count(paths: Sequence[Path], rule: ImageSpec) -> str:
     return f"{found}, expected one for each of {rule.files} channels; name them {names}, or give a manifest."
 
 
-def meta_of(grid: Grid) -> dict[str, Any]:
-    """Return the metadata that a MONAI reader gives with the voxels (i, j, k) of one volume."""
+def meta_of(grid: Grid, facts: FileFacts = NO_FACTS) -> dict[str, Any]:
+    """Return the metadata that a MONAI reader gives with the voxels (i, j, k) of one volume.
+
+    Beside MONAI's own keys these are `spacing`, the voxel sizes along i, j and k as the header states them, `is_dicom`,
+    and `is_3d`, whether a series says that its slices were acquired all at once.
+    """
     return {
+        "spacing": np.array(facts.spacing_mm or grid.spacing_mm),
+        "is_dicom": facts.is_dicom,
+        "is_3d": facts.is_3d,
         "affine": grid.affine.copy(),
         "original_affine": grid.affine.copy(),
         "spatial_shape": np.array(grid.shape),

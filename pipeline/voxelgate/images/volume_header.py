@@ -10,6 +10,7 @@ import numpy as np
 
 from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.core.geometry import Affine, Grid, Shape
+from voxelgate.images.file_facts import Sizes
 
 MOST_HEADER_BYTES = 4 * 2**20
 """Longest text header that is read; those of segmentations with hundreds of structures have some 100 KB."""
@@ -86,6 +87,7 @@ class VolumeHeader:
         findings: each thing worth knowing.
         nifti: the header itself, if it is one of NIfTI.
         channels: volumes of this shape, one after the other: a fourth axis of NIfTI.
+        spacing_mm: voxel sizes beside the affine, as it states them; None if the affine alone tells them.
 
     Raises:
         HeaderError: shape or affine place no volume.
@@ -101,6 +103,7 @@ class VolumeHeader:
     findings: tuple[Finding, ...] = ()
     nifti: bytes = b""
     channels: int = 1
+    spacing_mm: Sizes | None = None
 
     def __post_init__(self) -> None:
         if (problem := place_problem(self.shape, self.affine_ras)) is not None:

@@ -25,6 +25,7 @@ from voxelgate.core.errors import InputError, OutputError, VoxelgateError
 from voxelgate.core.files import whole_file
 from voxelgate.core.findings import Finding, FindingCode, Severity
 from voxelgate.core.geometry import Grid, counts_pixels
+from voxelgate.images.file_facts import NO_FACTS, FileFacts
 from voxelgate.images.metaimage_header import read_metaimage_header
 from voxelgate.images.nifti_header import nifti_fields, read_nifti_header
 from voxelgate.images.nrrd_header import read_nrrd_header
@@ -74,12 +75,14 @@ class Reading(NamedTuple):
         grid: where they lie, RAS+ mm.
         findings: each thing worth knowing.
         sides_problem: why it is not known where left and right are; empty if it is.
+        facts: what else is known of the file.
     """
 
     voxels: Voxels
     grid: Grid
     findings: tuple[Finding, ...] = ()
     sides_problem: str = ""
+    facts: FileFacts = NO_FACTS
 
 
 def volume_stem(path: Path) -> str:
@@ -163,13 +166,22 @@ def read_volume(path: Path) -> tuple[Voxels, Grid]:
     Raises:
         InputError: as for `read_grid`; also truncated or altered voxels, colours, vectors and complex numbers.
     """
-    channels, grid = read_channels(path)
-    if len(channels) != 1:
+    voxels, grid, *_ = read_one_channel(path)
+    return voxels[0], grid
+
+
+def read_one_channel(path: Path) -> Reading:
+    """Read the voxels (1, i, j, k) of a file as `read_volume` does, and say what is worth knowing of it.
+
+    Raises:
+        InputError: as for `read_volume`.
+    """
+    image = read_with_findings(path)
+    if len(image.voxels) != 1:
         raise InputError(
             f"{path.name}: a picture in colours, expected one number in each pixel; save it as grey values."
         )
-    voxels: Voxels = channels[0]
-    return voxels, grid
+    return image
 
 
 def read_channels(path: Path, *, several: bool = False) -> tuple[Voxels, Grid]:
@@ -197,7 +209,7 @@ def read_with_findings(path: Path, *, several: bool = False) -> Reading:
     found = header.findings
     if surplus:
         found = (*found, _naming(path, _surplus_finding(header, surplus)))
-    return Reading(voxels, header.grid, found, header.sides_problem)
+    return Reading(voxels, header.grid, found, header.sides_problem, FileFacts(header.spacing_mm))
 
 
 def write_label_map(

@@ -192,7 +192,7 @@ def _prepare(case: Case, bundle: Bundle, options: Options) -> _Prepared:
     algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
     scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.image_spec)
     small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
-    image = bundle.prepare(as_image(scan.voxels, scan.grid))
+    image = bundle.prepare(as_image(scan.voxels, scan.grid, scan.facts))
     findings = tuple(replace(finding, message=case.redacted(finding.message)) for finding in scan.findings)
     elapsed_s = time.perf_counter() - started_s
     return _Prepared(image, scan.grid, findings, source, algorithm, small, elapsed_s)

@@ -15,13 +15,15 @@ from voxelgate.core.errors import InputError, OutputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.dicom.labels.label_voxels import DicomLabels
 from voxelgate.dicom.read.reader import CheckedDicomReader
+from voxelgate.images.file_facts import NO_FACTS, FileFacts
 from voxelgate.images.label_maps import VALUES_KEY, LabelValues, read_label_map
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import as_paths, joined, meta_of
-from voxelgate.images.volumes import Voxels, is_volume, read_channels, read_volume, write_label_map
+from voxelgate.images.volumes import Voxels, is_volume, read_one_channel, read_with_findings, write_label_map
+from voxelgate.transforms.nnunet.source_layout import header_spacing
 
 
-def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
+def as_image(voxels: Voxels, grid: Grid, facts: FileFacts = NO_FACTS) -> MetaTensor:
     """Return what `LoadImaged` and `EnsureChannelFirstd` would make of an image.
 
     float32, but integers of 8 or 16 bits as they are: a whole CT then takes half of the memory until it is resampled.
@@ -29,13 +31,20 @@ def as_image(voxels: Voxels, grid: Grid) -> MetaTensor:
     Args:
         voxels: (C, I, J, K).
         grid: of each channel.
+        facts: what else is known of the file.
     """
-    meta = meta_of(grid) | {"original_channel_dim": 0}
+    meta = meta_of(grid, facts) | {"original_channel_dim": 0}
     dtype = voxels.dtype.newbyteorder("=") if voxels.dtype.name in {"uint8", "int8", "int16"} else np.float32
     array = np.require(voxels, dtype=dtype, requirements="W")
     if any(stride < 0 for stride in array.strides):  # a flipped view, which PyTorch does not take
         array = array.copy()
     return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(meta.pop("affine")), meta=meta)
+
+
+def file_facts_of(image: MetaTensor) -> FileFacts:
+    """Return what the metadata of an image (C, i, j, k) tell of its file."""
+    told = image.meta
+    return FileFacts(header_spacing(image), is_dicom=bool(told.get("is_dicom")), is_3d=bool(told.get("is_3d")))
 
 
 def plain_tensor(image: torch.Tensor) -> torch.Tensor:
@@ -80,8 +89,8 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
             return self._dicom.get_data(self._dicom.read(img))
         if len(img) != 1:
             raise InputError(f"{len(img)} files for one image, expected one; give each volume as a case of its own.")
-        voxels, grid = read_volume(img[0])
-        return voxels, meta_of(grid)
+        image = read_one_channel(img[0])
+        return image.voxels[0], meta_of(image.grid, image.facts)
 
 
 class LoadLabeld(MapTransform):  # type: ignore[misc]  # MONAI ships no stubs
@@ -238,5 +247,6 @@ class ChannelsReader(ImageReader):  # type: ignore[misc]  # MONAI ships no stubs
         Raises:
             InputError: as for `read_volume`, and for files on different grids.
         """
-        image = joined(img, [read_channels(path, several=True) for path in img])
-        return image.voxels.astype(np.float32), meta_of(image.grid) | {"original_channel_dim": 0}
+        found = [read_with_findings(path, several=True) for path in img]
+        image = joined(img, [(one.voxels, one.grid) for one in found])
+        return image.voxels.astype(np.float32), meta_of(image.grid, found[0].facts) | {"original_channel_dim": 0}

@@ -171,4 +171,4 @@ def _read_one(paths: list[Path], bundle: "Bundle") -> "MetaTensor":
     if len(cases) != 1:
         raise UsageError(f"{len(cases)} images are given, but one is looked at; name its files.")
     scan = read_case(cases[0], bundle.labels, images=bundle.image_spec)
-    return as_image(scan.voxels, scan.grid)
+    return as_image(scan.voxels, scan.grid, scan.facts)

@@ -31,7 +31,7 @@ def uncertainty(case: Case, bundle: Bundle) -> float:
         UsageError: a structure has a side but no partner to change places with.
     """
     scan = read_case(case, bundle.labels)
-    return _doubt(bundle.flip_dice(bundle.prepare(as_image(scan.voxels, scan.grid))).values())
+    return _doubt(bundle.flip_dice(bundle.prepare(as_image(scan.voxels, scan.grid, scan.facts))).values())
 
 
 def disagreement(case: Case, bundle: Bundle, other: Bundle) -> float:
@@ -60,7 +60,7 @@ def label_map(case: Case, bundle: Bundle) -> Labels:
         InputError: the image cannot be segmented.
     """
     scan = read_case(case, bundle.labels)
-    return bundle.predict(bundle.prepare(as_image(scan.voxels, scan.grid)), scan.grid).labels
+    return bundle.predict(bundle.prepare(as_image(scan.voxels, scan.grid, scan.facts)), scan.grid).labels
 
 
 def mean_dice(dices: Iterable[float]) -> float:

@@ -71,7 +71,7 @@ class CheckedDicomReader(ImageReader):  # type: ignore[misc]  # MONAI ships no s
             InputError: no series or several are usable, or as for `read_series`.
         """
         volume = read_plausible(self._series_of(img), allow=self.allow)
-        return volume.voxels, meta_of(volume.grid)
+        return volume.voxels, meta_of(volume.grid, volume.facts)
 
     def _series_of(self, paths: tuple[Path, ...]) -> Series:
         if len(paths) == 1 and is_series_path(paths[0]):

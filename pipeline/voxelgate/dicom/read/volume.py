@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from voxelgate.core.errors import InputError
 from voxelgate.core.findings import Allow, Finding, FindingCode, Severity, refusals
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, triple
 from voxelgate.dicom.plausibility import check_values
 from voxelgate.dicom.read.decoding import PixelError
 from voxelgate.dicom.read.pixels import read_stack
 from voxelgate.dicom.read.repair import repair, repair_needed
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.read.woven import woven_finding
+from voxelgate.images.file_facts import FileFacts
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,13 @@ class DicomVolume(NamedTuple):
         voxels: (I, J, K) float32, rescaled (HU for CT), slices one after the other in memory.
         grid: where they lie, RAS+ mm.
         findings: those of the series, and what was mended.
+        facts: what else is known of the series; its voxel sizes in float32, as converters to NIfTI write them.
     """
 
     voxels: npt.NDArray[np.float32]
     grid: Grid
     findings: tuple[Finding, ...]
+    facts: FileFacts
 
 
 def read_series(
@@ -77,9 +80,14 @@ def read_or_refuse(
         return woven
     findings = ((woven,) if woven else ()) + series.findings
     if fault is None:
-        return DicomVolume(voxels, series.grid, findings)
+        return DicomVolume(voxels, series.grid, findings, _facts_of(series, series.grid))
     mended = repair(voxels, series.slices)
-    return DicomVolume(mended.voxels, mended.grid, mended.findings + findings)
+    return DicomVolume(mended.voxels, mended.grid, mended.findings + findings, _facts_of(series, mended.grid))
+
+
+def _facts_of(series: Series, grid: Grid) -> FileFacts:
+    sizes = triple(float(np.float32(size)) for size in grid.spacing_mm)
+    return FileFacts(sizes, is_dicom=True, is_3d=all(header.is_3d for header in series.headers))
 
 
 def read_plausible(series: Series, *, allow: Iterable[Allow] = ()) -> DicomVolume:

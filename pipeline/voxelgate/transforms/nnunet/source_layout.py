@@ -18,9 +18,6 @@ Spacing = tuple[float, float, float]
 PICTURE_SPACING = (1.0, 1.0, 999.0)
 """Of a picture along i, j, k for `NaturalImage2DIO`."""
 
-SLICE_FACTOR = 999.0
-"""How many times its longest pixel side a file of two axes is thick for `SimpleITKIO`."""
-
 PARALLEL_TOLERANCE = 1e-3
 """Largest sine of an angle between axes, and relative deviation of voxel sizes, that count as none."""
 
@@ -124,8 +121,6 @@ def header_spacing(image: MetaTensor) -> Spacing:
     if stated is None:
         return _lengths(affine)
     sizes = np.abs(np.asarray(stated, dtype=np.float64).ravel())
-    if len(sizes) == 2:
-        sizes = np.append(sizes, SLICE_FACTOR * sizes.max())
     original = np.asarray(image.meta.get("original_affine", affine), dtype=np.float64).reshape(4, 4)
     steps = np.abs(np.linalg.solve(original[:3, :3], affine[:3, :3]))
     source_of = steps.argmax(axis=0)

@@ -267,7 +267,7 @@ def _write_s(run: _Run, scan: Image, bundle: Bundle, outputs: Sequence[Output]) 
 
 def _prepared(bundle: Bundle, image: Image) -> MetaTensor:
     """Return the image (1, C, i, j, k) on the network grid."""
-    return cast("MetaTensor", bundle.prepare(as_image(image.voxels, image.grid))[None])
+    return cast("MetaTensor", bundle.prepare(as_image(image.voxels, image.grid, image.facts))[None])
 
 
 def _block(scan: Image, side_mm: float) -> Image:
@@ -276,7 +276,7 @@ def _block(scan: Image, side_mm: float) -> Image:
         min(n, max(1, math.ceil(side_mm / gap))) for n, gap in zip(scan.grid.shape, scan.grid.spacing_mm, strict=True)
     )
     spans = _middle(scan.grid.shape, size_vox)
-    return Image(np.asfortranarray(scan.voxels[:, *spans]), scan.grid.cropped(spans), ())
+    return Image(np.asfortranarray(scan.voxels[:, *spans]), scan.grid.cropped(spans), (), scan.facts)
 
 
 def _middle(shape: Shape, size: Shape) -> Box:
