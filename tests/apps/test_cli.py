@@ -177,7 +177,7 @@ def test_one_bad_case_does_not_stop_the_others(run: Run, scan: Path, tmp_path: P
     [
         (
             ("segment", "nothing", "a.nii.gz", "--out", "o"),
-            "BundleError: nothing is neither a folder nor a shipped bundle",
+            "BundleError: nothing is neither a folder nor a bundle that is shipped or kept",
         ),
         (("evaluate", "missing", "missing_too"), "InputError: missing does not exist; name a label map or a folder"),
         (("manifest", "missing"), "missing: does not exist, expected a folder with images and labels; check the path."),

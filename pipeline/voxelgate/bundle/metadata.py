@@ -112,6 +112,11 @@ class Metadata:
         return str(self.document.get("licence", ""))
 
     @property
+    def is_imported(self) -> bool:
+        """Return whether others have trained the model."""
+        return isinstance(self.document.get("imported_from"), dict)
+
+    @property
     def provenance(self) -> tuple[str, ...]:
         """Return in sentences where an imported model comes from, and its licence; none for others."""
         origin = self.document.get("imported_from")

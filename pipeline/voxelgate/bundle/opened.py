@@ -63,6 +63,17 @@ def open_bundle(path: str | Path, device: str | None = None, *, ensemble: bool =
     return _open_once(find_bundle(path), device, is_ensemble=ensemble)
 
 
+def read_inferer(root: Path) -> Callable[..., Any]:
+    """Return the inferer of a bundle, whose network and weights are not read.
+
+    Raises:
+        BundleError: files are missing or altered, or configs define none.
+    """
+    verify(root)
+    admit_scripts(read_scripts(root))
+    return cast("Callable[..., Any]", read_configs(root, ["inference"], {}).get_parsed_content("inferer"))
+
+
 def forget_opened() -> None:
     """Let go of every bundle that this process has opened."""
     _open_once.cache_clear()
@@ -100,6 +111,8 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         expected=metadata.expected,
         cleaning=_cleaning_of(parser, root),
         image_spec=metadata.image_spec,
+        is_imported=metadata.is_imported,
+        licence=metadata.licence,
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from voxelgate.bundle.passing import adjusted_inferer, labels_looked_for, structures_named
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
 from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import BundleError, UsageError
@@ -30,10 +32,26 @@ from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import Voxels, is_volume
 from voxelgate.inference.attention.maps import GateMap, gate_levels, gate_maps
 from voxelgate.inference.mirroring import mirror_image
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.sliding_window import UNSTREAMED, RestoringSlidingWindowInferer
+from voxelgate.inference.source_grid import part_around
 from voxelgate.transforms.io import as_image, file_facts_of
+
+WITHOUT_RANGES = (
+    "ranges: the imported model does not say how structures looked in its training, so their volumes were not judged."
+)
+"""What is said beside each verdict on a result of such a model."""
+
+FAST = "fast"
+"""How a run is called whose inferer leaves exactness for speed."""
+
+AGREEMENT = "agreement"
+"""Key under which an inferer itself says how well its fast pass agrees with the exact one."""
+
+LARGEST_COMPARED_VOX = (128, 128, 128)
+"""Part of an image on which a fast pass is compared, where the inferer has no window."""
 
 Source: TypeAlias = Path | str | Sequence[Path | str] | Series | MetaTensor | tuple[Voxels, Affine]
 """An image as `Bundle.segment` takes it."""
@@ -50,6 +68,8 @@ class Prediction:
         flip_dice: agreement with the mirrored image by structure, if asked for.
         gates: maps of the attention gates, if asked for.
         is_unstreamed: windows were taken because there was too little memory to stream, which changes labels a little.
+        agreement: part of the voxels of a window at which a fast pass gives the labels of the exact one, as measured on
+            the first image; None of a pass that is not asked to be fast.
     """
 
     labels: npt.NDArray[Any]
@@ -58,6 +78,7 @@ class Prediction:
     flip_dice: Mapping[str, float] | None = None
     gates: Sequence[GateMap] = ()
     is_unstreamed: bool = False
+    agreement: float | None = None
 
 
 class Segmentation(NamedTuple):
@@ -100,6 +121,10 @@ class Bundle:
         cleaning: labels (1, 1, I, J, K) from the inferer to labels without what cross-validation found to be mistakes;
             the steps of `postprocessing` in `inference.json` before it saves.
         image_spec: what its images consist of.
+        exact: the inferer with which `inferer`, which is faster, is compared; None if that is not fast.
+        looked_for: label values of the structures that are looked for; empty for all.
+        is_imported: whether others have trained it.
+        licence: of an imported model, as its metadata state it.
 
     >>> bundle = vg.open_bundle("my_bundle")
     >>> bundle.name, bundle.version
@@ -119,6 +144,10 @@ class Bundle:
     expected: Expected | None
     cleaning: Callable[[MetaTensor], MetaTensor]
     image_spec: ImageSpec
+    exact: Callable[..., Any] | None = None
+    looked_for: tuple[int, ...] = ()
+    is_imported: bool = False
+    licence: str = ""
 
     @property
     def sliding(self) -> RestoringSlidingWindowInferer | None:
@@ -185,10 +214,26 @@ class Bundle:
         chosen = _choice(self, runtime).for_image(image)
         result = self.inferer(image, chosen.network)
         confidence, is_unstreamed = _confidence(result), bool(torch.as_tensor(result.meta.get(UNSTREAMED, False)).any())
-        labels = _labels_on(grid, self.cleaning(result))
+        labels = self._kept(_labels_on(grid, self.cleaning(result)))
+        stated = result.meta.get(AGREEMENT)
         del result
-        agreement = self._flip_dice(image, labels) if check_flips else None
-        return Prediction(labels, chosen.name, confidence, agreement, self._gates(image, attention), is_unstreamed)
+        flips = self._flip_dice(image, labels) if check_flips else None
+        return Prediction(
+            labels,
+            chosen.name if self.exact is None else FAST,
+            None if confidence is None else _of_length(confidence, len(self.labels.names)),
+            flips,
+            self._gates(image, attention),
+            is_unstreamed,
+            _agreement_of(self, image, labels, grid) if stated is None else float(stated),
+        )
+
+    def _kept(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return labels without those of structures that are not looked for."""
+        if not self.looked_for:
+            return labels
+        kept: npt.NDArray[Any] = np.where(np.isin(labels, self.looked_for), labels, 0).astype(labels.dtype)
+        return kept
 
     def flip_dice(self, prepared: MetaTensor) -> dict[str, float]:
         """Return how well the result agrees with that of the mirrored image, both cleaned; see `flip_dice`.
@@ -250,6 +295,8 @@ class Bundle:
             confidence=found.confidence,
             flip_dice=found.flip_dice,
         )
+        if self.is_imported and not (self.expected and self.expected.structures):
+            review = replace(review, reasons=(*review.reasons, WITHOUT_RANGES))
         return Segmentation(found.labels, grid, volumes_ml, review)
 
     def _measured(self, labels: npt.NDArray[Any], grid: Grid) -> dict[str, Structure]:
@@ -316,13 +363,29 @@ class Bundle:
         name = given.series_id if isinstance(given, Series) else given[0].name
         return read_source(given, name, self.labels, expected=self.expected, allow=allow, images=self.image_spec)
 
+    def adjusted(self, asked: PassOptions) -> "Bundle":
+        """Return the bundle as it is asked to run.
+
+        Raises:
+            UsageError: its inferer cannot be asked for that, or a structure is none of its own.
+        """
+        if not asked.changes:
+            return self
+        exact = adjusted_inferer(self.inferer, replace(asked, fast=False), self.labels)
+        return replace(
+            self,
+            inferer=adjusted_inferer(self.inferer, asked, self.labels),
+            labels=labels_looked_for(asked, self.labels),
+            looked_for=structures_named(asked, self.labels),
+            exact=exact if asked.fast else None,
+        )
+
     def within(self, network_bytes: int | None) -> "Bundle":
         """Return the bundle with an inferer that keeps to a limit: where streaming takes more, it takes windows."""
-        if network_bytes is None or self.sliding is None:
+        if network_bytes is None:
             return self
-        limited = copy.copy(self.sliding)
-        limited.max_memory = min(network_bytes, limited.max_memory or network_bytes)
-        return replace(self, inferer=limited)
+        limit = getattr(self.inferer, "within", None)
+        return self if limit is None else replace(self, inferer=limit(network_bytes))
 
 
 def _paths(source: object) -> list[Path]:
@@ -345,10 +408,39 @@ def _choice(bundle: Bundle, runtime: Runtime | None) -> RuntimeChoice:
     return RuntimeChoice(bundle.network, bundle.inferer, bundle.fingerprint, runtime)
 
 
+@functools.lru_cache(maxsize=4)
+def _agreements(_bundle: Bundle) -> list[float]:
+    """Return where a process keeps what it measured of a bundle's fast pass."""
+    return []
+
+
+def _agreement_of(bundle: Bundle, image: MetaTensor, labels: npt.NDArray[Any], grid: Grid) -> float | None:
+    """Return at which part of the voxels around what was found a fast pass gives the labels of the exact one.
+
+    It is measured on the first image of a process, in a part of it as large as a window.
+    """
+    if bundle.exact is None:
+        return None
+    known = _agreements(bundle)
+    if not known:
+        found = np.argwhere(labels)
+        centre = found.mean(axis=0) if len(found) else (np.array(grid.shape) - 1) / 2
+        centre_mm = grid.affine[:3, :3] @ centre + grid.affine[:3, 3]
+        part = part_around(image, centre_mm, bundle.window_vox or LARGEST_COMPARED_VOX)
+        fast, exact = (one(part, bundle.network).as_tensor() for one in (bundle.inferer, bundle.exact))
+        known.append(float((fast == exact).double().mean()))
+    return known[0]
+
+
 def _confidence(result: MetaTensor) -> list[float] | None:
     """Return what an inferer says of its own result, from metadata as they are or collated to a batch of one."""
     stated = result.meta.get("confidence")
     return None if stated is None else torch.as_tensor(stated).flatten().tolist()
+
+
+def _of_length(confidence: Sequence[float], length: int) -> list[float]:
+    """Return the confidences of so many labels; NaN of those for which no network was asked."""
+    return [*confidence[:length], *[math.nan] * (length - len(confidence))]
 
 
 def _labels_on(grid: Grid, labels: MetaTensor) -> npt.NDArray[Any]:

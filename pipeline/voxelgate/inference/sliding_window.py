@@ -1,9 +1,10 @@
 """A MONAI inferer whose result lies on the grid of the file that was read, so that no caller inverts anything."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -156,6 +157,31 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         self.regions = None if regions is None else tuple(regions)
         ScoreKind(regions=self.regions)
         self.probabilities_of = tuple(probabilities_of)
+
+    def adjusted(
+        self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
+    ) -> Self:
+        """Return an inferer with other steps between windows, or without mirroring; None leaves what there is.
+
+        Raises:
+            UsageError: it is asked to be fast or to mirror, or for steps where it streams.
+        """
+        if fast:
+            raise UsageError("--fast is for imported models; this bundle runs as fast as it can, or as --runtime says.")
+        if step_size is not None and self.streaming:
+            raise UsageError("--step-size: this bundle sees each voxel once and has no windows to step; leave it out.")
+        changed = copy.copy(self)
+        if step_size is not None:
+            changed.overlap = 1 - step_size
+        if mirroring is False:
+            changed.flip_axes = ()
+        return changed
+
+    def within(self, limit_bytes: int) -> Self:
+        """Return an inferer that keeps to a limit of memory: where streaming takes more, it takes windows."""
+        limited = copy.copy(self)
+        limited.max_memory = min(limit_bytes, self.max_memory or limit_bytes)
+        return limited
 
     def __call__(self, inputs: MetaTensor, network: Networks, *args: Any, **kwargs: Any) -> MetaTensor:
         """Return the label map of one image on the grid it was read from.

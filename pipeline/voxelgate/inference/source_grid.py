@@ -1,15 +1,17 @@
 """The grid that was read, beside that of the network: what an inferer is given, and where its result lies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import collate_meta_tensor
 
 from voxelgate.core.errors import InputError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.geometry import Grid, triple
+from voxelgate.images.spec import meta_of
 
 Facts = Mapping[str, torch.Tensor | bool]
 """What an inferer tells of its result, in the metadata."""
@@ -49,3 +51,24 @@ def on_source(channels: torch.Tensor, inputs: MetaTensor, source: Grid, facts: F
         meta["filename_or_obj"] = name if isinstance(name, str) else name[0]
     image = MetaTensor(channels.to(inputs.device), meta=meta)
     return collate_meta_tensor([image]) if inputs.is_batch else image[None]
+
+
+def part_around(image: MetaTensor, centre_mm: npt.NDArray[np.float64], size_vox: Sequence[int]) -> MetaTensor:
+    """Return a part of an image (1, C, i, j, k) as an image of its own: its grid counts as that which was read.
+
+    Args:
+        image: of which the part is.
+        centre_mm: of the part, RAS+ mm; moved so that the part lies within the image.
+        size_vox: most voxels along each axis.
+    """
+    grid = Grid.of(image)
+    centre = np.linalg.solve(grid.affine[:3, :3], centre_mm - grid.affine[:3, 3])
+    spans = []
+    for middle, size, most in zip(centre, grid.shape, size_vox, strict=True):
+        length = min(size, most)
+        first = min(max(0, round(float(middle)) - length // 2), size - length)
+        spans.append(slice(first, first + length))
+    own = grid.cropped(triple(spans))
+    meta = meta_of(own) | {"original_channel_dim": 0}
+    voxels = image.as_tensor()[(slice(None), slice(None), *spans)]
+    return MetaTensor(voxels[0], affine=torch.from_numpy(meta.pop("affine")), meta=meta)[None]

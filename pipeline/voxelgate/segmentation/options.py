@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from voxelgate.core.errors import UsageError
@@ -10,6 +10,7 @@ from voxelgate.core.findings import Allow
 from voxelgate.core.verdict import Require
 from voxelgate.core.workers import engine_named
 from voxelgate.dicom.write.seg_kind import SegKind
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.output_names import Output
 
@@ -39,6 +40,7 @@ class Options:
         require: with which verdict a result is written; of the others there are previews only.
         seg_type: form of the DICOM SEG; None for binary up to ten structures, else a label map.
         again: do cases again whose results stand.
+        passing: what is asked of the pass of the network.
 
     Raises:
         UsageError: no output but previews, a report without the DICOM SEG that it refers to, no such engine, or no
@@ -62,6 +64,7 @@ class Options:
     require: Require = Require.REVIEW
     seg_type: SegKind | None = None
     again: bool = False
+    passing: PassOptions = field(default_factory=PassOptions)
 
     def __post_init__(self) -> None:
         if not set(self.outputs) - {Output.PREVIEW}:
@@ -70,6 +73,8 @@ class Options:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
         if self.seg_type is not None and Output.SEG not in self.outputs:
             raise UsageError("a type of SEG is asked for, but no SEG; add seg to the outputs.")
+        if self.passing.fast and self.runtime is not None:
+            raise UsageError("--fast and --runtime: give one of them, --fast for an imported model.")
         engine_named(self.workers)
         if not self.timeout_s > 0 or self.attempts < 1:
             raise UsageError(

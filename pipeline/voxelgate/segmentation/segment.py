@@ -19,7 +19,7 @@ from voxelgate.core.files import new_scratch, publish, refuse_existing
 from voxelgate.core.findings import Finding, Severity, remark
 from voxelgate.core.geometry import Grid, counts_pixels
 from voxelgate.core.labels import LabelTable
-from voxelgate.dicom.write.segmented import Algorithm
+from voxelgate.dicom.write.segmented import Algorithm, in_one_line
 from voxelgate.dicom.write.sources import SourceSeries
 from voxelgate.inference.attention.maps import diagnose
 from voxelgate.segmentation.cases import Case
@@ -37,6 +37,12 @@ logger = logging.getLogger(__name__)
 UNSTREAMED_SENTENCE = (
     "there was too little memory to pass the image through the network slice by slice, so it was done in windows, "
     "which changes labels a little; free memory, or raise --max-memory, and pass --again for the usual labels."
+)
+
+
+FAST_SENTENCE = (
+    "the network ran fast (--fast), which changes labels a little: on a part of the first image {:.4%} of the voxels "
+    "got the label that the exact way gives."
 )
 
 
@@ -142,15 +148,15 @@ def _segment_or_raise(
         findings = prepared.findings + tuple(_remarks_on(made, bundle.labels, options, older))
         if found.is_unstreamed:
             findings += (remark(UNSTREAMED_SENTENCE),)
+        if found.agreement is not None:
+            findings += (remark(FAST_SENTENCE.format(found.agreement)),)
         attention = diagnose(found.gates, found.labels, prepared.grid)
     seconds = {"read": prepared.elapsed_s, "network": network_s, "write": time.perf_counter() - started_s}
     return CaseReport(
         case.case_id,
         CaseStatus.DONE,
         bundle.fingerprint,
-        versions(bundle.name, bundle.version)
-        | {"runtime": found.runtime}
-        | ({MEMORY: WINDOWS_FOR_MEMORY} if found.is_unstreamed else {}),
+        versions(bundle.name, bundle.version) | _of_result(found, bundle, options),
         findings,
         {str(kind): names[kind] for kind in staged},
         made.volumes_ml,
@@ -189,7 +195,9 @@ def _prepare(case: Case, bundle: Bundle, options: Options) -> _Prepared:
     started_s = time.perf_counter()
     left_out, _ = unwritable_kinds(options.outputs, bundle.labels)
     source = check_outputs(case, [kind for kind in options.outputs if kind not in left_out])
-    algorithm = None if source is None else Algorithm(bundle.name, bundle.version, bundle.fingerprint)
+    algorithm = None
+    if source is not None:
+        algorithm = Algorithm(bundle.name, bundle.version, bundle.fingerprint, licence=in_one_line(bundle.licence))
     scan = read_case(case, bundle.labels, bundle.expected, options.allow, bundle.image_spec)
     small = sketch(scan.shown, scan.grid) if Output.PREVIEW in options.outputs else None
     image = bundle.prepare(as_image(scan.voxels, scan.grid, scan.facts))
@@ -209,6 +217,21 @@ def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Predi
         attention=options.attention,
     )
     return found, time.perf_counter() - started_s
+
+
+def _of_result(found: Prediction, bundle: Bundle, options: Options) -> dict[str, str]:
+    """Return what a report says of how a result came about, and under which licence its model stands."""
+    asked = ", ".join(
+        f"{name} {'+'.join(value) if isinstance(value, list) else value}"
+        for name, value in options.passing.changes.items()
+    )
+    return {
+        "runtime": found.runtime,
+        **({MEMORY: WINDOWS_FOR_MEMORY} if found.is_unstreamed else {}),
+        **({"asked": asked} if asked else {}),
+        **({} if found.agreement is None else {"agreement": f"{found.agreement:.3%}"}),
+        **({"licence": bundle.licence} if bundle.licence else {}),
+    }
 
 
 def _remarks_on(made: Segmentation, table: LabelTable, options: Options, removed: Sequence[str]) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ from voxelgate.datasets.manifest import is_manifest
 from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.images.passed_over import kinds_text
 from voxelgate.images.pictures import PIXELS_PER_ML
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.watch import watched_folders
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
@@ -81,6 +82,23 @@ def run(
     runtime: Annotated[
         Runtime | None, typer.Option(help="How the network runs.", show_default="the fastest known here")
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", help="Run an imported model fast, not exactly as its makers do; the report says how labels agree."
+        ),
+    ] = False,
+    step_size: Annotated[
+        float | None,
+        typer.Option(help="At which part of a window the next one begins.", show_default="what the bundle says"),
+    ] = None,
+    no_mirroring: Annotated[
+        bool, typer.Option("--no-mirroring", help="Do not average over mirrored images, where a bundle does.")
+    ] = False,
+    roi_subset: Annotated[
+        str,
+        typer.Option(help="Structures to look for, separated by commas, such as liver,spleen.", show_default="all"),
+    ] = "",
     is_ensemble: Annotated[bool, typer.Option("--ensemble", help="Average the networks of all folds.")] = False,
     engine: Annotated[
         str, typer.Option(help="Where cases run: serial, processes:N, or dask:ADDRESS of a scheduler.")
@@ -157,10 +175,15 @@ def run(
         "max_memory_gib": max_memory,
         "require": require,
         "seg_type": seg_type,
+        "fast": fast,
+        "step_size": step_size,
+        "mirroring": not no_mirroring,
+        "roi_subset": names_in(roi_subset),
     }
+    passing = PassOptions(fast, step_size, not no_mirroring, names_in(roi_subset))
     if is_private:
         _let_nobody_else_read(engine)
-    Options(kinds, workers=engine)
+    Options(kinds, workers=engine, runtime=runtime, passing=passing)
     refuse_file(out)
     refuse_unfit(bundle, [] if is_watching else inputs, data_root)
     watched_folders(inputs if is_watching else [])
@@ -180,6 +203,11 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if not ended.are_well:
         raise typer.Exit(1)
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the names of a list, without the blanks around them."""
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
 
 
 def _let_nobody_else_read(engine: str) -> None:

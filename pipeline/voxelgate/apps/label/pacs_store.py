@@ -25,7 +25,7 @@ from voxelgate.core.files import copy_file
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.read.volume import read_series
 from voxelgate.dicom.write.seg import write_seg
-from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, person_name
+from voxelgate.dicom.write.segmented import Algorithm, SegmentedSeries, in_one_line, person_name
 from voxelgate.dicom.write.sources import source_of
 from voxelgate.segmentation.cases import Case, find_cases
 
@@ -140,7 +140,14 @@ class PacsStore(ImageStore):
         """
         bundle = self.bundle_in_use()
         creator = person_name(annotator) if settings.MONAI_LABEL_AUTH_ENABLE else ""
-        made_by = Algorithm(bundle.name, bundle.version, bundle.fingerprint, is_corrected=True, annotator=creator)
+        made_by = Algorithm(
+            bundle.name,
+            bundle.version,
+            bundle.fingerprint,
+            is_corrected=True,
+            annotator=creator,
+            licence=in_one_line(bundle.licence),
+        )
         source = source_of(self.series(image_id))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "label.dcm"

@@ -45,6 +45,7 @@ class Algorithm:
         fingerprint: of the bundle, such as its SHA-256, at most 64 characters; stands as device serial number.
         is_corrected: whether a person has corrected what the model gave.
         annotator: who that was, as a DICOM person name; empty if nobody knows.
+        licence: of the model, in one line; empty if it is not said.
 
     Raises:
         OutputError: a text is empty, too long, or holds a backslash or control character, or a name of a person more
@@ -56,6 +57,7 @@ class Algorithm:
     fingerprint: str
     is_corrected: bool = False
     annotator: str = ""
+    licence: str = ""
 
     @property
     def generation(self) -> str:
@@ -141,9 +143,10 @@ class SegmentedSeries:
 
     @property
     def comment(self) -> str:
-        """Return the same with the reasons of the verdict."""
+        """Return the same with the reasons of the verdict, and the licence of the model."""
         reasons = () if self.quality is None else self.quality.reasons
-        return " ".join((f"{self.origin}.", *reasons))
+        licence = (f"Licence of the model: {self.algorithm.licence}.",) if self.algorithm.licence else ()
+        return " ".join((f"{self.origin}.", *reasons, *licence))
 
     def description(self, kind: str) -> str:
         """Return a series description that tells objects of one series apart: kind, verdict, and what made it."""
@@ -249,6 +252,15 @@ def person_name(text: str) -> str:
     """
     kept = "".join(sign if sign.isprintable() and sign not in r"\^=" else " " for sign in text)
     return " ".join(kept.split())[:MOST_CHARACTERS].rstrip()
+
+
+def in_one_line(text: str) -> str:
+    r"""Return a text of several lines as one that DICOM takes: without control characters and backslashes.
+
+    >>> in_one_line("CC BY 4.0\n(c) us")
+    'CC BY 4.0 (c) us'
+    """
+    return " ".join("".join(sign if sign.isprintable() and sign != "\\" else " " for sign in text).split())
 
 
 def check_text(text: str, what: str) -> None:

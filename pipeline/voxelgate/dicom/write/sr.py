@@ -132,7 +132,12 @@ def _absent_group(segmented: SegmentedSeries, value: int, coding: Coding) -> sr.
 
 def _algorithm_of_group(algorithm: Algorithm) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
-        name=algorithm.name, version=algorithm.version, parameters=[f"fingerprint {algorithm.fingerprint}"]
+        name=algorithm.name,
+        version=algorithm.version,
+        parameters=[
+            f"fingerprint {algorithm.fingerprint}",
+            *([f"licence {algorithm.licence}"] if algorithm.licence else []),
+        ],
     )
 
 

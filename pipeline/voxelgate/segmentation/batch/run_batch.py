@@ -9,7 +9,8 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from voxelgate.bundle.checksums import ensemble_fingerprint, verify
 from voxelgate.bundle.metadata import Metadata
-from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.opened import open_bundle, read_inferer
+from voxelgate.bundle.passing import labels_looked_for, refuse_unfit_pass
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.core.errors import InputError, UsageError
@@ -20,6 +21,7 @@ from voxelgate.core.workers import EngineKind, engine_named
 from voxelgate.dicom.read.series import look_apart, look_at_each
 from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.inference.attention.maps import gate_levels
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.segmentation.batch.engines import engine_of
 from voxelgate.segmentation.batch.forecast.preflight import preflight, summary
@@ -62,6 +64,10 @@ class RunKeywords(TypedDict, total=False):
     max_memory_gib: float | None
     require: Require | str
     seg_type: SegKind | str | None
+    fast: bool
+    step_size: float | None
+    mirroring: bool
+    roi_subset: Sequence[str]
 
 
 class Reports(Iterator[CaseReport]):
@@ -125,6 +131,10 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
     max_memory_gib: float | None = None,
     require: Require | str = Options.require,
     seg_type: SegKind | str | None = None,
+    fast: bool = False,
+    step_size: float | None = None,
+    mirroring: bool = True,
+    roi_subset: Sequence[str] = (),
     forecast: bool = True,
     data_root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -155,6 +165,10 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         require: the least verdict with which a result is written, `accept`, `review` or `any`; of others there are
             previews only. A run that requires something else does cases again.
         seg_type: form of the DICOM SEG, `binary` or `labelmap`; None for binary up to ten structures, else a label map.
+        fast: of an imported model, leave exactness to the last voxel for speed; the report says how well labels agree.
+        step_size: at which part of a window the next one begins; None for the bundle's.
+        mirroring: average over mirrored images, if the bundle does.
+        roi_subset: names of the structures that are looked for; empty for all.
         forecast: say first what a batch of ten or more will need (`Reports.forecast`), and refuse what cannot fit.
         data_root: folder that the paths of manifests start from; their own folder if None.
         progress: called with the number of DICOM files that were looked at and of all.
@@ -192,6 +206,10 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         max_memory_gib=max_memory_gib,
         require=require,
         seg_type=seg_type,
+        fast=fast,
+        step_size=step_size,
+        mirroring=mirroring,
+        roi_subset=roi_subset,
     )
     unwritable = _unwritable_of(setup)
     cases, passed_over = cases_in(_paths_of(inputs), setup, progress, data_root=data_root)
@@ -216,7 +234,7 @@ def watch(
         out: folder of the results, which is made.
         settle_s: seconds without change after which a study is complete.
         idle_s: end after so many seconds without news; None for never.
-        **asked: keywords of `segment`, all from `outputs` to `seg_type`.
+        **asked: keywords of `segment`, all from `outputs` to `roi_subset`.
 
     Raises:
         InputError: an input is not a folder.
@@ -251,7 +269,11 @@ def _setup_as_asked(bundle: Bundle | Path | str, out: Path | str, **asked: Unpac
             (known[keyword],) = _members_of(kind, [known[keyword]])
     if asked.get("attention"):
         known["attention"] = attention_of(root, is_ensemble=asked.get("ensemble", False))
-    return setup_of(root, Path(out), Options(**known))
+    passing = {name: known.pop(name) for name in ("fast", "step_size", "mirroring", "roi_subset") if name in known}
+    options = Options(**known, passing=PassOptions(**passing | {"roi_subset": tuple(passing.get("roi_subset", ()))}))
+    if options.passing.changes or options.runtime is not None:
+        refuse_unfit_pass(read_inferer(root), options.passing, options.runtime, Metadata.read(root).labels)
+    return setup_of(root, Path(out), options)
 
 
 def _unwritable_of(setup: Setup) -> str:
@@ -260,7 +282,8 @@ def _unwritable_of(setup: Setup) -> str:
     Raises:
         BundleError: none but previews are left.
     """
-    _, sentence = unwritable_kinds(setup.options.outputs, Metadata.read(setup.bundle).labels)
+    labels = labels_looked_for(setup.options.passing, Metadata.read(setup.bundle).labels)
+    _, sentence = unwritable_kinds(setup.options.outputs, labels)
     return f"{setup.name}: {sentence}" if sentence else ""
 
 

@@ -22,6 +22,7 @@ from voxelgate.core.findings import Finding, remark
 from voxelgate.dicom.quiet import quiet_pydicom
 from voxelgate.dicom.read.headers import Header, UnreadableFileError, read_header
 from voxelgate.dicom.read.series import Series
+from voxelgate.inference.memory import available_bytes
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer, WindowSize
 from voxelgate.inference.threads import in_network_thread
 from voxelgate.segmentation.batch.input_stamps import content_sha256, lasting_stamp_of, stamp_of
@@ -78,6 +79,7 @@ class Setup:
             "device": options.device,
         }
         newer = {  # of which older ledgers know nothing
+            **options.passing.changes,
             "attention": options.attention,
             "require": None if options.require is Options.require else options.require,
             "seg_type": options.seg_type,
@@ -211,13 +213,15 @@ def _bundle(setup: Setup, shrinks: int) -> Bundle:
         raise BundleError(
             f"{setup.bundle.name}: changed while it was used; run the command again with one or the other."
         )
+    asked = setup.options.passing
     if not shrinks:
-        return bundle.within(setup.network_bytes)
+        return bundle.adjusted(asked).within(setup.network_bytes)
     if bundle.device.type != "cpu" and (shrinks > 1 or bundle.sliding is None):
         bundle = open_bundle(setup.bundle, "cpu", ensemble=is_ensemble)
-    if bundle.sliding is None:
-        return bundle
-    return replace(bundle, inferer=with_smaller_windows(bundle.sliding, shrinks))
+    adjusted = bundle.adjusted(asked)
+    if adjusted.sliding is None:
+        return adjusted.within((setup.network_bytes or available_bytes(bundle.device)) >> shrinks)
+    return replace(adjusted, inferer=with_smaller_windows(adjusted.sliding, shrinks))
 
 
 def with_smaller_windows(inferer: RestoringSlidingWindowInferer, halvings: int) -> RestoringSlidingWindowInferer:

@@ -97,7 +97,8 @@ def sample(setup: Setup, cases: Sequence[Case]) -> list[Sample]:
         setup: of the batch.
         cases: what to read; a case that cannot be is left out.
     """
-    bundle = open_bundle(setup.bundle, setup.options.device, ensemble=setup.options.ensemble)
+    opened = open_bundle(setup.bundle, setup.options.device, ensemble=setup.options.ensemble)
+    bundle = opened.adjusted(setup.options.passing)
     base_bytes = memory_bytes("VmRSS")
     idle_bytes = max(0, memory_bytes("VmData") - base_bytes)
     samples = []

@@ -1,0 +1,222 @@
+"""Imported bundles are bundles like others: asked, limited, judged and reported; what they cannot do is said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from pydicom import dcmread
+from typer.testing import CliRunner
+
+from tests.dicom_files import stack, write_all
+from tests.imports.parts_bundle import NAMES, write_parts_bundle
+from voxelgate.apps.cli.main import app
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.predict import WITHOUT_RANGES, Bundle
+from voxelgate.core.errors import UsageError
+from voxelgate.core.geometry import Grid
+from voxelgate.inference.pass_options import PassOptions
+from voxelgate.inference.source_grid import part_around
+from voxelgate.segmentation.batch.ledger import read_ledger
+from voxelgate.segmentation.batch.run_batch import segment
+from voxelgate.segmentation.cases import Case
+from voxelgate.segmentation.options import Options
+from voxelgate.segmentation.report import CaseReport
+from voxelgate.segmentation.segment import segment_case
+from voxelgate.transforms.io import as_image
+
+SHAPE = (20, 18, 14)
+BLOCKS = {1: slice(2, 6), 2: slice(7, 10), 3: slice(11, 14), 4: slice(15, 18)}
+
+
+def phantom() -> np.ndarray:
+    """Return values of which each structure of the bundle is a slab."""
+    voxels = np.full(SHAPE, -50, np.int16)
+    for value, block in BLOCKS.items():
+        voxels[block, 2:-2, 2:-2] = 100 * value + 50
+    return voxels + np.random.default_rng(0).integers(-20, 20, SHAPE).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parts_bundle(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(phantom(), np.diag([2, 2, 2, 1.0])), path)
+    return path
+
+
+@pytest.fixture
+def bundle(root: Path) -> Bundle:
+    return open_bundle(root, "cpu")
+
+
+def done(root: Path, scan: Path, out: Path, **asked: Any) -> CaseReport:
+    (report,) = segment(root, scan, out, workers="serial", **asked)
+    return report
+
+
+class Told:
+    """An inferer that keeps what it is told, and gives a label map that is known."""
+
+    def __init__(self, label: int = 1, **told: Any) -> None:
+        self.label, self.told = label, told
+
+    def adjusted(self, **told: Any) -> "Told":
+        return Told(2 if told["fast"] else self.label, **told)
+
+    def within(self, limit_bytes: int) -> "Told":
+        return Told(self.label, **self.told, limit=limit_bytes)
+
+    def __call__(self, image: MetaTensor, _network: object) -> MetaTensor:
+        labels = (image[:, :1] > 0) * self.label
+        labels[0, 0, 0] = 1
+        return labels.to(torch.uint8)
+
+
+# --- asked to run otherwise
+
+
+def test_only_structures_that_are_looked_for_are_found_and_only_their_parts_run(bundle: Bundle, scan: Path) -> None:
+    asked = bundle.adjusted(PassOptions(roi_subset=("Kidney, left", "liver")))
+
+    found = asked.segment(scan)
+
+    whole = bundle.segment(scan).labels
+    assert np.array_equal(found.labels, np.where(np.isin(whole, (1, 3)), whole, 0))
+    assert found.volumes_ml.keys() == {"liver", "left kidney"}
+    assert not any("missing" in reason for reason in found.review.reasons)
+    one = bundle.adjusted(PassOptions(roi_subset=("spleen",)))
+    assert len(one.inferer.parts) == 1  # type: ignore[attr-defined]
+    assert set(one.segment(scan).volumes_ml) == {"spleen"}
+
+
+def test_structures_of_a_bundle_without_parts_are_left_out_of_its_result(bundle: Bundle, scan: Path) -> None:
+    plain = replace(bundle, inferer=bundle.inferer.__call__)
+
+    found = plain.adjusted(PassOptions(roi_subset=("spleen",))).segment(scan)
+
+    assert set(np.unique(found.labels)) == {0, 2}
+
+
+def test_what_was_asked_for_reaches_the_inferer_and_nothing_else_does(bundle: Bundle) -> None:
+    told = replace(bundle, inferer=Told())
+
+    assert told.adjusted(PassOptions()).inferer is told.inferer
+    changed = told.adjusted(PassOptions(fast=True, step_size=0.8, mirroring=False)).inferer
+    assert changed.told == {"fast": True, "step_size": 0.8, "mirroring": False}  # type: ignore[attr-defined]
+    assert told.within(10**9).inferer.told == {"limit": 10**9}  # type: ignore[attr-defined]
+    parts = bundle.within(10**9).inferer.parts  # type: ignore[attr-defined]
+    assert [part.inferer.max_memory for part in parts] == [10**9] * 2
+    steps = bundle.adjusted(PassOptions(step_size=1.0)).inferer.parts  # type: ignore[attr-defined]
+    assert [part.inferer.overlap for part in steps] == [0.0] * 2
+
+
+def test_a_fast_pass_is_measured_against_the_exact_one_once(bundle: Bundle) -> None:
+    fast = replace(bundle, inferer=Told()).adjusted(PassOptions(fast=True))
+    image = as_image(phantom()[None], Grid(SHAPE, np.diag([2, 2, 2, 1.0])))
+    expected = 1 - float((phantom()[1:] > 0).mean()) * 19 / 20
+
+    found = fast.predict(fast.prepare(image), Grid.of(image))
+
+    assert found.runtime == "fast"
+    assert found.agreement == pytest.approx(expected)
+    assert fast.predict(fast.prepare(image) * 0 - 1, Grid.of(image)).agreement == found.agreement
+    assert bundle.predict(bundle.prepare(image), Grid.of(image)).agreement is None
+
+
+def test_a_part_of_an_image_lies_where_it_lay() -> None:
+    grid = Grid(SHAPE, np.array([[0, 2, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 9], [0, 0, 0, 1.0]]))
+    image = as_image(phantom()[None], grid)[None]
+    centre_mm = grid.affine[:3, :3] @ [10, 17, 0] + grid.affine[:3, 3]
+
+    part = part_around(image, centre_mm, (8, 6, 40))
+
+    assert part.shape == (1, 1, 8, 6, 14)
+    assert np.array_equal(part[0, 0], phantom()[6:14, 12:18])
+    assert Grid.of(part).difference(grid.cropped((slice(6, 14), slice(12, 18), slice(0, 14)))) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"fast": True}, "--fast is for imported models"),
+        ({"runtime": "onnx"}, "--runtime is for bundles that were trained here"),
+        ({"fast": True, "runtime": "eager"}, "give one of them"),
+        ({"step_size": 1.5}, "--step-size 1.5"),
+        ({"roi_subset": ["pancreas"]}, "it has liver, spleen, left kidney, right kidney"),
+        ({"roi_subset": ["liver", "liver"]}, "names a structure twice"),
+    ],
+)
+def test_what_a_bundle_cannot_be_asked_for_is_refused_before_the_first_case(
+    root: Path, scan: Path, tmp_path: Path, asked: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        segment(root, scan, tmp_path / "out", workers="serial", **asked)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_inferer_that_takes_no_options_is_named_by_the_option(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="--step-size, --no-mirroring: this bundle has one way to run"):
+        replace(bundle, inferer=print).adjusted(PassOptions(step_size=0.5, mirroring=False))
+
+
+def test_a_run_asked_otherwise_does_cases_again_and_says_so(root: Path, scan: Path, tmp_path: Path) -> None:
+    first = done(root, scan, tmp_path / "out")
+    again = done(root, scan, tmp_path / "out", roi_subset=["liver"], step_size=0.8, mirroring=False)
+
+    entries, _ = read_ledger(tmp_path / "out")
+    assert "asked" not in first.versions
+    assert again.versions["asked"] == "step_size 0.8, no_mirroring True, roi_subset liver"
+    assert '"roi_subset": ["liver"], ' in entries[0].versions.options
+    labels = np.asarray(nib.load(tmp_path / "out" / "scan.nii.gz").dataobj)
+    assert set(np.unique(labels)) == {0, 1}
+
+
+def test_the_command_takes_the_options(root: Path, scan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["segment", str(root), str(scan), "--out", str(out), "--json", "--engine", "serial"]
+
+    ended = CliRunner().invoke(app, [*words, "--roi-subset", "liver, spleen", "--step-size", "0.9", "--no-mirroring"])
+
+    assert ended.exit_code == 0, ended.output
+    record = json.loads(ended.stdout.splitlines()[-1])
+    assert set(record["volumes_ml"]) == {"liver", "spleen"}
+    assert record["versions"]["asked"] == "step_size 0.9, no_mirroring True, roi_subset liver+spleen"
+    assert record["versions"]["licence"] == "CC BY-NC 4.0"
+
+
+# --- judged and reported
+
+
+def test_a_verdict_without_ranges_is_said_to_be_one(bundle: Bundle, scan: Path) -> None:
+    assert bundle.segment(scan).review.reasons[-1] == WITHOUT_RANGES
+    assert replace(bundle, is_imported=False).segment(scan).review.reasons.count(WITHOUT_RANGES) == 0
+
+
+def test_the_licence_of_a_model_stands_in_report_seg_and_sr(root: Path, tmp_path: Path) -> None:
+    stored = (np.moveaxis(phantom(), 2, 0).transpose(0, 2, 1) + 1024).astype(np.int16)
+    study = write_all(stack(stored), tmp_path / "study")
+
+    report = done(root, study, tmp_path / "out", outputs=["seg", "sr", "rtstruct"])
+
+    assert report.versions["licence"] == "CC BY-NC 4.0"
+    seg, structures = (dcmread(report.outputs[kind]) for kind in ("seg", "rtstruct"))
+    assert seg.ImageComments.endswith("Licence of the model: CC BY-NC 4.0.")
+    assert structures.StructureSetDescription.endswith("Licence of the model: CC BY-NC 4.0.")
+    assert b"licence CC BY-NC 4.0" in report.outputs["sr"].read_bytes()
+
+
+def test_one_case_is_done_with_options_too(bundle: Bundle, scan: Path, tmp_path: Path) -> None:
+    report = segment_case(Case("scan", scan), bundle, tmp_path, Options())
+
+    assert report.volumes_ml.keys() == set(NAMES[1:])
