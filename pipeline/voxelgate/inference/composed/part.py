@@ -17,6 +17,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.images.spec import meta_of
 from voxelgate.inference.sliding_window import Networks, networks_of
 from voxelgate.inference.source_grid import Facts, grids_of, on_source
+from voxelgate.transforms.nnunet.source_layout import header_spacing
 
 Labels = npt.NDArray[Any]
 """(i, j, k), whole numbers."""
@@ -24,10 +25,6 @@ Labels = npt.NDArray[Any]
 
 Whole = TypeVar("Whole")
 """An inferer that holds parts."""
-
-
-SPACING = "spacing"
-"""Key of the metadata under which readers state the spacing as the header of a file has it, which affines may round."""
 
 
 class Planes(NamedTuple):
@@ -102,10 +99,8 @@ class Part:
             image: (1, C, i, j, k); its own grid counts as that of the source.
             others: more of the same grid that `preprocessing` takes, (c, i, j, k).
         """
-        source, own = grids_of(image)
-        alone = on_own_grid(image.as_tensor()[0], own)
-        if SPACING in image.meta and np.array_equal(source.affine, own.affine):
-            alone.meta[SPACING] = np.asarray(image.meta[SPACING], dtype=np.float64).reshape(-1)[:3]
+        alone = on_own_grid(image.as_tensor()[0], grids_of(image)[1])
+        alone.meta["spacing"] = np.array(header_spacing(image))
         data = {"image": alone, **others}
         ready = alone if self.preprocessing is None else self.preprocessing(data)["image"]
         return cast("MetaTensor", ready[None].to(image.device))
