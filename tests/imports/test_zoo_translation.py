@@ -33,10 +33,10 @@ from voxelgate.bundle.imports.zoo_documents import read_foreign_config
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of
 from voxelgate.bundle.imports.zoo_networks import network_of
 from voxelgate.bundle.imports.zoo_references import ZooConfig
-from voxelgate.bundle.imports.zoo_scripts import known_scripts, trusted_scripts
+from voxelgate.bundle.imports.zoo_scripts import Scripts, known_scripts, scripts_of
 from voxelgate.core.errors import BundleError, InputError, UsageError
 
-IN_GRID = ["Orientationd", "Spacingd", "ScaleIntensityRanged"]
+IN_GRID = ["Orientationd", "voxelgate.FlatSpacingd", "ScaleIntensityRanged"]
 SOFT = ["softmax", "invert", "argmax"]
 BRATS = {"threshold": 0.5, "regions": [[2, 4], [0, 1], [1, 2]]}
 RENAL = {"threshold": 0.5, "regions": [[1, 1], [2, 2], [3, 3], [4, 4], [5, 5]]}
@@ -47,7 +47,7 @@ TRANSLATIONS: dict[str, tuple[str, int, list[str], list[Any], int]] = {
     "wholeBody_ct_segmentation": (
         "SegResNet",
         1,
-        ["Orientationd", "Spacingd", "NormalizeIntensityd", "ScaleIntensityd"],
+        ["Orientationd", "voxelgate.FlatSpacingd", "NormalizeIntensityd", "ScaleIntensityd"],
         ["softmax", "argmax", "invert_nearest"],
         105,
     ),
@@ -57,7 +57,7 @@ TRANSLATIONS: dict[str, tuple[str, int, list[str], list[Any], int]] = {
     "prostate_mri_anatomy": (
         "UNet",
         1,
-        ["Orientationd", "Spacingd", "ScaleIntensityd", "NormalizeIntensityd"],
+        ["Orientationd", "voxelgate.FlatSpacingd", "ScaleIntensityd", "NormalizeIntensityd"],
         ["argmax", LARGEST, "invert_nearest"],
         3,
     ),
@@ -93,9 +93,9 @@ def test_each_bundle_of_the_zoo_is_translated(name: str, tmp_path: Path) -> None
     with opened_source(root) as source:
         path = source.path(source.matching(r"configs/inference\.(json|yaml)")[0])
         config = ZooConfig(read_foreign_config(path), path.name, lambda name: read_arrays(source, name[2:]))
-        package = trusted_scripts(source)[0]
+        scripts = scripts_of(source, trusted=True)
         known = known_scripts(source)
-    built, classes, _ = network_of(config.value("network_def"), "network_def", package)
+    built, classes, _ = network_of(config.value("network_def"), "network_def", scripts)
     chain = read_chain(config, classes, known)
     metadata = json.loads((root / "configs" / "metadata.json").read_text())
     table, _ = labels_of(metadata, classes, chain.merges, {})
@@ -312,7 +312,7 @@ def test_a_name_for_a_value_that_never_comes_is_refused(tmp_path: Path) -> None:
 
 def test_arguments_that_a_network_no_longer_takes_are_left_out_and_told() -> None:
     config, classes, findings = network_of(
-        {"_target_": "SwinUNETR", "img_size": 96, "in_channels": 1, "out_channels": 14}, "network_def", ""
+        {"_target_": "SwinUNETR", "img_size": 96, "in_channels": 1, "out_channels": 14}, "network_def", Scripts({})
     )
 
     assert config == {"_target_": "monai.networks.nets.SwinUNETR", "in_channels": 1, "out_channels": 14}
@@ -323,7 +323,12 @@ def test_arguments_that_a_network_no_longer_takes_are_left_out_and_told() -> Non
 def test_a_faithful_import_keeps_the_components_of_the_bundle(tmp_path: Path) -> None:
     found = imported_from(write_zoo_bundle(tmp_path / "organs"), is_faithful=True)
 
-    assert [step["_target_"] for step in found.preparation] == [*IN_GRID, "EnsureTyped"]
+    assert [step["_target_"] for step in found.preparation] == [
+        "Orientationd",
+        "Spacingd",
+        "ScaleIntensityRanged",
+        "EnsureTyped",
+    ]
     assert found.inferer["_target_"] == "voxelgate.InvertingInferer"
     assert found.inferer["inferer"]["_target_"] == "SlidingWindowInferer"
     steps = found.inferer["postprocessing"]["transforms"]

@@ -19,6 +19,7 @@ from voxelgate.bundle.imports.zoo_facts import KEPT_FACTS, description_of, modal
 from voxelgate.bundle.imports.zoo_faithful import read_own_chain
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of, part_of
 from voxelgate.bundle.imports.zoo_references import ZooConfig
+from voxelgate.bundle.imports.zoo_scripts import Scripts
 from voxelgate.core.errors import InputError, reason_of
 from voxelgate.networks import ScriptedNetwork
 
@@ -39,7 +40,7 @@ def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
     config = ZooConfig(read_foreign_config(source.path(name)), name, lambda path: source.path(path) and {})
     network = _loaded(source)
     count, classes = (_stated_channels(part_of(metadata, *part)) for part in (("inputs", "image"), ("outputs", "pred")))
-    chain = read_own_chain(config, "") if options.is_faithful else read_chain(config, classes, {})
+    chain = read_own_chain(config, Scripts({})) if options.is_faithful else read_chain(config, classes, {})
     size = input_size_of(chain)
     _refuse_other_output(source, network, (1, count, *size), classes)
     labels, on_labels = labels_of(metadata, classes, chain.merges, options.label_values)

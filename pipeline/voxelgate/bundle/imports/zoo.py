@@ -26,7 +26,7 @@ from voxelgate.bundle.imports.zoo_faithful import read_own_chain
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of
 from voxelgate.bundle.imports.zoo_networks import network_of, refuse_other_network
 from voxelgate.bundle.imports.zoo_references import ZooConfig
-from voxelgate.bundle.imports.zoo_scripts import known_scripts, script_names, trusted_scripts
+from voxelgate.bundle.imports.zoo_scripts import known_scripts, scripts_of
 from voxelgate.core.errors import BundleError, InputError, UsageError
 
 METADATA = "configs/metadata.json"
@@ -53,19 +53,19 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
     config = ZooConfig(read_foreign_config(source.path(name)), name, lambda path: _arrays(source, path, loaded))
     _refuse_prompts(config)
     metadata = source.json(METADATA)
-    package, scripts = trusted_scripts(source) if options.trusts_code and script_names(source) else ("", {})
-    network, classes, on_network = network_of(config.value("network_def"), f"{name}: network_def", package)
+    scripts = scripts_of(source, trusted=options.trusts_code)
+    network, classes, on_network = network_of(config.value("network_def"), f"{name}: network_def", scripts)
     if options.is_faithful:
-        chain = read_own_chain(config, package)
+        chain = read_own_chain(config, scripts)
     else:
         chain = read_chain(config, classes, known_scripts(source))
     labels, on_labels = labels_of(metadata, classes, chain.merges, options.label_values)
     weights = _weights_name(config, source)
     state = state_in(read_checkpoint(source, weights), f"{source.name}: {weights}")
     refuse_other_network(network, state, f"{source.name}: {weights}")
-    runs_scripts = bool(package) and package in str((network, chain))
+    code = scripts.files if scripts.package and scripts.package in str((network, chain)) else {}
     licences = [one for one in LICENCE_FILES if source.has(one)]
-    files: dict[str, bytes | Path] = dict(scripts) if runs_scripts else {}
+    files: dict[str, bytes | Path] = dict(code)
     files |= {one: source.path(one) for one in licences}
     return Imported(
         name=options.name or re.sub(r"[^\w-]+", "_", source.name.removesuffix(".zip"), flags=re.ASCII),
@@ -86,11 +86,15 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
             "config": name,
             "chain": "its own" if options.is_faithful else "translated",
             "monai_version": text_of(metadata, "monai_version") or NOT_STATED,
-            "code": sorted(scripts) if runs_scripts else [],
+            "code": sorted(code),
         },
         extra_files=files,
-        findings=(*on_network, *chain.findings, *on_labels),
+        findings=(*on_network, *chain.findings, *on_labels, *_on_code(code)),
     )
+
+
+def _on_code(code: Mapping[str, bytes]) -> list[str]:
+    return [f"Python code of the bundle runs with it: {', '.join(sorted(code))}."] if code else []
 
 
 def _config_name(source: ImportSource, options: ImportOptions) -> str:

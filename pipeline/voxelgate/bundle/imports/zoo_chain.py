@@ -18,6 +18,15 @@ from voxelgate.core.errors import BundleError
 GEOMETRY = frozenset({"Orientationd", "Spacingd", "CropForegroundd", "Resized"})
 """Steps before the network that change the grid and that `voxelgate.ChainInferer` takes back."""
 
+_MODES: Mapping[str, tuple[str, ...]] = {
+    "Spacingd": ("bilinear", "nearest"),
+    "Resized": ("area", "nearest", "nearest-exact", "linear", "bilinear", "trilinear"),
+}
+"""Interpolation that can be taken back, MONAI's default first, of the steps that resample; there may be one of them."""
+
+_FLAT = {"Spacingd": "voxelgate.FlatSpacingd"}
+"""Components of ours that give the bits of MONAI's in less memory."""
+
 INTENSITIES = frozenset(
     {
         "ScaleIntensityRanged",
@@ -109,6 +118,8 @@ class _Preparation:
     joined: str = ""
     clicked: int = 0
     clicks: int = 0
+    changes_grid: bool = False
+    is_sampled: bool = False
     steps: list[Config] = field(default_factory=list)
 
     @property
@@ -117,11 +128,6 @@ class _Preparation:
         if len(self.images) > 1 and not self.joined:
             raise BundleError(f"{self.where}: reads {', '.join(self.images)}, and no step joins them; {FAITHFUL}")
         return self.images
-
-    @property
-    def changes_grid(self) -> bool:
-        """Return whether the network sees another grid than the one that was read."""
-        return any(step["_target_"] in GEOMETRY for step in self.steps)
 
     def take(self, step: Component) -> None:
         """Take the next step.
@@ -163,9 +169,24 @@ class _Preparation:
         keys = _key_names(step.arguments.get("keys"))
         if set(keys) != ({self.joined} if self.joined else set(self.images)):
             raise BundleError(f"{self.where}: {step.name} takes {', '.join(keys)} apart from the others; {FAITHFUL}")
+        self._check_sampling(step)
         arguments = {name: _of_all(value, len(keys)) for name, value in step.arguments.items()}
         source = {"source_key": "image"} if "source_key" in arguments else {}
-        self.steps.append(Component(step.name, arguments).config(keys="image", allow_missing_keys=None, **source))
+        name = _FLAT.get(step.name, step.name)
+        labels = {"labels": None} if step.name == "Orientationd" and "labels" not in arguments else {}
+        config = Component(name, arguments).config(keys="image", allow_missing_keys=None, **source)
+        self.steps.append(config | labels)  # of which MONAI would say at each start that they are its default
+        self.changes_grid |= step.name in GEOMETRY
+
+    def _check_sampling(self, step: Component) -> None:
+        """Refuse what `voxelgate.ChainInferer` would refuse in every image."""
+        modes = _MODES.get(step.name)
+        if modes is None:
+            return
+        mode = _of_all(step.arguments.get("mode", modes[0]), 1)
+        if self.is_sampled or mode not in modes or step.arguments.get("padding_mode", "border") != "border":
+            raise BundleError(f"{self.where}: {step.name} resamples in a way that cannot be translated; {FAITHFUL}")
+        self.is_sampled = True
 
 
 _TAKEN: Mapping[str, Callable[[_Preparation, Component], None]] = {
@@ -326,6 +347,8 @@ def windows_of(inferer: Component, where: str) -> Config:
         raise BundleError(f"{where}: {inferer.name} is no inferer that can be translated; {FAITHFUL}")
     inferer.refuse_others((*_WINDOWS, *_WINDOW_SPEED, "spatial_dim"), where)
     arguments = {name: plain(inferer.arguments[name]) for name in _WINDOWS if name in inferer.arguments}
+    if isinstance(arguments.get("roi_size"), int):
+        arguments["roi_size"] = [arguments["roi_size"]] * (2 if inferer.name == "SliceInferer" else 3)
     if inferer.name == "SliceInferer":
         arguments["slice_axis"] = int(inferer.arguments.get("spatial_dim", 0))
     return arguments

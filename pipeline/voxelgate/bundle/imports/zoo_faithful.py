@@ -11,6 +11,7 @@ from voxelgate.bundle.imports.zoo_chain import Chain, first_wins
 from voxelgate.bundle.imports.zoo_components import SCRIPTS, Component, component, components
 from voxelgate.bundle.imports.zoo_expressions import FunctionText
 from voxelgate.bundle.imports.zoo_references import ZooConfig
+from voxelgate.bundle.imports.zoo_scripts import Scripts
 from voxelgate.core.errors import BundleError
 
 _MODULES = frozenset(
@@ -26,12 +27,12 @@ _PLACES = ("device", "sw_device", "meta_keys", "orig_meta_keys", "meta_key_postf
 """Arguments that name a device, or metadata that images carry themselves by now."""
 
 
-def read_own_chain(config: ZooConfig, package: str) -> Chain:
+def read_own_chain(config: ZooConfig, scripts: Scripts) -> Chain:
     """Return the chain of a config with its own components.
 
     Args:
         config: of the bundle.
-        package: as which the bundle's Python files are imported; empty where they are not trusted.
+        scripts: the bundle's own files.
 
     Raises:
         BundleError: it reads several images, names a component that is none of MONAI's, or states a function.
@@ -42,7 +43,7 @@ def read_own_chain(config: ZooConfig, package: str) -> Chain:
     images = [key for one in keys for key in ([one] if isinstance(one, str) else one or [])]
     if len(images) != 1:
         raise BundleError(f"{where}: reads {', '.join(images) or 'no image'}; with --faithful it must be one image")
-    own = _Own(images[0], package)
+    own = _Own(images[0], scripts)
     after = components(config.value("postprocessing"), f"{config.name}: postprocessing")
     inferer = component(config.value("inferer"), f"{config.name}: inferer")
     return Chain(
@@ -73,9 +74,9 @@ def _merges_of(steps: Sequence[Component]) -> tuple[tuple[int, int], ...] | None
 class _Own:
     """A bundle's components, with its image called `image`."""
 
-    def __init__(self, image: str, package: str) -> None:
+    def __init__(self, image: str, scripts: Scripts) -> None:
         self._image = image
-        self._package = package
+        self._scripts = scripts
 
     def steps(self, steps: Sequence[Component], where: str) -> list[Config]:
         """Return transforms without those that read, save or move images."""
@@ -105,13 +106,8 @@ class _Own:
         Raises:
             BundleError: it may not.
         """
-        if one.name.startswith(SCRIPTS) and self._package:
-            return Component(f"{self._package}.{one.name.removeprefix(SCRIPTS)}", one.arguments)
         if one.name.startswith(SCRIPTS):
-            raise BundleError(
-                f"{where}: {one.name} is Python code of the bundle; read the files in scripts/, and run the import "
-                "with --trust-code too if you trust them"
-            )
+            return Component(self._scripts.own_target(one.name, where), one.arguments)
         if not is_known:
             raise BundleError(f"{where}: {one.name} is no component of MONAI that may be named in a bundle here")
         return one

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from voxelgate.bundle.frame import Config
 from voxelgate.bundle.imports.zoo_components import SCRIPTS, Component, component, plain
+from voxelgate.bundle.imports.zoo_scripts import Scripts
 from voxelgate.bundle.workflow import build_component
 from voxelgate.core.errors import BundleError, InputError, reason_of
 
@@ -33,20 +34,20 @@ _SPACES = frozenset({"TopologyInstance"})
 """What `DiNTS` is given as its space."""
 
 
-def network_of(stated: Any, where: str, trusted: str) -> tuple[Config, int, tuple[str, ...]]:
+def network_of(stated: Any, where: str, scripts: Scripts) -> tuple[Config, int, tuple[str, ...]]:
     """Return the config of a network, the channels that it gives, and sentences on what was changed.
 
     Args:
         stated: `network_def`, worked out.
         where: the file and the id, for messages.
-        trusted: package as which the bundle's own files are imported; empty where they are not trusted.
+        scripts: the bundle's own files.
 
     Raises:
         BundleError: it is no network that is known here, or its arguments are none.
     """
     network = component(stated, where)
     is_own = network.name.startswith(SCRIPTS)
-    config, findings = _of_scripts(network, where, trusted) if is_own else _of_monai(network, where)
+    config, findings = (_of_scripts(network, where, scripts), ()) if is_own else _of_monai(network, where)
     return config, _classes(network, where), findings
 
 
@@ -94,13 +95,8 @@ def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: st
         )
 
 
-def _of_scripts(network: Component, where: str, trusted: str) -> tuple[Config, tuple[str, ...]]:
-    if not trusted:
-        raise BundleError(
-            f"{where}: the network {network.name} is Python code of the bundle; read the files in scripts/, and run "
-            "the import with --trust-code if you trust them"
-        )
-    return Component(f"{trusted}.{network.name.removeprefix(SCRIPTS)}", network.arguments).config(), ()
+def _of_scripts(network: Component, where: str, scripts: Scripts) -> Config:
+    return Component(scripts.own_target(network.name, where), network.arguments).config()
 
 
 def _of_monai(network: Component, where: str) -> tuple[Config, tuple[str, ...]]:

@@ -3,10 +3,13 @@
 import ast
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from voxelgate.bundle.imports.source import ImportSource
+from voxelgate.bundle.imports.zoo_components import SCRIPTS
 from voxelgate.bundle.scripts import admit_scripts
+from voxelgate.core.errors import BundleError
 
 KNOWN_CLASSES: Mapping[str, str] = {
     "ConcatImages": "e44f726d1ab40ee2178104862b0a0bfb3a1705aa8fef62c11c37f55baa1d9375",
@@ -38,14 +41,45 @@ def known_scripts(source: ImportSource) -> dict[str, str]:
     return found
 
 
-def trusted_scripts(source: ImportSource) -> tuple[str, dict[str, bytes]]:
-    """Make a bundle's files importable, and return the package as which they are, and the files by their names.
+@dataclass(frozen=True)
+class Scripts:
+    """The Python files of a bundle.
+
+    Args:
+        files: content by name.
+        package: as which they are imported from now on; empty where they are not trusted.
+    """
+
+    files: Mapping[str, bytes]
+    package: str = ""
+
+    def own_target(self, target: str, where: str) -> str:
+        """Return the `_target_` by which one of the bundle's components is imported.
+
+        Args:
+            target: as the bundle's configs name it.
+            where: the file and the id, for messages.
+
+        Raises:
+            BundleError: the files are not trusted, or there are none.
+        """
+        if not self.package:
+            found = ", ".join(self.files) or "which is not there"
+            raise BundleError(
+                f"{where}: {target} is Python code of the bundle ({found}); read it, and run the import with "
+                "--trust-code if you trust it"
+            )
+        return f"{self.package}.{target.removeprefix(SCRIPTS)}"
+
+
+def scripts_of(source: ImportSource, *, trusted: bool) -> Scripts:
+    """Return the Python files of a bundle, importable if they are trusted.
 
     Raises:
         InputError: a file cannot be read.
     """
-    files = {name: source.path(name).read_bytes() for name in script_names(source)}
-    return admit_scripts(files), files
+    files = {name: source.text(name).encode() for name in script_names(source)}
+    return Scripts(files, admit_scripts(files) if trusted and files else "")
 
 
 def _module_of(name: str) -> str:
