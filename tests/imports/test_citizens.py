@@ -14,12 +14,14 @@ from pydicom import dcmread
 from typer.testing import CliRunner
 
 from tests.dicom_files import stack, write_all
-from tests.imports.parts_bundle import NAMES, write_parts_bundle
+from tests.imports.parts_bundle import NAMES, thresholds, write_parts_bundle
 from voxelgate.apps.cli.main import app
+from voxelgate.bundle.export import export
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import WITHOUT_RANGES, Bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
+from voxelgate.core.labels import LabelTable
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import part_around
 from voxelgate.segmentation.batch.ledger import read_ledger
@@ -28,6 +30,7 @@ from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseReport
 from voxelgate.segmentation.segment import segment_case
+from voxelgate.training.bundle_checks import pass_checks
 from voxelgate.transforms.io import as_image
 
 SHAPE = (20, 18, 14)
@@ -220,3 +223,78 @@ def test_one_case_is_done_with_options_too(bundle: Bundle, scan: Path, tmp_path:
     report = segment_case(Case("scan", scan), bundle, tmp_path, Options())
 
     assert report.volumes_ml.keys() == set(NAMES[1:])
+
+
+# --- looked at, checked and exported
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an imported bundle whose network sees slices."""
+    folder = tmp_path_factory.mktemp("flat")
+    network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    state = {name: value[..., 0] if value.ndim == 5 else value for name, value in thresholds(100).items()}
+    inferer = {"_target_": "voxelgate.NnUNetInferer", "patch_size": [12, 16], "spacing": [2.0, 2.0]}
+    return write_parts_bundle(
+        folder,
+        network_def=network,
+        state=state,
+        inferer=inferer,
+        labels=LabelTable(NAMES[:2]),
+        spatial_shape=(12, 16),
+    )
+
+
+def printed(*words: object) -> str:
+    ended = CliRunner().invoke(app, list(map(str, words)))
+    assert ended.exit_code == 0, ended.output
+    return " ".join(ended.output.split())
+
+
+def test_a_bundle_of_several_networks_is_described_by_the_first_with_its_licence(root: Path, flat: Path) -> None:
+    told = printed("bundle", "describe", root)
+
+    assert "licence: CC BY-NC 4.0" in told
+    assert "2 networks, of which this is the first" in told
+    assert "parameters" in printed("bundle", "describe", flat)
+
+
+@pytest.mark.slow
+def test_an_imported_bundle_passes_the_checks_that_can_be_made(root: Path, flat: Path) -> None:
+    for bundle in (root, flat):
+        gates = {gate.name: gate.seen for gate in pass_checks(bundle)}
+
+        assert list(gates) == ["files", "metadata", "networks", "export", "inference"]
+        assert "no train.json, since others have trained it" in gates["files"]
+        assert gates["inference"] == "inference.json segments an image alone"
+
+
+def test_each_network_of_a_bundle_is_exported_by_its_number(root: Path, tmp_path: Path) -> None:
+    first = export(open_bundle(root, "cpu"), "torchscript", tmp_path / "first.ts")
+    printed("bundle", "export", root, "--to", "torchscript", "--network", 1, "--out", tmp_path / "second.ts")
+
+    assert first.agreement.unequal == 0
+    window = torch.full((1, 1, 16, 16, 16), 350.0)
+    loaded = [torch.jit.load(tmp_path / name)(window).argmax(1).unique().tolist() for name in ("first.ts", "second.ts")]  # type: ignore[no-untyped-call]
+    assert loaded == [[2], [1]]
+    texts = {"export.json": ""}
+    torch.jit.load(tmp_path / "second.ts", _extra_files=texts)  # type: ignore[no-untyped-call]
+    about = json.loads(texts["export.json"])
+    assert (about["network"], about["networks"], about["licence"]) == (1, 2, "CC BY-NC 4.0")
+    assert about["output"]["labels"] == {"0": "background", "1": "left kidney", "2": "right kidney"}
+    with pytest.raises(UsageError, match="network 2: two_parts has networks 0 to 1"):
+        export(open_bundle(root, "cpu"), "torchscript", tmp_path / "third.ts", number=2)
+    image = as_image(phantom()[None], Grid(SHAPE, np.eye(4)))
+    with pytest.raises(UsageError, match="leave out --image"):
+        export(open_bundle(root, "cpu"), "torchscript", tmp_path / "third.ts", image)
+
+
+def test_a_network_of_slices_is_exported_and_compared_on_an_image(flat: Path, tmp_path: Path) -> None:
+    image = as_image(phantom()[None], Grid(SHAPE, np.diag([2, 2, 2, 1.0])))
+
+    plain = export(open_bundle(flat, "cpu"), "torchscript", tmp_path / "phantom.ts")
+    seen = export(open_bundle(flat, "cpu"), "torchscript", tmp_path / "image.ts", image)
+
+    assert plain.sizes.window_vox == seen.sizes.window_vox == (12, 16)
+    assert (plain.source, seen.source) == ("a phantom", "the image")
+    assert (seen.agreement.unequal, seen.voxels) == (0, 5 * 12 * 16)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from voxelgate.bundle.metadata import Metadata
-from voxelgate.bundle.predict import Bundle
+from voxelgate.bundle.predict import FLAT_AXES, Bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing, sync
@@ -35,6 +35,8 @@ INFERENCE = "inference.json"
 ABOUT = "export.json"
 """What every file carries: the bundle's metadata and its `inference.json`, under the names that MONAI's `ckpt_export`
 gives them, and what the file itself takes and gives."""
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 PHANTOM_SCALES_VOX = (4, 10, 24)
 """Sizes of the spots in a phantom."""
@@ -82,6 +84,7 @@ def export(
     out: Path | None = None,
     image: MetaTensor | None = None,
     *,
+    number: int = 0,
     overwrite: bool = False,
 ) -> Exported:
     """Write a bundle's network in another format, read it back, and compare it with the network.
@@ -95,10 +98,12 @@ def export(
         out: file to write; `models/model` with the ending of the format in the bundle by default.
         image: one with the structures, (C, I, J, K) as it was read; a phantom by default. In float32 every window is
             evidence, since logits are compared, not labels alone; labels are worth more where there are structures.
+        number: which network of a bundle of several (folds, parts or stages), from 0.
         overwrite: replace what is there.
 
     Raises:
-        UsageError: a package is not installed, or the name of the file does not end as the format wants it.
+        UsageError: a package is not installed, the name of the file does not end as the format wants it, there is no
+            such network, or the bundle prepares an image for each of its parts, so that none can be given.
         OutputError: the file is there already, or cannot be written.
         BundleError: the network cannot be exported, or the file says something else than the network; none is left.
 
@@ -108,18 +113,20 @@ def export(
     """
     chosen = _format_named(form)
     require_format(chosen)
-    paths = paths_of_format(out or bundle.root / "models" / f"model{SUFFIXES[chosen][0]}", chosen)
+    one = _network_numbered(bundle, number)
+    name = f"model{f'_{number}' if number else ''}{SUFFIXES[chosen][0]}"
+    paths = paths_of_format(out or bundle.root / "models" / name, chosen)
     refuse_existing(paths, overwrite=overwrite)
-    network = copy.deepcopy(bundle.network)
+    network = copy.deepcopy(one)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stubs lack it for 5D
-    patches = _windows(bundle.prepare(_phantom(bundle) if image is None else image), _window_vox(bundle))
+    patches = _patches(bundle, network, image)
     sizes = sizes_of(network, patches[0], chosen)
     evidence = tuple(_evidence_of(network, patches, sizes, bundle))
     scratch = new_scratch(paths[0].parent)
     make_folder(scratch)
     try:
         agreement = _written_and_compared(
-            chosen, scratch / paths[0].name, evidence, sizes, _texts(bundle, chosen, sizes)
+            chosen, scratch / paths[0].name, evidence, sizes, _texts(bundle, chosen, sizes, number)
         )
         for path in paths:
             sync(scratch / path.name)
@@ -128,6 +135,13 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
     voxels = sum(len(patch) * math.prod(patch.shape[2:]) for one in evidence for patch in one.patches)
     return Exported(paths[0], sizes, "a phantom" if image is None else "the image", agreement, voxels)
+
+
+def _network_numbered(bundle: Bundle, number: int) -> nn.Module:
+    if not 0 <= number < len(bundle.networks):
+        there = f"networks 0 to {len(bundle.networks) - 1}" if len(bundle.networks) > 1 else "one network, number 0"
+        raise UsageError(f"network {number}: {bundle.name} has {there}.")
+    return bundle.networks[number]
 
 
 def _format_named(name: Format | str) -> Format:
@@ -161,8 +175,43 @@ def _written_and_compared(
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
+def _patches(bundle: Bundle, network: nn.Module, image: MetaTensor | None) -> tuple[torch.Tensor, ...]:
+    """Return windows of an image, or of a phantom, as the network gets them."""
+    if not bundle.is_imported:
+        return _windows(bundle.prepare(_phantom(bundle) if image is None else image), _window_vox(bundle))
+    window_vox = Metadata.read(bundle.root).spatial_shape_vox
+    if image is None:
+        return (_standard_spots(_channels_of(network, bundle), window_vox),)
+    if bundle.window_vox is None or _channels_of(network, bundle) != len(bundle.image_spec.channels):
+        raise UsageError("the bundle prepares images for each of its networks; leave out --image.")
+    windows = _windows(bundle.prepare(image), bundle.window_vox)
+    flat = bundle.window_vox.index(1) + 2 if len(window_vox) == FLAT_AXES else None
+    return windows if flat is None else tuple(window.squeeze(flat) for window in windows)
+
+
+def _channels_of(network: nn.Module, bundle: Bundle) -> int:
+    """Return how many channels a network takes: that of a second stage takes more than those of the image."""
+    first = next((module for module in network.modules() if isinstance(module, CONVOLUTIONS)), None)
+    return len(bundle.image_spec.channels) if first is None else first.in_channels
+
+
+def _standard_spots(channels: int, window_vox: tuple[int, ...]) -> torch.Tensor:
+    """Return spots as an image that was normalised, (1, channels, ...)."""
+    spots = _spots(channels, window_vox, torch.Generator().manual_seed(0))
+    return (spots - spots.mean()) / spots.std()
+
+
 def _window_vox(bundle: Bundle) -> tuple[int, ...]:
     return bundle.window_vox or Metadata.read(bundle.root).spatial_shape_vox
+
+
+def _spots(channels: int, shape: tuple[int, ...], rng: torch.Generator) -> torch.Tensor:
+    """Return spots of several sizes, (1, channels, ...)."""
+    spots = torch.zeros(1, channels, *shape)
+    for scale_vox in PHANTOM_SCALES_VOX:
+        coarse = torch.randn(1, channels, *(-(-n // scale_vox) for n in shape), generator=rng)
+        spots += F.interpolate(coarse, size=shape, mode="trilinear" if len(shape) > FLAT_AXES else "bilinear")
+    return spots
 
 
 def _phantom(bundle: Bundle) -> MetaTensor:
@@ -172,10 +221,7 @@ def _phantom(bundle: Bundle) -> MetaTensor:
     is_ct = Metadata.read(bundle.root).modality == "CT"
     mean, spread = HU_OF_BODY if is_ct else MAGNITUDE_OF_BODY
     around = AIR_HU if is_ct else 0.0
-    spots = torch.zeros(1, len(bundle.image_spec.channels), *shape)
-    for scale_vox in PHANTOM_SCALES_VOX:
-        coarse = torch.randn(*spots.shape[:2], *(-(-n // scale_vox) for n in shape), generator=rng)
-        spots += F.interpolate(coarse, size=shape, mode="trilinear")
+    spots = _spots(len(bundle.image_spec.channels), shape, rng)
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in shape), indexing="ij")
     is_body = sum(axis**2 for axis in axes) <= 1
     voxels = torch.where(cast("torch.Tensor", is_body), (mean + spread * spots).clamp(min=around), around)
@@ -221,30 +267,32 @@ def other_window(sizes: Sizes) -> tuple[int, ...]:
 # --- what a file says of itself -------------------------------------------------------------------------------------
 
 
-def _texts(bundle: Bundle, form: Format, sizes: Sizes) -> Texts:
+def _texts(bundle: Bundle, form: Format, sizes: Sizes, number: int) -> Texts:
     """Return the documents that a file carries, as JSON on one line."""
     documents = {
         METADATA: Metadata.read(bundle.root).document,
         INFERENCE: json.loads((bundle.root / "configs" / INFERENCE).read_text(encoding="utf-8")),
-        ABOUT: _about(bundle, form, sizes),
+        ABOUT: _about(bundle, form, sizes, number),
     }
     return {name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()}
 
 
-def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
-    steps = _preprocessing_steps(bundle)
+def _about(bundle: Bundle, form: Format, sizes: Sizes, number: int) -> dict[str, Any]:
+    steps, axes = _preprocessing_steps(bundle), ["i", "j", "k"][: len(sizes.window_vox)]
     return {
         "bundle": bundle.name,
         "version": bundle.version,
         "sha256": bundle.fingerprint,
         "format": form.value,
+        **({"network": number, "networks": len(bundle.networks)} if len(bundle.networks) > 1 else {}),
+        **({"licence": bundle.licence} if bundle.licence else {}),
         "input": {
             "name": IMAGE,
-            "axes": ["batch", "channel", "i", "j", "k"],
+            "axes": ["batch", "channel", *axes],
             "orientation": _stated(steps, ("axcodes",), None),
             "spacing_mm": _stated(steps, ("spacing_mm", "pixdim"), None),
             "dtype": "float32",
-            "channels": list(bundle.image_spec.channels),
+            "channels": sizes.channels if bundle.is_imported else list(bundle.image_spec.channels),
             "window_vox": list(sizes.window_vox),
             "multiples_vox": list(sizes.multiples_vox),
             "smallest_vox": list(sizes.smallest_vox),
@@ -252,14 +300,22 @@ def _about(bundle: Bundle, form: Format, sizes: Sizes) -> dict[str, Any]:
         },
         "output": {
             "name": PRED,
-            "axes": ["batch", "class", "i", "j", "k"],
+            "axes": ["batch", "class", *axes],
             "dtype": "float32",
             "values": "logits",
             "activation": "sigmoid" if bundle.are_regions else "softmax",
-            "labels": bundle.labels.to_mapping(),
+            "labels": _labels_of_network(bundle, number),
         },
         "software": {name: version(name) for name in ("voxelgate", "monai", "torch")},
     }
+
+
+def _labels_of_network(bundle: Bundle, number: int) -> dict[str, str]:
+    """Return the name of each class of a network; of a part of a model those of its own labels."""
+    for part in getattr(bundle.inferer, "parts", ()):
+        if number in part.networks and part.labels is not None:
+            return {str(place): bundle.labels.names[value] for place, value in enumerate(part.labels)}
+    return bundle.labels.to_mapping()
 
 
 def _preprocessing_steps(bundle: Bundle) -> list[dict[str, Any]]:

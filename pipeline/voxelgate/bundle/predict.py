@@ -44,6 +44,9 @@ WITHOUT_RANGES = (
 )
 """What is said beside each verdict on a result of such a model."""
 
+FLAT_AXES = 2
+"""Of the windows of a network that sees slices."""
+
 FAST = "fast"
 """How a run is called whose inferer leaves exactness for speed."""
 
@@ -161,9 +164,17 @@ class Bundle:
 
     @property
     def window_vox(self) -> Shape | None:
-        """Return the window of the inferer in voxels of the network grid; None if it has none."""
-        stated = getattr(self.inferer, "roi_size", None)
-        return None if stated is None else triple(map(int, stated))
+        """Return the window of the inferer in voxels of the network grid; None if it has none.
+
+        That of a network of two axes is one slice thick.
+        """
+        stated = getattr(self.inferer, "roi_size", None) or getattr(self.inferer, "patch_size", None)
+        if stated is None:
+            return None
+        size = [int(n) for n in stated]
+        if len(size) == FLAT_AXES:
+            size.insert(getattr(self.inferer, "slice_axis", None) or 0, 1)
+        return triple(size)
 
     @property
     def are_regions(self) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,19 @@ FILES = (
 )
 """What MONAI's bundle specification asks for, and our own `checksums.json`."""
 
+OF_TRAINING = (
+    "configs/evaluate.json",
+    "configs/logging.conf",
+    "configs/multi_gpu_train.json",
+    "configs/train.json",
+)
+"""Those of them that a model which others have trained does not bring."""
+
 INSTALLED = ("monai_version", "pytorch_version", "numpy_version", "required_packages_version", "supported_apps")
 """What metadata say of the machine on which they were written; another machine writes others."""
+
+FLAT_SLICES = 4
+"""Of the image on which a network of two axes is tried."""
 
 TRIAL_CASES = 2
 TRIAL_STEPS = 2
@@ -115,18 +126,52 @@ def pass_checks(root: Path) -> Iterator[Passed]:
     Raises:
         BundleError: the first gate that it does not pass, and why.
     """
-    for name, gate in CHECKS.items():
+    is_foreign = Metadata.read(root).is_imported and not (root / "configs/train.json").is_file()
+    for name, gate in (IMPORTED_CHECKS if is_foreign else CHECKS).items():
         try:
             yield Passed(name, gate(root))
         except VoxelgateError as error:
             raise BundleError(f"{name}: {error}") from error
 
 
-def _check_files(root: Path) -> str:
-    missing = [name for name in FILES if not (root / name).is_file()]
+def _check_files(root: Path, wanted: Sequence[str] = FILES) -> str:
+    missing = [name for name in wanted if not (root / name).is_file()]
     if missing:
         raise BundleError(f"{root.name} lacks {', '.join(missing)}; restore them, or plan the bundle anew")
-    return f"{len(FILES)} files, sha256 {verify(root)}"
+    return f"{len(wanted)} files, sha256 {verify(root)}"
+
+
+def _imported_files(root: Path) -> str:
+    seen = _check_files(root, [name for name in FILES if name not in OF_TRAINING])
+    return f"{seen}; no train.json, since others have trained it: to go on, plan, and train with init_weights"
+
+
+def _networks_of_imported(root: Path) -> str:
+    """Run the first network on a window of noise; others may take other channels."""
+    bundle, window = open_bundle(root, "cpu"), Metadata.read(root).spatial_shape_vox
+    image = torch.rand(1, len(bundle.image_spec.channels), *window, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = bundle.networks[0](image)
+    if not bool(torch.isfinite(logits).all()):
+        raise BundleError(f"{root.name}: the network gives values that are not finite; import the model again")
+    return f"{len(bundle.networks)} of them, the first gives {'x'.join(map(str, logits.shape))}"
+
+
+def _inference_alone(root: Path) -> str:
+    """Let `inference.json` segment an image of noise, as other programs run it."""
+    images, rng = Metadata.read(root).image_spec, np.random.default_rng(0)
+    shape = (*Metadata.read(root).spatial_shape_vox, FLAT_SLICES)[:3]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "images").mkdir()
+        for number in range(images.files):
+            _save(folder / f"images/0_{number:04d}.nii.gz", rng.normal(0, 100, (1, *shape)))
+        where = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "labels")}
+        run_workflow(root, ["inference"], where)
+        found = len(list((folder / "labels").glob("*")))
+    if found != 1:
+        raise BundleError(f"inference.json wrote {found} label maps of one image; see its postprocessing")
+    return "inference.json segments an image alone"
 
 
 def _metadata(root: Path) -> str:
@@ -282,3 +327,12 @@ CHECKS: Mapping[str, Callable[[Path], str]] = {
     "two iterations": _two_iterations,
 }
 """Cheap ones first."""
+
+IMPORTED_CHECKS: Mapping[str, Callable[[Path], str]] = {
+    "files": _imported_files,
+    "metadata": _metadata,
+    "networks": _networks_of_imported,
+    "export": _export,
+    "inference": _inference_alone,
+}
+"""Of a model that others have trained."""

@@ -108,7 +108,7 @@ def describe_bundle(bundle: BundleArgument) -> None:
     from voxelgate.networks import describe
 
     opened = open_bundle(bundle)
-    window = getattr(opened.inferer, "roi_size", None) or metadata.spatial_shape_vox
+    window = metadata.spatial_shape_vox if opened.is_imported else opened.window_vox or metadata.spatial_shape_vox
     networks = opened.networks
     if len(networks) > 1:
         console.print(f"{len(networks)} networks, of which this is the first:")
@@ -126,6 +126,9 @@ def export_bundle(
         list[Path] | None,
         typer.Option("--image", help="An image to compare on; repeat for its files.", show_default="a phantom"),
     ] = None,
+    network: Annotated[
+        int, typer.Option(min=0, help="Which network of a bundle of several: folds, parts or stages, from 0.")
+    ] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the network as a file for other systems, provided that it says the same as the network."""
@@ -138,7 +141,8 @@ def export_bundle(
     from voxelgate.bundle.opened import open_bundle
 
     opened = open_bundle(root, "cpu")
-    exported = export(opened, form, out, _read_one(images, opened) if images else None, overwrite=overwrite)
+    image = _read_one(images, opened) if images else None
+    exported = export(opened, form, out, image, number=network, overwrite=overwrite)
     console.print(f"{exported.path}: {exported}", soft_wrap=True)
 
 
