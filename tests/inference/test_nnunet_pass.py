@@ -22,6 +22,7 @@ from voxelgate.inference.nnunet.source_planes import PlaneRestorer, neighbours
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles
 from voxelgate.inference.nnunet.window_scores import window_network
+from voxelgate.inference.threads import LoneWorkers
 from voxelgate.networks import PlainConvUNet
 
 CASE = Prepared((12, 20, 22), (1.0, 0.8, 0.7), (9, 13, 15), ((0, 12), (2, 20), (1, 22)))
@@ -98,7 +99,8 @@ def test_the_ring_gives_the_half_sums_of_the_whole_volume() -> None:
             sums[(slice(None), *place)] += network(padded[(slice(None), slice(None), *place)].clone())[0] * weights
             counts[(slice(None), *place)] += weights
     expected = (sums / counts)[(slice(None), *tiles.inside)]
-    planes = list(logit_planes(image, [window_network(network)], tiles))
+    with LoneWorkers() as workers:
+        planes = list(logit_planes(image, [window_network(network)], tiles, workers))
     assert torch.equal(torch.stack(planes, dim=1), expected)
 
 

@@ -6,9 +6,10 @@ them than processors, it lets all sleep at each barrier instead of spinning (`go
 """
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -36,3 +37,34 @@ def compute_with(processors: int) -> None:
     """Let PyTorch use some processors for what this thread does."""
     torch.get_num_threads()  # the first call in a thread takes over what another one has set last
     torch.set_num_threads(processors)
+
+
+class LoneWorkers:
+    """Threads, as many as PyTorch computes with in this one, each of which computes alone.
+
+    Many small operations in several such threads take less time than each of them in all threads, which wait for each
+    other every time, and for their turn where other processes use the processors too. To be used in a `with` block.
+    """
+
+    def __init__(self) -> None:
+        self._count = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._count, "alone", initializer=compute_with, initargs=(1,))
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for all threads; new ones elsewhere compute with as many processors as before."""
+        self._pool.shutdown(cancel_futures=True)
+        compute_with(self._count)
+
+    def in_order(self, calls: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+        """Yield what some calls return, in their order; only as many as there are threads are made ahead."""
+        waiting: deque[Future[Result]] = deque()
+        for call in calls:
+            waiting.append(self._pool.submit(call))
+            if len(waiting) > self._count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

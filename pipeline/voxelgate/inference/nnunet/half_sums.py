@@ -1,8 +1,12 @@
 """Sums of overlapping windows in float16, as nnU-Net rounds them, for the slices that a row of windows covers."""
 
+from collections import deque
+from functools import partial
+
 import torch
 
 from voxelgate.core.geometry import Shape
+from voxelgate.inference.threads import LoneWorkers
 
 
 class HalfSums:
@@ -22,19 +26,17 @@ class HalfSums:
         self.depth = len(weights)
         self._sums = torch.zeros((self.depth, classes, *plane_vox), dtype=torch.half)
 
-    def add(self, corner: Shape, scores: torch.Tensor) -> None:
+    def add(self, corner: Shape, scores: torch.Tensor, workers: LoneWorkers) -> None:
         """Add a window.
 
         Args:
             corner: its first voxel in the padded image.
             scores: (classes, depth, h, w) float32.
+            workers: add slice by slice.
         """
-        start, row, column = corner
-        height, width = scores.shape[2:]
-        for offset, weights in enumerate(self.weights):
-            place = self._sums[(start + offset) % self.depth]
-            part = place[:, row : row + height, column : column + width]
-            part.copy_(part.float().add_(scores[:, offset] * weights))
+        deque(
+            workers.in_order(partial(self._add, corner, offset, scores[:, offset]) for offset in range(self.depth)), 0
+        )
 
     def taken(self, index: int) -> torch.Tensor:
         """Return a copy of the sums of one slice of the padded image, and make its place ready for another."""
@@ -42,3 +44,9 @@ class HalfSums:
         sums = place.clone()
         place.zero_()
         return sums
+
+    def _add(self, corner: Shape, offset: int, scores: torch.Tensor) -> None:
+        start, row, column = corner
+        _, height, width = scores.shape
+        place = self._sums[(start + offset) % self.depth, :, row : row + height, column : column + width]
+        place.copy_(place.float().add_(scores * self.weights[offset]))

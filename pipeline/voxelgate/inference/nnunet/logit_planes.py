@@ -1,6 +1,7 @@
 """Run nnU-Net's networks window by window, and give away each plane of logits as soon as no later window touches it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise, product
 
 import torch
@@ -10,11 +11,14 @@ from voxelgate.core.geometry import Shape
 from voxelgate.inference.nnunet.half_sums import HalfSums
 from voxelgate.inference.nnunet.tiles import Tiles
 from voxelgate.inference.nnunet.window_scores import WindowNetwork
+from voxelgate.inference.threads import LoneWorkers
 from voxelgate.inference.windows import is_finite
 
 
 @torch.no_grad()
-def logit_planes(image: torch.Tensor, networks: Sequence[WindowNetwork], tiles: Tiles) -> Iterator[torch.Tensor]:
+def logit_planes(
+    image: torch.Tensor, networks: Sequence[WindowNetwork], tiles: Tiles, workers: LoneWorkers
+) -> Iterator[torch.Tensor]:
     """Yield the logits of an image plane by plane along its first axis, the mean of all networks.
 
     They are those of nnU-Net's `predict_logits_from_preprocessed_data` bit for bit: sums of windows and of folds are
@@ -24,6 +28,7 @@ def logit_planes(image: torch.Tensor, networks: Sequence[WindowNetwork], tiles: 
         image: (1, C, i, j, k) float32, of the size of `tiles`.
         networks: the folds; at least one.
         tiles: the windows.
+        workers: do all but running the networks.
 
     Yields:
         Logits (classes, j, k) float16, finite, on the CPU.
@@ -31,63 +36,61 @@ def logit_planes(image: torch.Tensor, networks: Sequence[WindowNetwork], tiles: 
     Raises:
         BundleError: a network gives another shape than its window, or logits that float16 cannot hold.
     """
-    padded, (depth, *across) = tiles.padded(image), tiles.inside
+    padded, depth = tiles.padded(image), tiles.inside[0]
     rows, *others = tiles.starts
-    folds = [_Fold(network, tiles) for network in networks]
-    weights = _Sums(tiles)
+    sums = _Sums(networks, tiles, workers)
     for start, following in pairwise((*rows, tiles.padded_vox[0])):
         for place, row, column in product([start], *others):
             corner = place, row, column
-            window = _cut_out(padded, corner, tiles)
-            for fold in folds:
-                fold.add(corner, window)
-            weights.add(corner, [torch.ones(1, 1, *tiles.window_vox)])
-        for plane in range(start, following):
-            divisor = weights.taken(plane)
-            logits = [fold.sums.taken(plane).div_(divisor) for fold in folds]
-            if depth.start <= plane < depth.stop:
-                yield _checked_plane(_mean_of_folds(logits)[(slice(None), *across)])
+            sums.add(corner, _cut_out(padded, corner, tiles))
+        finished = workers.in_order(partial(sums.finished, plane) for plane in range(start, following))
+        yield from (plane for index, plane in enumerate(finished, start) if depth.start <= index < depth.stop)
 
 
 class _Sums:
-    """Sums of windows, whose classes come in groups."""
+    """Sums of the windows of several networks, whose classes come in groups, and of the weights of the windows."""
 
-    def __init__(self, tiles: Tiles) -> None:
-        self._plane_vox = tiles.padded_vox[1], tiles.padded_vox[2]
-        self._weights = tiles.weights().float()
-        self._groups: list[HalfSums] = []
-
-    def add(self, corner: Shape, groups: Iterable[torch.Tensor]) -> None:
-        """Add a window given as (1, c, *window) float32 of each group."""
-        for index, scores in enumerate(groups):
-            if index == len(self._groups):
-                self._groups.append(HalfSums(scores.shape[1], self._plane_vox, self._weights))
-            self._groups[index].add(corner, scores[0])
-
-    def taken(self, plane: int) -> torch.Tensor:
-        """Return the sums (classes, j, k) of a plane, which starts again from 0."""
-        return torch.cat([group.taken(plane) for group in self._groups])
-
-
-class _Fold:
-    """A network, and the sums of its windows."""
-
-    def __init__(self, network: WindowNetwork, tiles: Tiles) -> None:
-        self.sums = _Sums(tiles)
-        self._network, self._tiles = network, tiles
+    def __init__(self, networks: Sequence[WindowNetwork], tiles: Tiles, workers: LoneWorkers) -> None:
+        self._networks, self._tiles, self._workers = networks, tiles, workers
+        self._weight = tiles.weights().float()
+        self._divisor = self._ring(1)
+        self._rings: list[list[HalfSums]] = [[] for _ in networks]
 
     def add(self, corner: Shape, window: torch.Tensor) -> None:
-        """Run the network on a window (1, C, *window)."""
-        self.sums.add(corner, (self._seen(logits, window) for logits in self._network.logits(window)))
+        """Run the networks on a window (1, C, *window)."""
+        for network, rings in zip(self._networks, self._rings, strict=True):
+            for index, logits in enumerate(network.logits(window)):
+                scores = self._seen(logits, window)
+                if index == len(rings):
+                    rings.append(self._ring(len(scores)))
+                rings[index].add(corner, scores, self._workers)
+        self._divisor.add(corner, torch.ones(1, *self._tiles.window_vox), self._workers)
+
+    def finished(self, index: int) -> torch.Tensor:
+        """Return the logits (classes, j, k) of a plane of the padded image, without what was padded."""
+        divisor = self._divisor.taken(index)
+        folds = [torch.cat([ring.taken(index) for ring in rings]).div_(divisor) for rings in self._rings]
+        _, rows, columns = self._tiles.inside
+        logits = _mean_of_folds(folds)[:, rows, columns]
+        if not is_finite(logits):
+            raise BundleError(
+                "the network gives logits that are not finite, or too large for the float16 sums of nnU-Net; its "
+                "weights are damaged or do not fit."
+            )
+        return logits
+
+    def _ring(self, classes: int) -> HalfSums:
+        _, height, width = self._tiles.padded_vox
+        return HalfSums(classes, (height, width), self._weight)
 
     def _seen(self, logits: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-        """Return logits (1, c, *window) on the CPU, with the axis that a slice has lost."""
+        """Return logits (c, *window) on the CPU, with the axis that a slice has lost."""
         if logits.ndim != window.ndim or logits.shape[0] != 1 or logits.shape[2:] != window.shape[2:]:
             raise BundleError(
                 f"the network gives {tuple(logits.shape)} for a window {tuple(window.shape)}, expected one score for "
                 "each class and voxel."
             )
-        return logits.float().cpu().reshape(1, logits.shape[1], *self._tiles.window_vox)
+        return logits.float().cpu().reshape(-1, *self._tiles.window_vox)
 
 
 def _cut_out(padded: torch.Tensor, corner: Shape, tiles: Tiles) -> torch.Tensor:
@@ -102,12 +105,3 @@ def _mean_of_folds(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     for other in logits[1:]:
         total += other
     return total.div_(len(logits)) if len(logits) > 1 else total
-
-
-def _checked_plane(logits: torch.Tensor) -> torch.Tensor:
-    if not is_finite(logits):
-        raise BundleError(
-            "the network gives logits that are not finite, or too large for the float16 sums of nnU-Net; its weights "
-            "are damaged or do not fit."
-        )
-    return logits

@@ -1,8 +1,9 @@
 """A MONAI inferer that gives the labels of nnU-Net's predictor, voxel for voxel, on the grid of the file."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -20,10 +21,11 @@ from voxelgate.inference.nnunet.source_box import SourceBox, source_box
 from voxelgate.inference.nnunet.source_planes import LogitPlane, PlaneRestorer, neighbours
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles, check_tiles
-from voxelgate.inference.nnunet.window_scores import window_network
+from voxelgate.inference.nnunet.window_scores import WindowNetwork, window_network
 from voxelgate.inference.restoring.class_scores import check_classes
 from voxelgate.inference.restoring.placement import in_file_order
 from voxelgate.inference.source_grid import grids_of, on_source
+from voxelgate.inference.threads import LoneWorkers
 from voxelgate.inference.windows import is_finite
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
 
@@ -35,10 +37,19 @@ SOURCE_SPACING = "source_spacing"
 class _Way:
     """The way of one image through the networks and back."""
 
+    image: torch.Tensor
+    networks: Sequence[WindowNetwork]
+    tiles: Tiles
+    restorer: PlaneRestorer
     source: Grid
     box: SourceBox
-    restorer: PlaneRestorer
-    planes: Iterator[torch.Tensor]
+
+    def restored(self, restore: Callable[[int, tuple[LogitPlane, ...]], torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield what some function makes of each plane of the source grid, given its index and `neighbours`."""
+        with LoneWorkers() as workers:
+            planes = logit_planes(self.image, self.networks, self.tiles, workers)
+            groups = neighbours(planes, self.restorer.taps[0], self.restorer.decision)
+            yield from workers.in_order(partial(restore, index, group) for index, group in enumerate(groups))
 
 
 class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
@@ -119,7 +130,14 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             BundleError: the network gives other shapes than its windows, or values that are not finite.
         """
         way = self._way(inputs, network)
-        found = self._probabilities(way) if self.probabilities_of else self._labels(way)
+        if not self.probabilities_of:
+            return on_source(torch.from_numpy(_labels_on_source(way)), inputs, way.source, {})
+        found = in_file_order(len(self.probabilities_of), way.source.shape, np.float32)
+        if self.regions is None:  # outside the part that was prepared all is background
+            found += np.equal(self.probabilities_of, 0)[:, None, None, None]
+        view = way.box.view(found)
+        for index, plane in enumerate(way.restored(partial(self._probabilities, way.restorer))):
+            view[:, index] = plane.numpy()
         return on_source(torch.from_numpy(found), inputs, way.source, {})
 
     def restored_slabs(
@@ -135,8 +153,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             Index of the plane, and logits (classes, 1, b, c) float16, in the axes of `view_of`.
         """
         way = self._way(image, network)
-        for index, planes in enumerate(self._neighbours(way)):
-            yield index, way.restorer.logits(index, planes)[:, None]
+        yield from enumerate(logits[:, None] for logits in way.restored(way.restorer.logits))
 
     def view_of(self, array: npt.NDArray[Any], image: MetaTensor) -> npt.NDArray[Any]:
         """Return the part of an array (..., I, J, K) on the source grid that a prepared image covers.
@@ -179,11 +196,16 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
                 "the image has voxels that are not finite (NaN or infinite); repair or leave out the file."
             )
         box = source_box(source, grid)
-        networks = list(network) if isinstance(network, Sequence | nn.ModuleList) else [network]
-        views = [window_network(one, self.mirror_axes) for one in networks]
         taps = restoring_taps(grid.shape, box.size_vox, self._separate_axis(inputs, source, box))
-        tiles = Tiles(grid.shape, self.patch_size, self.step_size)
-        return _Way(source, box, PlaneRestorer(taps, self._decision), logit_planes(image, views, tiles))
+        networks = network if isinstance(network, Sequence | nn.ModuleList) else [network]
+        return _Way(
+            image,
+            [window_network(one, self.mirror_axes) for one in networks],
+            Tiles(grid.shape, self.patch_size, self.step_size),
+            PlaneRestorer(taps, self._decision),
+            source,
+            box,
+        )
 
     def _separate_axis(self, inputs: MetaTensor, source: Grid, box: SourceBox) -> int | None:
         """Return the axis that is brought back by nearest neighbours."""
@@ -193,33 +215,23 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         current = self.spacing if len(self.spacing) == 3 else (spacing[0], *self.spacing)
         return self.resampling.separate_axis(current, spacing)
 
-    def _labels(self, way: _Way) -> npt.NDArray[Any]:
-        """Return labels (1, I, J, K); 0 outside the part that was prepared."""
-        labels = view = np.zeros((0, 0, 0), np.uint8)
-        for index, planes in enumerate(self._neighbours(way)):
-            if not index:
-                highest = self._decision.highest(len(planes[0].logits))
-                labels = in_file_order(1, way.source.shape, np.uint8 if highest < 256 else np.int32)
-                view = way.box.view(labels)[0]
-            view[index] = way.restorer.labels(index, planes).numpy()
-        return labels
+    def _probabilities(self, restorer: PlaneRestorer, index: int, planes: tuple[LogitPlane, ...]) -> torch.Tensor:
+        """Return the probabilities (asked, b, c) of a plane of the source grid."""
+        check_classes(self.probabilities_of, len(planes[0].logits))
+        logits = restorer.logits(index, planes).float()
+        found = torch.softmax(logits, dim=0) if self.regions is None else torch.sigmoid(logits)
+        return found[list(self.probabilities_of)]
 
-    def _probabilities(self, way: _Way) -> npt.NDArray[Any]:
-        """Return probabilities (asked, I, J, K); outside the part that was prepared all is background."""
-        probabilities = in_file_order(len(self.probabilities_of), way.source.shape, np.float32)
-        if self.regions is None:
-            for place, channel in enumerate(self.probabilities_of):
-                probabilities[place] = float(channel == 0)
-        view = way.box.view(probabilities)
-        for index, planes in enumerate(self._neighbours(way)):
-            check_classes(self.probabilities_of, len(planes[0].logits))
-            logits = way.restorer.logits(index, planes).float()
-            found = torch.softmax(logits, dim=0) if self.regions is None else torch.sigmoid(logits)
-            view[:, index] = found[list(self.probabilities_of)].numpy()
-        return probabilities
 
-    def _neighbours(self, way: _Way) -> Iterator[tuple[LogitPlane, ...]]:
-        return neighbours(way.planes, way.restorer.taps[0], self._decision)
+def _labels_on_source(way: _Way) -> npt.NDArray[Any]:
+    """Return labels (1, I, J, K); 0 outside the part that was prepared."""
+    labels = view = np.zeros((0, 0, 0), np.uint8)
+    for index, plane in enumerate(way.restored(way.restorer.labels)):
+        if not index:
+            labels = in_file_order(1, way.source.shape, plane.numpy().dtype)
+            view = way.box.view(labels)[0]
+        view[index] = plane.numpy()
+    return labels
 
 
 def _check_resampling(resampling: Resampling) -> None:

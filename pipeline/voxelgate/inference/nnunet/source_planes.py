@@ -1,9 +1,10 @@
 """From planes of logits on the network grid to labels or logits on the source grid, to nnU-Net's last bit."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from threading import Lock
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ VALUES_AT_ONCE = 2**17
 
 @dataclass(frozen=True, eq=False)
 class LogitPlane:
-    """A plane of the network grid.
+    """A plane of the network grid; what several planes of the source grid need of it is computed once.
 
     Args:
         logits: (classes, H, W) float16.
@@ -26,16 +27,27 @@ class LogitPlane:
 
     logits: torch.Tensor
     decision: LogitDecision
+    _turn: Lock = field(default_factory=Lock, init=False, repr=False)
 
     @cached_property
-    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what its voxels tell of their labels (`LogitDecision.bounds`)."""
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.decision.bounds(self.logits)
 
     @cached_property
+    def _columns(self) -> torch.Tensor:
+        return self.logits.flatten(1).T.contiguous().float()
+
+    @property
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what its voxels tell of their labels (`LogitDecision.bounds`)."""
+        with self._turn:
+            return self._bounds
+
+    @property
     def columns(self) -> torch.Tensor:
         """Return its logits (H * W, classes) float32, those of one voxel side by side."""
-        return self.logits.flatten(1).T.contiguous().float()
+        with self._turn:
+            return self._columns
 
 
 def neighbours(planes: Iterable[torch.Tensor], taps: Taps, decision: LogitDecision) -> Iterator[tuple[LogitPlane, ...]]:
@@ -75,7 +87,8 @@ class PlaneRestorer:
     decision: LogitDecision
 
     def labels(self, index: int, planes: tuple[LogitPlane, ...]) -> torch.Tensor:
-        """Return the labels (H', W') int32 of one plane of the source grid, given its `neighbours`."""
+        """Return the labels (H', W') of one plane of the source grid, given its `neighbours`."""
+        highest = self.decision.highest(len(planes[0].logits))
         lower, upper = (self._around([plane.bounds[side] for plane in planes], side) for side in (0, 1))
         codes = self._picked(lower)
         is_open = codes != self._picked(upper)
@@ -83,7 +96,7 @@ class PlaneRestorer:
         if len(open_voxels):
             found = [self.decision.decide(values) for values in self._interpolated(index, planes, open_voxels)]
             codes.view(-1)[open_voxels] = torch.cat(found)
-        return self.decision.labels(codes)
+        return self.decision.labels(codes).to(torch.uint8 if highest < 256 else torch.int32)
 
     def logits(self, index: int, planes: tuple[LogitPlane, ...]) -> torch.Tensor:
         """Return the logits (classes, H', W') float16 of one plane of the source grid, given its `neighbours`."""
