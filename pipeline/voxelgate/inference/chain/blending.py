@@ -73,7 +73,7 @@ def blended(
 
     Args:
         image: (1, C, i, j, k) float32.
-        network: gives scores (B, classes, *window).
+        network: gives scores (B, classes, *window), which are changed.
         windows: how they lie.
         check: is told the number of classes before anything is held.
 
@@ -119,11 +119,10 @@ class _Ring:
         self.weight = torch.zeros(shape, device=scores.device)
 
     def add(self, corner: Shape, scores: torch.Tensor) -> None:
-        """Add one window (classes, *window), of which no voxel lies before `first`."""
+        """Add one window (classes, *window), which is weighted in place; no voxel of it lies before `first`."""
         spans = _window_spans(_swept(corner, self.axis), triple(self.weights.shape))
         target = (slice(spans[0].start - self.first, spans[0].stop - self.first), *spans[1:])
-        weighted = scores.movedim(1 + self.axis, 1) * self.weights
-        self.total[(slice(None), *target)] += weighted
+        self.total[(slice(None), *target)] += scores.movedim(1 + self.axis, 1).mul_(self.weights)
         self.weight[target] += self.weights
 
     def finished(self, until: int) -> Iterator[Slab]:
