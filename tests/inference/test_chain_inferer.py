@@ -257,6 +257,16 @@ def test_slices_are_decided_on_before_the_last_windows_run(scan: Path, monkeypat
     assert order == ["window", *["window", "slab"] * 10, "slab"]
 
 
+def test_the_confidence_is_the_mean_probability_of_what_was_found(scan: Path) -> None:
+    image, network = prepared(scan, RESAMPLED), nn.Conv3d(1, 3, 1).eval()
+    highest, likeliest = network(image.as_tensor()).softmax(dim=1)[0].max(dim=0)
+
+    result = ChainInferer(steps=STEPS, roi_size=(8, 8, 8))(image, network)
+
+    means = [highest[likeliest == label].mean().item() for label in (1, 2)]
+    np.testing.assert_allclose(result.meta["confidence"].numpy(), [np.nan, *means], rtol=1e-5)
+
+
 def test_an_operation_that_cannot_be_taken_back_by_slabs_is_named(scan: Path) -> None:
     image = prepared(scan, [Rotated("image", 0.2)])
 

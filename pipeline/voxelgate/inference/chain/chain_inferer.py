@@ -19,7 +19,7 @@ from voxelgate.core.geometry import Grid, Shape, triple
 from voxelgate.core.machine import GIB
 from voxelgate.inference.chain.adjusting import check_limit, limit_bytes, overlap_of, refuse_unfollowed
 from voxelgate.inference.chain.blending import BlendedWindows, Slab, at_once, blended
-from voxelgate.inference.chain.chain_steps import ChainStep, Decision, LabelStep, StepChain, activated
+from voxelgate.inference.chain.chain_steps import Certainty, ChainStep, Decision, LabelStep, StepChain, activated
 from voxelgate.inference.chain.inverting import labels_from
 from voxelgate.inference.chain.scores_back import ScoresBack
 from voxelgate.inference.chain.way_back import check_way_back, nearest_back, placed_like, turned_back
@@ -114,7 +114,8 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             kwargs: passed to the network.
 
         Returns:
-            (1, 1, I, J, K) on the source grid; uint8, int32 for labels above 255.
+            (1, 1, I, J, K) on the source grid; uint8, int32 for labels above 255. `meta["confidence"]` holds the mean
+            probability of each class on the network grid, where it is the likeliest and the scores were softmaxed.
 
         Raises:
             InputError: not one volume, no source grid in its metadata, or what would not fit into memory.
@@ -125,14 +126,14 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         image = one_of_batch(inputs)
         check_way_back(image)
         with torch.no_grad():
-            labels = self._labels(image, inputs.as_tensor().float(), _bound_to(network, args, kwargs), source)
+            labels, means = self._labels(image, inputs.as_tensor().float(), _bound_to(network, args, kwargs), source)
         difference = source.difference(Grid.of(labels))
         if difference is not None:
             raise BundleError(
                 f"the steps of this bundle do not bring the labels back onto the image's grid: {difference}; they need "
                 "invert or invert_nearest."
             )
-        return on_source(labels.as_tensor(), inputs, source, {})
+        return on_source(labels.as_tensor(), inputs, source, {} if means is None else {"confidence": means})
 
     def adjusted(
         self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
@@ -169,7 +170,8 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             found = at_once(inputs, predict, check)
         else:
             found = blended(inputs, predict, self.windows, check)
-        slabs = ((start, activated(scores, chain.activation)) for start, scores in found)
+        certainty = Certainty()
+        slabs = _activated_slabs(found, chain, certainty)
         back = ScoresBack(image, axis, chain.decision) if chain.is_interpolated else None
         if back is not None and back.interpolates:
             labels = turned_back(back.labels(slabs))
@@ -178,7 +180,7 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             labels = labels if back is None else nearest_back(labels)
         for step in chain.label_steps:
             labels = _stepped(labels, step)
-        return labels
+        return labels, certainty.means()
 
     def _check(self, inputs: torch.Tensor, source: Grid, classes: int) -> None:
         problem = self.chain.decision.refusal(classes)
@@ -209,6 +211,14 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
 
 def _bound_to(network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
     return lambda windows: network(windows, *args, **kwargs)
+
+
+def _activated_slabs(slabs: Iterator[Slab], chain: StepChain, certainty: Certainty) -> Iterator[Slab]:
+    for start, scores in slabs:
+        values = activated(scores, chain.activation)
+        if chain.activation is ChainStep.SOFTMAX and chain.decision.threshold is None:
+            certainty.add(values)
+        yield start, values
 
 
 def decided(slabs: Iterator[Slab], image: MetaTensor, axis: int, decision: Decision) -> torch.Tensor:

@@ -148,6 +148,25 @@ class StepChain:
         )
 
 
+class Certainty:
+    """The mean probability of each class where it is the likeliest, added up slab by slab."""
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None
+
+    def add(self, probabilities: torch.Tensor) -> None:
+        """Count some voxels, (classes, ...); the background has most of them and tells nothing."""
+        highest, likeliest = probabilities.max(dim=0)
+        found = likeliest > 0
+        classes, values = likeliest[found].cpu(), highest[found].double().cpu()
+        sums = [torch.bincount(classes, weight, len(probabilities)) for weight in (values, torch.ones_like(values))]
+        self._sums = torch.stack(sums) if self._sums is None else self._sums + torch.stack(sums)
+
+    def means(self) -> torch.Tensor | None:
+        """Return the means (classes,) float32, NaN for the background and what is nowhere; None if nothing came."""
+        return None if self._sums is None else (self._sums[0] / self._sums[1]).float()
+
+
 def activated(scores: torch.Tensor, activation: ChainStep | None) -> torch.Tensor:
     """Return scores (classes, ...) after an activation, as MONAI's `Activations` gives them."""
     if activation is ChainStep.SOFTMAX:
