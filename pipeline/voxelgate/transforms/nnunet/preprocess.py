@@ -14,7 +14,7 @@ from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Box, Grid, triple
 from voxelgate.core.labels import IGNORED
 from voxelgate.transforms.nnunet.crop import Mask, is_nonzero, nonzero_box, without_holes
-from voxelgate.transforms.nnunet.normalise import Normalization, normalised_channel
+from voxelgate.transforms.nnunet.normalise import Channel, Normalization, normalised_channel
 from voxelgate.transforms.nnunet.resample import (
     Array,
     Resampling,
@@ -139,8 +139,7 @@ class NnUNetPreprocessd(MapTransform):  # type: ignore[misc]  # MONAI ships no t
         if len(image) != len(self.rules):
             raise InputError(f"an image of {len(image)} channels, expected {len(self.rules)}; give those of the model.")
         layout = SourceLayout.of(image, self.reader, self.transposed)
-        values = layout.array(image.as_tensor(), np.float32)
-        is_something = is_nonzero(values)
+        is_something = is_nonzero(layout.array(image.as_tensor()))
         frame = self._frame(source, layout, nonzero_box(is_something))
         labels = {name: _label_array(name, data[name], frame) for name in self._label_keys(data)}
         inside, needs_mask = is_something[frame.box], any(rule.only_mask for rule in self.rules)
@@ -149,8 +148,8 @@ class NnUNetPreprocessd(MapTransform):  # type: ignore[misc]  # MONAI ships no t
         found = {name: self._resampled_labels(one, frame, inside) for name, one in labels.items()}
         counts = functools.reduce(np.logical_or, [one != 0 for one in labels.values()], inside) if needs_mask else None
         del is_something, inside, labels
-        channels = self._channels(values, frame, counts)
-        for channel, value in zip(channels[len(values) :], self.foreground, strict=True):
+        channels = self._channels(image.as_tensor(), frame, counts)
+        for channel, value in zip(channels[len(image) :], self.foreground, strict=True):
             np.equal(found[self.previous_key], value, out=channel, casting="unsafe")
         out = {key: _with_place(torch.from_numpy(channels), image, frame)}
         if self.label_key in found:
@@ -173,21 +172,24 @@ class NnUNetPreprocessd(MapTransform):  # type: ignore[misc]  # MONAI ships no t
             raise InputError(f"no {' and no '.join(map(repr, missing))} beside the image; load it first.")
         return [name for name in wanted if name in data]
 
-    def _channels(self, values: Array, frame: _Frame, counts: Mask | None) -> npt.NDArray[np.float32]:
+    def _channels(self, image: torch.Tensor, frame: _Frame, counts: Mask | None) -> npt.NDArray[np.float32]:
         """Return the image (C, a, b, c) normalised and resampled, with room for a channel for each previous label."""
         apart = self.resampling.separate_axis(frame.layout.spacing_mm, frame.new_mm)
-        out = np.empty((len(values) + len(self.foreground), *frame.shape), np.float32)
-        at = (slice(None), *frame.box)
-        cropped = values[at]
+        out = np.empty((len(image) + len(self.foreground), *frame.shape), np.float32)
         if self.resampling.function is ResamplingFunction.TORCH:
-            staged = np.empty_like(values)[at]  # PyTorch's sums depend on the layout, so it is kept
-            for target, channel, rule in zip(staged, cropped, self.rules, strict=True):
-                target[...] = normalised_channel(channel, rule, counts)
-            out[: len(values)] = resample_image(staged, frame.shape, apart, self.resampling)
+            staged = np.empty_like(frame.layout.array(image, np.float32))  # PyTorch's sums depend on the layout
+            cropped = staged[(slice(None), *frame.box)]
+            for index, target in enumerate(cropped):
+                target[...] = self._normalised(image, index, frame, counts)
+            out[: len(image)] = resample_image(cropped, frame.shape, apart, self.resampling)
             return out
-        for target, channel, rule in zip(out[: len(values)], cropped, self.rules, strict=True):
-            resize_channel(target, normalised_channel(channel, rule, counts), apart, self.resampling)
+        for index, target in enumerate(out[: len(image)]):
+            resize_channel(target, self._normalised(image, index, frame, counts), apart, self.resampling)
         return out
+
+    def _normalised(self, image: torch.Tensor, index: int, frame: _Frame, counts: Mask | None) -> Channel:
+        values = frame.layout.array(image[index : index + 1], np.float32)[0][frame.box]
+        return normalised_channel(values, self.rules[index], counts)
 
     def _resampled_labels(self, labels: Array, frame: _Frame, inside: Mask) -> Array:
         """Return labels (a, b, c), resampled; what is outside of the image competes with the background, as there."""

@@ -74,7 +74,7 @@ class SourceLayout:
         """Return the size of a voxel along each axis of the array."""
         return triple(self.sizes_mm[2 - axis] for axis in self.transposed)
 
-    def array(self, image: torch.Tensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def array(self, image: torch.Tensor, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
         """Return the voxels (C, i, j, k) of an image in nnU-Net's transposed axes and memory layout.
 
         It is dense in the order z, y, x, but after nibabel's turning to RAS in that of the file, and shares the memory
