@@ -103,7 +103,7 @@ def sample_points(
     count = math.prod(grid.shape[1:4])
     parts = torch.get_num_threads() if count >= torch.get_num_threads() else 1
     even = -(-count // parts) * parts
-    points = F.pad(grid.reshape(-1, 3), (0, 0, 0, even - count)).view(parts, 1, 1, -1, 3)
+    points = F.pad(grid.reshape(-1, 3), (0, 0, 0, even - count)).view(parts, 1, 1, -1, 3).to(image.device)
     images = image.expand(parts, *image.shape)
     found = F.grid_sample(images, points, mode, padding_mode, align_corners=is_corner_aligned)
     return found.movedim(0, 1).reshape(len(image), -1)[:, :count].view(len(image), *grid.shape[1:4])

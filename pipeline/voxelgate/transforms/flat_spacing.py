@@ -94,7 +94,7 @@ def _resampled(voxels: torch.Tensor, step: dict[str, Any], extra: dict[str, Any]
         new_size,
         is_corner_aligned=extra["align_corners"] is True,
     )
-    out = torch.empty((len(voxels), *new_size), dtype=torch.float32)
+    out = torch.empty((len(voxels), *new_size), dtype=torch.float32, device=voxels.device)
     for channel, values in zip(out, voxels, strict=True):
         for span, part in sampling.sampled(values[None].to(dtype), extra["mode"], extra["padding_mode"]):
             channel[span] = part[0]

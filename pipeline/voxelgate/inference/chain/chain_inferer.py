@@ -40,7 +40,7 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
     Windows lie, weigh and add up as those of MONAI's `SlidingWindowInferer`; steps are done in their order, and what
     was done to the image is read from the operations that MONAI recorded in it. Scores are decided on as soon as no
     later window changes them, and brought back slab by slab where they are interpolated. Labels differ from MONAI's
-    only where two classes are equal but for the rounding of float64.
+    only where two classes are equal but for the rounding of float64, of float32 behind a trilinear `Resize`.
 
     Args:
         steps: in their order, each one of "softmax", "sigmoid", "argmax", "invert" (scores are interpolated as the
@@ -163,7 +163,10 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         limited.max_memory = min(max_bytes, self.max_memory or max_bytes)
         return limited
 
-    def _labels(self, image: MetaTensor, inputs: torch.Tensor, predict: Callable[..., Any], source: Grid) -> MetaTensor:
+    def _labels(
+        self, image: MetaTensor, inputs: torch.Tensor, predict: Callable[..., Any], source: Grid
+    ) -> tuple[MetaTensor, torch.Tensor | None]:
+        """Return labels (1, i, j, k) where the steps leave them, and how sure the network is of each class."""
         chain, check = self.chain, functools.partial(self._check, inputs, source)
         axis = 0 if self.windows is None else self.windows.axis
         if self.windows is None:
@@ -214,6 +217,7 @@ def _bound_to(network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def _activated_slabs(slabs: Iterator[Slab], chain: StepChain, certainty: Certainty) -> Iterator[Slab]:
+    """Yield slabs after their activation, and count how probable the likeliest classes are."""
     for start, scores in slabs:
         values = activated(scores, chain.activation)
         if chain.activation is ChainStep.SOFTMAX and chain.decision.threshold is None:

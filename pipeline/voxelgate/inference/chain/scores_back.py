@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,6 @@ MIXED_SCORES = 2**22
 """Scores that are interpolated at a time, as float64: 32 MiB."""
 
 INTERPOLATED = ("bilinear", "area")
-
-CORNERS = tuple(product((0, 1), repeat=3))
 
 EDGE_VOX = 1e-6
 """Rows are given so much more than they were reckoned to need; positions are products of float64."""
@@ -154,23 +151,17 @@ class _Rows:
     @classmethod
     def of(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
         """Return rows that are interpolated."""
-        last = [n - 1 for n in places.new_size]
-        corners = [_swept_position(places, turn, [n * on for n, on in zip(last, at, strict=True)]) for at in CORNERS]
-        origin = corners[0]
-        steps = [
-            (_swept_position(places, turn, [last[axis] if axis == one else 0 for axis in range(3)]) - origin)
-            / max(last[one], 1)
-            for one in range(3)
-        ]
+        last = np.array(places.new_size) - 1
+        origin = _swept_position(places, turn, (0, 0, 0))
+        spread = np.array([_swept_position(places, turn, triple(end)) - origin for end in np.diag(last).tolist()])
+        steps = spread / np.maximum(last, 1)
         axis = int(np.abs(steps).argmax())
-        spread = [steps[one] * last[one] for one in range(3) if one != axis]
-        lines = origin + steps[axis] * np.arange(places.new_size[axis])
-        least = lines + sum(min(0.0, one) for one in spread) - EDGE_VOX
-        most = lines + sum(max(0.0, one) for one in spread) + EDGE_VOX
+        line, across = origin + steps[axis] * np.arange(places.new_size[axis]), np.delete(spread, axis)
         ends = turn.swept_ends()
-        needed = np.stack([np.floor(np.clip(least, *ends)), np.ceil(np.clip(most, *ends))], axis=1).astype(np.int64)
-        order = np.argsort(needed[:, 0], kind="stable") if steps[axis] >= 0 else np.argsort(-np.arange(len(needed)))
-        return cls(places, axis, order, needed, is_pooled=False)
+        first = np.floor(np.clip(line + across.clip(max=0).sum() - EDGE_VOX, *ends))
+        final = np.ceil(np.clip(line + across.clip(min=0).sum() + EDGE_VOX, *ends))
+        order = np.arange(len(line)) if steps[axis] >= 0 else np.arange(len(line))[::-1]
+        return cls(places, axis, order, np.stack([first, final], axis=1).astype(np.int64), is_pooled=False)
 
     @classmethod
     def pooled(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
@@ -309,7 +300,7 @@ def _normal(line: torch.Tensor, size: int) -> torch.Tensor:
     return line * (2 / (size - 1)) - 1 if size > 1 else torch.zeros_like(line)
 
 
-def _swept_position(places: AffineSampling, turn: _Turn, at: list[int]) -> float:
+def _swept_position(places: AffineSampling, turn: _Turn, at: Shape) -> float:
     """Return where a voxel of the new grid lies along the sweep, on and beyond the network's slices."""
     point = triple(slice(n, n + 1) for n in at)
     along = places.positions_vox(point)[turn.axes[0]]

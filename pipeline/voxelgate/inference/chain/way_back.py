@@ -145,9 +145,10 @@ def _unsampled_nearest(labels: MetaTensor, sampling: Sampling | None) -> MetaTen
     if not sampling.is_affine:
         resized = F.interpolate(labels.as_tensor()[None].float(), sampling.places.new_size, mode=sampling.mode)[0]
         return unsampled(labels, resized.to(labels.dtype), sampling.affine)
+    voxels = labels.as_tensor().reshape(-1)
     out = torch.empty((1, *sampling.places.new_size), dtype=labels.dtype)
     for span, indices in _nearest_voxels(sampling.places):
-        out[0, span] = labels.as_tensor()[0].reshape(-1)[indices]
+        out[0, span] = voxels[indices]
     return unsampled(labels, out, sampling.affine)
 
 
