@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class Job:
     channels: tuple[int, ...] = tuple(SMALL)
     is_nothing: bool = True
     plane_vox: int = 512
+
+    @property
+    def file_name(self) -> str:
+        """Return the name of results."""
+        return f"{self.name.replace(' ', '-').replace(',', '')}.nii.gz"
 
     def folder(self, cache: Path) -> Path:
         """Return the folder `TRAINER__PLANS__CONFIGURATION` that nnU-Net made, now or earlier."""
@@ -132,8 +137,8 @@ class Nothing(nn.Module):
         return self.scores
 
 
-def theirs(job: Job, cache: Path, out: Path) -> None:
-    """Segment as nnU-Net does."""
+def theirs(job: Job, cache: Path, out: Path) -> Callable[[], None]:
+    """Return what segments as nnU-Net does, with the network loaded."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: PLC0415
 
     predictor = nnUNetPredictor(use_mirroring=job.mirroring, device=torch.device("cpu"), allow_tqdm=False)
@@ -141,41 +146,48 @@ def theirs(job: Job, cache: Path, out: Path) -> None:
     if job.is_nothing:
         predictor.network, predictor.list_of_parameters = Nothing(job.classes), [Nothing(job.classes).state_dict()]
     reader = predictor.plans_manager.image_reader_writer_class()
-    voxels, properties = reader.read_images([str(job.image(cache))])
-    reader.write_seg(predictor.predict_single_npy_array(voxels, properties), str(out), properties)
+
+    def segment() -> None:
+        voxels, properties = reader.read_images([str(job.image(cache))])
+        reader.write_seg(predictor.predict_single_npy_array(voxels, properties), str(out), properties)
+
+    return segment
 
 
-def ours(job: Job, cache: Path, out: Path, *, fast: bool) -> None:
-    """Segment as the imported bundle does."""
+def ours(job: Job, cache: Path, out: Path, *, fast: bool) -> Callable[[], None]:
+    """Return what segments as the imported bundle does, opened."""
     from voxelgate import open_bundle, write_label_map  # noqa: PLC0415
-    from voxelgate.apps.cli.main import main  # noqa: PLC0415
 
-    bundle_root = cache / f"bundle-{job.classes}-{job.channels[0]}-{int(job.mirroring)}"
-    if not bundle_root.exists():
-        sys.argv = ["voxelgate", "import", str(job.folder(cache)), "--out", str(bundle_root)]
-        try:
-            main()
-        except SystemExit as ended:
-            if ended.code:
-                raise
-    bundle = open_bundle(bundle_root, "cpu")
+    bundle = open_bundle(imported(job, cache), "cpu")
     if job.is_nothing:
         bundle = dataclasses.replace(bundle, network=Nothing(job.classes))
     if fast:
         bundle = dataclasses.replace(bundle, inferer=bundle.inferer.adjusted(fast=True))
-    found = bundle.segment(job.image(cache))
-    write_label_map(out, found.labels, found.grid, overwrite=True)
+
+    def segment() -> None:
+        found = bundle.segment(job.image(cache))
+        write_label_map(out, found.labels, found.grid, overwrite=True)
+
+    return segment
+
+
+def imported(job: Job, cache: Path) -> Path:
+    """Return the bundle of nnU-Net's folder, imported now or earlier."""
+    folder = job.folder(cache)
+    bundle = cache / f"bundle-{folder.parents[1].name}"
+    if not bundle.exists():
+        program = Path(sys.executable).with_name("voxelgate")
+        subprocess.run([program, "import", folder, "--out", bundle], check=True, stdout=sys.stderr)
+    return bundle
 
 
 def measure(way: str, job: Job, cache: Path) -> dict[str, float]:
     """Run once, in this process, and return seconds of clock and of processors, and the peak of the memory."""
-    out = cache / f"{way}-{job.name.replace(' ', '-').replace(',', '')}.nii.gz"
     torch.set_num_threads(2)
+    out = cache / f"{way}-{job.file_name}"
+    segment = theirs(job, cache, out) if way == "nnunet" else ours(job, cache, out, fast=way == "fast")
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    if way == "nnunet":
-        theirs(job, cache, out)
-    else:
-        ours(job, cache, out, fast=way == "fast")
+    segment()
     return {
         "wall_s": time.perf_counter() - began_s,
         "cpu_s": time.process_time() - began_cpu_s,
@@ -208,8 +220,7 @@ def compare(job: Job, cache: Path, repeats: int) -> None:
 def _equal(cache: Path, job: Job, way: str) -> str:
     if job.name == ALONE:
         return "nnU-Net does not fit"
-    name = job.name.replace(" ", "-").replace(",", "")
-    first, second = (np.asarray(nib.load(cache / f"{one}-{name}.nii.gz").dataobj) for one in (way, "nnunet"))
+    first, second = (np.asarray(nib.load(cache / f"{one}-{job.file_name}").dataobj) for one in (way, "nnunet"))
     return f"{np.count_nonzero(first != second)} of {first.size} voxels differ"
 
 
