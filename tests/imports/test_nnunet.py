@@ -240,6 +240,21 @@ def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
         imported(folder(tmp_path), configurations=("2d",))
 
 
+def test_a_folder_of_one_configuration_holds_no_other(tmp_path: Path) -> None:
+    path = folder(tmp_path) / TRAINED
+
+    assert imported(path, configurations=("3d_fullres",)).name == "Dataset001_Blobs_3d_fullres"
+    with pytest.raises(UsageError, match="--configuration 2d: nnUNetTrainer__"):
+        imported(path, configurations=("2d",))
+
+
+def test_settings_that_no_component_follows_are_refused(tmp_path: Path) -> None:
+    document = plans(resampling_fn_probabilities_kwargs={"is_seg": False, "order": 3})
+
+    with pytest.raises(BundleError, match=r"configuration 3d_fullres: .*orders 3 and 0"):
+        imported(folder(tmp_path, plans=document))
+
+
 def test_several_trainers_of_one_configuration_must_be_told_apart(tmp_path: Path) -> None:
     folder(tmp_path, name="nnUNetTrainerDA5__nnUNetPlans__3d_fullres")
 

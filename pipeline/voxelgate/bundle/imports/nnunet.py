@@ -74,6 +74,7 @@ def choose_folders(source: ImportSource, options: ImportOptions) -> tuple[tuple[
     """
     folders = configuration_folders(source)
     if source.kind is Kind.NNUNET_CONFIGURATION:
+        _refuse_other_configurations(source, options)
         return ("",), ()
     if not folders:
         raise InputError(f"{source.name}: holds no folder TRAINER__PLANS__CONFIGURATION; copy it again.")
@@ -87,6 +88,14 @@ def choose_folders(source: ImportSource, options: ImportOptions) -> tuple[tuple[
     if len(fitting) > 1:
         raise UsageError(f"{source.name}: holds {', '.join(fitting)}; say which one is meant with --configuration.")
     return (fitting[0],), _passed_over(source, folders, fitting)
+
+
+def _refuse_other_configurations(source: ImportSource, options: ImportOptions) -> None:
+    here = source.root.name
+    if other := [one for one in options.configurations if one not in (here, configuration_of(here))]:
+        raise UsageError(
+            f"--configuration {other[0]}: {source.name} is one configuration; name the folder of its data set."
+        )
 
 
 def _passed_over(source: ImportSource, folders: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:

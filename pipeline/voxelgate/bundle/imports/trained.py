@@ -16,7 +16,9 @@ from voxelgate.bundle.imports.plans import Configuration, Plans, read_plans
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.weights import read_checkpoint, state_in, without_aliases
 from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
+from voxelgate.transforms.nnunet.preprocess import NnUNetPreprocessd
 
 OTHER_NETWORKS = re.compile(r"primus|mamba|mednext|stunet|(?<!nn)unetr|xlstm", re.IGNORECASE)
 """Trainers, by parts of their names, that build networks of their own; others keep that of the plans."""
@@ -58,6 +60,13 @@ class TrainedConfiguration:
     mirror_axes: tuple[int, ...]
     files: tuple[str, ...]
     findings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for component, config in ((NnUNetPreprocessd, self.preprocessing()), (NnUNetInferer, self.inferer())):
+            try:
+                component(**_arguments_of(config))
+            except UsageError as error:
+                raise BundleError(f"{self.plans.where}, configuration {self.configuration.name}: {error}") from error
 
     def preparation(self, dicom_order: DicomOrder) -> list[Config]:
         """Return the steps between reading an image and the inferer."""
@@ -233,11 +242,14 @@ def _shapes_of(network: Config, where: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all weights of a network that is built without any."""
     try:
         with torch.device("meta"):
-            arguments = {name: value for name, value in network.items() if name != "_target_"}
-            built = NETWORKS[network["_target_"]](**arguments)
+            built = NETWORKS[network["_target_"]](**_arguments_of(network))
     except ValueError as error:
         raise BundleError(f"{where}: {error}; such a network cannot be built.") from error
     return {name: tuple(value.shape) for name, value in built.state_dict().items()}
+
+
+def _arguments_of(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "_target_"}
 
 
 def _refuse_other_network(
