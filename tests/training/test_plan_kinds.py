@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from tests.manifest_files import write_document
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import InputError, ManifestError
+from voxelgate.datasets.check_manifest import check_manifest
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import survey
 from voxelgate.images.spec import ImageSpec
@@ -123,5 +124,5 @@ def test_a_case_without_one_of_its_channels_is_refused(tmp_path: Path) -> None:
         '["images/0_0.nii.gz", "images/0_1.nii.gz"]', '"images/0_0.nii.gz"'
     )
     manifest.write_text(text, encoding="utf-8")
-    with pytest.raises(ManifestError, match=r"images/0_0\.nii\.gz: 1 files for an image of 2 channels"):
-        load_manifest(manifest)
+    with pytest.raises(ManifestError, match=r"images/0_0\.nii\.gz: holds 1 volume, expected 2"):
+        check_manifest(load_manifest(manifest))

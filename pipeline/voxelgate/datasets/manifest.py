@@ -26,7 +26,7 @@ from voxelgate.dicom.read.series_paths import is_series_path
 from voxelgate.images.label_maps import VALUES_KEY, LabelValues
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import PICTURE_NAMES, ImageSpec
-from voxelgate.images.volumes import volume_stem
+from voxelgate.images.volumes import is_nifti, volume_stem
 
 ALL_FOLDS = -1
 """The `fold` of `datalist` that trains on every labelled case."""
@@ -413,7 +413,8 @@ def _path_problems(manifest: Manifest) -> Iterator[str]:
 def _channel_problems(manifest: Manifest) -> Iterator[str]:
     rule = manifest.images
     for case in manifest.all_cases:
-        if len(case.channels) != rule.files and not (len(case.channels) == 1 and rule.may_be_one_file):
+        holds_all = len(case.channels) == 1 and rule.may_be_one_file and (rule.is_picture or is_nifti(case.image))
+        if len(case.channels) != rule.files and not holds_all:
             yield (
                 f"{manifest.relative(case.image)}: {len(case.channels)} files for an image of {rule.files} "
                 "channels; name one file for each channel of modality."

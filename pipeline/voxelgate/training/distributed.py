@@ -55,11 +55,21 @@ def start_process_group() -> torch.device:
     return device
 
 
+LEAST_SHARE = 0.5
+"""Part of a network's numbers that weights must bring to be of such a network."""
+
+FIRST_NETWORK = "0."
+"""What the names of the first network's weights begin with where there are several."""
+
+
 def start_from(network: nn.Module, weights: str | None) -> nn.Module:
     """Load a plain state dict into `network` before a training, to go on from weights instead of random numbers.
 
+    Of a network with other classes or channels those layers are loaded whose shapes fit, and the others are named in a
+    warning. Of several networks (folds) the first is taken.
+
     Raises:
-        UsageError: no such file, or weights of another network.
+        UsageError: no such file, or weights of another network: less than half of the network's numbers are among them.
 
     >>> network = vg.AttentionUNet(in_channels=1, out_channels=2, channels=(8, 16))
     >>> vg.start_from(network, None) is network
@@ -67,13 +77,31 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
     """
     if weights is None:
         return network
+    own = network.state_dict()
     try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        fitting = _fitting(torch.load(weights, map_location="cpu", weights_only=True), own)
+        network.load_state_dict(fitting, strict=False)
+    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"{weights} cannot start this network ({reason_of(error)}); name the model.pt of an equal one"
         ) from error
+    loaded, all_numbers = (sum(value.numel() for value in state.values()) for state in (fitting, own))
+    if loaded < LEAST_SHARE * all_numbers:
+        raise UsageError(
+            f"{weights} cannot start this network, for {loaded} of its {all_numbers} numbers fit; name the model.pt of "
+            "one that differs in its classes or channels at most"
+        )
+    if anew := list(dict.fromkeys(name.rpartition(".")[0] or name for name in own if name not in fitting)):
+        logger.warning("layers that begin anew, since the weights have none of their shape: %s", ", ".join(anew))
     return network
+
+
+def _fitting(stated: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights that a network can take; those of the first of several networks if there are some."""
+    if not stated.keys() & own.keys():
+        first = [name for name in stated if name.startswith(FIRST_NETWORK)]
+        stated = {name.removeprefix(FIRST_NETWORK): stated[name] for name in first}
+    return {name: value for name, value in stated.items() if name in own and own[name].shape == value.shape}
 
 
 def set_aside(folder: str | Path, weights: str | Path, *, resume: bool = False) -> None:

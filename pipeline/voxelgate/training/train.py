@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from voxelgate.bundle.checksums import CHECKSUMS, is_sealed, seal, verify
+from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
+from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import ConfigParser, read_configs, run_workflow
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.files import LOCK_NAME, locked
@@ -178,7 +179,7 @@ def _shared_parts(config: ConfigParser) -> list[Any]:
 
 def _seen_before(job: TrainingJob) -> Seen:
     """Return what weights have seen from which a training begins."""
-    weights = (job.overrides or {}).get("init_weights")
+    weights = settings_of(job).get("init_weights")
     return Seen() if weights is None else read_seen(Path(str(weights)).absolute().parent.parent)
 
 
@@ -229,7 +230,15 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "data_root": str((job.data_root or job.manifest.parent).resolve()),
         "fold": job.fold,
         **(job.overrides or {}),
+        **_first_weights((job.overrides or {}).get("init_weights")),
     }
+
+
+def _first_weights(given: object) -> dict[str, str]:
+    """Return the file of weights from which a training begins; a bundle, by name or folder, stands for its own."""
+    if not isinstance(given, str) or Path(given).suffix == ".pt":
+        return {}
+    return {"init_weights": str(find_bundle(given) / WEIGHTS)}
 
 
 def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from voxelgate.apps.cli.options import DataRoot, ManifestArgument
 from voxelgate.apps.cli.tables import print_facts
 from voxelgate.apps.cli.terminal import console, progress_bar
+from voxelgate.bundle.shipped import find_bundle
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.page import facts_tables
 from voxelgate.training.planning import Device, Plan, read_overrides
@@ -28,6 +29,16 @@ def run(
     memory: Annotated[
         float | None, typer.Option(min=0.5, help="GB for training.", show_default="4, or what the GPU has free")
     ] = None,
+    adopted: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            parser=find_bundle,
+            metavar="bundle",
+            help="Imported nnU-Net bundle to go on from: its network and preparation are taken.",
+            show_default=False,
+        ),
+    ] = None,
     override: Annotated[
         Path | None, typer.Option(help="JSON file of values that count instead.", show_default=False)
     ] = None,
@@ -39,14 +50,18 @@ def run(
 
     budget = budget_here(minutes, device, memory)
     with progress_bar("measuring cases") as progress:
-        made = make_bundle(manifest, out, budget, data_root=data_root, overrides=overrides, progress=progress)
+        made = make_bundle(
+            manifest, out, budget, data_root=data_root, overrides=overrides, adopted=adopted, progress=progress
+        )
     for facts in facts_tables(made.survey):
         print_facts(facts)
     _print_plan(made.plan)
     root = "" if data_root is None and made.manifest == manifest else f" --data-root {data_root or manifest.parent}"
     fold = "" if made.survey.manifest.folds else " --fold -1"
+    begun = "" if adopted is None else f" --set init_weights={adopted}"
+    trained = f"{root}{fold}{begun} --out {out}_trained"
     console.print(
-        f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{root}{fold} --out {out}_trained`",
+        f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{trained}`",
         soft_wrap=True,
     )
 

@@ -151,6 +151,7 @@ def metadata(plan: Plan) -> Config:
         "data_source": plan.data.get("name", ""),
         "data_type": "nibabel",
         "intended_use": "Research only; not a medical device.",
+        **({"licence": licence} if (licence := plan.adopted.get("licence")) else {}),
         **_series_rule(plan),
         **({"trained_on": dict(plan.trained_on)} if plan.trained_on else {}),
         "references": [text for text in (plan.data.get("reference", ""),) if text],

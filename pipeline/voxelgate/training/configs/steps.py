@@ -1,5 +1,6 @@
 """The parts of which every config of a bundle is made; numbers come from the plan, the structure stands here."""
 
+from collections.abc import Sequence
 from math import prod, radians
 
 from voxelgate.bundle.frame import Config, image_reading_steps
@@ -37,6 +38,8 @@ def reading_steps(plan: Plan, keys: list[str]) -> list[Config]:
 
 def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:
     """Return the way to the network grid and its values; the only place it stands, for training and inference."""
+    if plan.adopted:
+        return _adopted_steps(plan.adopted["preparation"], keys)
     return [
         {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
         {
@@ -47,6 +50,14 @@ def preparation_steps(plan: Plan, keys: list[str]) -> list[Config]:
         },
         *_intensity_steps(plan),
     ]
+
+
+def _adopted_steps(steps: Sequence[Config], keys: Sequence[str]) -> list[Config]:
+    """Return the preparation of an imported model; labels follow the image where it is turned, and to its grid."""
+    if "label" not in keys:
+        return [dict(step) for step in steps]
+    placed: list[Config] = [{"_target_": "voxelgate.PlaceLabeld"}] if len(steps) > 1 else []
+    return [*map(dict, steps[:-1]), *placed, {**steps[-1], "label_key": "label"}]
 
 
 def _intensity_steps(plan: Plan) -> list[Config]:
@@ -170,6 +181,8 @@ def network_config(plan: Plan) -> Config:
 
 def inferer_config(plan: Plan) -> Config:
     """Return the inferer that gives labels on the grid of the file."""
+    if plan.adopted:
+        return dict(plan.adopted["inferer"])
     is_flipped = plan.flip_test and plan.is_mirrored
     return {
         "_target_": "voxelgate.RestoringSlidingWindowInferer",

@@ -326,7 +326,7 @@ def _validate_section(plan: Plan) -> Config:
             "batch_size": 1,
             "num_workers": 0,
         },
-        "inferer": inferer_config(plan) | {"flip_axes": []},
+        "inferer": inferer_config(plan) | ({} if plan.adopted else {"flip_axes": []}),
         "postprocessing": _one_hot(plan),
         "key_metric": {
             "val_mean_dice": {

@@ -14,6 +14,7 @@ from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import Survey, survey
 from voxelgate.training.configs.bundle_files import refuse_existing_bundle, write_bundle
+from voxelgate.training.planning.adopted import adopted_overrides
 from voxelgate.training.planning.plan import Budget, Device, Plan
 from voxelgate.training.planning.rules import plan
 from voxelgate.training.planning.step_time import step_time_s
@@ -48,6 +49,7 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
     *,
     data_root: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    adopted: Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Made:
@@ -59,6 +61,7 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
         budget: what the training may cost; the time of a step is measured where it says none.
         data_root: folder the manifest's paths start from; its own folder if None.
         overrides: values that count instead of the rules'.
+        adopted: imported bundle whose network and preparation are taken, for a training that goes on from it.
         cache: folder for what was measured of each case.
         progress: told how many cases are done.
 
@@ -69,6 +72,8 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
     """
     refuse_existing_bundle(out)
     make_folder(out.parent)
+    if adopted is not None:
+        overrides = adopted_overrides(adopted) | dict(overrides or {})
     found = survey(load_manifest(manifest, data_root), cache=cache, progress=progress)
     first = plan(found.fingerprint, budget, overrides)
     timed = budget if budget.step_s else replace(budget, step_s=_measured_s(first))

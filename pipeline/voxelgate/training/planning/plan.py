@@ -213,6 +213,8 @@ class Plan:
         training: length and pace.
         cleaning: of the label maps that come out.
         data: what is known of the training data: name, licence, reference; goes into metadata and docs.
+        adopted: of an imported network that training goes on from: `from` which bundle, its `licence`, `preparation`
+            and `inferer`; spacing and patch are then along the axes that its preparation gives.
         trained_on: sizes of the training images, as `voxelgate.evaluation.expectations.Expected` reads them.
         min_slices: fewest slices of a DICOM series that is worth a try.
         version: of the bundle.
@@ -245,6 +247,7 @@ class Plan:
     training: Training = field(default_factory=Training)
     cleaning: Cleaning = field(default_factory=Cleaning)
     data: dict[str, str] = field(default_factory=dict)
+    adopted: dict[str, Any] = field(default_factory=dict)
     trained_on: dict[str, Any] = field(default_factory=dict)
     min_slices: Count = 2
     version: str = "0.1.0"
@@ -299,7 +302,8 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a readable JSON document."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        values = {name: value for name, value in asdict(self).items() if value or name != "adopted"}
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, path: Path) -> Self:

@@ -199,7 +199,7 @@ def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any], prefix: 
 
 
 _FIXED = {"budget", "overrides", "plan_version"}
-_FREE = ("network.", "data.", "trained_on.", "changelog.", "reasons.")
+_FREE = ("network.", "data.", "adopted.", "trained_on.", "changelog.", "reasons.")
 """Parts of a plan in which any name may stand."""
 
 
