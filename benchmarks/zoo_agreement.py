@@ -29,14 +29,33 @@ from torch import nn
 from voxelgate.bundle.imports.imported import ImportOptions
 from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
+from voxelgate.bundle.imports.weights import read_arrays
 from voxelgate.bundle.imports.zoo import read_zoo
+from voxelgate.bundle.imports.zoo_networks import network_of
+from voxelgate.bundle.imports.zoo_references import ZooConfig
+from voxelgate.bundle.imports.zoo_scripts import Scripts
 from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.bundle.predict import Bundle
+from voxelgate.bundle.workflow import build_component
 from voxelgate.images.spec import read_image
 from voxelgate.transforms.io import as_image
 
 CHANNELS = {"brats_mri_segmentation": 4, "renalStructures_CECT_segmentation": 3}
 PHASES = ("artery", "vein", "excret")
+
+THIN: dict[str, dict[str, Any]] = {
+    "brats_mri_segmentation": {"init_filters": 8},
+    "multi_organ_segmentation": {"channel_mul": 0.25},
+    "pancreas_ct_dints_segmentation": {"channel_mul": 0.25},
+    "pediatric_abdominal_ct_segmentation": {"filters": [8, 16, 32, 32, 32, 32]},
+    "prostate_mri_anatomy": {"channels": [8, 8, 16, 16, 32, 32], "num_res_units": 1},
+    "renalStructures_CECT_segmentation": {"init_filters": 8},
+    "spleen_deepedit_annotation": {"filters": [8, 16, 32, 32, 32, 32]},
+    "swin_unetr_btcv_segmentation": {"feature_size": 12},
+    "ventricular_short_axis_3label": {"channels": [4, 8, 8, 16, 16]},
+    "wholeBody_ct_segmentation": {"init_filters": 8},
+}
+"""Arguments of networks with fewer channels, for `--thin`; all else of the bundle stays."""
 
 GRIDS = {
     "isotropic": ((64, 52, 70), (1.25, 1.25, 1.25), 0.0),
@@ -65,6 +84,28 @@ def write_image(path: Path, grid: str, scale: tuple[float, ...], seed: int) -> P
     affine[:3, :3] = turn @ tilt @ axes @ np.diag(np.multiply(spacing, scale))
     affine[:3, 3] = (-35.25, 12.5, -60.75)
     nib.save(nib.Nifti1Image(np.clip(voxels, -1000, 1500).astype(np.int16), affine), path)
+    return path
+
+
+def make_thin(root: Path) -> None:
+    """Give a bundle a network with fewer channels, if one is known, and random weights for it."""
+    name, config = read_config(root)
+    fewer = THIN.get(root.name)
+    if fewer is None:
+        return
+    part = config["dints_space"] if "channel_mul" in fewer else config["network_def"]
+    part |= fewer
+    (root / "configs" / name).write_text(yaml.safe_dump(config) if name.endswith("yaml") else json.dumps(config))
+    torch.manual_seed(1)
+    with opened_source(root) as source:
+        told = ZooConfig(config, name, lambda path: read_arrays(source, path.removeprefix("./")))
+        network = build_component(network_of(told.value("network_def"), name, Scripts({}))[0])
+    torch.save(network.state_dict(), weights_of(root))
+
+
+def weights_of(root: Path) -> Path:
+    """Return where the weights of a bundle lie."""
+    (path,) = [path for path in (root / "models").glob("*.pt") if not path.name.startswith("search_code")]
     return path
 
 
@@ -164,7 +205,7 @@ def centre(root: Path, bundle: Bundle, case: dict[str, Any]) -> None:
         scores = bundle.network(nn.functional.pad(window, short))
     scores = scores[(..., *(slice(0, span) for span in window.shape[2:]))]
     means = scores.mean(dim=[0, *range(2, scores.ndim)])
-    (path,) = [path for path in (root / "models").glob("*.pt") if not path.name.startswith("search_code")]
+    path = weights_of(root)
     state = torch.load(path, weights_only=True)
     biases = [name for name, value in state.items() if name.endswith("bias") and value.shape == means.shape]
     if biases:
@@ -185,10 +226,12 @@ def stock_labels(out: Path, grid: str) -> npt.NDArray[Any]:
     return np.rint(saved.reshape(saved.shape[:3])).astype(np.int64)
 
 
-def compare(zoo: Path, work: Path, name: str, *, faithful: bool) -> Iterator[str]:
+def compare(zoo: Path, work: Path, name: str, *, faithful: bool, thin: bool) -> Iterator[str]:
     """Yield a row of the table for each grid of one bundle."""
     root = work / name
     shutil.copytree(zoo / name, root)
+    if thin:
+        make_thin(root)
     _, config = read_config(root)
     images = work / f"{name}-images"
     images.mkdir()
@@ -217,11 +260,12 @@ def main() -> None:
     options.add_argument("work", type=Path)
     options.add_argument("bundles", nargs="*")
     options.add_argument("--faithful", action="store_true")
+    options.add_argument("--thin", action="store_true", help="networks with fewer channels, random weights made here")
     asked = options.parse_args()
     asked.work.mkdir(parents=True)
     print("| bundle | grid | voxels | labels (rarest) | differing | s | s of stock |\n|---|---|---|---|---|---|---|")
     for name in asked.bundles or sorted(path.name for path in asked.zoo.iterdir() if (path / "models").is_dir()):
-        for row in compare(asked.zoo, asked.work, name, faithful=asked.faithful):
+        for row in compare(asked.zoo, asked.work, name, faithful=asked.faithful, thin=asked.thin):
             print(row, flush=True)
 
 

@@ -133,6 +133,9 @@ def test_a_bundle_is_read_with_all_that_it_says_of_itself(tmp_path: Path) -> Non
     assert found.labels.names == ("background", "liver", "spleen")
     assert found.licence == "MIT License"
     assert found.metadata == {"authors": "somebody"}
+    assert found.findings == (
+        "It names packages that are not installed: nothing-that-is-here; most serve its training.",
+    )
     assert found.network_def["_target_"] == "monai.networks.nets.UNet"
     assert [step["_target_"] for step in found.preparation] == IN_GRID
     assert found.inferer == {

@@ -20,6 +20,7 @@ from voxelgate.bundle.imports.zoo_facts import (
     description_of,
     licence_of,
     modality_of,
+    on_packages,
     text_of,
 )
 from voxelgate.bundle.imports.zoo_faithful import read_own_chain
@@ -89,7 +90,7 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
             "code": sorted(code),
         },
         extra_files=files,
-        findings=(*on_network, *chain.findings, *on_labels, *_on_code(code)),
+        findings=(*on_network, *chain.findings, *on_labels, *_on_code(code), *on_packages(metadata)),
     )
 
 

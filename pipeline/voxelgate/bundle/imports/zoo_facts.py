@@ -1,6 +1,7 @@
 """What a zoo bundle says of itself beside its configs: terms, modality, description."""
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from voxelgate.bundle.imports.source import ImportSource
@@ -46,3 +47,21 @@ def licence_of(source: ImportSource, metadata: Mapping[str, Any]) -> str:
     has_version = len(lines) > 1 and lines[1].startswith("Version ")
     title = ", ".join(lines[:2] if has_version else lines[:1])
     return " ".join(title.split()[:_TITLE_WORDS])
+
+
+def on_packages(metadata: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the packages that a bundle requires and that are not installed here; none if all are."""
+    required = metadata.get("required_packages_version")
+    names = sorted(str(name) for name in required) if isinstance(required, Mapping) else []
+    missing = [name for name in names if not _is_installed(name)]
+    return (
+        [f"It names packages that are not installed: {', '.join(missing)}; most serve its training."] if missing else []
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except (PackageNotFoundError, ValueError):
+        return False
+    return True
