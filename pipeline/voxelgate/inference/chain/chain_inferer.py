@@ -167,15 +167,15 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         self, image: MetaTensor, inputs: torch.Tensor, predict: Callable[..., Any], source: Grid
     ) -> tuple[MetaTensor, torch.Tensor | None]:
         """Return labels (1, i, j, k) where the steps leave them, and how sure the network is of each class."""
-        chain, check = self.chain, functools.partial(self._check, inputs, source)
-        axis = 0 if self.windows is None else self.windows.axis
+        chain, axis = self.chain, 0 if self.windows is None else self.windows.axis
+        back = ScoresBack(image, axis, chain.decision) if chain.is_interpolated else None
+        check = functools.partial(self._check, inputs, source, back.held_slices if back is not None else 0)
         if self.windows is None:
             found = at_once(inputs, predict, check)
         else:
             found = blended(inputs, predict, self.windows, check)
         certainty = Certainty()
         slabs = _activated_slabs(found, chain, certainty)
-        back = ScoresBack(image, axis, chain.decision) if chain.is_interpolated else None
         if back is not None and back.interpolates:
             labels = turned_back(back.labels(slabs))
         else:
@@ -185,20 +185,20 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             labels = _stepped(labels, step)
         return labels, certainty.means()
 
-    def _check(self, inputs: torch.Tensor, source: Grid, classes: int) -> None:
+    def _check(self, inputs: torch.Tensor, source: Grid, held_slices: int, classes: int) -> None:
         problem = self.chain.decision.refusal(classes)
         if problem is not None:
             raise BundleError(f"{problem}; the steps do not fit it.")
-        needed = self._needed_bytes(triple(inputs.shape[2:]), classes) + LABEL_BYTES * math.prod(source.shape)
+        size = triple(inputs.shape[2:])
+        needed = self._needed_bytes(size, held_slices, classes) + LABEL_BYTES * math.prod(source.shape)
         limit = limit_bytes(self.max_memory, inputs.device)
         if needed > limit:
-            size = "x".join(map(str, inputs.shape[2:]))
             raise InputError(
-                f"{classes} classes on a network grid of {size} voxels need about {needed / GIB:.1f} GiB, "
-                f"{limit / GIB:.1f} GiB may be used; use a machine with more memory."
+                f"{classes} classes on a network grid of {'x'.join(map(str, size))} voxels need about "
+                f"{needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB may be used; use a machine with more memory."
             )
 
-    def _needed_bytes(self, size: Shape, classes: int) -> int:
+    def _needed_bytes(self, size: Shape, held_slices: int, classes: int) -> int:
         """Return what windows, sums and slabs take, and labels on the network grid."""
         grid = math.prod(size)
         if self.windows is None:
@@ -207,7 +207,7 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         plane = math.prod(max(n, w) for n, w in zip(size, window, strict=True)) // max(
             size[self.windows.axis], window[self.windows.axis]
         )
-        ring = (classes + 1) * plane * window[self.windows.axis]
+        ring = (classes + 1) * plane * (window[self.windows.axis] + held_slices)
         piece = min(PIECE_SCORES, ring)
         return 4 * (ring + SLABS * piece + 2 * self.windows.batch * classes * math.prod(window)) + LABEL_BYTES * grid
 

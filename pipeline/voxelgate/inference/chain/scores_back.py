@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape, triple
 from voxelgate.inference.chain.blending import Slab
 from voxelgate.inference.chain.chain_steps import Decision
-from voxelgate.inference.chain.way_back import placed_like, sampling_of, turned_back, unsampled
+from voxelgate.inference.chain.way_back import Sampling, placed_like, sampling_of, turned_back, unsampled
 from voxelgate.transforms.affine_slabs import SLAB_POSITIONS, AffineSampling, sample_points
 
 MIXED_SCORES = 2**22
@@ -91,6 +91,7 @@ class ScoresBack:
         probe = turned_back(placed_like(torch.ones(image.shape[1:], dtype=torch.uint8), image))
         self.sampling = sampling_of(probe)
         self._turn = _turn_between(Grid.of(image), Grid.of(probe), axis)
+        self._rows = _Rows.of(self.sampling, self._turn) if self.sampling is not None else None
         self._probe = probe[:, :1, :1, :1].clone()
 
     @property
@@ -98,16 +99,20 @@ class ScoresBack:
         """Return whether scores change on their way; if not, labels can go it as well."""
         return self.sampling is not None and self.sampling.mode in INTERPOLATED
 
+    @property
+    def held_slices(self) -> int:
+        """Return how many slices of the network are held for one row; all of them, if the grids are turned so."""
+        return 0 if self._rows is None else int(1 + np.ptp(self._rows.needed, axis=1).max())
+
     def labels(self, slabs: Iterator[Slab]) -> MetaTensor:
         """Return labels (1, i, j, k) before the sampling, with the operations that are still to be taken back.
 
         Args:
             slabs: scores after the first activation; all of the network grid, in order.
         """
-        if self.sampling is None:
+        if self.sampling is None or self._rows is None:
             raise UsageError("nothing was resampled, so there are no scores to bring back.")
-        places = self.sampling.places
-        rows = _Rows.of(places, self._turn) if self.sampling.mode == "bilinear" else _Rows.pooled(places, self._turn)
+        places, rows = self.sampling.places, replace(self._rows)
         planes, out = _Planes(self._turn.size[0], self.decision), None
         for _, scores in slabs:
             planes.push(scores)
@@ -122,11 +127,18 @@ class ScoresBack:
 
     def _codes(self, rows: "_Rows", span: slice, planes: "_Planes") -> torch.Tensor:
         if rows.is_pooled:
-            return _pooled_codes(rows, span, planes, self.decision)
+            return self._pooled_codes(rows, span, planes)
         box = [slice(0, n) for n in rows.places.new_size]
         box[rows.axis] = span
         positions = [line.to(planes.device) for line in rows.places.positions_vox(triple(box))]
         return _interpolated_codes(self._turn.swept(positions), planes, self.decision, is_cropped=self._turn.is_cropped)
+
+    def _pooled_codes(self, rows: "_Rows", span: slice, planes: "_Planes") -> torch.Tensor:
+        low, high = rows.needed[span.start]
+        scores, _ = planes.between(int(low), int(high))
+        height, width = (rows.places.new_size[axis] for axis in self._turn.axes[1:])
+        pooled = F.adaptive_avg_pool3d(scores[None], (1, height, width))[0]
+        return self.decision.codes(pooled).movedim(0, rows.axis)
 
 
 @dataclass(eq=False)
@@ -149,8 +161,18 @@ class _Rows:
     done: int = 0
 
     @classmethod
-    def of(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
-        """Return rows that are interpolated."""
+    def of(cls, sampling: Sampling, turn: _Turn) -> "_Rows":
+        """Return the rows of a sampling.
+
+        Raises:
+            BundleError: averages are turned or cropped.
+        """
+        return (
+            cls._pooled(sampling.places, turn) if sampling.mode == "area" else cls._interpolated(sampling.places, turn)
+        )
+
+    @classmethod
+    def _interpolated(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
         last = np.array(places.new_size) - 1
         origin = _swept_position(places, turn, (0, 0, 0))
         spread = np.array([_swept_position(places, turn, triple(end)) - origin for end in np.diag(last).tolist()])
@@ -164,16 +186,17 @@ class _Rows:
         return cls(places, axis, order, np.stack([first, final], axis=1).astype(np.int64), is_pooled=False)
 
     @classmethod
-    def pooled(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
-        """Return rows that are averages, as those of `adaptive_avg_pool3d`."""
-        if turn.axes != (0, 1, 2) or turn.signs != (1, 1, 1) or turn.is_cropped:
+    def _pooled(cls, places: AffineSampling, turn: _Turn) -> "_Rows":
+        """Return rows whose voxels are averages, as those of `adaptive_avg_pool3d`."""
+        axis, *across = turn.axes
+        if across != sorted(across) or turn.signs != (1, 1, 1) or turn.is_cropped:
             raise BundleError(
                 "what Resize averaged was turned or cropped afterwards; import the bundle with --faithful."
             )
-        old, new = places.old_size[0], places.new_size[0]
+        old, new = places.old_size[axis], places.new_size[axis]
         rows = np.arange(new)
         needed = np.stack([rows * old // new, -(-(rows + 1) * old // new) - 1], axis=1)
-        return cls(places, 0, rows, needed, is_pooled=True)
+        return cls(places, axis, rows, needed, is_pooled=True)
 
     @property
     def are_done(self) -> bool:
@@ -269,12 +292,6 @@ def _interpolated_codes(
         sampled = sample_points(values, points[None, None, None], "bilinear", "border", is_corner_aligned=True)
         found.view(-1)[part] = decision.codes(sampled[:, 0, 0].float())
     return found
-
-
-def _pooled_codes(rows: _Rows, span: slice, planes: _Planes, decision: Decision) -> torch.Tensor:
-    low, high = rows.needed[span.start]
-    scores, _ = planes.between(int(low), int(high))
-    return decision.codes(F.adaptive_avg_pool3d(scores[None], (1, *rows.places.new_size[1:]))[0])
 
 
 def _around(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
