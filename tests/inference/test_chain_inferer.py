@@ -362,3 +362,8 @@ def test_a_step_size_is_a_smaller_overlap() -> None:
     )
     with pytest.raises(UsageError, match="without windows"):
         ChainInferer(steps=STEPS).adjusted(step_size=0.8)
+
+
+def test_it_tells_whether_channels_overlap() -> None:
+    assert ChainInferer(steps=["sigmoid", "invert", REGIONS]).regions == (4, 1, 2)
+    assert ChainInferer(steps=STEPS).regions is None

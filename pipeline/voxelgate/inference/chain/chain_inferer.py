@@ -103,6 +103,11 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         """Return the window in voxels of the network grid; None if the network sees all at once."""
         return None if self.windows is None else self.windows.window_vox((0, 0, 0))
 
+    @property
+    def regions(self) -> tuple[int, ...] | None:
+        """Return the labels of channels that overlap; None for classes that exclude each other."""
+        return tuple(label for _, label in self.chain.decision.regions) or None
+
     def __call__(self, inputs: MetaTensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
         """Return the label map of one image on the grid it was read from.
 
