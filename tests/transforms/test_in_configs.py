@@ -23,6 +23,15 @@ CONFIGS = {
         "unpaired_sides": [],
         "prob": 0.5,
     },
+    "NnUNetPreprocessd": {
+        "keys": "image",
+        "spacing": [3.0, 1.0, 0.8],
+        "transpose_forward": [1, 0, 2],
+        "normalization": [{"scheme": "ZScoreNormalization"}],
+        "resampling": {"function": "resample_data_or_seg_to_shape", "order": 3, "order_z": 0, "force_separate_z": None},
+        "label_key": "label",
+    },
+    "OrderDicomd": {"keys": KEYS, "axcodes": "LAS"},
     "ForegroundIndicesd": {"label_key": "label"},
     "RandBalancedPatchd": {"keys": KEYS, "label_key": "label", "patch_vox": [6, 6, 6], "foreground_probability": 0.5},
 }
@@ -86,6 +95,15 @@ def test_a_training_chain_runs_in_a_cache_and_a_loader(workers):
     assert [tuple(batch["image"].shape) for batch in batches] == [(2, 1, 6, 6, 6)] * 2
     assert all(set(batch) == set(KEYS) for batch in batches)
     assert all(0.0 <= float(batch["image"].min()) <= float(batch["image"].max()) <= 1.0 for batch in batches)
+
+
+def test_images_prepared_as_by_nnunet_are_collated_with_the_spacing_of_their_sources():
+    dataset = CacheDataset([case(seed) for seed in range(2)], from_config("NnUNetPreprocessd"), progress=False)
+
+    (batch,) = DataLoader(dataset, batch_size=2)
+
+    assert tuple(batch["image"].shape) == tuple(batch["label"].shape) == (2, 1, 3, 18, 12)
+    assert batch["image"].meta["source_spacing"].tolist() == [[1.0, 3.0, 1.0]] * 2
 
 
 def test_equal_seeds_give_equal_training_chains():

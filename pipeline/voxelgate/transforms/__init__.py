@@ -1,5 +1,6 @@
 """MONAI dictionary transforms that MONAI lacks; each works alone in any MONAI config."""
 
+from voxelgate.transforms.dicom_order import OrderDicomd
 from voxelgate.transforms.intensity import (
     HU_WINDOWS,
     Despeckled,
@@ -14,6 +15,7 @@ from voxelgate.transforms.intensity import (
     window_limits,
 )
 from voxelgate.transforms.io import ChannelsReader
+from voxelgate.transforms.nnunet.preprocess import NnUNetPreprocessd
 from voxelgate.transforms.sampling import ForegroundIndicesd, RandBalancedPatchd, foreground_indices
 from voxelgate.transforms.spatial import Interpolation, Plane, RandSideSafeFlipd, ResampleToSpacingd
 
@@ -24,8 +26,10 @@ __all__ = [
     "ForegroundIndicesd",
     "HUWindow",
     "Interpolation",
+    "NnUNetPreprocessd",
     "NormalizeImaged",
     "OffsetToHUd",
+    "OrderDicomd",
     "Plane",
     "RandBalancedPatchd",
     "RandSideSafeFlipd",
