@@ -167,7 +167,7 @@ def resample_labels(labels: Array, shape: Sequence[int], apart: int | None, how:
     """Return a label map, resampled so that each voxel has one of its labels.
 
     Args:
-        labels: (a, b, c), any real type.
+        labels: (a, b, c), whole numbers in any real type.
         shape: of the result.
         apart: axis that is resampled apart from the others.
         how: function and orders.
@@ -220,13 +220,12 @@ def _resize_labels(out: Array, labels: Array, order: int) -> None:
     Among equal shares the label of the nearest voxel wins, if it is one of them, else the smallest.
     """
     resize_into(out, labels, 0)
-    values = np.unique(labels)
-    if order == 0 or len(values) == 1 or out.shape == labels.shape:
+    if order == 0 or out.shape == labels.shape:
         return
+    boxes = _boxes_of(labels)
     rows = [positions_of(new, size) for new, size in zip(out.shape, labels.shape, strict=True)]
-    best, winner, nearest = np.zeros(out.shape), np.full(out.shape, values[0]), np.zeros(out.shape)
-    boxes = ndimage.find_objects(np.searchsorted(values, labels).astype(np.int32) + 1)
-    for value, box in zip(values, boxes, strict=True):
+    best, winner, nearest = np.zeros(out.shape), np.full_like(out, min(boxes)), np.zeros(out.shape)
+    for value, box in boxes.items():
         spans, source = _reach(box, rows, labels.shape)
         share = np.empty([span.stop - span.start for span in spans])
         if share.size == 0:
@@ -237,6 +236,14 @@ def _resize_labels(out: Array, labels: Array, order: int) -> None:
         np.maximum(best[spans], share, out=best[spans])
         np.copyto(nearest[spans], share, where=out[spans] == value)
     np.copyto(out, winner, where=nearest != best)
+
+
+def _boxes_of(labels: Array) -> dict[int, Spans]:
+    """Return the box around each label, in the order of the labels."""
+    low, numbered = int(labels.min()), labels.astype(np.int32)
+    numbered -= low - 1
+    boxes = ndimage.find_objects(numbered)
+    return {low + number: box for number, box in enumerate(boxes) if box is not None}
 
 
 def _reach(box: Spans, rows: Sequence[Positions], shape: Sequence[int]) -> tuple[Spans, Spans]:
