@@ -122,7 +122,7 @@ class Metadata:
         origin = self.document.get("imported_from")
         if not isinstance(origin, dict):
             return ()
-        facts = ", ".join(f"{name} {_said(value)}" for name, value in origin.items() if name not in _OF_ALL_ORIGINS)
+        facts = ", ".join(f"{name} {in_words(value)}" for name, value in origin.items() if name not in _OF_ALL_ORIGINS)
         source = f"imported from the {origin.get('kind')} {origin.get('name')} (sha256 {origin.get('sha256')})"
         return (f"{source}{': ' if facts else ''}{facts}", f"licence: {self.licence}")
 
@@ -172,8 +172,18 @@ class Metadata:
             raise BundleError(f"{self.root.name}: metadata.json does not name the output labels ({error})") from error
 
 
-def _said(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def in_words(value: object) -> str:
+    """Return a fact of `imported_from` as a line of text.
+
+    >>> in_words([{"folder": "a", "folds": [0, 1]}, {"folder": "b", "folds": []}])
+    'folder a, folds 0 1; folder b, folds none'
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_words(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        is_of_tables = any(isinstance(one, dict) for one in value)
+        return ("; " if is_of_tables else " ").join(map(in_words, value)) or "none"
+    return str(value)
 
 
 def image_spec_of(root: str | Path) -> ImageSpec:

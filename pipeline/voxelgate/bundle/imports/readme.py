@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from voxelgate.bundle.imports.imported import Imported
+from voxelgate.bundle.metadata import in_words
 
 
 def imported_readme(imported: Imported, metadata: Mapping[str, Any]) -> str:
@@ -53,5 +54,4 @@ python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN
 
 
 def _table_cell(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return in_words(value).replace("|", "\\|").replace("\n", " ")
