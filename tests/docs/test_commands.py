@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY, Run
+from tests.imports.nnunet_files import write_data_set
+from tests.imports.totalseg_files import PARTS, ROUGH, write_weights
+from tests.imports.zoo_bundles import write_zoo_bundle
 from tests.planted import ct_series
 from voxelgate.apps.demo.cohort import make_cohort
 from voxelgate.images.pictures import write_picture
@@ -85,6 +88,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cohort = make_cohort(folder / "my_data", CASES, rng)
     (folder / "new_scans").mkdir()
     shutil.copy(cohort[0].image, folder / "new_scans")
+    _save_models(folder)
     for index in range(CASES):
         _save_picture(folder / "my_pictures", f"{index}.png", rng)
     return folder
@@ -93,6 +97,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _save(path: Path, voxels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+
+
+def _save_models(folder: Path) -> None:
+    """Write models of other programs, with random weights, and scans for them."""
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        _save(folder / "ct_scans" / f"{name}.nii.gz", rng.normal(100, 60, (30, 26, 22)).astype(np.int16))
+    write_data_set(folder / "nnUNet_results" / "Dataset001_Blobs")
+    write_weights(folder / "totalsegmentator_weights", PARTS | ROUGH)
+    write_zoo_bundle(folder / "blobs_of_monai")
 
 
 def _save_picture(folder: Path, name: str, rng: np.random.Generator) -> None:
@@ -118,9 +132,11 @@ def test_every_command_of_a_page_does_what_the_page_says(
     places: Path,
     run: Run,
     background: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(places, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("VOXELGATE_BUNDLES", str(tmp_path / "kept"))
     port = _free_port()
     names: dict[str, object] = {}
     for block in blocks(page):
