@@ -24,8 +24,9 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import part_around
+from voxelgate.segmentation.batch.forecast.sample import sample
 from voxelgate.segmentation.batch.ledger import read_ledger
-from voxelgate.segmentation.batch.run_batch import segment
+from voxelgate.segmentation.batch.run_batch import segment, setup_of
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
 from voxelgate.segmentation.report import CaseReport
@@ -298,3 +299,65 @@ def test_a_network_of_slices_is_exported_and_compared_on_an_image(flat: Path, tm
     assert plain.sizes.window_vox == seen.sizes.window_vox == (12, 16)
     assert (plain.source, seen.source) == ("a phantom", "the image")
     assert (seen.agreement.unequal, seen.voxels) == (0, 5 * 12 * 16)
+
+
+# --- in evaluation and training
+
+
+@pytest.fixture
+def labelled(scan: Path, tmp_path: Path) -> Path:
+    """Return the manifest of one case, whose labels are those that the bundle finds."""
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "images" / "a.nii.gz").write_bytes(scan.read_bytes())
+    labels = np.digitize(np.asarray(nib.load(scan).dataobj), (100, 200, 300, 400)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(labels, np.diag([2, 2, 2, 1.0])), tmp_path / "data" / "labels" / "a.nii.gz")
+    printed("manifest", tmp_path / "data", "--labels", ",".join(NAMES[1:]))
+    return tmp_path / "data" / "manifest.json"
+
+
+def test_an_imported_bundle_is_evaluated_on_a_manifest(root: Path, labelled: Path, tmp_path: Path) -> None:
+    printed("evaluate", root, labelled, "--fold", -1, "--csv", tmp_path / "scores.csv")
+
+    header, *rows = (row.split(",") for row in (tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines())
+    assert {row[header.index("label")]: row[header.index("dice")] for row in rows} == dict.fromkeys(NAMES[1:], "1")
+
+
+def test_an_imported_bundle_is_not_trained_as_it_is_and_the_way_is_said(
+    root: Path, labelled: Path, tmp_path: Path
+) -> None:
+    words = ["train", str(root), str(labelled), "--out", str(tmp_path / "trained"), "--fold", "-1"]
+
+    ended = CliRunner().invoke(app, words)
+
+    assert "plan MANIFEST --from two_parts" in str(ended.exception)
+    assert not (tmp_path / "trained").exists()
+
+
+# --- many cases
+
+
+def test_memory_of_an_imported_model_is_foretold_by_two_blocks(root: Path, scan: Path, tmp_path: Path) -> None:
+    setup = setup_of(root, tmp_path / "out", Options())
+
+    (seen,) = sample(setup, [Case("scan", scan)])
+
+    assert seen.measured.windows is None
+    assert seen.measured.of_whole(10**6) - seen.measured.of_whole(0) == pytest.approx(10**6 * seen.measured.whole_bytes)
+    assert min(seen.measured.whole_bytes, seen.measured.whole_fixed_bytes) >= 0
+
+
+@pytest.mark.slow
+def test_a_batch_runs_in_processes_within_a_limit_of_memory(root: Path, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for number in range(3):
+        (tmp_path / "scans" / f"{number}.nii.gz").write_bytes(scan.read_bytes())
+
+    reports = list(
+        segment(
+            root, tmp_path / "scans", tmp_path / "out", workers="processes:2", max_memory_gib=3, roi_subset=["liver"]
+        )
+    )
+
+    assert [str(report.status) for report in reports] == ["done"] * 3
+    assert {tuple(report.volumes_ml) for report in reports} == {("liver",)}

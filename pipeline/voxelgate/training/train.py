@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ import torch
 
 from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
+from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import ConfigParser, read_configs, run_workflow
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.files import LOCK_NAME, locked
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import check_manifest
-from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, datalist, load_manifest, part_cases
-from voxelgate.evaluation.scores import LabelScores
+from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, ManifestCase, Split, datalist, load_manifest, part_cases
+from voxelgate.dicom.read.series_paths import series_at
+from voxelgate.evaluation.pairs import read_reference
+from voxelgate.evaluation.scores import LabelScores, score
 from voxelgate.training.distributed import STATE, UNREADABLE_STATE
 from voxelgate.training.seen import SEEN, Seen, contents_of, read_seen, seen_of, write_seen
 
@@ -106,6 +109,11 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     'quick_trained'
     """
     verify(job.bundle)
+    if brings_no_training(job.bundle):
+        raise UsageError(
+            f"{job.bundle.name}: others have trained it, and it brings no train.json; make a bundle that goes on from "
+            f"it (`voxelgate plan MANIFEST --from {job.bundle.name}`), and train that"
+        )
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
     _refuse_other_fold(job.fold, manifest)
@@ -209,6 +217,8 @@ def evaluate_fold(
         "output_dir": str(output_dir.resolve())
     }
     cases = part_cases(loaded := load_manifest(manifest, data_root), fold, Split.VALIDATION)
+    if brings_no_training(bundle):
+        return _scores_in_memory(bundle, loaded, cases)
     known = read_seen(bundle)
     if (known != Seen()) and (seen := known.count(loaded, cases, contents_of(cases))):
         logger.warning(
@@ -220,6 +230,25 @@ def evaluate_fold(
         )
     parser = run_workflow(bundle, ["train", "evaluate"], settings)
     scores: list[LabelScores] = parser.get_parsed_content("score_cases").scores
+    return scores
+
+
+def brings_no_training(bundle: Path) -> bool:
+    """Return whether others have trained a bundle, which does not say how."""
+    return Metadata.read(bundle).is_imported and not (bundle / "configs" / "train.json").is_file()
+
+
+def _scores_in_memory(root: Path, manifest: Manifest, cases: Sequence[ManifestCase]) -> list[LabelScores]:
+    """Segment cases as `Bundle.segment` does, and measure the labels."""
+    bundle = open_bundle(root)
+    refuse_other_labels(bundle.labels.names, manifest)
+    scores = []
+    for case in cases:
+        found = bundle.segment(series_at(case.image) if case.is_dicom else case.channels)
+        reference = manifest.reference_of(case)
+        if reference is not None:
+            labels, _ = read_reference(reference, manifest.values)
+            scores += score(found.labels, labels, found.grid, manifest.labels, case.case_id)
     return scores
 
 

@@ -122,6 +122,7 @@ class Measured:
         streaming: None if the bundle does not stream.
         windows: None if the inferer is of another kind.
         whole_bytes: for each voxel of the network grid, of an inferer of another kind.
+        whole_fixed_bytes: what such an inferer takes for any image, as for a window.
         network_s: for each voxel that the network computes.
         files_s: for each voxel of the source: read, prepared, judged and written.
         is_on_host: the network computes in the memory of the process, not in that of a GPU.
@@ -140,6 +141,11 @@ class Measured:
     files_s: float
     is_on_host: bool = True
     written: Written | None = None
+    whole_fixed_bytes: float = 0.0
+
+    def of_whole(self, voxels: int) -> float:
+        """Return what an inferer of another kind takes for so many voxels of the network grid."""
+        return self.whole_fixed_bytes + self.whole_bytes * voxels
 
 
 @dataclass(frozen=True)
@@ -277,7 +283,7 @@ def _least_bytes(size: Size, measured: Measured) -> float:
     """Return the memory without which a case cannot be done in any way, beside an idle process."""
     box = _box(size, measured)
     ways = [model.least_bytes(box) for model in (measured.streaming, measured.windows) if model is not None]
-    work_bytes = min(ways) * measured.is_on_host if ways else measured.whole_bytes * math.prod(size.network_vox)
+    work_bytes = min(ways) * measured.is_on_host if ways else measured.of_whole(math.prod(size.network_vox))
     return max(_files_bytes(size, measured), _held_bytes(size, measured) + work_bytes)
 
 
@@ -304,7 +310,7 @@ def _work(box: Shape, measured: Measured, room_bytes: float) -> tuple[Way, float
     """Return how the network sees a part of its grid, what that takes, and how many voxels it computes."""
     streaming, windows = measured.streaming, measured.windows
     if windows is None:
-        return Way.WHOLE, measured.whole_bytes * math.prod(box), math.prod(box)
+        return Way.WHOLE, measured.of_whole(math.prod(box)), math.prod(box)
     if streaming is not None and streaming.least_bytes(box) <= room_bytes:
         return Way.STREAMING, streaming.expected_bytes(box), math.prod(box)
     plan = windows.plan(box, room_bytes)

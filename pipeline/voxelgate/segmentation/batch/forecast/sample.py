@@ -60,6 +60,13 @@ UNREADABLE = (VoxelgateError, OSError, RuntimeError, ValueError)
 """What a case may raise that is damaged or too large; its report will say what is wrong with it."""
 
 
+USUAL_WINDOW_VOX = 128
+"""Side of a window of nnU-Net with usual memory, for inferers of several parts, each with a window of its own."""
+
+SECOND_BLOCK = 1.5
+"""Side of the second block that is run of an inferer of another kind, as a multiple of the first."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """How a bundle makes the network grid of a source grid.
@@ -135,6 +142,7 @@ def _sample_of(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int,
     write_s = _write_s(run, scan, bundle, setup.options.outputs)
     windows, streaming = _models(bundle, run)
     computed = _computed(_shape(run.image), windows, streaming)
+    fixed_bytes, slope = _growth(bundle, choice, scan, side_mm, run)
     measured = Measured(
         base_bytes=empty_bytes[0],
         idle_bytes=empty_bytes[1],
@@ -143,7 +151,8 @@ def _sample_of(case: Case, bundle: Bundle, setup: Setup, empty_bytes: tuple[int,
         body=body,
         streaming=streaming,
         windows=windows,
-        whole_bytes=run.grown_bytes / math.prod(_shape(run.image)),
+        whole_bytes=slope,
+        whole_fixed_bytes=fixed_bytes,
         network_s=run.elapsed_s / computed,
         files_s=(read_s + prepare_s + write_s) / scan.voxels[0].size,
         is_on_host=bundle.device.type == "cpu",
@@ -186,6 +195,20 @@ def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels:
         files_s=min(one["read"] + one["write"] for one in seconds) / voxels[0],
         written=Written((sum(size_of.values()) - fixed_bytes) / voxels[0], fixed_bytes),
     )
+
+
+def _growth(bundle: Bundle, choice: RuntimeChoice, scan: Image, side_mm: float, run: "_Run") -> tuple[float, float]:
+    """Return what an inferer of another kind takes for any image, and for each voxel of the network grid beside.
+
+    A window takes as much in any image, while what is kept of its rows grows; so two blocks are run.
+    """
+    if bundle.sliding is not None:
+        return 0.0, 0.0
+    voxels = math.prod(_shape(run.image))
+    larger = in_network_thread(_run_block, bundle, choice, _block(scan, SECOND_BLOCK * side_mm))
+    more = math.prod(_shape(larger.image)) - voxels
+    slope = max(0, larger.grown_bytes - run.grown_bytes) / more if more > 0 else 0.0
+    return max(0.0, run.grown_bytes - slope * voxels), slope
 
 
 def _models(bundle: Bundle, run: "_Run") -> tuple[WindowModel | None, StreamingModel | None]:
@@ -285,10 +308,10 @@ def _middle(shape: Shape, size: Shape) -> Box:
 
 
 def _window_mm(bundle: Bundle, image: MetaTensor) -> float:
-    """Return the longest side of a window; of the image, where the inferer has none."""
-    return max(
-        n * gap_mm for n, gap_mm in zip(bundle.window_vox or _shape(image), Grid.of(image).spacing_mm, strict=True)
-    )
+    """Return the longest side of a window; where the inferer has none, of a usual one, or of the image if smaller."""
+    usual = triple(min(n, USUAL_WINDOW_VOX) for n in _shape(image))
+    gaps_mm = Grid.of(image).spacing_mm
+    return max(n * gap_mm for n, gap_mm in zip(bundle.window_vox or usual, gaps_mm, strict=True))
 
 
 def _scale(bundle: Bundle, source: Grid, network_vox: Shape) -> Scale:
