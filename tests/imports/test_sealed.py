@@ -87,6 +87,20 @@ def test_many_labels_are_saved_as_two_bytes(tmp_path: Path, imported: Imported, 
     assert config["postprocessing"]["transforms"][-1]["output_dtype"] == "uint16"
 
 
+@pytest.mark.parametrize("name", ["scripts/net/unet.py", "models/network.ts", "configs/inference.json"])
+def test_code_of_an_imported_bundle_cannot_be_changed_unseen(
+    tmp_path: Path, imported: Imported, folder: Path, name: str
+) -> None:
+    files = {"scripts/net/unet.py": b"", "models/network.ts": b"x"}
+    root = made(tmp_path / "tiny", replace(imported, extra_files=files), folder)
+    verify(root)
+
+    (root / name).write_bytes((root / name).read_bytes() + b" ")
+
+    with pytest.raises(BundleError, match=f"tiny: {name} changed since the bundle was sealed"):
+        verify(root)
+
+
 UNFIT: Mapping[str, tuple[dict[str, Any], type[Exception], str]] = {
     "other weights": ({"state": {"a": torch.zeros(3)}}, BundleError, "does not fit the network"),
     "name that climbs": ({"extra_files": {"../x": b"x"}}, InputError, "leads out of the bundle"),

@@ -1,5 +1,6 @@
 """The tutorial on models from elsewhere is followed from end to end, with a folder that nnU-Net itself made."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -41,3 +42,30 @@ def test_its_commands_give_the_labels_of_nnunet(tmp_path: Path, run: Run, monkey
         ours = np.asarray(nib.load(tmp_path / "of_nnunet" / path.name).dataobj)
         assert np.count_nonzero(ours) > 0
         assert np.count_nonzero(ours != theirs) == 0
+
+
+def test_a_zip_of_nnunets_own_export_is_what_its_folder_is(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnunetv2.model_sharing import model_export  # noqa: PLC0415 - needs nnunetv2
+
+    from tests.imports.nnunet_folders import make_folder  # noqa: PLC0415 - needs nnunetv2
+
+    results = tmp_path / "results"
+    folder = make_folder(results, "plain", name="Dataset007_Seven", steps=1)
+    for name in ("fold_0/progress.png", "fold_0/validation/summary.json", "dataset_fingerprint.json"):
+        (folder.of() / name).parent.mkdir(exist_ok=True)
+        (folder.of() / name).write_text("{}")
+    for place in ("get_output_folder", "maybe_convert_to_dataset_name"):
+        monkeypatch.setitem(getattr(model_export, place).__globals__, "nnUNet_results", str(results))
+    monkeypatch.setattr(model_export, "nnUNet_results", str(results))
+    monkeypatch.setattr(model_export, "maybe_convert_to_dataset_name", lambda _: "Dataset007_Seven")
+    model_export.export_pretrained_model(7, str(tmp_path / "seven.zip"), configurations=("3d_fullres",), folds=(0,))
+
+    for source, name in ((folder.path, "folder"), (tmp_path / "seven.zip", "zip")):
+        assert run("import", source, "--out", tmp_path / name, "--name", "seven").returncode == 0
+
+    stated = [json.loads((tmp_path / name / "configs" / "metadata.json").read_text()) for name in ("folder", "zip")]
+    assert stated[0]["imported_from"]["files"] == stated[1]["imported_from"]["files"]
+    configs = [(tmp_path / name / "configs" / "inference.json").read_text() for name in ("folder", "zip")]
+    assert configs[0] == configs[1]
