@@ -44,6 +44,10 @@ class LogitDecision(Protocol):
         """Return the upper bound of voxels between two others."""
         ...
 
+    def nearly(self, values: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes (M,) of logits (M, classes) float32 that may be wrong by `error`, and which remain open."""
+        ...
+
     def decide(self, values: torch.Tensor) -> torch.Tensor:
         """Return the codes (M,) of logits (M, classes) float64 that nnU-Net would round to float16."""
         ...
@@ -86,6 +90,13 @@ class LikeliestClass:
     def upper(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Return the higher class."""
         return torch.maximum(one, other)
+
+    def nearly(self, values: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the highest class of each voxel, and where another comes so near that rounding may make them equal."""
+        best = values.amax(dim=1, keepdim=True)
+        is_near = (values >= best - best.abs() * CLEAR_PART - (CLEAR_LEAST + 4 * error)).numpy()
+        first, behind_last = is_near.argmax(axis=1), is_near[:, ::-1].argmax(axis=1)
+        return torch.from_numpy(first.astype(np.int32)), torch.from_numpy(first + behind_last < values.shape[1] - 1)
 
     def decide(self, values: torch.Tensor) -> torch.Tensor:
         """Return the first class whose logit rounds to the same float16 as the highest.
@@ -145,6 +156,12 @@ class Regions:
     def upper(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Return the regions that one of them has."""
         return torch.bitwise_or(one, other)
+
+    def nearly(self, values: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the regions that are surely there, and where another one may be."""
+        logits = values.T
+        surely = self._bits(logits > CLEARLY_IN + error)
+        return surely, surely != self._bits(logits >= -error)
 
     def decide(self, values: torch.Tensor) -> torch.Tensor:
         """Return the regions whose sigmoid, in float32 of the rounded logit, is above one half."""

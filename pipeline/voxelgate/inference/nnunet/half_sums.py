@@ -1,4 +1,4 @@
-"""Sums of overlapping windows in float16, as nnU-Net rounds them, for the slices that a row of windows covers."""
+"""Sums of overlapping windows in float16, as nnU-Net rounds them, for the planes that a row of windows covers."""
 
 from collections import deque
 from functools import partial
@@ -10,43 +10,41 @@ from voxelgate.inference.threads import LoneWorkers
 
 
 class HalfSums:
-    """Add windows up in a ring of slices, and give each slice away once it is complete.
+    """Add parts of an image up in a ring of planes, and give each plane away once it is complete.
 
-    A sum is rounded to float16 after each window, so the order of windows matters; the product with the weights is
-    float32. Slices of one image follow each other in the ring, each over the place of one that is done.
+    A sum is rounded to float16 after each part, so their order matters; the product with the weights is float32. Planes
+    follow each other in the ring, each in the place of one that was given away.
 
     Args:
-        classes: channels of the windows.
-        plane_vox: the other two sizes of the padded image.
-        weights: of a window's voxels, (depth, h, w) float32.
+        shape: classes, planes that are summed up at a time, and the other two sizes of the image.
     """
 
-    def __init__(self, classes: int, plane_vox: tuple[int, int], weights: torch.Tensor) -> None:
-        self.weights = weights
-        self.depth = len(weights)
-        self._sums = torch.zeros((self.depth, classes, *plane_vox), dtype=torch.half)
+    def __init__(self, *shape: int) -> None:
+        classes, self._depth, *plane = shape
+        self._sums = torch.zeros((self._depth, classes, *plane), dtype=torch.half)
 
-    def add(self, corner: Shape, scores: torch.Tensor, workers: LoneWorkers) -> None:
-        """Add a window.
+    def add(self, corner: Shape, values: torch.Tensor, weights: torch.Tensor, workers: LoneWorkers) -> None:
+        """Add a part, weighted.
 
         Args:
-            corner: its first voxel in the padded image.
-            scores: (classes, depth, h, w) float32.
-            workers: add slice by slice.
+            corner: its first voxel in the image.
+            values: (classes, n, h, w) float32, n planes.
+            weights: (n, h, w) float32.
+            workers: add plane by plane.
         """
-        deque(
-            workers.in_order(partial(self._add, corner, offset, scores[:, offset]) for offset in range(self.depth)), 0
-        )
+        planes = zip(values.unbind(1), weights, strict=True)
+        calls = (partial(self._add, corner, offset, *plane) for offset, plane in enumerate(planes))
+        deque(workers.in_order(calls), maxlen=0)
 
     def taken(self, index: int) -> torch.Tensor:
-        """Return a copy of the sums of one slice of the padded image, and make its place ready for another."""
-        place = self._sums[index % self.depth]
+        """Return a copy of the sums (classes, j, k) of one plane, and make its place ready for another."""
+        place = self._sums[index % self._depth]
         sums = place.clone()
         place.zero_()
         return sums
 
-    def _add(self, corner: Shape, offset: int, scores: torch.Tensor) -> None:
-        start, row, column = corner
-        _, height, width = scores.shape
-        place = self._sums[(start + offset) % self.depth, :, row : row + height, column : column + width]
-        place.copy_(place.float().add_(scores * self.weights[offset]))
+    def _add(self, corner: Shape, offset: int, values: torch.Tensor, weights: torch.Tensor) -> None:
+        plane, row, column = corner
+        height, width = weights.shape
+        place = self._sums[(plane + offset) % self._depth, :, row : row + height, column : column + width]
+        place.copy_(place.float().add_(values * weights))

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 import torch
 
 from voxelgate.core.errors import BundleError
-from voxelgate.core.geometry import Shape
+from voxelgate.core.geometry import Shape, triple
 from voxelgate.inference.nnunet.half_sums import HalfSums
 from voxelgate.inference.nnunet.tiles import Tiles
 from voxelgate.inference.nnunet.window_scores import WindowNetwork
@@ -43,8 +43,8 @@ def logit_planes(
         for place, row, column in product([start], *others):
             corner = place, row, column
             sums.add(corner, _cut_out(padded, corner, tiles))
-        finished = workers.in_order(partial(sums.finished, plane) for plane in range(start, following))
-        yield from (plane for index, plane in enumerate(finished, start) if depth.start <= index < depth.stop)
+        planes = range(max(0, start - depth.start), min(following, depth.stop) - depth.start)
+        yield from workers.in_order(partial(sums.finished, plane) for plane in planes)
 
 
 class _Sums:
@@ -57,21 +57,24 @@ class _Sums:
         self._rings: list[list[HalfSums]] = [[] for _ in networks]
 
     def add(self, corner: Shape, window: torch.Tensor) -> None:
-        """Run the networks on a window (1, C, *window)."""
+        """Run the networks on a window (1, C, *window), given its first voxel in the padded image."""
+        spans = list(zip(corner, self._tiles.window_vox, self._tiles.inside, strict=True))
+        part = tuple(slice(max(0, span.start - start), min(n, span.stop - start)) for start, n, span in spans)
+        place = triple(max(0, start - span.start) for start, _, span in spans)
+        weight = self._weight[part]
         for network, rings in zip(self._networks, self._rings, strict=True):
             for index, logits in enumerate(network.logits(window)):
-                scores = self._seen(logits, window)
+                scores = self._seen(logits, window)[(slice(None), *part)]
                 if index == len(rings):
                     rings.append(self._ring(len(scores)))
-                rings[index].add(corner, scores, self._workers)
-        self._divisor.add(corner, torch.ones(1, *self._tiles.window_vox), self._workers)
+                rings[index].add(place, scores, weight, self._workers)
+        self._divisor.add(place, torch.ones(1, *weight.shape), weight, self._workers)
 
-    def finished(self, index: int) -> torch.Tensor:
-        """Return the logits (classes, j, k) of a plane of the padded image, without what was padded."""
-        divisor = self._divisor.taken(index)
-        folds = [torch.cat([ring.taken(index) for ring in rings]).div_(divisor) for rings in self._rings]
-        _, rows, columns = self._tiles.inside
-        logits = _mean_of_folds(folds)[:, rows, columns]
+    def finished(self, plane: int) -> torch.Tensor:
+        """Return the logits (classes, j, k) of a plane of the image."""
+        divisor = self._divisor.taken(plane)
+        folds = [torch.cat([ring.taken(plane) for ring in rings]).div_(divisor) for rings in self._rings]
+        logits = _mean_of_folds(folds)
         if not is_finite(logits):
             raise BundleError(
                 "the network gives logits that are not finite, or too large for the float16 sums of nnU-Net; its "
@@ -80,8 +83,8 @@ class _Sums:
         return logits
 
     def _ring(self, classes: int) -> HalfSums:
-        _, height, width = self._tiles.padded_vox
-        return HalfSums(classes, (height, width), self._weight)
+        depth, height, width = self._tiles.size_vox
+        return HalfSums(classes, min(depth, self._tiles.window_vox[0]), height, width)
 
     def _seen(self, logits: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
         """Return logits (c, *window) on the CPU, with the axis that a slice has lost."""
