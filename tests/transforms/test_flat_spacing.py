@@ -60,6 +60,17 @@ def test_the_bits_do_not_depend_on_the_slabs(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
+@pytest.mark.parametrize("spacing_mm", [1.0, 0.7])
+def test_whole_numbers_give_what_they_give_as_floats(spacing_mm: float) -> None:
+    voxels = torch.randint(-1000, 2000, (1, 7, 8, 9), dtype=torch.int16)
+    images = [MetaTensor(one, affine=torch.eye(4, dtype=torch.float64)) for one in (voxels, voxels.float())]
+
+    whole, floats = (FlatSpacingd("image", (spacing_mm,) * 3)({"image": one})["image"] for one in images)
+
+    assert whole.dtype == torch.float32
+    assert torch.equal(whole.as_tensor(), floats.as_tensor())
+
+
 def test_a_spacing_that_agrees_leaves_the_voxels() -> None:
     source = MetaTensor(torch.rand(1, 4, 5, 6), affine=torch.eye(4, dtype=torch.float64))
 

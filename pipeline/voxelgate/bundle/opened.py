@@ -24,6 +24,7 @@ from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.transforms import ResampleToSpacingd
+from voxelgate.transforms.flat_spacing import FlatSpacingd
 
 UNREADABLE_WEIGHTS = (
     RuntimeError,
@@ -172,7 +173,9 @@ def _after_reading(steps: object, root: Path) -> Compose:
         raise BundleError(f"{root.name}: preprocessing in inference.json must be a Compose that starts with LoadImaged")
     rest = list(itertools.dropwhile(lambda step: isinstance(step, LoadImaged | EnsureChannelFirstd), transforms))
     turned = itertools.dropwhile(lambda step: isinstance(step, Orientationd), rest)
-    if isinstance(next(turned, None), ResampleToSpacingd):  # takes integers, a part of the volume at a time
+    if isinstance(
+        next(turned, None), ResampleToSpacingd | FlatSpacingd
+    ):  # takes integers, a part of the volume at a time
         return Compose(rest)
     return Compose([CastToTyped("image", np.float32), *rest])  # as `LoadImaged` would
 
