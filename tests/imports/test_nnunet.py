@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.imports.nnunet_files import TRAINED, Json, checkpoint, data_set, network, plans, write_folder
+from tests.imports.nnunet_files import TRAINED, Json, checkpoint, configuration, data_set, network, plans, write_folder
 from voxelgate.bundle.imports.imported import DicomOrder, Imported, ImportOptions
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.plans import read_plans
@@ -16,11 +16,12 @@ from voxelgate.bundle.imports.source import opened_source
 from voxelgate.core.errors import BundleError, InputError, UsageError
 
 FINAL = "fold_0/checkpoint_final.pth"
+ENDS = {"in_channels": 1, "out_channels": 3}
 
 
 def state(seed: int = 0, name: str = "3d_fullres", norm: str | None = None) -> dict[str, torch.Tensor]:
     config = read_plans(plans(), "").configuration(name, 1, norm=norm).network
-    return network(config | {"in_channels": 1, "out_channels": 3}, seed).state_dict()
+    return network(config | ENDS, seed).state_dict()
 
 
 def folder(root: Path, *, name: str = TRAINED, files: dict[str, Json] | None = None, **changes: Any) -> Path:
@@ -151,6 +152,19 @@ def test_the_order_of_dicom_series_counts_where_the_reader_does_not_turn_images(
 
     assert [step["_target_"] for step in found.preparation] == steps
     assert found.preparation[-1]["reader"] == reader
+
+
+def test_a_model_of_pictures_takes_their_colours_from_one_file(tmp_path: Path) -> None:
+    colours, flat = {"0": "R", "1": "G", "2": "B"}, configuration(2)
+    flat |= {"normalization_schemes": ["RGBTo01Normalization"] * 3, "use_mask_for_norm": [False] * 3}
+    document = plans(**flat) | {"image_reader_writer": "NaturalImage2DIO"}
+    weights = network(read_plans(document, "").configuration("3d_fullres", 3).network | ENDS | {"in_channels": 3})
+    files = {FINAL: checkpoint(weights.state_dict(), inference_allowed_mirroring_axes=None)}
+
+    found = imported(folder(tmp_path, plans=document, data_set=data_set(channel_names=colours), files=files))
+
+    assert (found.modality, found.channels) == ("PICTURE", ("red", "green", "blue"))
+    assert [step["_target_"] for step in found.preparation] == ["voxelgate.NnUNetPreprocessd"]
 
 
 def test_the_order_of_dicom_series_can_be_chosen(tmp_path: Path) -> None:

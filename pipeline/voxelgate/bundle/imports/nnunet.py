@@ -44,8 +44,8 @@ def read_nnunet(source: ImportSource, options: ImportOptions) -> Imported:
         inferer=inferer,
         state=state,
         labels=last.data_set.labels,
-        channels=last.data_set.channels,
-        modality=last.data_set.modality,
+        channels=last.channels,
+        modality=last.modality,
         spatial_shape=last.configuration.patch_size,
         source_files=tuple(dict.fromkeys([*(file for one in trained for file in one.files), *stated])),
         cleaning=cleaning,
@@ -134,7 +134,7 @@ def described(members: Sequence[Member]) -> str:
     names = list(last.data_set.labels.foreground.values())
     what = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
     made = " and ".join(_made(one.last) for one in members)
-    return f"{what} in {', '.join(last.data_set.channels)}, by nnU-Net ({made})."
+    return f"{what} in {', '.join(last.channels)}, by nnU-Net ({made})."
 
 
 def _made(trained: TrainedConfiguration) -> str:

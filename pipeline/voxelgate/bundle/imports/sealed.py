@@ -25,6 +25,7 @@ from voxelgate.bundle.imports.target import moved_aside, refuse_taken
 from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.core.errors import InputError
 from voxelgate.core.files import is_within, make_folder, sync, unwritable
+from voxelgate.datasets.manifest import Modality
 from voxelgate.images.spec import ImageSpec
 
 MOST_BYTE_LABEL = 255
@@ -86,7 +87,7 @@ def _write_parts(folder: Path, imported: Imported, source: ImportSource) -> None
 
 
 def _inference_config_of(imported: Imported) -> Config:
-    images = ImageSpec(imported.channels)
+    images = ImageSpec(imported.channels, imported.modality == Modality.PICTURE)
     label_type = "uint8" if max(imported.labels.foreground) <= MOST_BYTE_LABEL else "uint16"
     return inference_config_around(
         imported.network_def,

@@ -16,9 +16,12 @@ from voxelgate.bundle.imports.plans import Configuration, Plans, read_plans
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.weights import read_checkpoint, state_in, without_aliases
 from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.datasets.manifest import Modality
+from voxelgate.images.pictures import RGB
 from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
 from voxelgate.transforms.nnunet.preprocess import NnUNetPreprocessd
+from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 
 OTHER_NETWORKS = re.compile(r"primus|mamba|mednext|stunet|(?<!nn)unetr|xlstm", re.IGNORECASE)
 """Trainers, by parts of their names, that build networks of their own; others keep that of the plans."""
@@ -74,7 +77,7 @@ class TrainedConfiguration:
 
     def turning(self, dicom_order: DicomOrder) -> list[Config]:
         """Return the step that gives the axes of DICOM series the order that a converter gives them, if that counts."""
-        if self.plans.reader.reorients:
+        if self.plans.reader.reorients or self.plans.reader is NnUNetReader.PICTURE:
             return []
         return [{"_target_": "voxelgate.OrderDicomd", "keys": "image", "axcodes": dicom_order.upper()}]
 
@@ -104,6 +107,17 @@ class TrainedConfiguration:
             "regions": None if regions is None else list(regions),
             "resampling": self.configuration.resampling["probabilities"],
         }
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Return the name of each channel; three of a picture are its colours, which stand in one file."""
+        named = self.data_set.channels
+        return RGB if self.plans.reader is NnUNetReader.PICTURE and len(named) == len(RGB) else named
+
+    @property
+    def modality(self) -> str:
+        """Return what the voxels hold, as reader and names of channels tell it."""
+        return Modality.PICTURE if self.plans.reader is NnUNetReader.PICTURE else self.data_set.modality
 
     @property
     def facts(self) -> dict[str, Any]:
