@@ -11,7 +11,7 @@ from skimage.transform import resize
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.transforms.nnunet import resize as resizing
-from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction, resample_image, resample_labels
+from voxelgate.transforms.nnunet.resample import Resampling, resample_labels, resize_channel
 from voxelgate.transforms.nnunet.spacing_rules import resized_shape, separate_axis
 
 PLANS: dict[str, Any] = {"function": "resample_data_or_seg_to_shape", "is_seg": False, "order": 3, "order_z": 0}
@@ -27,6 +27,12 @@ def noise(shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[np.float32]:
 def blobs(shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[Any]:
     smooth = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1)
     return np.digitize(smooth, (-0.2, 0.0, 0.15)).astype(np.int8) - 1
+
+
+def resampled(values: npt.NDArray[Any], shape: tuple[int, ...], apart: int | None, how: Resampling) -> npt.NDArray[Any]:
+    out = np.empty(shape, np.float32)
+    resize_channel(out, values, apart, how)
+    return out
 
 
 @pytest.mark.parametrize("order", range(6))
@@ -46,7 +52,7 @@ def test_every_spline_gives_the_very_values_of_scikit_image(
 def test_an_axis_apart_takes_the_nearest_planes_each_resized_for_itself() -> None:
     values, how = noise((6, 9, 11)), Resampling()
 
-    found = resample_image(values[None], (15, 12, 8), 0, how)[0]
+    found = resampled(values, (15, 12, 8), 0, how)
 
     planes = [unaliased(plane.astype(float), (12, 8), 3) for plane in values]
     nearest = [min(5, int(np.floor((k + 0.5) * 6 / 15))) for k in range(15)]
@@ -58,25 +64,25 @@ def test_the_axis_apart_may_be_any(axis: int) -> None:
     values, shape = noise((6, 9, 11)), (13, 7, 5)
     moved, moved_shape = np.moveaxis(values, 0, axis), np.moveaxis(np.empty(shape), 0, axis).shape
 
-    found = resample_image(moved[None], moved_shape, axis, Resampling())[0]
+    found = resampled(moved, moved_shape, axis, Resampling())
 
-    assert np.array_equal(np.moveaxis(found, axis, 0), resample_image(values[None], shape, 0, Resampling())[0])
+    assert np.array_equal(np.moveaxis(found, axis, 0), resampled(values, shape, 0, Resampling()))
 
 
 def test_a_spline_along_the_axis_apart_is_not_clipped() -> None:
     values = noise((6, 5, 5))
 
-    found = resample_image(values[None], (12, 5, 5), 0, Resampling(order_z=3))[0]
+    found = resampled(values, (12, 5, 5), 0, Resampling(order_z=3))
 
     wanted = resize(values.astype(float), (12, 5, 5), 3, mode="edge", clip=False)
     assert np.array_equal(found, wanted.astype(np.float32))
 
 
-def test_nothing_is_done_where_shapes_are_equal() -> None:
-    values = noise((1, 4, 5, 6))
+@pytest.mark.parametrize("apart", [None, 0])
+def test_nothing_is_changed_where_shapes_are_equal(apart: int | None) -> None:
+    values = noise((4, 5, 6))
 
-    assert resample_image(values, (4, 5, 6), 0, Resampling()) is values
-    assert resample_image(values, (8, 5, 6), 0, Resampling(ResamplingFunction.NONE)) is values
+    assert np.array_equal(resampled(values, (4, 5, 6), apart, Resampling()), values)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -63,12 +63,12 @@ class Normalization:
         if name not in list(NormalizationScheme):
             raise UsageError(f"the normalization {name}, expected one of {', '.join(NormalizationScheme)}.")
         if (scheme := NormalizationScheme(name)) is not NormalizationScheme.CT:
-            return cls(scheme, only_mask=only_mask)
+            return cls(scheme, only_mask=only_mask and scheme is NormalizationScheme.Z_SCORE)
         wanted = ("mean", "std", "percentile_00_5", "percentile_99_5")
         if missing := [key for key in wanted if not isinstance(given.get(key), int | float)]:
             raise UsageError(f"{scheme} without {', '.join(missing)}, expected numbers; they stand in the plans.")
         mean, std, low, high = (float(given[key]) for key in wanted)
-        return cls(scheme, mean, std, low, high, only_mask)
+        return cls(scheme, mean, std, low, high)
 
 
 def normalised_channel(values: Channel, how: Normalization, mask: npt.NDArray[np.bool_] | None = None) -> Channel:
@@ -83,24 +83,26 @@ def normalised_channel(values: Channel, how: Normalization, mask: npt.NDArray[np
         InputError: a picture in colours with values beyond 0 to 255.
     """
     if how.scheme is NormalizationScheme.CT:
-        return _scaled(np.clip(values, how.low, how.high) - how.mean, how.std)
+        return _scaled(np.clip(values, how.low, how.high), how.mean, how.std)
     if how.scheme is NormalizationScheme.Z_SCORE and how.only_mask and mask is not None:
         out, inside = values.copy(), values[mask]
-        out[mask] = _scaled(inside - inside.mean(), inside.std())
+        out[mask] = _scaled(inside, inside.mean(), inside.std())
         return out
     if how.scheme is NormalizationScheme.Z_SCORE:
-        return _scaled(values - values.mean(), values.std())
+        return _scaled(values, values.mean(), values.std())
     if how.scheme is NormalizationScheme.RESCALE:
-        shifted = values - values.min()
-        return _scaled(shifted, shifted.max())
+        low = values.min()
+        return _scaled(values, low, values.max() - low)
     if how.scheme is NormalizationScheme.RGB:
         _refuse_no_colours(values)
-        return _scaled(values, MOST_RGB)
+        return _scaled(values, 0, MOST_RGB)
     return values
 
 
-def _scaled(values: Channel, divisor: float) -> Channel:
-    return values / max(divisor, LEAST_DEVIATION)
+def _scaled(values: Channel, centre: float, divisor: float) -> Channel:
+    shifted: Channel = values - centre
+    shifted /= max(divisor, LEAST_DEVIATION)
+    return shifted
 
 
 def _refuse_no_colours(values: Channel) -> None:

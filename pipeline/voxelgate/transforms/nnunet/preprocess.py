@@ -19,7 +19,7 @@ from voxelgate.transforms.nnunet.resample import (
     Array,
     Resampling,
     ResamplingFunction,
-    resample_image,
+    resample_by_torch,
     resample_labels,
     resize_channel,
 )
@@ -181,7 +181,7 @@ class NnUNetPreprocessd(MapTransform):  # type: ignore[misc]  # MONAI ships no t
             cropped = staged[(slice(None), *frame.box)]
             for index, target in enumerate(cropped):
                 target[...] = self._normalised(image, index, frame, counts)
-            out[: len(image)] = resample_image(cropped, frame.shape, apart, self.resampling)
+            out[: len(image)] = resample_by_torch(cropped, frame.shape, apart)
             return out
         for index, target in enumerate(out[: len(image)]):
             resize_channel(target, self._normalised(image, index, frame, counts), apart, self.resampling)
@@ -207,9 +207,8 @@ def _label_array(name: Hashable, label: MetaTensor, frame: _Frame) -> Array:
     if len(label) != 1 or (difference := frame.source.difference(grid)) is not None:
         found = f"of {len(label)} channels" if len(label) != 1 else f"on another grid than its image: {difference}"
         raise InputError(f"{name!r} is {found}; give one label map on the grid of the image.")
-    is_small = float(label.max()) < np.iinfo(np.int16).max
-    array: Array = frame.layout.array(label.as_tensor(), np.int16 if is_small else np.int32)[0][frame.box]
-    return array
+    array: Array = frame.layout.array(label.as_tensor())[0]
+    return array[frame.box].astype(np.int16 if array.max() < np.iinfo(np.int16).max else np.int32)
 
 
 def _with_place(voxels: torch.Tensor, source: MetaTensor, frame: _Frame) -> MetaTensor:

@@ -96,30 +96,15 @@ class Resampling:
         return separate_axis(current_mm, new_mm, force=self.force_separate_z, above=self.anisotropy)
 
 
-def resample_image(values: Array, shape: Sequence[int], apart: int | None, how: Resampling) -> npt.NDArray[np.float32]:
-    """Return an image, resampled channel by channel.
+def resize_channel(out: Array, values: Array, apart: int | None, how: Resampling) -> None:
+    """Write a channel, resampled by splines.
 
     Args:
-        values: (C, a, b, c) float32. PyTorch's sums depend on the memory layout, so it counts for its function.
-        shape: of a channel of the result.
+        out: (a, b, c) float32, to be written.
+        values: (a, b, c) float32, any memory layout.
         apart: axis that is resampled apart from the others, as `Resampling.separate_axis` says.
-        how: function and orders.
-
-    Returns:
-        (C, a, b, c) float32; `values` itself where nothing is to be done.
+        how: the orders.
     """
-    if tuple(shape) == values.shape[1:] or how.function is ResamplingFunction.NONE:
-        return values
-    if how.function is ResamplingFunction.TORCH:
-        return _torch_image(torch.from_numpy(values), tuple(shape), apart).numpy()
-    out = np.empty((len(values), *shape), np.float32)
-    for target, source in zip(out, values, strict=True):
-        resize_channel(target, source, apart, how)
-    return out
-
-
-def resize_channel(out: Array, values: Array, apart: int | None, how: Resampling) -> None:
-    """Write a channel (a, b, c), resampled by the function that needs one of them at a time, of any memory layout."""
     if apart is None:
         resize_into(out, values, how.order)
     elif how.order_z == 0:
@@ -144,6 +129,18 @@ def _each_plane(out: Array, values: Array, apart: int, resize: Callable[[Array, 
             targets[first + 1 : end] = targets[first]
 
     in_parts(work, len(firsts) - 1, max(sources[0].size, targets[0].size))
+
+
+def resample_by_torch(values: Array, shape: Sequence[int], apart: int | None) -> npt.NDArray[np.float32]:
+    """Return an image, resampled by PyTorch.
+
+    Args:
+        values: (C, a, b, c) float32. PyTorch's sums depend on the memory layout, so it counts.
+        shape: of a channel of the result.
+        apart: axis that is resampled apart from the others.
+    """
+    given, size = torch.from_numpy(values), tuple(shape)
+    return values if size == values.shape[1:] else np.asarray(_torch_image(given, size, apart))
 
 
 def _torch_image(values: torch.Tensor, shape: tuple[int, ...], apart: int | None) -> torch.Tensor:
