@@ -120,6 +120,13 @@ def test_limits_and_options_reach_every_part() -> None:
     assert changed.rough.inferer.told == changed.inner.inferer.parts[0].inferer.told == {"step_size": 0.8}
 
 
+def test_what_an_inferer_cannot_follow_is_refused() -> None:
+    inferer = CroppedInferer(Part(Direct()), Part(Direct()), labels=[1])
+
+    with pytest.raises(UsageError, match="Direct cannot be restricted to what is asked for"):
+        inferer.restricted_to([1])
+
+
 def test_certainty_is_told_of_the_labels_of_the_whole() -> None:
     result = PartsInferer([Part(Direct(), labels=[0, 4])])(image_of(RAMP), AtLeast(4))
 
@@ -243,8 +250,8 @@ class Planewise:
             yield number, logits[:, number : number + 1]
 
     def view_of(self, labels: np.ndarray, image: MetaTensor) -> np.ndarray:
-        assert labels.shape == tuple(image.shape[2:])
-        return labels.transpose(self.order)
+        assert labels.shape[-3:] == tuple(image.shape[2:])
+        return labels.transpose(*range(labels.ndim - 3), *(labels.ndim - 3 + axis for axis in self.order))
 
 
 class Slopes(nn.Module):

@@ -24,7 +24,11 @@ from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.transforms import ResampleToSpacingd
+from voxelgate.transforms.canonical_zoom import CanonicalZoomd
 from voxelgate.transforms.flat_spacing import FlatSpacingd
+
+TAKE_INTEGERS = (ResampleToSpacingd, FlatSpacingd, CanonicalZoomd)
+"""Steps that need no float32 volume, but take a part of it at a time."""
 
 UNREADABLE_WEIGHTS = (
     RuntimeError,
@@ -173,9 +177,7 @@ def _after_reading(steps: object, root: Path) -> Compose:
         raise BundleError(f"{root.name}: preprocessing in inference.json must be a Compose that starts with LoadImaged")
     rest = list(itertools.dropwhile(lambda step: isinstance(step, LoadImaged | EnsureChannelFirstd), transforms))
     turned = itertools.dropwhile(lambda step: isinstance(step, Orientationd), rest)
-    if isinstance(
-        next(turned, None), ResampleToSpacingd | FlatSpacingd
-    ):  # takes integers, a part of the volume at a time
+    if isinstance(next(turned, None), TAKE_INTEGERS):
         return Compose(rest)
     return Compose([CastToTyped("image", np.float32), *rest])  # as `LoadImaged` would
 

@@ -56,7 +56,9 @@ class CanonicalZoomd(MapTransform):  # type: ignore[misc]  # MONAI ships no type
         if len(self.spacing_mm):
             channels, affine = _zoomed(channels, affine, self.spacing_mm)
         voxels = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32))
-        meta = {name: value for name, value in image.meta.items() if name not in {"affine", "spacing", "pixdim"}}
+        meta = {name: value for name, value in image.meta.items() if name not in {"affine", "pixdim"}}
+        read = np.asarray(image.meta.get("original_affine", Grid.of(image).affine), np.float64).reshape(4, 4)
+        meta["spacing"] = _header_mm(read).astype(np.float64)  # as the file that TotalSegmentator gives to nnU-Net
         return MetaTensor(voxels.to(image.device), affine=torch.from_numpy(affine), meta=meta)
 
 
@@ -70,7 +72,7 @@ def _canonical(channels: npt.NDArray[Any], grid: Grid) -> tuple[npt.NDArray[Any]
 
 def _zoomed(channels: npt.NDArray[Any], affine: Affine, spacing_mm: Affine) -> tuple[npt.NDArray[Any], Affine]:
     """Return (C, i, j, k) in whole numbers at a spacing, or as it was if it has that spacing; and its affine."""
-    has_mm = np.linalg.norm(affine[:3, :3], axis=0).astype(np.float32)  # NIfTI holds no more digits
+    has_mm = _header_mm(affine)
     if np.array_equal(has_mm, spacing_mm):
         return channels, affine
     zoom = has_mm / spacing_mm
@@ -78,3 +80,8 @@ def _zoomed(channels: npt.NDArray[Any], affine: Affine, spacing_mm: Affine) -> t
         ndimage.zoom(channel, zoom, output=np.float64, order=1, mode="nearest").astype(np.int32) for channel in channels
     ]
     return np.stack(whole), affine @ np.diag([*1 / zoom, 1.0])
+
+
+def _header_mm(affine: Affine) -> npt.NDArray[np.float32]:
+    """Return the spacing as the header of a NIfTI file holds it, with the digits that it has."""
+    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float32)

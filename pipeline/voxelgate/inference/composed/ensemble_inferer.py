@@ -22,6 +22,9 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
     as soon as all have said it. Only models that go through the volume along different axes take turns; the sum of
     their probabilities is then a file in the folder for temporary files, of 4 bytes for each class and voxel.
 
+    Probabilities are PyTorch's, whose last bit depends on the size of an array; where two classes are equal but for
+    that bit, the label may be the other one.
+
     Args:
         members: at least two, each with an inferer that restores planes (`NnUNetInferer`, or `CascadeInferer` of such).
         regions: labels of regions that may overlap, in the order in which they are painted; None for classes that
@@ -31,7 +34,7 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
         UsageError: fewer than two members.
         BundleError: at call, when members give different numbers of classes.
 
-    >>> inferer = vg.RestoringSlidingWindowInferer(roi_size=(8, 8, 8))
+    >>> inferer = vg.NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0))
     >>> members = vg.EnsembleInferer([vg.Part(inferer, networks=[0]), vg.Part(inferer, networks=[1])]).members
     >>> [part.networks for part in members]
     [(0,), (1,)]
@@ -86,8 +89,7 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
                 for number, scores in one.scores:
                     probabilities = self._probabilities(scores)
                     total = _file_of(file, len(probabilities), labels.shape) if total is None else total
-                    for kept, part in zip(total, self._same_classes(probabilities, len(total)), strict=True):
-                        one.view(kept)[number] += part[0]
+                    one.view(total)[:, number] += self._same_classes(probabilities, len(total))[:, 0]
             if total is not None:
                 for number in range(len(labels)):
                     labels[number] = self._labels(total[:, number])

@@ -136,9 +136,15 @@ class Part:
         return np.asarray(values[labels])
 
     def asked(self, method: str, *args: Any, **options: Any) -> "Part":
-        """Return the part with an inferer changed by one of its own methods, or as it is if the inferer has none."""
+        """Return the part with an inferer changed by one of its own methods.
+
+        Raises:
+            UsageError: the inferer has no such method.
+        """
         change = getattr(self.inferer, method, None)
-        return self if change is None else replace(self, inferer=change(*args, **options))
+        if change is None:
+            raise UsageError(f"{type(self.inferer).__name__} cannot be {method.replace('_', ' ')} what is asked for.")
+        return replace(self, inferer=change(*args, **options))
 
 
 def ask_parts(inferer: Whole, method: str, *args: Any, **options: Any) -> Whole:
