@@ -29,17 +29,17 @@ STAND_INS = SOURCE / "apps" / "label" / "stand_ins"
 PUBLIC = """
 AppendZerosd AttentionUNet BCEDiceLoss Budget Bundle BundleError CanonicalZoomd CascadeInferer CaseReport CaseStatus
 ChainInferer ChannelsReader CheckedDicomReader CroppedInferer CrossValidation Despeckled EngineError EnsembleInferer
-Finding Fingerprint FlatNetwork FlatSpacingd ForegroundIndicesd Grid GuidedAttentionNet ImageOnGrid ImageSpec InputError
-InvertingInferer KeepBest KeepComponentsd LabelMapWriter LabelScores LabelTable LoadLabeld Manifest ManifestError
-MixedPrecisionInferer NetworkLoss NnUNetInferer NnUNetPreprocessd NonLocalUNet NormalizeImaged OffsetToHUd OneHotLabelsd
-OrderDicomd Output OutputError Part PartsInferer PlaceLabeld PlainConvUNet Plan Quality RandBalancedPatchd
-RandSideSafeFlipd Reports ResampleToSpacingd ResidualEncoderUNet RestoringSlidingWindowInferer ResumeState ScoreCases
-ScoreCleanings ScriptedNetwork SeedEpochs Segmentation Series Severity ShardedRandomSampler ShowProgress Status
-StopOnBadLoss Survey TrainingJob UpdateAverage UsageError Verdict VolumeReader VoxelgateError WatchTraining WindowHUd
-build_manifest choose_precision datalist evaluate export find_cases identify image_spec_of keep_large_buffers
-load_manifest needs_scaler open_bundle plan presets read_image scan_dicom segment set_aside start_from
-start_process_group status stream survey train train_folds watch world_size write_bundle write_label_map write_manifest
-write_page
+Finding Fingerprint FlatNetwork FlatSpacingd ForegroundIndicesd Grid GuidedAttentionNet HeaderSizesd ImageOnGrid
+ImageSpec InputError InvertingInferer KeepBest KeepComponentsd LabelMapWriter LabelScores LabelTable LoadLabeld
+Manifest ManifestError MixedPrecisionInferer NetworkLoss NnUNetInferer NnUNetPreprocessd NonLocalUNet NormalizeImaged
+OffsetToHUd OneHotLabelsd OrderDicomd Output OutputError Part PartsInferer PlaceLabeld PlainConvUNet Plan Quality
+RandBalancedPatchd RandSideSafeFlipd Reports ResampleToSpacingd ResidualEncoderUNet RestoringSlidingWindowInferer
+ResumeState ScoreCases ScoreCleanings ScriptedNetwork SeedEpochs Segmentation Series Severity ShardedRandomSampler
+ShowProgress Status StopOnBadLoss Survey TrainingJob UpdateAverage UsageError Verdict VolumeReader VoxelgateError
+WatchTraining WindowHUd build_manifest choose_precision datalist evaluate export find_cases identify image_spec_of
+keep_large_buffers load_manifest needs_scaler open_bundle plan presets read_image scan_dicom segment set_aside
+start_from start_process_group status stream survey train train_folds watch world_size write_bundle write_label_map
+write_manifest write_page
 """
 
 

@@ -62,6 +62,7 @@ from .transforms.channels import AppendZerosd
 from .transforms.components import KeepComponentsd
 from .transforms.dicom_order import OrderDicomd
 from .transforms.flat_spacing import FlatSpacingd
+from .transforms.header_sizes import HeaderSizesd
 from .transforms.intensity import Despeckled, NormalizeImaged, OffsetToHUd, WindowHUd
 from .transforms.io import ChannelsReader, LabelMapWriter, LoadLabeld, OneHotLabelsd, VolumeReader
 from .transforms.nnunet.preprocess import NnUNetPreprocessd
@@ -94,6 +95,7 @@ __all__ = [
     "ForegroundIndicesd",
     "Grid",
     "GuidedAttentionNet",
+    "HeaderSizesd",
     "ImageOnGrid",
     "ImageSpec",
     "InputError",

@@ -43,7 +43,7 @@ RENAL = {"threshold": 0.5, "regions": [[1, 1], [2, 2], [3, 3], [4, 4], [5, 5]]}
 LARGEST = {"_target_": "KeepLargestConnectedComponent", "applied_labels": [1, 2]}
 TRANSLATIONS: dict[str, tuple[str, int, list[str], list[Any], int]] = {
     "spleen_ct_segmentation": ("UNet", 1, IN_GRID, SOFT, 2),
-    "swin_unetr_btcv_segmentation": ("SwinUNETR", 1, IN_GRID, SOFT, 14),
+    "swin_unetr_btcv_segmentation": ("SwinUNETR", 1, ["voxelgate.HeaderSizesd", *IN_GRID], SOFT, 14),
     "wholeBody_ct_segmentation": (
         "SegResNet",
         1,
@@ -53,7 +53,13 @@ TRANSLATIONS: dict[str, tuple[str, int, list[str], list[Any], int]] = {
     ),
     "multi_organ_segmentation": ("DiNTS", 1, IN_GRID, SOFT, 8),
     "pancreas_ct_dints_segmentation": ("DiNTS", 1, IN_GRID, SOFT, 3),
-    "pediatric_abdominal_ct_segmentation": ("DynUNet", 1, [*IN_GRID, "CropForegroundd"], SOFT, 4),
+    "pediatric_abdominal_ct_segmentation": (
+        "DynUNet",
+        1,
+        ["voxelgate.HeaderSizesd", *IN_GRID, "CropForegroundd"],
+        SOFT,
+        4,
+    ),
     "prostate_mri_anatomy": (
         "UNet",
         1,

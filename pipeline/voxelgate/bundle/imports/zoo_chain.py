@@ -27,6 +27,9 @@ _MODES: Mapping[str, tuple[str, ...]] = {
 _FLAT = {"Spacingd": "voxelgate.FlatSpacingd"}
 """Components of ours that give the bits of MONAI's in less memory."""
 
+HEADER_SIZES: Config = {"_target_": "voxelgate.HeaderSizesd", "keys": "image"}
+"""First step of bundles whose images MONAI's `ITKReader` reads."""
+
 INTENSITIES = frozenset(
     {
         "ScaleIntensityRanged",
@@ -119,6 +122,7 @@ class _Preparation:
     clicked: int = 0
     clicks: int = 0
     changes_grid: bool = False
+    is_read_by_itk: bool = False
     is_sampled: bool = False
     steps: list[Config] = field(default_factory=list)
 
@@ -143,7 +147,8 @@ class _Preparation:
             raise BundleError(f"{self.where}: {step.name} is no step that can be translated; {FAITHFUL}")
 
     def read(self, step: Component) -> None:
-        """Note which images are read, labels aside."""
+        """Note which images are read, labels aside, and by whom."""
+        self.is_read_by_itk = step.arguments.get("reader") in {"ITKReader", "itkreader"}
         self.images = tuple(name for name in _key_names(step.arguments.get("keys")) if name != "label")
 
     def join(self, step: Component) -> None:
@@ -187,6 +192,8 @@ class _Preparation:
         if self.is_sampled or mode not in modes or step.arguments.get("padding_mode", "border") != "border":
             raise BundleError(f"{self.where}: {step.name} resamples in a way that cannot be translated; {FAITHFUL}")
         self.is_sampled = True
+        if step.name == "Spacingd" and self.is_read_by_itk:
+            self.steps.insert(0, HEADER_SIZES)
 
 
 _TAKEN: Mapping[str, Callable[[_Preparation, Component], None]] = {

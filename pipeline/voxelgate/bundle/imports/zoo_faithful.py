@@ -7,7 +7,7 @@ from typing import Any
 from monai import inferers, transforms
 
 from voxelgate.bundle.frame import Config
-from voxelgate.bundle.imports.zoo_chain import Chain, first_wins
+from voxelgate.bundle.imports.zoo_chain import HEADER_SIZES, Chain, first_wins
 from voxelgate.bundle.imports.zoo_components import SCRIPTS, Component, component, components
 from voxelgate.bundle.imports.zoo_expressions import FunctionText
 from voxelgate.bundle.imports.zoo_references import ZooConfig
@@ -44,11 +44,12 @@ def read_own_chain(config: ZooConfig, scripts: Scripts) -> Chain:
     if len(images) != 1:
         raise BundleError(f"{where}: reads {', '.join(images) or 'no image'}; with --faithful it must be one image")
     own = _Own(images[0], scripts)
+    by_itk = any(step.arguments.get("reader") in {"ITKReader", "itkreader"} for step in before)
     after = components(config.value("postprocessing"), f"{config.name}: postprocessing")
     inferer = component(config.value("inferer"), f"{config.name}: inferer")
     return Chain(
         images=("image",),
-        preparation=tuple(own.steps(before, where)),
+        preparation=(*([HEADER_SIZES] if by_itk else []), *own.steps(before, where)),
         merges=_merges_of(after),
         inferer={
             "_target_": "voxelgate.InvertingInferer",
