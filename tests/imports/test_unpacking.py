@@ -1,5 +1,6 @@
 """A zip is looked at as a whole before any of it is written, and one that is not safe leaves nothing behind."""
 
+import contextlib
 import os
 import shutil
 import stat
@@ -8,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from voxelgate.bundle.imports import unpacking
-from voxelgate.bundle.imports.unpacking import unpack
+from voxelgate.bundle.imports.unpacking import is_torch_archive, unpack
 from voxelgate.core.errors import InputError
 
 Fill = Callable[[zipfile.ZipFile], None]
@@ -96,6 +98,25 @@ def test_a_damaged_zip_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"m\.zip: is no zip that can be unpacked"):
         unpack(packed, folder)
+
+
+def test_whatever_bytes_are_changed_a_zip_is_unpacked_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    packed, rng = tmp_path / "m.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        named("model/x", "model/y", "model/ü")(archive)
+    content = packed.read_bytes()
+
+    for number in range(150):
+        changed = bytearray(content)
+        for _ in range(int(rng.choice((1, 2, 30)))):
+            changed[rng.integers(len(changed))] = rng.integers(256)
+        packed.write_bytes(changed)
+        (tmp_path / str(number)).mkdir()
+        assert is_torch_archive(packed) in {True, False}
+        with contextlib.suppress(InputError):
+            unpack(packed, tmp_path / str(number))
+
+    assert all(path.name == "m.zip" or path.name.isdecimal() for path in tmp_path.iterdir())
 
 
 def test_what_macos_adds_is_left_out(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Weights are read without running anything in their file; whatever is more than plain tensors is refused."""
 
+import contextlib
 import os
 import zipfile
 from collections import OrderedDict
@@ -127,6 +128,21 @@ def test_a_file_that_is_cut_empty_or_of_old_torch_is_refused(read: Read, tmp_pat
     torch.save({"a": torch.zeros(3)}, old, _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match=r"is no whole file of weights of torch 1\.6 or later"):
         read({}, lambda _: old.read_bytes())
+
+
+def test_whatever_bytes_are_changed_there_are_plain_tensors_or_a_sentence(read: Read) -> None:
+    rng = np.random.default_rng(0)
+
+    def changed(content: bytes) -> bytes:
+        found = bytearray(content)
+        for _ in range(int(rng.choice((1, 2, 30)))):
+            found[rng.integers(len(found))] = rng.integers(256)
+        return bytes(found)
+
+    for _ in range(150):
+        with contextlib.suppress(InputError):
+            found = read({"model": {"a": torch.zeros(3)}, "log": [1, {"b": np.float64(2)}]}, changed)
+            assert all(type(value) is Tensor for value in found.values())
 
 
 def test_a_packed_file_that_would_grow_is_refused(read: Read, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def read_inferer(root: Path) -> Callable[..., Any]:
     """
     verify(root)
     admit_scripts(read_scripts(root))
-    return cast("Callable[..., Any]", read_configs(root, ["inference"], {}).get_parsed_content("inferer"))
+    return cast("Callable[..., Any]", _built(read_configs(root, ["inference"], {}), root, "inferer"))
 
 
 def forget_opened() -> None:

@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from voxelgate.bundle.imports.unpacking import refuse_unsafe
+from voxelgate.bundle.imports.unpacking import DAMAGED_ZIP, refuse_unsafe
 from voxelgate.core.errors import InputError
 
 PROGRAM = "models/network.ts"
@@ -40,7 +40,7 @@ def lay_out_program(path: Path, folder: Path) -> None:
                 _write_new(folder / "configs" / name, content)
         (folder / PROGRAM).parent.mkdir()
         shutil.copyfile(path, folder / PROGRAM)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except DAMAGED_ZIP as error:
         raise InputError(f"{path.name}: is damaged ({error}); copy it again.") from error
     except OSError as error:
         raise InputError(f"{path.name}: cannot be copied ({error.strerror}); free the disk, or set TMPDIR.") from error

@@ -6,6 +6,8 @@ from typing import Any
 from voxelgate.bundle.imports.imported import Imported
 from voxelgate.bundle.metadata import in_words
 
+MONAI_COMMAND = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN --output_dir OUT"
+
 
 def imported_readme(imported: Imported, metadata: Mapping[str, Any]) -> str:
     """Return `docs/README.md`.
@@ -18,6 +20,9 @@ def imported_readme(imported: Imported, metadata: Mapping[str, Any]) -> str:
     facts = "\n".join(f"| {name} | {_table_cell(value)} |" for name, value in origin.items() if name != "files")
     labels = "\n".join(f"| {value} | {_table_cell(name)} |" for value, name in imported.labels.to_mapping().items())
     findings = "".join(f"* {sentence}\n" for sentence in imported.findings) or "None.\n"
+    commands = "voxelgate segment . SCANS --out RESULTS"
+    if not any(name.startswith("scripts/") for name in imported.extra_files):  # which only this program admits
+        commands += f"\n{MONAI_COMMAND}"
     return f"""\
 # {imported.name}
 
@@ -47,8 +52,7 @@ What was found when it was imported:
 In the folder of the bundle:
 
 ```sh
-voxelgate segment . SCANS --out RESULTS
-python -m monai.bundle run --config_file configs/inference.json --dataset_dir IN --output_dir OUT
+{commands}
 ```
 """
 

@@ -21,6 +21,9 @@ MOST_MEMBERS = 100_000
 SPARE_DISK_BYTES = 2**28
 """Stays free where a zip is unpacked."""
 
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+"""What `zipfile` raises where bytes were changed, also for versions of the format and letters that do not exist."""
+
 _LINK_OR_DEVICE = "a link, pipe or device"
 _ENCRYPTED = 0x1
 """Bit of the general purpose flag (APPNOTE.TXT 4.4.4)."""
@@ -34,7 +37,7 @@ def is_torch_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, *DAMAGED_ZIP):
         return False
     tops = {name.split("/")[0] for name in names}
     return len(tops) == 1 and f"{tops.pop()}/constants.pkl" in names
@@ -52,7 +55,7 @@ def unpack(path: Path, folder: Path) -> None:
             refuse_unsafe(members, path, folder)
             for member in members:
                 _write(archive, member, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED_ZIP as error:
         raise InputError(f"{path.name}: is no zip that can be unpacked ({error}); copy it again.") from error
     except OSError as error:
         raise InputError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelgate.bundle.imports.source import ImportSource
+from voxelgate.bundle.imports.unpacking import DAMAGED_ZIP
 from voxelgate.bundle.opened import UNREADABLE_WEIGHTS
 from voxelgate.core.errors import InputError, reason_of
 
@@ -130,7 +131,7 @@ def _refuse_other_archive(path: Path, where: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGED_ZIP) as error:
         raise InputError(f"{where} is no whole file of weights of torch 1.6 or later; copy it again.") from error
     if any(one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in members):
         raise InputError(f"{where} is packed, which torch never does; it is not opened.")
