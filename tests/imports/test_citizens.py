@@ -22,6 +22,7 @@ from voxelgate.bundle.predict import WITHOUT_RANGES, Bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
+from voxelgate.evaluation.pairs import label_maps_in
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import part_around
 from voxelgate.segmentation.batch.forecast.sample import sample
@@ -29,6 +30,7 @@ from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import segment, setup_of
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
+from voxelgate.segmentation.output_names import is_no_label_map
 from voxelgate.segmentation.report import CaseReport
 from voxelgate.segmentation.segment import segment_case
 from voxelgate.training.bundle_checks import pass_checks
@@ -361,3 +363,68 @@ def test_a_batch_runs_in_processes_within_a_limit_of_memory(root: Path, scan: Pa
 
     assert [str(report.status) for report in reports] == ["done"] * 3
     assert {tuple(report.volumes_ml) for report in reports} == {("liver",)}
+
+
+# --- one file a structure
+
+
+def test_each_structure_gets_a_file_called_like_it(root: Path, scan: Path, tmp_path: Path) -> None:
+    report = done(root, scan, tmp_path / "out", outputs=["nifti", "structures"], roi_subset=["left kidney", "liver"])
+
+    labels = np.asarray(nib.load(tmp_path / "out" / "scan.nii.gz").dataobj)
+    folder = tmp_path / "out" / "scan.structures"
+    assert sorted(path.name for path in folder.iterdir()) == ["left_kidney.nii.gz", "liver.nii.gz"]
+    assert report.outputs["structures-liver"] == folder / "liver.nii.gz"
+    for name, value in (("liver", 1), ("left_kidney", 3)):
+        mask = nib.load(folder / f"{name}.nii.gz")
+        assert np.array_equal(np.asarray(mask.dataobj), labels == value)
+        assert np.array_equal(mask.affine, nib.load(scan).affine)
+    assert list(label_maps_in(tmp_path / "out", is_no_label_map)) == ["scan"]
+
+
+def test_a_case_called_like_a_structure_keeps_both_files(root: Path, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "liver.nii.gz").write_bytes(scan.read_bytes())
+
+    done(root, tmp_path / "liver.nii.gz", tmp_path / "out", outputs=["nifti", "structures"])
+    again = done(root, tmp_path / "liver.nii.gz", tmp_path / "out", outputs=["nifti", "structures"])
+
+    labels = np.asarray(nib.load(tmp_path / "out" / "liver.nii.gz").dataobj)
+    liver = np.asarray(nib.load(tmp_path / "out" / "liver.structures" / "liver.nii.gz").dataobj)
+    assert labels.max() == 4
+    assert np.array_equal(liver, labels == 1)
+    assert str(again.status) == "done"
+
+
+def test_structures_that_are_not_asked_for_again_leave_with_the_older_result(
+    root: Path, scan: Path, tmp_path: Path
+) -> None:
+    done(root, scan, tmp_path / "out", outputs=["structures"])
+    done(root, scan, tmp_path / "out", outputs=["structures"], roi_subset=["liver"], again=True)
+
+    left = {path.name for path in (tmp_path / "out" / "scan.structures").iterdir()}
+    assert "liver.nii.gz" in left
+
+
+def test_probabilities_of_each_structure_are_written_and_agree_with_the_labels(
+    flat: Path, scan: Path, tmp_path: Path
+) -> None:
+    done(flat, scan, tmp_path / "out", outputs=["nifti", "probabilities"])
+
+    labels = np.asarray(nib.load(tmp_path / "out" / "scan.nii.gz").dataobj)
+    found = nib.load(tmp_path / "out" / "scan.probabilities" / "liver.nii.gz")
+    values = np.asarray(found.dataobj)
+    assert values.dtype == np.float32
+    assert np.array_equal(values > 0.5, labels == 1)
+    assert np.array_equal(found.affine, nib.load(scan).affine)
+
+
+def test_a_model_that_tells_no_probabilities_says_so(root: Path, scan: Path, tmp_path: Path) -> None:
+    report = done(root, scan, tmp_path / "out", outputs=["probabilities"])
+
+    assert str(report.status) == "rejected"
+    assert "this model joins several networks or steps" in str(report.findings[0])
+
+
+def test_structures_whose_files_would_have_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="files of one name"):
+        Options(structures=("left kidney", "left_kidney"))

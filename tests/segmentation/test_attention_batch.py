@@ -10,7 +10,7 @@ from tests.batch_runs import tree
 from voxelgate.evaluation.pairs import pair_files
 from voxelgate.segmentation.batch.ledger import read_ledger
 from voxelgate.segmentation.batch.run_batch import segment
-from voxelgate.segmentation.output_names import is_attention_map
+from voxelgate.segmentation.output_names import is_no_label_map
 from voxelgate.segmentation.report import CaseReport, CaseStatus
 
 
@@ -80,6 +80,6 @@ def test_a_map_of_somebody_else_is_not_overwritten(folder: Path, bundle: Path, w
 def test_results_with_maps_among_them_are_paired_with_their_references(folder: Path, bundle: Path) -> None:
     segmented(folder, bundle)
 
-    pairs = pair_files(folder / "out", folder / "in", is_attention_map)
+    pairs = pair_files(folder / "out", folder / "in", is_no_label_map)
 
     assert pairs == [("a", folder / "out" / "a.nii.gz", folder / "in" / "a.nii.gz")]

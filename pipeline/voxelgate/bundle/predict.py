@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from voxelgate.bundle.passing import adjusted_inferer, labels_looked_for, structures_named
+from voxelgate.bundle.probabilities import probabilities_of
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
 from voxelgate.core.dice import dice_of_labels
 from voxelgate.core.errors import BundleError, UsageError
@@ -73,6 +74,7 @@ class Prediction:
         is_unstreamed: windows were taken because there was too little memory to stream, which changes labels a little.
         agreement: part of the voxels of a window at which a fast pass gives the labels of the exact one, as measured on
             the first image; None of a pass that is not asked to be fast.
+        probabilities: (I, J, K) float32 of each structure by name, if they were asked for.
     """
 
     labels: npt.NDArray[Any]
@@ -82,6 +84,7 @@ class Prediction:
     gates: Sequence[GateMap] = ()
     is_unstreamed: bool = False
     agreement: float | None = None
+    probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Segmentation(NamedTuple):
@@ -205,6 +208,7 @@ class Bundle:
         runtime: Runtime | None = None,
         check_flips: bool = False,
         attention: tuple[int, ...] = (),
+        probabilities: bool = False,
     ) -> Prediction:
         """Run the network over a prepared image, and clean what it gives.
 
@@ -214,11 +218,13 @@ class Bundle:
             runtime: how the network runs; None for the fastest that is known here to give the same labels.
             check_flips: run the network on the mirrored image too, and compare.
             attention: levels of the gates whose maps are returned, all that the network has; or none.
+            probabilities: return the probability of each structure too, in a second pass.
 
         Raises:
             InputError: the network cannot take this image.
-            UsageError: the runtime cannot be used, gates are asked for that are not there, or a structure has a side
-                but no partner while flips are checked.
+            UsageError: the runtime cannot be used, gates are asked for that are not there, a structure has a side but
+                no partner while flips are checked, or probabilities are asked of a model that tells none, or that no
+                memory holds.
             BundleError: the labels do not lie on the grid.
         """
         image = prepared[None].to(self.device)
@@ -237,6 +243,7 @@ class Bundle:
             self._gates(image, attention),
             is_unstreamed,
             _agreement_of(self, image, labels, grid) if stated is None else float(stated),
+            probabilities_of(self.inferer, image, chosen.network, self.labels) if probabilities else {},
         )
 
     def _kept(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:

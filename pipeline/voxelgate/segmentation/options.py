@@ -12,7 +12,7 @@ from voxelgate.core.workers import engine_named
 from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.runtimes.kinds import Runtime
-from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.output_names import Output, stem_of_structure
 
 DEFAULT_WORKERS = "processes:1"
 """One process, so that an image that crashes the network ends its own case and no more."""
@@ -30,6 +30,7 @@ class Options:
         runtime: how the network runs; None for the fastest that is known here to give the same labels.
         check_flips: run the network on the mirrored image too, and let the quality tell where the results differ.
         attention: levels of the gates whose maps are written and judged, all that `gate_levels` returns; or none.
+        structures: names of the structures that get a file each, all that the bundle looks for, if such are written.
         hashed_names: call cases by a hash of where their files lie, in whatever is written or said of them.
         device: where the network runs; None for what the bundle chooses.
         ensemble: average the networks of all folds.
@@ -54,6 +55,7 @@ class Options:
     runtime: Runtime | None = None
     check_flips: bool = False
     attention: tuple[int, ...] = ()
+    structures: tuple[str, ...] = ()
     hashed_names: bool = False
     device: str | None = None
     ensemble: bool = False
@@ -73,6 +75,8 @@ class Options:
             raise UsageError("an SR refers to the segments of a SEG; ask for both, as in --outputs seg,sr.")
         if self.seg_type is not None and Output.SEG not in self.outputs:
             raise UsageError("a type of SEG is asked for, but no SEG; add seg to the outputs.")
+        if len({stem_of_structure(name).casefold() for name in self.structures}) < len(self.structures):
+            raise UsageError("two structures of the bundle would get files of one name; leave out structures, or one.")
         if self.passing.fast and self.runtime is not None:
             raise UsageError("--fast and --runtime: give one of them, --fast for an imported model.")
         engine_named(self.workers)

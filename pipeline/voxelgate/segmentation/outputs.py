@@ -1,10 +1,11 @@
 """The files that a segmented case leaves: label map, DICOM SEG, RTSTRUCT and SR, attention maps, and pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.errors import BundleError, OutputError
@@ -19,6 +20,7 @@ from voxelgate.dicom.write.seg_kind import SegKind
 from voxelgate.dicom.write.segmented import MOST_CHARACTERS, Algorithm, SegmentedSeries, is_text
 from voxelgate.dicom.write.sources import SourceSeries, source_of
 from voxelgate.dicom.write.sr import write_sr
+from voxelgate.images.value_maps import write_value_map
 from voxelgate.images.volumes import write_label_map
 from voxelgate.inference.attention.map_files import write_attention_map
 from voxelgate.inference.attention.maps import GateMap, on_grid
@@ -31,6 +33,8 @@ from voxelgate.segmentation.output_names import (
     Output,
     map_kind,
     output_paths,
+    staged_place,
+    structure_kind,
 )
 from voxelgate.segmentation.preview import Sketch, write_preview
 
@@ -48,6 +52,7 @@ class Result:
         algorithm: what made the labels; None if there are no DICOM outputs, which name it.
         sketch: of the image; None if there are no previews.
         gates: whose attention maps are written.
+        probabilities: (I, J, K) of each structure by name, if they are written.
     """
 
     labels: npt.NDArray[Any]
@@ -58,6 +63,7 @@ class Result:
     algorithm: Algorithm | None
     sketch: Sketch | None = None
     gates: Sequence[GateMap] = ()
+    probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def unwritable_kinds(outputs: Sequence[Output], table: LabelTable) -> tuple[frozenset[Output], str]:
@@ -129,9 +135,11 @@ def write_results(
         wanted -= NEED_STRUCTURES
     if not options.require.admits(result.quality.verdict):
         wanted, gates = wanted & {Output.PREVIEW}, []
-    names = output_paths(case, scratch, [kind for kind in options.outputs if kind in wanted], gates)
-    staged = {kind: scratch / path.name for kind, path in names.items()}
-    make_folder(scratch)
+    kinds = [kind for kind in options.outputs if kind in wanted]
+    names = output_paths(case, scratch, kinds, gates, options.structures)
+    staged = {kind: staged_place(scratch, path) for kind, path in names.items()}
+    for folder in {scratch, *(path.parent for path in staged.values())}:
+        make_folder(folder)
     try:
         _write_files(result, case, staged)
         if source is not None and result.algorithm is not None and DICOM_OUTPUTS & staged.keys():
@@ -150,6 +158,11 @@ def _write_files(result: Result, case: Case, paths: Mapping[str, Path]) -> None:
     like = case.image if isinstance(case.image, Path) else None
     if Output.NIFTI in paths:
         write_label_map(paths[Output.NIFTI], result.labels, result.grid, like=like)
+    for value, name in result.table.foreground.items():
+        if (path := paths.get(structure_kind(Output.STRUCTURES, name))) is not None:
+            write_label_map(path, (result.labels == value).astype(np.uint8), result.grid, like=like)
+        if (path := paths.get(structure_kind(Output.PROBABILITIES, name))) is not None:
+            write_value_map(path, result.probabilities[name], result.grid, like=like)
     for gate in result.gates:
         if (path := paths.get(map_kind(gate.level))) is not None:
             write_attention_map(path, gate, result.grid, like=like)

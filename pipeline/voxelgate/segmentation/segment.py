@@ -25,7 +25,7 @@ from voxelgate.inference.attention.maps import diagnose
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault, fault_of, first_of_ours, sentence_of
 from voxelgate.segmentation.options import Options, SharedResources
-from voxelgate.segmentation.output_names import Output, output_paths
+from voxelgate.segmentation.output_names import Output, output_paths, staged_place
 from voxelgate.segmentation.outputs import Result, check_outputs, unwritable_kinds, write_results
 from voxelgate.segmentation.preview import Sketch, sketch
 from voxelgate.segmentation.read import read_case
@@ -72,14 +72,18 @@ def segment_case(case: Case, bundle: Bundle, out_dir: Path, options: Options | N
         options: what to write and accept; by default a new NIfTI file.
     """
     chosen = options or Options()
-    paths = output_paths(case, out_dir, chosen.outputs, chosen.attention)
+    paths = output_paths(case, out_dir, chosen.outputs, chosen.attention, chosen.structures)
     scratch = new_scratch(out_dir)
     try:
         refuse_existing(paths.values(), overwrite=chosen.overwrite)
         report = attempt(case, bundle, (out_dir, scratch), chosen).report
         if report.status is CaseStatus.DONE:
             finished = {paths[kind] for kind in report.outputs}
-            publish({path: scratch / path.name for path in finished}, set(paths.values()) - finished, scratch / "older")
+            publish(
+                {path: staged_place(scratch, path) for path in finished},
+                set(paths.values()) - finished,
+                scratch / "older",
+            )
     except OutputError as error:
         return unfinished(
             case.case_id, CaseStatus.REJECTED, bundle.fingerprint, versions(bundle.name, bundle.version), str(error)
@@ -141,9 +145,10 @@ def _segment_or_raise(
             prepared.algorithm,
             prepared.sketch,
             found.gates,
+            found.probabilities,
         )
         staged = write_results(result, case, options, prepared.source, scratch)
-        names = output_paths(case, out_dir, options.outputs, options.attention)
+        names = output_paths(case, out_dir, options.outputs, options.attention, options.structures)
         older = [kind for kind, path in names.items() if kind not in staged and path.exists()]
         findings = prepared.findings + tuple(_remarks_on(made, bundle.labels, options, older))
         if found.is_unstreamed:
@@ -215,6 +220,7 @@ def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Predi
         runtime=options.runtime,
         check_flips=options.check_flips,
         attention=options.attention,
+        probabilities=Output.PROBABILITIES in options.outputs,
     )
     return found, time.perf_counter() - started_s
 

@@ -19,7 +19,7 @@ from voxelgate.evaluation.pairs import LabelMapPair, pair_cases, pair_files
 from voxelgate.evaluation.scores import LabelScores, evaluate_pairs
 from voxelgate.evaluation.table import write_csv
 from voxelgate.images.label_maps import LabelValues
-from voxelgate.segmentation.output_names import is_attention_map
+from voxelgate.segmentation.output_names import is_no_label_map
 
 app = typer.Typer(add_completion=False)
 
@@ -76,7 +76,7 @@ def run(
     else:
         refuse_given(context, ["fold", "data_root"], "goes with a manifest, and these are label maps")
         table = None if labels_from is None else Metadata.read(labels_from).labels
-        scores = _measured(pair_files(prediction, reference, is_attention_map), table, workers)
+        scores = _measured(pair_files(prediction, reference, is_no_label_map), table, workers)
     if csv is not None:
         write_csv(scores, csv, overwrite=overwrite)
     subject_of = {} if subjects is None else {case.case_id: case.subject for case in load_manifest(subjects).all_cases}
@@ -88,7 +88,7 @@ def _scores_by_manifest(prediction: Path, manifest: Manifest, fold: int | None, 
     """Measure label maps against those of a manifest, which says what their values mean and which are ignored."""
     cases = manifest.all_cases if fold is None else part_cases(manifest, fold, Split.VALIDATION)
     references = {case.case_id: found for case in cases if (found := manifest.reference_of(case)) is not None}
-    pairs = pair_cases(prediction, references, is_attention_map)
+    pairs = pair_cases(prediction, references, is_no_label_map)
     return _measured(pairs, manifest.labels, workers, manifest.values)
 
 

@@ -63,7 +63,8 @@ def run(
     outputs: Annotated[
         str,
         typer.Option(
-            help="What to write of each case, separated by commas: nifti (of pictures PNG or TIFF), seg, rtstruct, sr."
+            help="What to write of each case, separated by commas: nifti (of pictures PNG or TIFF), seg, rtstruct, "
+            "sr, structures (a mask of each), probabilities (of each structure)."
         ),
     ] = "nifti",
     data_root: DataRoot = None,

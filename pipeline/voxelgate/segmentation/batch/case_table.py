@@ -9,7 +9,7 @@ from voxelgate.core.files import write_text
 from voxelgate.images.pictures import PIXELS_PER_ML
 from voxelgate.segmentation.batch.ledger import BETWEEN, StoredEntries, read_input_texts
 from voxelgate.segmentation.batch.ledger_records import Entry, EntryState
-from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.output_names import SINGLE_FILES
 
 TABLE_NAME = "cases.csv"
 
@@ -49,7 +49,7 @@ def table_text(out_dir: Path, entries: Iterable[Entry]) -> str:
     structures = {name for one in entries if one.report for name in one.report.volumes_ml}
     in_pixels = all(one.report.is_picture for one in entries if one.report and one.report.volumes_ml)
     unit = "px" if structures and in_pixels else "ml"
-    header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *Output]
+    header = ["case", "status", "verdict", *(f"{name} {unit}" for name in sorted(structures)), *SINGLE_FILES]
     rows = (_table_row(out_dir, one, sorted(structures), in_pixels=in_pixels) for one in entries)
     return csv_text([[*header, "findings", "reasons"], *rows])
 
@@ -59,7 +59,7 @@ def _table_row(out_dir: Path, entry: Entry, structures: Sequence[str], *, in_pix
     if report is None or entry.state in {EntryState.WAITING, EntryState.RUNNING, EntryState.PUBLISHING}:
         return (entry.case_id, EntryState.WAITING)
     volumes = (report.volumes_ml.get(name) for name in structures)
-    paths = (report.outputs.get(kind) for kind in Output)
+    paths = (report.outputs.get(kind) for kind in SINGLE_FILES)
     return (
         entry.case_id,
         entry.state,

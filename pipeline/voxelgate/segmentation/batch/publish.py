@@ -25,6 +25,7 @@ from voxelgate.segmentation.batch.input_stamps import stamp_of_path
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.faults import Fault, fault_of
+from voxelgate.segmentation.output_names import staged_place
 from voxelgate.segmentation.report import CaseReport
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ def _outdated(
 def _carry_out(ledger: Ledger, case_id: str, plan: PublishPlan, staged: Iterable[FileRecord]) -> None:
     """Give files of a plan their names, all that are not there yet, and note that it was carried out."""
     out_dir, scratch = ledger.out_dir, ledger.out_dir / plan.scratch
-    moves = {out_dir / file.path: scratch / file.path.name for file in staged}
+    moves = {out_dir / file.path: staged_place(scratch, file.path) for file in staged}
     try:
         if moves or plan.removed:
             scratch.mkdir(exist_ok=True)
@@ -190,7 +191,7 @@ def recover(ledger: Ledger) -> None:
 def _resume(ledger: Ledger, case_id: str, plan: PublishPlan) -> None:
     """Carry out a plan if its files are whole; else the case is done again."""
     out_dir = ledger.out_dir
-    staged = [file for file in plan.files if _has(out_dir / plan.scratch / file.path.name, file.sha256)]
+    staged = [file for file in plan.files if _has(staged_place(out_dir / plan.scratch, file.path), file.sha256)]
     named = [file for file in plan.files if file not in staged]
     if not all(_has(out_dir / file.path, file.sha256) for file in named):
         _give_up(ledger, case_id, plan)

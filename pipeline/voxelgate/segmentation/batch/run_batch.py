@@ -31,7 +31,7 @@ from voxelgate.segmentation.batch.watch import Inbox, complete_cases, watched_fo
 from voxelgate.segmentation.batch.worker import Setup
 from voxelgate.segmentation.cases import Case, Found, find_inputs, with_hashed_name
 from voxelgate.segmentation.options import DEFAULT_WORKERS, Options
-from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.output_names import ONE_A_STRUCTURE, Output
 from voxelgate.segmentation.outputs import unwritable_kinds
 from voxelgate.segmentation.report import CaseReport
 
@@ -147,7 +147,8 @@ def segment(  # noqa: PLR0913  # every keyword is one decision of whoever segmen
         bundle: opened, or its folder, or the name of a shipped one.
         inputs: images, DICOM series, folders or zips of them, or manifests.
         out: folder of the results, which is made.
-        outputs: what to write of each case: `nifti`, `seg`, `rtstruct`, `sr`, and `preview` for the report page.
+        outputs: what to write of each case: `nifti`, `seg`, `rtstruct`, `sr`, `structures` (a mask of each),
+            `probabilities` (of each structure), and `preview` for the report page.
         workers: where cases run: `serial`, `processes:N`, or `dask:ADDRESS` of a scheduler.
         overwrite: replace files that are there, which somebody else wrote or changed.
         again: do cases again whose results stand.
@@ -269,6 +270,10 @@ def _setup_as_asked(bundle: Bundle | Path | str, out: Path | str, **asked: Unpac
             (known[keyword],) = _members_of(kind, [known[keyword]])
     if asked.get("attention"):
         known["attention"] = attention_of(root, is_ensemble=asked.get("ensemble", False))
+    names = labels_looked_for(
+        PassOptions(roi_subset=tuple(asked.get("roi_subset", ()))), Metadata.read(root).labels
+    ).foreground
+    known["structures"] = tuple(names.values()) if set(ONE_A_STRUCTURE) & set(known.get("outputs", ())) else ()
     passing = {name: known.pop(name) for name in ("fast", "step_size", "mirroring", "roi_subset") if name in known}
     options = Options(**known, passing=PassOptions(**passing | {"roi_subset": tuple(passing.get("roi_subset", ()))}))
     if options.passing.changes or options.runtime is not None:

@@ -142,7 +142,8 @@ class _Runner:
             OutputError: names the file; whether overwriting is allowed or not, none is that of an image.
         """
         options = self._setup.options
-        names = output_paths(case, self._setup.out_dir, options.outputs, options.attention).values()
+        out_dir = self._setup.out_dir
+        names = output_paths(case, out_dir, options.outputs, options.attention, options.structures).values()
         refuse_foreign(self._ledger, case.case_id, names, overwrite=options.overwrite)
         for path in names:
             if path.exists() and path.resolve() in self._images:

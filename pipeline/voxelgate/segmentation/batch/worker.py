@@ -30,6 +30,7 @@ from voxelgate.segmentation.batch.worker_process import CASES_AT_A_TIME
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.faults import Fault
 from voxelgate.segmentation.options import Options, SharedResources
+from voxelgate.segmentation.output_names import staged_place
 from voxelgate.segmentation.report import MEMORY, CaseReport, CaseStatus
 from voxelgate.segmentation.segment import attempt, unfinished
 
@@ -153,7 +154,7 @@ def work(job: CaseJob) -> Outcome:
         report = _changed(report)
     if report.status is not CaseStatus.DONE:
         shutil.rmtree(job.scratch, ignore_errors=True)
-    sha256s = {kind: file_sha256(job.scratch / path.name) for kind, path in report.outputs.items()}
+    sha256s = {kind: file_sha256(staged_place(job.scratch, path)) for kind, path in report.outputs.items()}
     return Outcome(report, sha256, _read_off(lasting_stamp_of, job.case), sha256s, made.fault)
 
 

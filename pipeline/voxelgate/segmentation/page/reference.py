@@ -23,7 +23,7 @@ from voxelgate.images.volumes import read_channels, volume_stem
 from voxelgate.inference.attention.gate_report import GateReport
 from voxelgate.inference.attention.maps import GateMap, diagnose
 from voxelgate.segmentation.cases import CHANNEL_ENDING
-from voxelgate.segmentation.output_names import Output, is_attention_map, map_kind
+from voxelgate.segmentation.output_names import Output, is_no_label_map, map_kind
 from voxelgate.segmentation.preview import labels_as_shown, read_preview
 from voxelgate.segmentation.report import CaseReport
 
@@ -78,7 +78,7 @@ def references_of(
     else:
         if data_root is not None:
             raise UsageError("--data-root is for a manifest; leave it out for a folder of label maps.")
-        known = {**label_maps_in(reference, is_attention_map)}
+        known = {**label_maps_in(reference, is_no_label_map)}
         names = {
             case_id: (path.relative_to(out_dir).parent / volume_stem(path)).as_posix()
             for case_id, path in found.items()

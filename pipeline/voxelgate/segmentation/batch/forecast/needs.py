@@ -28,7 +28,13 @@ WINDOWS_SLOWER = 1.3
 MOST_UINT8 = 256
 """Classes above which a label takes four bytes until it is written."""
 
-DISK_BYTES_PER_VOX: Mapping[Output, float] = {Output.NIFTI: 0.05, Output.SEG: 0.1, Output.RTSTRUCT: 0.3}
+DISK_BYTES_PER_VOX: Mapping[Output, float] = {
+    Output.NIFTI: 0.05,
+    Output.SEG: 0.1,
+    Output.RTSTRUCT: 0.3,
+    Output.STRUCTURES: 0.1,
+    Output.PROBABILITIES: 4.0,
+}
 """For each voxel of the source at most: a label map takes 0.002 to 0.025 bytes with gzip, one of 100 segments 0.03 with
 RLE, and one voxel in a hundred is a point of an outline, in 30 characters."""
 
@@ -37,6 +43,8 @@ DISK_BYTES_PER_CASE: Mapping[Output, int] = {
     Output.SEG: 2**18,
     Output.RTSTRUCT: 2**16,
     Output.SR: 2**18,
+    Output.STRUCTURES: 2**18,
+    Output.PROBABILITIES: 2**18,
     Output.PREVIEW: 2**17,
 }
 """Headers, measurements and pictures at most."""

@@ -33,7 +33,7 @@ from voxelgate.segmentation.batch.forecast.needs import Measured, WindowModel, W
 from voxelgate.segmentation.batch.worker import SHARED, Setup
 from voxelgate.segmentation.cases import Case
 from voxelgate.segmentation.options import Options
-from voxelgate.segmentation.output_names import Output
+from voxelgate.segmentation.output_names import Output, staged_place
 from voxelgate.segmentation.outputs import Result, write_results
 from voxelgate.segmentation.preview import sketch
 from voxelgate.segmentation.read import read_case
@@ -186,7 +186,7 @@ def _tried(case: Case, bundle: Bundle, setup: Setup, measured: Measured, voxels:
             report: CaseReport = attempt(case, bundle, (setup.out_dir, scratch), setup.options, SHARED).report
             if report.status is not CaseStatus.DONE:
                 return measured
-            size_of = {kind: (scratch / path.name).stat().st_size for kind, path in report.outputs.items()}
+            size_of = {kind: staged_place(scratch, path).stat().st_size for kind, path in report.outputs.items()}
         seconds.append(report.seconds)
     fixed_bytes = size_of.get(Output.PREVIEW, 0) + size_of.get(Output.SR, 0)
     return replace(
