@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,10 @@ from tests.imports.nnunet_files import TRAINED, Json, checkpoint, configuration,
 from voxelgate.bundle.imports.imported import DicomOrder, Imported, ImportOptions
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.plans import read_plans
+from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
+from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
 
 FINAL = "fold_0/checkpoint_final.pth"
@@ -181,6 +185,28 @@ def test_plans_are_kept_and_lists_of_images_are_not(tmp_path: Path) -> None:
     assert json.loads(kept[f"source/{TRAINED}/plans.json"]) == plans()
     assert json.loads(kept[f"source/{TRAINED}/dataset.json"])["name"] == "Blobs"
     assert b"Miller" not in kept[f"source/{TRAINED}/dataset.json"]
+
+
+def bundle(root: Path) -> Bundle:
+    with opened_source(folder(root)) as source:
+        write_imported(root / "bundle", read_nnunet(source, ImportOptions()), source)
+    return open_bundle(root / "bundle", device="cpu")
+
+
+def test_an_imported_bundle_gives_labels_on_the_grid_of_any_image(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(50, 60, (17, 15, 12)).astype(np.int16)
+    affine = np.array([[0.0, 1.3, 0.0, 5.0], [-0.9, 0.0, 0.0, 7.0], [0.0, 0.0, 2.1, 9.0], [0.0, 0.0, 0.0, 1.0]])
+
+    found = bundle(tmp_path).segment((voxels, affine))
+
+    assert found.labels.shape == voxels.shape
+    assert set(np.unique(found.labels)) <= {0, 1, 2}
+    assert set(found.volumes_ml) == {"liver", "tumour"}
+
+
+def test_an_image_of_which_nothing_would_be_left_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="less than half a voxel"):
+        bundle(tmp_path).segment((np.arange(64, dtype=np.int16).reshape(8, 8, 1), np.diag([1.0, 1.0, 0.4, 1.0])))
 
 
 # --- refused ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from voxelgate.bundle.imports.plans import read_plans
 from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
-from voxelgate.core.errors import reason_of
+from voxelgate.core.errors import InputError
 from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 
 pytestmark = pytest.mark.peers
@@ -188,8 +188,7 @@ def test_whatever_the_plans_and_the_image_are_the_labels_are_those_of_nnunet(see
     expected = predicted(folder, files, step_size)
 
     if expected is None:
-        with pytest.raises(RuntimeError) as refused:
+        with pytest.raises(InputError, match="less than half a voxel"):
             bundle.segment(files)
-        assert "less than half a voxel" in reason_of(refused.value)
     else:
         assert np.count_nonzero(bundle.segment(files).labels != expected) == 0

@@ -18,7 +18,7 @@ from voxelgate.bundle.passing import adjusted_inferer, labels_looked_for, struct
 from voxelgate.bundle.probabilities import probabilities_of
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
 from voxelgate.core.dice import dice_of_labels
-from voxelgate.core.errors import BundleError, UsageError
+from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, cause_of
 from voxelgate.core.findings import Allow, Finding
 from voxelgate.core.geometry import Affine, Grid, Shape, triple
 from voxelgate.core.labels import LabelTable
@@ -197,8 +197,16 @@ class Bundle:
 
         Returns:
             (C, i, j, k), normalised; its metadata name the grid of the image.
+
+        Raises:
+            InputError: a step of ours refuses the image, as one that is too small.
         """
-        return cast("MetaTensor", self.preprocessing({"image": image})["image"])
+        try:
+            return cast("MetaTensor", self.preprocessing({"image": image})["image"])
+        except RuntimeError as error:  # MONAI's, around whatever a step raises
+            if isinstance(cause := cause_of(error), VoxelgateError):
+                raise cause from error
+            raise
 
     def predict(
         self,
