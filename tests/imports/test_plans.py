@@ -88,6 +88,15 @@ def test_a_configuration_that_inherits_from_itself_is_refused() -> None:
         read(document, "a")
 
 
+def test_configurations_that_nobody_asks_for_are_not_looked_at() -> None:
+    document = plans()
+    document["configurations"] |= {"2d": None, "3d_lowres": {"patch_size": "large"}}
+
+    assert read(document).name == "3d_fullres"
+    with pytest.raises(BundleError, match="the configuration 2d is no record"):
+        read(document, "2d")
+
+
 def test_a_parent_that_is_not_there_is_named() -> None:
     document = plans()
     document["configurations"]["a"] = {"inherits_from": "3d_fuller"}

@@ -149,7 +149,7 @@ class _ConfigurationFile:
 
 @record(frozen=True)
 class _PlansFile:
-    configurations: dict[str, dict[str, Any]]
+    configurations: dict[str, Any]
     transpose_forward: _Axes
     transpose_backward: _Axes
     image_reader_writer: NnUNetReader
@@ -207,7 +207,7 @@ class Plans:
     transpose_forward: tuple[int, ...]
     reader: NnUNetReader
     intensities: Mapping[str, Any]
-    configurations: Mapping[str, Mapping[str, Any]]
+    configurations: Mapping[str, Any]
 
     def configuration(self, name: str, channels: int, *, norm: str | None = None) -> Configuration:
         """Return a configuration.
@@ -249,6 +249,8 @@ class Plans:
                 raise BundleError(
                     f"{self.where}: has no configuration {parent!a}; it has {', '.join(self.configurations)}."
                 )
+            if not isinstance(self.configurations[parent], dict):
+                raise BundleError(f"{self.where}: the configuration {parent} is no record; restore the file.")
             lineage.append(parent)
             parent = self.configurations[parent].get("inherits_from")
         return {key: value for ancestor in reversed(lineage) for key, value in self.configurations[ancestor].items()}
