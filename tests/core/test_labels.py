@@ -69,6 +69,7 @@ def test_sides_are_paired_by_name() -> None:
     "name",
     [
         "left atrium",
+        "lung_middle_lobe_right",
         "heart_ventricle_left",
         "Left ventricular myocardium",
         "left coronary artery",

@@ -123,6 +123,16 @@ def test_the_body_is_cleaned_as_totalsegmentator_cleans_it(tmp_path: Path) -> No
     assert [step["_target_"] for step in steps] == ["KeepLargestConnectedComponentd", "voxelgate.KeepComponentsd"]
 
 
+def test_postprocessing_drops_small_pieces_of_what_is_looked_for_but_not_of_the_rough_model(tmp_path: Path) -> None:
+    root = write_weights(tmp_path / "results", {297: ROUGH[297], 298: ROUGH[298]})
+
+    found = imported(root, task="total_fast", applies_postprocessing=True).inferer
+
+    (step,) = found["inner"]["inferer"]["cleaning"]["transforms"]
+    assert (step["groups"], step["above_mm3"]) == ([[value] for value in range(1, 11)], 200.0)
+    assert "cleaning" not in found["rough"]["inferer"]
+
+
 def test_only_the_first_fold_is_taken_unless_the_task_takes_all(tmp_path: Path) -> None:
     effusion = ("Dataset315_thoraxCT", ("lung_pleural",))
     lungs = {298: (ROUGH[298][0], ("lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right",

@@ -19,10 +19,10 @@ _SIDE = re.compile(r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![a-z])|(?:Left|Rig
 
 _ONE_OF_ITS_KIND = re.compile(
     r"atri(um|al|a)(?![a-z])|ventric(le|ular)|bundle.?branch|coronary|gastric|colic(?![a-z])|colon(?![a-z])"
-    r"|hepatic|liver|portal",
+    r"|hepatic|liver|portal|middle.?lobe",
     re.IGNORECASE,
 )
-"""Parts of organs of which there is one, whatever side their names tell: of heart, liver, stomach and bowel.
+"""Parts of organs of which there is one, whatever side their names tell: of heart, liver, stomach, bowel and lungs.
 
 In the mirror a left kidney would be a right one that nobody labelled; a left atrium is still the left atrium."""
 

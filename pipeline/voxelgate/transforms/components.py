@@ -54,12 +54,13 @@ class KeepComponentsd(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
 
     def _cleaned(self, image: MetaTensor) -> MetaTensor:
         labels = plain_tensor(image)[0].numpy(force=True).copy()
+        boxes = dict(enumerate(ndimage.find_objects(labels), start=1))
         for group in self.groups:
-            inside = np.isin(labels, group)
-            boxes = ndimage.find_objects(inside.view(np.uint8))
-            if boxes:
-                part = inside[boxes[0]]
-                labels[boxes[0]][part & ~self._kept(part, image)] = 0
+            around = [box for label in group if (box := boxes.get(label)) is not None]
+            if around:
+                part = labels[_hull(around)]
+                inside = np.isin(part, group)
+                part[inside & ~self._kept(inside, image)] = 0
         cleaned: MetaTensor = convert_to_dst_type(torch.from_numpy(labels)[None], image)[0]
         return cleaned
 
@@ -69,7 +70,14 @@ class KeepComponentsd(MapTransform):  # type: ignore[misc]  # MONAI ships no typ
         sizes = np.bincount(components.ravel())
         sizes[0] = 0
         if self.above_mm3 is None:
-            is_kept = sizes == sizes.max()
+            is_kept = sizes == max(int(sizes.max()), 1)
         else:
             is_kept = sizes > self.above_mm3 / np.prod(np.array(Grid.of(image).spacing_mm, np.float32))
         return np.asarray(is_kept[components])
+
+
+def _hull(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """Return the box around boxes."""
+    return tuple(
+        slice(min(span.start for span in spans), max(span.stop for span in spans)) for spans in zip(*boxes, strict=True)
+    )

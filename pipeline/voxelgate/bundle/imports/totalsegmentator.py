@@ -30,6 +30,9 @@ BODY_TASKS = ("body", "body_fast")
 LEAST_EXTREMITY_MM3 = 50000.0
 """A piece of an arm or leg of no more is dropped."""
 
+SMALL_BLOB_MM3 = 200.0
+"""A piece of a structure of no more is dropped by `--remove_small_blobs`, which is `import --postprocessing` here."""
+
 USUAL_PLANS = "nnUNetPlans"
 
 
@@ -69,7 +72,7 @@ def read_totalsegmentator(source: ImportSource, options: ImportOptions) -> Impor
     inner = _model(source, name, options)
     crop = task.crop
     if crop is not None and (crop.around or set(TASKS[crop.by].data_sets) <= set(there)):
-        rough = _model(source, crop.by, options)
+        rough = _model(source, crop.by, replace(options, applies_postprocessing=False))
         trained = (*rough.member.trained, *inner.member.trained)
         preparation, inferer = [], _cropped(rough, inner, crop)
     else:
@@ -91,7 +94,7 @@ def read_totalsegmentator(source: ImportSource, options: ImportOptions) -> Impor
         spatial_shape=last.configuration.patch_size,
         source_files=tuple(dict.fromkeys(file for one in trained for file in one.files)),
         licence=task.licence,
-        origin={"task": name, "networks": [{"folder": one.folder, **one.facts} for one in trained]},
+        origin={"task": name, "networks": [one.folder or source.name for one in trained]},
         extra_files=kept_files(source, trained),
         findings=_findings_on(task, has_crop=len(trained) > len(inner.member.trained)),
     )
@@ -145,11 +148,14 @@ def _model(source: ImportSource, name: str, options: ImportOptions) -> _Model:
     ]
     tables, values = _joined_labels(trained, task)
     parts = [_network_member(one, is_overlapping_less=task.is_overlapping_less) for one in trained]
+    cleaning = _body_cleaning() if name in BODY_TASKS else []
+    if options.applies_postprocessing:
+        cleaning.append(_without_blobs([[value] for value in tables.foreground], SMALL_BLOB_MM3))
     inferer = {
         "_target_": "voxelgate.PartsInferer",
         "parts": parts_of(parts, values),
         **({"split_above_vox": LARGEST_WHOLE_VOX} if len(trained) > 1 else {}),
-        **({"cleaning": {"_target_": "Compose", "transforms": _body_cleaning()}} if name in BODY_TASKS else {}),
+        **({"cleaning": {"_target_": "Compose", "transforms": cleaning}} if cleaning else {}),
     }
     preprocessing = {
         "_target_": "voxelgate.CanonicalZoomd",
@@ -231,8 +237,12 @@ def _body_cleaning() -> list[Config]:
             "is_onehot": False,
             "connectivity": 1,
         },
-        {"_target_": "voxelgate.KeepComponentsd", "keys": "pred", "groups": [[2]], "above_mm3": LEAST_EXTREMITY_MM3},
+        _without_blobs([[2]], LEAST_EXTREMITY_MM3),
     ]
+
+
+def _without_blobs(groups: Sequence[Sequence[int]], above_mm3: float) -> Config:
+    return {"_target_": "voxelgate.KeepComponentsd", "keys": "pred", "groups": groups, "above_mm3": above_mm3}
 
 
 def _findings_on(task: Task, *, has_crop: bool) -> tuple[str, ...]:
