@@ -131,7 +131,8 @@ def case_of(bundle: str, folder: Path, grid: str, scale: tuple[float, ...]) -> d
     seeds = range(len(grid) * 10, len(grid) * 10 + count)
     paths = [str(write_image(folder / f"{grid}_{n}.nii.gz", grid, scale, seed)) for n, seed in enumerate(seeds)]
     if bundle == "renalStructures_CECT_segmentation":
-        return dict(zip(PHASES, paths, strict=True)) | {"label": paths[0]}
+        label = shutil.copyfile(paths[0], folder / f"{grid}_label.nii.gz")  # which stock reads, and saves again
+        return dict(zip(PHASES, paths, strict=True)) | {"label": str(label)}
     return {"image": paths if count > 1 else paths[0]}
 
 
@@ -146,6 +147,7 @@ def overrides_for(bundle: str, config: dict[str, Any], cases: list[dict[str, Any
     """Return what stock is told beside the config, as little as lets it run on these images and a CPU."""
     told: dict[str, Any] = {
         "bundle_root": ".",
+        "dataset_dir": str(out.parent / f"{bundle}-images"),
         "output_dir": str(out),
         "device": "$torch.device('cpu')",
         "dataset#data": cases,
