@@ -123,6 +123,9 @@ def test_a_program_with_its_configs_inside_gives_its_labels(tmp_path: Path, run:
     assert "1 label: liver; takes image (MR)" in result.stdout
     found = open_bundle(tmp_path / "bright", "cpu").segment(tmp_path / "scan.nii.gz")
     assert np.array_equal(found.labels, voxels > 0.5)
+    described = run("bundle", "describe", "./bright")
+    assert (described.returncode, "no sizes: the network is a TorchScript" in described.stdout) == (0, True)
+    assert "becomes no onnx" in run("bundle", "export", "./bright", "--to", "onnx").stderr
     sealed = json.loads((tmp_path / "bright" / "checksums.json").read_text())
     assert "models/network.ts" in sealed
 

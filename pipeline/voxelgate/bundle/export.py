@@ -26,6 +26,7 @@ from voxelgate.inference.runtimes.calibration import UNRUNNABLE
 from voxelgate.inference.runtimes.formats import METADATA, Texts, require_format, sizes_of, write_format
 from voxelgate.inference.runtimes.kinds import SUFFIXES, Format, paths_of_format
 from voxelgate.inference.runtimes.torch_programs import IMAGE, PRED, Sizes
+from voxelgate.networks import ScriptedNetwork
 from voxelgate.transforms.io import as_image
 
 PARITY = 1e-4
@@ -114,6 +115,8 @@ def export(
     chosen = _format_named(form)
     require_format(chosen)
     one = _network_numbered(bundle, number)
+    if chosen not in formats_of(one):
+        raise BundleError(f"{bundle.name}: its network is a TorchScript program, which becomes no {chosen}.")
     name = f"model{f'_{number}' if number else ''}{SUFFIXES[chosen][0]}"
     paths = paths_of_format(out or bundle.root / "models" / name, chosen)
     refuse_existing(paths, overwrite=overwrite)
@@ -135,6 +138,11 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
     voxels = sum(len(patch) * math.prod(patch.shape[2:]) for one in evidence for patch in one.patches)
     return Exported(paths[0], sizes, "a phantom" if image is None else "the image", agreement, voxels)
+
+
+def formats_of(network: nn.Module) -> tuple[Format, ...]:
+    """Return what a network can become: a program that is TorchScript already nothing else."""
+    return (Format.TORCHSCRIPT,) if isinstance(network, ScriptedNetwork) else tuple(Format)
 
 
 def _network_numbered(bundle: Bundle, number: int) -> nn.Module:

@@ -62,8 +62,10 @@ def describe(model: nn.Module, shape: Sequence[int]) -> NetworkDescription:
         shape: (B, C, i, j[, k]) of its input.
 
     Raises:
-        ValueError: the network cannot take an image of this shape.
+        ValueError: the network cannot take an image of this shape, or is TorchScript, into which nobody can look so.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError("the network is a TorchScript program, whose layers tell neither sizes nor operations")
     model = copy.deepcopy(model).to("meta")
     parameters = sum(p.numel() for p in model.parameters())
     sizes: list[tuple[str, tuple[int, ...]]] = []

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from voxelgate.bundle.checksums import verify
-from voxelgate.bundle.export import export
+from voxelgate.bundle.export import export, formats_of
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.workflow import (
@@ -31,7 +31,7 @@ from voxelgate.datasets.manifest import Modality, manifest_from_document
 from voxelgate.images.pictures import is_picture, write_picture
 from voxelgate.images.spec import ImageSpec
 from voxelgate.inference.runtimes.formats import is_installed
-from voxelgate.inference.runtimes.kinds import SUFFIXES, Format
+from voxelgate.inference.runtimes.kinds import SUFFIXES
 from voxelgate.training.configs.bundle_files import METADATA as METADATA_NAME
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.planning.plan import Plan
@@ -204,7 +204,7 @@ def _export(root: Path) -> str:
     """Export to every format whose packages are installed."""
     bundle, seen = open_bundle(root, "cpu"), {}
     with tempfile.TemporaryDirectory() as folder:
-        for form in filter(is_installed, Format):
+        for form in filter(is_installed, formats_of(bundle.network)):
             seen[form] = export(bundle, form, Path(folder) / f"model{SUFFIXES[form][0]}").agreement.difference
     return f"{', '.join(seen)}: logits differ by at most {max(seen.values()):.1g} of their range"
 

@@ -112,7 +112,10 @@ def describe_bundle(bundle: BundleArgument) -> None:
     networks = opened.networks
     if len(networks) > 1:
         console.print(f"{len(networks)} networks, of which this is the first:")
-    console.print(str(describe(networks[0], (1, len(opened.image_spec.channels), *window))))
+    try:
+        console.print(str(describe(networks[0], (1, len(opened.image_spec.channels), *window))))
+    except ValueError as error:
+        console.print(f"no sizes: {error}", soft_wrap=True)
 
 
 @app.command("export")
