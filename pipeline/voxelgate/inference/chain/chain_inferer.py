@@ -173,7 +173,9 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
     ) -> tuple[MetaTensor, torch.Tensor | None]:
         """Return labels (1, i, j, k) where the steps leave them, and how sure the network is of each class."""
         chain, axis = self.chain, 0 if self.windows is None else self.windows.axis
-        back = ScoresBack(image, axis, chain.decision) if chain.is_interpolated else None
+        if chain.inversion is ChainStep.INVERT_NEAREST:
+            image.applied_operations = convert_applied_interp_mode(image.applied_operations)
+        back = ScoresBack(image, axis, chain.decision) if chain.inversion is not None else None
         check = functools.partial(self._check, inputs, source, back.held_slices if back is not None else 0)
         if self.windows is None:
             found = at_once(inputs, predict, check)
@@ -182,10 +184,10 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         certainty = Certainty()
         slabs = _activated_slabs(found, chain, certainty)
         if back is not None and back.interpolates:
-            labels = turned_back(back.labels(slabs))
+            labels = turned_back(back.labels(slabs), chain.decision.outside_label)
         else:
             labels = placed_like(decided(slabs, image, axis, chain.decision), image)
-            labels = labels if back is None else nearest_back(labels)
+            labels = labels if back is None else nearest_back(labels, chain.decision.outside_label)
         for step in chain.label_steps:
             labels = _stepped(labels, step)
         return labels, certainty.means()

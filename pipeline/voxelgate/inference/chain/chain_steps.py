@@ -48,6 +48,8 @@ class Decision:
     def __post_init__(self) -> None:
         if (self.threshold is None) != (not self.regions):
             raise UsageError("a threshold and regions belong together: say which label each channel that is on gives.")
+        if self.regions and self.activation is ChainStep.SOFTMAX:
+            raise UsageError("a threshold behind a late softmax: channels that overlap have a sigmoid.")
         if any(not 0 <= channel < MOST_CHANNELS or label < 1 for channel, label in self.regions):
             raise UsageError(
                 f"regions {list(self.regions)}: expected pairs of a channel, 0 to {MOST_CHANNELS - 1}, and a label "
@@ -81,6 +83,12 @@ class Decision:
             labels[(codes >> channel) & 1 == 1] = label
         return labels
 
+    @property
+    def outside_label(self) -> int:
+        """Return the label where all scores are 0, as MONAI pads them where a crop is taken back."""
+        channels = 1 + max((channel for channel, _ in self.regions), default=0)
+        return int(self.labels(self.codes(torch.zeros(channels, 1))))
+
     def refusal(self, channels: int) -> str | None:
         """Say why a network of so many channels cannot be decided on, or return None."""
         if self.threshold is None:
@@ -97,13 +105,13 @@ class StepChain:
 
     Args:
         activation: of the scores on the network grid.
-        is_interpolated: scores are brought back to the source grid, and decided on there.
+        inversion: how scores are brought back to the source grid, to be decided on there; None if they are not.
         decision: what the scores become.
         label_steps: what is done with labels, on the network grid until `ChainStep.INVERT_NEAREST` brings them back.
     """
 
     activation: ChainStep | None
-    is_interpolated: bool
+    inversion: ChainStep | None
     decision: Decision
     label_steps: tuple[LabelStep | ChainStep, ...]
 
@@ -125,8 +133,8 @@ class StepChain:
     @classmethod
     def _between(cls, first: list[Any], decision: Any, last: list[Any], names: str) -> "StepChain":
         activations = [index for index, step in enumerate(first) if step in {ChainStep.SOFTMAX, ChainStep.SIGMOID}]
-        inverted = first.index(ChainStep.INVERT) if ChainStep.INVERT in first else None
-        is_late = inverted is not None and bool(activations) and activations[0] > inverted
+        inverted = [index for index, step in enumerate(first) if step in {ChainStep.INVERT, ChainStep.INVERT_NEAREST}]
+        is_late = bool(inverted and activations) and activations[0] > inverted[0]
         if len(activations) > 1 or any(not isinstance(step, ChainStep) for step in first):
             raise UsageError(
                 f"steps {names}: expected one activation at most, and components only behind the decision."
@@ -138,13 +146,11 @@ class StepChain:
             )
         activation = first[activations[0]] if activations else None
         threshold, regions = (decision.threshold, decision.regions) if isinstance(decision, Decision) else (None, ())
-        # what is nearest is the same before and after the decision
-        label_steps = ((ChainStep.INVERT_NEAREST,) if ChainStep.INVERT_NEAREST in first else ()) + tuple(last)
         return cls(
             activation=None if is_late else activation,
-            is_interpolated=inverted is not None,
+            inversion=first[inverted[0]] if inverted else None,
             decision=Decision(activation if is_late else None, threshold, regions),
-            label_steps=label_steps,
+            label_steps=tuple(last),
         )
 
 

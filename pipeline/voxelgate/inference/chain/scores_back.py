@@ -4,22 +4,30 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
+from scipy.sparse import csr_array
 
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape, triple
 from voxelgate.inference.chain.blending import Slab
 from voxelgate.inference.chain.chain_steps import Decision
 from voxelgate.inference.chain.way_back import Sampling, placed_like, sampling_of, turned_back, unsampled
-from voxelgate.transforms.affine_slabs import SLAB_POSITIONS, AffineSampling, sample_points
+from voxelgate.transforms.affine_slabs import SLAB_POSITIONS, AffineSampling
+
+Float64s = npt.NDArray[np.float64]
 
 MIXED_SCORES = 2**22
 """Scores that are interpolated at a time, as float64: 32 MiB."""
+
+CORNERS = tuple(product((0, 1), repeat=3))
+"""Of a cell of the sampled grid, its last axis fastest, as `grid_sample` adds them up
+(aten/src/ATen/native/GridSampler.cpp)."""
 
 INTERPOLATED = ("bilinear", "area")
 
@@ -62,13 +70,72 @@ class _Turn:
         ends = [self.signs[0] * at + self.offsets[0] for at in (0, self.sampled_size[self.axes[0]] - 1)]
         return max(min(ends), -1), min(max(ends), self.size[0])
 
-    def swept(self, positions: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return positions on the sampled grid, one array an axis, as positions on the network's swept axes."""
-        found = []
-        for axis, sign, offset, n in zip(self.axes, self.signs, self.offsets, self.size, strict=True):
-            inside = sign * positions[axis].clamp(0, self.sampled_size[axis] - 1) + offset
-            found.append(inside.clamp(-1, n))
-        return found
+    def cells(self, positions: list[torch.Tensor]) -> "_Cells":
+        """Return between which voxels of the network positions lie, one array for each axis of the sampled grid."""
+        corners: list[tuple[torch.Tensor, torch.Tensor]] = []
+        shares: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for axis, place in enumerate(positions):
+            swept = self.axes.index(axis)
+            inside = place.clamp(0, self.sampled_size[axis] - 1)
+            low = inside.floor()
+            shares.append((low + 1 - inside, inside - low))
+            first, second = low.long(), (low.long() + 1).clamp(max=self.sampled_size[axis] - 1)
+            sign, offset, n = self.signs[swept], self.offsets[swept], self.size[swept]
+            corners.append(((sign * first + offset).clamp(-1, n), (sign * second + offset).clamp(-1, n)))
+        return _Cells(tuple(corners[axis] for axis in self.axes), tuple(shares[axis] for axis in self.axes), self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Between which voxels of the network some positions lie; -1 and the size of an axis are the rim of zeros.
+
+    Args:
+        corners: for each swept axis, the voxels on both sides, in the order of the sampled grid.
+        shares: float64, for each of them.
+        axes: of the sampled grid, that run along the swept ones.
+    """
+
+    corners: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    shares: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    axes: Shape
+
+    def ends(self, axis: int) -> tuple[int, int]:
+        """Return the first and the last voxel that is needed along a swept axis."""
+        return min(int(one.min()) for one in self.corners[axis]), max(int(one.max()) for one in self.corners[axis])
+
+    def flat(self, base: Shape, size: Shape) -> torch.Tensor:
+        """Return the flat index of each position's cell, in a block of so many cells from a voxel on."""
+        i, j, k = (
+            (torch.minimum(*pair) - start).clamp(0, n - 1)
+            for pair, start, n in zip(self.corners, base, size, strict=True)
+        )
+        return (i * size[1] + j) * size[2] + k
+
+    def interpolated(
+        self, scores: npt.NDArray[np.float64], base: Shape, size: Shape, part: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the scores (classes, M) float32 at some of the positions, in the order and rounding of `grid_sample`.
+
+        Args:
+            scores: (n * H * W, classes) of a block.
+            base: its first voxel.
+            size: n, H and W.
+            part: flat indices of the positions.
+        """
+        strides = size[1] * size[2], size[2], 1
+        at = np.empty((len(part), len(CORNERS)), np.int32)
+        shares = np.empty((len(part), len(CORNERS)))
+        steps = [
+            [((side.reshape(-1)[part] - start) * stride).numpy() for side in pair]
+            for pair, start, stride in zip(self.corners, base, strides, strict=True)
+        ]
+        by_axis = [[side.reshape(-1)[part].numpy() for side in self.shares[self.axes.index(axis)]] for axis in range(3)]
+        for column, corner in enumerate(CORNERS):
+            at[:, column] = sum(pair[corner[axis]] for pair, axis in zip(steps, self.axes, strict=True))
+            shares[:, column] = by_axis[2][corner[2]] * by_axis[1][corner[1]] * by_axis[0][corner[0]]
+        ends = np.arange(0, at.size + 1, len(CORNERS), dtype=np.int32)
+        found = csr_array((shares.reshape(-1), at.reshape(-1), ends), shape=(len(part), len(scores))) @ scores
+        return torch.from_numpy(found).float().T
 
 
 class ScoresBack:
@@ -119,7 +186,7 @@ class ScoresBack:
             for span in rows.ready(planes.known):
                 codes = self._codes(rows, span, planes)
                 out = torch.empty(places.new_size, dtype=codes.dtype) if out is None else out
-                out.movedim(rows.axis, 0)[span] = codes.movedim(rows.axis, 0).cpu()
+                out.movedim(rows.axis, 0)[span] = codes.movedim(rows.axis, 0)
             planes.let_go(rows.least_needed)
         if out is None or not rows.are_done:
             raise UsageError("slabs are missing; the result is not whole.")
@@ -130,8 +197,8 @@ class ScoresBack:
             return self._pooled_codes(rows, span, planes)
         box = [slice(0, n) for n in rows.places.new_size]
         box[rows.axis] = span
-        positions = [line.to(planes.device) for line in rows.places.positions_vox(triple(box))]
-        return _interpolated_codes(self._turn.swept(positions), planes, self.decision, is_cropped=self._turn.is_cropped)
+        positions = rows.places.positions_vox(triple(box))
+        return _interpolated_codes(self._turn.cells(positions), planes, self.decision, is_cropped=self._turn.is_cropped)
 
     def _pooled_codes(self, rows: "_Rows", span: slice, planes: "_Planes") -> torch.Tensor:
         low, high = rows.needed[span.start]
@@ -237,14 +304,9 @@ class _Planes:
         known = self.first + sum(len(codes) for _, codes in self._parts)
         return known if known < self.count else sys.maxsize
 
-    @property
-    def device(self) -> torch.device:
-        """Return where the slices lie."""
-        return self._parts[0][0].device
-
     def push(self, scores: torch.Tensor) -> None:
         """Take the slices (classes, n, H, W) that follow the last ones."""
-        self._parts.append((scores, self.decision.codes(scores)))
+        self._parts.append((scores.cpu(), self.decision.codes(scores).cpu()))
 
     def let_go(self, until: int) -> None:
         """Forget slices before `until`."""
@@ -266,31 +328,24 @@ class _Planes:
         return torch.cat(scores, dim=1), torch.cat(codes)
 
 
-def _interpolated_codes(
-    positions: list[torch.Tensor], planes: _Planes, decision: Decision, *, is_cropped: bool
-) -> torch.Tensor:
-    """Return codes at positions on the swept axes of the network, three arrays of one shape."""
-    low, high = int(positions[0].min().floor()), int(positions[0].max().ceil())
+def _interpolated_codes(cells: _Cells, planes: _Planes, decision: Decision, *, is_cropped: bool) -> torch.Tensor:
+    """Return codes at positions, an array of their shape."""
+    low, high = cells.ends(0)
     scores, codes = planes.between(max(low, 0), min(high, planes.count - 1))
     base = (low, 0, 0)
     if is_cropped:
         rim = (1, 1, 1, 1, int(low < 0), int(high > planes.count - 1))
         scores = F.pad(scores, rim)
-        background = decision.codes(torch.zeros(len(scores), 1))
-        codes = F.pad(codes[None], rim, value=int(background))[0]
+        codes = F.pad(codes[None], rim, value=int(decision.codes(torch.zeros(len(scores), 1))))[0]
         base = (low, -1, -1)
-    inside = [axis - start for axis, start in zip(positions, base, strict=True)]
     least, most = _around(codes)
-    cell = _flat(inside, triple(least.shape))
+    cell = cells.flat(base, triple(least.shape))
     found = least.reshape(-1)[cell]
     mixed = (found != most.reshape(-1)[cell]).reshape(-1).nonzero()[:, 0]
-    values = scores.double() if len(mixed) else scores
-    step = max(1, MIXED_SCORES // len(scores))
-    for start in range(0, len(mixed), step):
-        part = mixed[start : start + step]
-        points = torch.stack([_normal(inside[axis].reshape(-1)[part], codes.shape[axis]) for axis in (2, 1, 0)], dim=-1)
-        sampled = sample_points(values, points[None, None, None], "bilinear", "border", is_corner_aligned=True)
-        found.view(-1)[part] = decision.codes(sampled[:, 0, 0].float())
+    if len(mixed):
+        columns = scores.movedim(0, -1).reshape(-1, len(scores)).double().contiguous().numpy()
+        for part in mixed.split(max(1, MIXED_SCORES // len(scores))):
+            found.view(-1)[part] = decision.codes(cells.interpolated(columns, base, triple(codes.shape), part))
     return found
 
 
@@ -304,17 +359,6 @@ def _around(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             before, after = (most.narrow(axis, start, count - 1) for start in (0, 1))
             most = torch.maximum(before, after)
     return least, most
-
-
-def _flat(positions: list[torch.Tensor], cells: Shape) -> torch.Tensor:
-    """Return the flat index of the cell that each position lies in; on the last voxel, of the cell before it."""
-    i, j, k = (axis.long().clamp(0, n - 1) for axis, n in zip(positions, cells, strict=True))
-    return (i * cells[1] + j) * cells[2] + k
-
-
-def _normal(line: torch.Tensor, size: int) -> torch.Tensor:
-    """Return voxel positions as `grid_sample` takes them with aligned corners."""
-    return line * (2 / (size - 1)) - 1 if size > 1 else torch.zeros_like(line)
 
 
 def _swept_position(places: AffineSampling, turn: _Turn, at: Shape) -> float:

@@ -101,11 +101,27 @@ def placed_like(labels: torch.Tensor, image: MetaTensor) -> MetaTensor:
     return placed
 
 
-def turned_back(labels: MetaTensor) -> MetaTensor:
-    """Return labels (1, i, j, k) without the turns and crops that were done last; outside of a crop is background."""
+def turned_back(labels: MetaTensor, outside: int = 0) -> MetaTensor:
+    """Return labels (1, i, j, k) without the turns and crops that were done last.
+
+    Args:
+        labels: with their operations.
+        outside: what lies outside of a crop.
+    """
+    if outside:
+        return _exchanged(turned_back(_exchanged(labels, outside)), outside)  # MONAI pads with 0
     while (operation := last_operation(labels)) is not None and not is_sampling(operation):
         labels = TURNS[operation[TraceKeys.CLASS_NAME]]().inverse(labels)
     return labels
+
+
+def _exchanged(labels: MetaTensor, other: int) -> MetaTensor:
+    """Return labels with 0 in place of another one, and that one in place of 0."""
+    voxels = labels.as_tensor()
+    exchanged = torch.where(voxels == 0, other, torch.where(voxels == other, 0, voxels)).to(voxels.dtype)
+    result: MetaTensor = MetaTensor(exchanged).copy_meta_from(labels)
+    result.applied_operations = list(labels.applied_operations)
+    return result
 
 
 def sampling_of(labels: MetaTensor) -> Sampling | None:
@@ -132,11 +148,11 @@ def sampling_of(labels: MetaTensor) -> Sampling | None:
     return Sampling(extra["mode"], places, torch.from_numpy(now @ to_now))
 
 
-def nearest_back(labels: MetaTensor) -> MetaTensor:
-    """Return labels (1, i, j, k) with all taken back, each that of the nearest voxel."""
-    labels = turned_back(labels)
+def nearest_back(labels: MetaTensor, outside: int = 0) -> MetaTensor:
+    """Return labels (1, i, j, k) with all taken back, each that of the nearest voxel; see `turned_back`."""
+    labels = turned_back(labels, outside)
     operation = last_operation(labels)
-    return labels if operation is None else turned_back(_unsampled_nearest(labels, sampling_of(labels)))
+    return labels if operation is None else turned_back(_unsampled_nearest(labels, sampling_of(labels)), outside)
 
 
 def _unsampled_nearest(labels: MetaTensor, sampling: Sampling | None) -> MetaTensor:
