@@ -132,9 +132,9 @@ class Nothing(nn.Module):
         self.scores = torch.randn((1, classes, *[PATCH_VOX] * 3), generator=torch.Generator().manual_seed(0))
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
-        """Return them."""
+        """Return a copy, for nnU-Net weights what it gets in place."""
         del window
-        return self.scores
+        return self.scores.clone()
 
 
 def theirs(job: Job, cache: Path, out: Path) -> Callable[[], None]:
