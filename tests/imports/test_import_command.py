@@ -158,3 +158,12 @@ def test_of_several_data_sets_one_must_be_named(run: Run, folder: Path, tmp_path
 
     assert result.returncode == 1
     assert "results: holds Dataset004_Blob, Dataset005_Other, of which each is a model; name one" in result.stderr
+
+
+def test_what_was_imported_is_not_imported_again(run: Run, folder: Path, tmp_path: Path, asked: Asked) -> None:
+    assert run("import", folder, "--out", tmp_path / "b").returncode == 0
+
+    result = run("import", tmp_path / "b", "--out", tmp_path / "c")
+
+    assert "InputError: b: is a bundle of this program already; use it as it is." in result.stderr
+    assert len(asked) == 1

@@ -342,4 +342,4 @@ def test_a_flat_network_refuses_several_slices() -> None:
 
 def test_networks_of_all_folds_are_placed_one_by_one() -> None:
     folds = torch.nn.ModuleList(FlatNetwork(network=torch.nn.Conv2d(1, 1, 1)) for _ in range(2))
-    assert _on_device(folds, torch.device("cpu")) is folds
+    assert _on_device(folds, torch.device("cpu"), is_channels_last=True) is folds

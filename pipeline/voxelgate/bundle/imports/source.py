@@ -13,7 +13,7 @@ from typing import Any
 from voxelgate.bundle.checksums import CHECKSUMS
 from voxelgate.bundle.imports.programs import lay_out_program
 from voxelgate.bundle.imports.unpacking import is_torch_archive, unpack
-from voxelgate.core.documents import parse_json
+from voxelgate.core.documents import parse_json, read_json
 from voxelgate.core.errors import InputError
 from voxelgate.core.files import file_sha256, read_text
 
@@ -199,7 +199,7 @@ def _refuse_known_others(root: Path, name: str) -> None:
     Raises:
         InputError: it is such a one.
     """
-    if (root / CHECKSUMS).is_file() and (root / "plan.json").is_file():
+    if (root / CHECKSUMS).is_file() and ((root / "plan.json").is_file() or _was_imported(root)):
         raise InputError(f"{name}: is a bundle of this program already; use it as it is.")
     if (root / "data.pkl").is_file():
         raise InputError(f"{name}: is a file of weights alone, which do not say what they are for; name {_KNOWN}.")
@@ -207,6 +207,13 @@ def _refuse_known_others(root: Path, name: str) -> None:
         raise InputError(
             f"{name}: is a model of nnU-Net v1, whose plans are a pickle that can run code; only v2 can be imported."
         )
+
+
+def _was_imported(root: Path) -> bool:
+    try:
+        return "imported_from" in read_json(root / "configs" / "metadata.json")
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _files_below(root: Path) -> list[str]:
