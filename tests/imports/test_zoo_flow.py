@@ -121,6 +121,7 @@ def test_regions_of_several_channels_are_found_with_their_own_values(tmp_path: P
     found = bundle.segment(files)
 
     assert bundle.image_spec.channels == ("T1c", "T1", "T2", "FLAIR")
+    assert bundle.series_rule.modality == ("MR",)
     assert bundle.labels.foreground == {1: "Tumor core", 2: "Whole tumor", 4: "Enhancing tumor"}
     assert sorted(found.volumes_ml) == ["Enhancing tumor", "Tumor core", "Whole tumor"]
     assert {1, 2, 4} & set(np.unique(found.labels)) <= {1, 2, 4}

@@ -65,9 +65,7 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
     state = state_in(read_checkpoint(source, weights), f"{source.name}: {weights}")
     refuse_other_network(network, state, f"{source.name}: {weights}")
     code = scripts.files if scripts.package and scripts.package in str((network, chain)) else {}
-    licences = [one for one in LICENCE_FILES if source.has(one)]
-    files: dict[str, bytes | Path] = dict(code)
-    files |= {one: source.path(one) for one in licences}
+    files: dict[str, bytes | Path] = {**code, **{one: source.path(one) for one in LICENCE_FILES if source.has(one)}}
     return Imported(
         name=options.name or re.sub(r"[^\w-]+", "_", source.name.removesuffix(".zip"), flags=re.ASCII),
         version=text_of(metadata, "version") or "1.0.0",
@@ -83,15 +81,19 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
         source_files=(name, METADATA, weights, *loaded, *files),
         metadata={key: metadata[key] for key in KEPT_FACTS if key in metadata},
         licence=licence_of(source, metadata),
-        origin={
-            "config": name,
-            "chain": "its own" if options.is_faithful else "translated",
-            "monai_version": text_of(metadata, "monai_version") or NOT_STATED,
-            "code": sorted(code),
-        },
+        origin=_facts_of_origin(name, metadata, code, is_faithful=options.is_faithful),
         extra_files=files,
         findings=(*on_network, *chain.findings, *on_labels, *_on_code(code), *on_packages(metadata)),
     )
+
+
+def _facts_of_origin(name: str, metadata: Mapping[str, Any], code: Mapping[str, bytes], *, is_faithful: bool) -> Config:
+    return {
+        "config": name,
+        "chain": "its own" if is_faithful else "translated",
+        "monai_version": text_of(metadata, "monai_version") or NOT_STATED,
+        "code": sorted(code),
+    }
 
 
 def _on_code(code: Mapping[str, bytes]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.zoo_labels import part_of
 from voxelgate.bundle.metadata import MODALITY_OF
+from voxelgate.datasets.manifest import Modality
 
 LICENCE_FILES = ("LICENSE", "docs/data_license.txt", "docs/license.txt")
 """Files with the terms of code, weights and data; those that are there are copied."""
@@ -30,9 +31,10 @@ def description_of(metadata: Mapping[str, Any], name: str) -> str:
 
 
 def modality_of(metadata: Mapping[str, Any]) -> str:
-    """Return the modality as DICOM calls it, or what the bundle says; empty if it says none."""
+    """Return the modality by our name, such as MRI for what others call MR, or what the bundle says."""
     said = text_of(part_of(metadata, "inputs", "image"), "modality")
-    return MODALITY_OF.get(said.upper(), said)
+    known = MODALITY_OF.get(said.upper(), said)
+    return str(Modality.MRI) if known == "MR" else known
 
 
 def licence_of(source: ImportSource, metadata: Mapping[str, Any]) -> str:
