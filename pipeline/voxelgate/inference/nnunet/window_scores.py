@@ -13,11 +13,9 @@ from voxelgate.networks.nnunet_unets import PlainConvUNet
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
-CLASSES_AT_ONCE = 32
-"""Of the head; a multiple of the 16 channels that oneDNN computes together."""
-
-FEWEST_CLASSES = 16
-"""In a group of the head, or all of them. With fewer, other kernels are taken, and the last bit of a logit changes."""
+CLASSES_AT_ONCE = 16
+"""Of the head, the last ones up to twice as many. oneDNN computes 16 together; with fewer it takes other kernels, and the
+last bit of a logit changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ def window_network(network: nn.Module, mirror_axes: tuple[int, ...] = ()) -> Win
     if not isinstance(network, PlainConvUNet):
         return WindowNetwork(network, [_same], mirror_axes)
     head = cast("nn.Conv3d", network.head)
-    ends = [*range(CLASSES_AT_ONCE, head.out_channels - FEWEST_CLASSES + 1, CLASSES_AT_ONCE), head.out_channels]
+    ends = [*range(CLASSES_AT_ONCE, head.out_channels - CLASSES_AT_ONCE + 1, CLASSES_AT_ONCE), head.out_channels]
     return WindowNetwork(network.features, [_part(head, *group) for group in pairwise((0, *ends))], mirror_axes)
 
 
