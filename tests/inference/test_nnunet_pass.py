@@ -104,7 +104,9 @@ def test_the_ring_gives_the_half_sums_of_the_whole_volume() -> None:
     assert torch.equal(torch.stack(planes, dim=1), expected)
 
 
-@pytest.mark.parametrize(("heads", "groups"), [(2, [2]), (31, [31]), (32, [16, 16]), (47, [16, 31]), (105, [16] * 5 + [25])])
+@pytest.mark.parametrize(
+    ("heads", "groups"), [(2, [2]), (31, [31]), (32, [16, 16]), (47, [16, 31]), (105, [16] * 5 + [25])]
+)
 @pytest.mark.parametrize("size", [(8, 8, 8), (16, 24, 20), (40, 36, 44)])
 def test_the_head_gives_the_same_bits_in_groups(heads: int, groups: list[int], size: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
@@ -175,3 +177,14 @@ def test_logits_beyond_float16_are_refused() -> None:
 def test_a_network_that_gives_other_sizes_is_refused() -> None:
     with pytest.raises(BundleError, match="expected one score"):
         NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0))(CASE.image(), nn.Conv3d(1, 2, 3))
+
+
+@pytest.mark.slow
+def test_a_fast_pass_gives_nearly_all_labels_of_the_exact_one() -> None:
+    torch.manual_seed(0)
+    folds = nn.ModuleList(PlainConvUNet(in_channels=1, out_channels=3, channels=(8, 12)) for _ in range(2)).eval()
+    exact = NnUNetInferer(patch_size=(8, 12, 16), spacing=(1.0, 1.0, 1.0), mirror_axes=(0,))
+    image, fast = CASE.image(), exact.adjusted(fast=True)
+    labels = exact(image, folds)
+    assert (fast(image, folds) == labels).double().mean() > 0.99
+    assert torch.equal(fast.adjusted(fast=False)(image, folds), labels)

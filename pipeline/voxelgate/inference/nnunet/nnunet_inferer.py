@@ -16,12 +16,13 @@ from torch import nn
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.nnunet.decisions import LogitDecision, decision_of
+from voxelgate.inference.nnunet.fast_networks import fast_body
 from voxelgate.inference.nnunet.logit_planes import logit_planes
 from voxelgate.inference.nnunet.source_box import SourceBox, source_box
 from voxelgate.inference.nnunet.source_planes import LogitPlane, PlaneRestorer, neighbours
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles, check_tiles
-from voxelgate.inference.nnunet.window_scores import WindowNetwork, window_network
+from voxelgate.inference.nnunet.window_scores import Layer, WindowNetwork, window_network
 from voxelgate.inference.restoring.class_scores import check_classes
 from voxelgate.inference.restoring.placement import in_file_order
 from voxelgate.inference.source_grid import grids_of, on_source
@@ -68,7 +69,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         regions: labels of overlapping regions in the order of their channels (`regions_class_order`); None for classes.
         resampling: how logits are brought back: the plans' `resampling_fn_probabilities` under `function`, and its
             keywords; order 1, the nearest plane along an axis that is resampled apart.
-        exact: as nnU-Net computes, to the last bit; other networks (`fast`) are brought back in the same way.
+        exact: whether networks compute as nnU-Net's do, to the last bit; if not, as fast as they can (`fast_body`).
         max_memory: bytes that sums, windows and restoring may take; None for what is free.
         probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
 
@@ -110,6 +111,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         self.max_memory = max_memory
         self.probabilities_of = tuple(probabilities_of)
         self._decision: LogitDecision = decision_of(self.regions)
+        self._fast: dict[nn.Module, Layer] = {}
         _check_resampling(self.resampling)
 
     def __call__(self, inputs: MetaTensor, network: nn.Module | Sequence[nn.Module]) -> MetaTensor:
@@ -200,12 +202,21 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         networks = network if isinstance(network, Sequence | nn.ModuleList) else [network]
         return _Way(
             image,
-            [window_network(one, self.mirror_axes) for one in networks],
+            [self._windowed(one, image) for one in networks],
             Tiles(grid.shape, self.patch_size, self.step_size),
             PlaneRestorer(taps, self._decision),
             source,
             box,
         )
+
+    def _windowed(self, network: nn.Module, image: torch.Tensor) -> WindowNetwork:
+        """Return a network for windows of an image (1, C, a, b, c)."""
+        if self.exact:
+            return window_network(network, self.mirror_axes)
+        if network not in self._fast:
+            window = torch.zeros((1, image.shape[1], *self.patch_size), device=image.device)
+            self._fast[network] = fast_body(network, window)
+        return window_network(network, self.mirror_axes, self._fast[network])
 
     def _separate_axis(self, inputs: MetaTensor, source: Grid, box: SourceBox) -> int | None:
         """Return the axis that is brought back by nearest neighbours."""

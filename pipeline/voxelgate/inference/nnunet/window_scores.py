@@ -14,8 +14,8 @@ from voxelgate.networks.nnunet_unets import PlainConvUNet
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
 CLASSES_AT_ONCE = 16
-"""Of the head, the last ones up to twice as many. oneDNN computes 16 together; with fewer it takes other kernels, and the
-last bit of a logit changes."""
+"""Of the head; the last ones are up to twice as many. oneDNN computes 16 together; with fewer it takes other kernels,
+and the last bit of a logit changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,19 @@ class WindowNetwork:
             yield total.div_(len(mirrorings) + 1)
 
 
-def window_network(network: nn.Module, mirror_axes: tuple[int, ...] = ()) -> WindowNetwork:
-    """Return a network with its head in pieces if it is one of nnU-Net's and has many classes."""
+def window_network(network: nn.Module, mirror_axes: tuple[int, ...] = (), body: Layer | None = None) -> WindowNetwork:
+    """Return a network with its head in pieces if it is one of nnU-Net's and has many classes.
+
+    Args:
+        network: in evaluation mode.
+        mirror_axes: as of `WindowNetwork`.
+        body: runs in place of the network itself, up to its head if it is one of nnU-Net's.
+    """
     if not isinstance(network, PlainConvUNet):
-        return WindowNetwork(network, [_same], mirror_axes)
+        return WindowNetwork(body or network, [_same], mirror_axes)
     head = cast("nn.Conv3d", network.head)
     ends = [*range(CLASSES_AT_ONCE, head.out_channels - CLASSES_AT_ONCE + 1, CLASSES_AT_ONCE), head.out_channels]
-    return WindowNetwork(network.features, [_part(head, *group) for group in pairwise((0, *ends))], mirror_axes)
+    return WindowNetwork(body or network.features, [_part(head, *group) for group in pairwise((0, *ends))], mirror_axes)
 
 
 def _same(logits: torch.Tensor) -> torch.Tensor:
