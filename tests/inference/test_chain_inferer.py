@@ -127,9 +127,8 @@ def draw_affine(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 def centred_unet(image: torch.Tensor, inferer: Any, classes: int, *, dimensions: int = 3) -> nn.Module:
     """Return a small random network whose scores on an image are 0 on average, so that no class wins everywhere."""
-    network = UNet(
-        spatial_dims=dimensions, in_channels=1, out_channels=classes, channels=(4, 8), strides=(2,), num_res_units=0
-    ).eval()
+    sizes = {"channels": (4, 8), "strides": (2,), "num_res_units": 0, "norm": "batch"}
+    network = UNet(spatial_dims=dimensions, in_channels=1, out_channels=classes, **sizes).eval()
     *_, last = (layer for layer in network.modules() if getattr(layer, "bias", None) is not None)
     with torch.no_grad():
         last.bias -= inferer(image, network).as_tensor().mean(dim=(0, 2, 3, 4))

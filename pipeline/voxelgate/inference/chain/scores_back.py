@@ -14,10 +14,11 @@ from monai.data import MetaTensor
 from scipy.sparse import csr_array
 
 from voxelgate.core.errors import BundleError, UsageError
-from voxelgate.core.geometry import Grid, Shape, triple
+from voxelgate.core.geometry import Box, Grid, Shape, triple
 from voxelgate.inference.chain.blending import Slab
 from voxelgate.inference.chain.chain_steps import Decision
 from voxelgate.inference.chain.way_back import Sampling, placed_like, sampling_of, turned_back, unsampled
+from voxelgate.inference.windows import body_box
 from voxelgate.transforms.affine_slabs import SLAB_POSITIONS, AffineSampling
 
 Float64s = npt.NDArray[np.float64]
@@ -46,29 +47,36 @@ class _Turn:
         axes: for each swept axis of the network, the axis of the sampled grid that runs along it.
         signs: 1 or -1, for each.
         offsets: position of the sampled grid's first voxel along each.
-        size: voxels of the network along each swept axis.
+        ends: first and last voxel of the network along each that lies on the sampled grid; what was padded does not.
+        count: slices of the network.
         sampled_size: voxels of the sampled grid along its own axes.
     """
 
     axes: Shape
     signs: Shape
     offsets: Shape
-    size: Shape
+    ends: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    count: int
     sampled_size: Shape
 
     @property
     def is_cropped(self) -> bool:
         """Return whether some of the sampled grid lies outside of what the network saw; there all scores are 0."""
-        ends = [
-            (offset, offset + sign * (self.sampled_size[axis] - 1))
-            for offset, sign, axis in zip(self.offsets, self.signs, self.axes, strict=True)
-        ]
-        return any(min(pair) < 0 or max(pair) > n - 1 for pair, n in zip(ends, self.size, strict=True))
+        return any(
+            high - low + 1 < self.sampled_size[axis] for (low, high), axis in zip(self.ends, self.axes, strict=True)
+        )
+
+    @property
+    def across(self) -> tuple[slice, slice]:
+        """Return the rows and columns of the network that lie on the sampled grid."""
+        (top, bottom), (left, right) = self.ends[1:]
+        return slice(top, bottom + 1), slice(left, right + 1)
 
     def swept_ends(self) -> tuple[int, int]:
         """Return the first and the last position along the sweep that a voxel can have, the rim of a crop included."""
         ends = [self.signs[0] * at + self.offsets[0] for at in (0, self.sampled_size[self.axes[0]] - 1)]
-        return max(min(ends), -1), min(max(ends), self.size[0])
+        low, high = self.ends[0]
+        return max(min(ends), low - 1), min(max(ends), high + 1)
 
     def cells(self, positions: list[torch.Tensor]) -> "_Cells":
         """Return between which voxels of the network positions lie, one array for each axis of the sampled grid."""
@@ -80,14 +88,15 @@ class _Turn:
             low = inside.floor()
             shares.append((low + 1 - inside, inside - low))
             first, second = low.long(), (low.long() + 1).clamp(max=self.sampled_size[axis] - 1)
-            sign, offset, n = self.signs[swept], self.offsets[swept], self.size[swept]
-            corners.append(((sign * first + offset).clamp(-1, n), (sign * second + offset).clamp(-1, n)))
+            sign, offset, (least, most) = self.signs[swept], self.offsets[swept], self.ends[swept]
+            at_both = [(sign * end + offset).clamp(least - 1, most + 1) for end in (first, second)]
+            corners.append((at_both[0], at_both[1]))
         return _Cells(tuple(corners[axis] for axis in self.axes), tuple(shares[axis] for axis in self.axes), self.axes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """Between which voxels of the network some positions lie; -1 and the size of an axis are the rim of zeros.
+    """Between which voxels of the network some positions lie; what is beyond its ends is the rim of zeros.
 
     Args:
         corners: for each swept axis, the voxels on both sides, in the order of the sampled grid.
@@ -157,7 +166,10 @@ class ScoresBack:
         self.decision = decision
         probe = turned_back(placed_like(torch.ones(image.shape[1:], dtype=torch.uint8), image))
         self.sampling = sampling_of(probe)
-        self._turn = _turn_between(Grid.of(image), Grid.of(probe), axis)
+        seen = body_box(probe.as_tensor()[None], 0)
+        if seen is None:
+            raise BundleError("what the network saw was cropped and padded away; use --faithful.")
+        self._turn = _turn_between(Grid.of(image), Grid.of(probe), axis, seen)
         self._rows = _Rows.of(self.sampling, self._turn) if self.sampling is not None else None
         self._probe = probe[:, :1, :1, :1].clone()
 
@@ -180,7 +192,7 @@ class ScoresBack:
         if self.sampling is None or self._rows is None:
             raise UsageError("nothing was resampled, so there are no scores to bring back.")
         places, rows = self.sampling.places, replace(self._rows)
-        planes, out = _Planes(self._turn.size[0], self.decision), None
+        planes, out = _Planes(self._turn.count, self.decision), None
         for _, scores in slabs:
             planes.push(scores)
             for span in rows.ready(planes.known):
@@ -198,11 +210,11 @@ class ScoresBack:
         box = [slice(0, n) for n in rows.places.new_size]
         box[rows.axis] = span
         positions = rows.places.positions_vox(triple(box))
-        return _interpolated_codes(self._turn.cells(positions), planes, self.decision, is_cropped=self._turn.is_cropped)
+        return _interpolated_codes(self._turn.cells(positions), planes, self.decision, self._turn)
 
     def _pooled_codes(self, rows: "_Rows", span: slice, planes: "_Planes") -> torch.Tensor:
         low, high = rows.needed[span.start]
-        scores, _ = planes.between(int(low), int(high))
+        scores = planes.between(int(low), int(high))[0][(slice(None), slice(None), *self._turn.across)]
         height, width = (rows.places.new_size[axis] for axis in self._turn.axes[1:])
         pooled = F.adaptive_avg_pool3d(scores[None], (1, height, width))[0]
         return self.decision.codes(pooled).movedim(0, rows.axis)
@@ -262,7 +274,7 @@ class _Rows:
             )
         old, new = places.old_size[axis], places.new_size[axis]
         rows = np.arange(new)
-        needed = np.stack([rows * old // new, -(-(rows + 1) * old // new) - 1], axis=1)
+        needed = np.stack([rows * old // new, -(-(rows + 1) * old // new) - 1], axis=1) + turn.offsets[0]
         return cls(places, axis, rows, needed, is_pooled=True)
 
     @property
@@ -328,23 +340,25 @@ class _Planes:
         return torch.cat(scores, dim=1), torch.cat(codes)
 
 
-def _interpolated_codes(cells: _Cells, planes: _Planes, decision: Decision, *, is_cropped: bool) -> torch.Tensor:
+def _interpolated_codes(cells: _Cells, planes: _Planes, decision: Decision, turn: _Turn) -> torch.Tensor:
     """Return codes at positions, an array of their shape."""
     low, high = cells.ends(0)
-    scores, codes = planes.between(max(low, 0), min(high, planes.count - 1))
+    first, last = turn.ends[0]
+    scores, codes = planes.between(max(low, first), min(high, last))
     base = (low, 0, 0)
-    if is_cropped:
-        rim = (1, 1, 1, 1, int(low < 0), int(high > planes.count - 1))
-        scores = F.pad(scores, rim)
-        codes = F.pad(codes[None], rim, value=int(decision.codes(torch.zeros(len(scores), 1))))[0]
-        base = (low, -1, -1)
+    if turn.is_cropped:
+        rim = (1, 1, 1, 1, int(low < first), int(high > last))
+        scores = F.pad(scores[(slice(None), slice(None), *turn.across)], rim)
+        background = int(decision.codes(torch.zeros(len(scores), 1)))
+        codes = F.pad(codes[(slice(None), *turn.across)][None], rim, value=background)[0]
+        base = (low, turn.ends[1][0] - 1, turn.ends[2][0] - 1)
     least, most = _around(codes)
     cell = cells.flat(base, triple(least.shape))
     found = least.reshape(-1)[cell]
     mixed = (found != most.reshape(-1)[cell]).reshape(-1).nonzero()[:, 0]
     if len(mixed):
         columns = scores.movedim(0, -1).reshape(-1, len(scores)).double().contiguous().numpy()
-        for part in mixed.split(max(1, MIXED_SCORES // len(scores))):
+        for part in torch.split(mixed, max(1, MIXED_SCORES // len(scores))):
             found.view(-1)[part] = decision.codes(cells.interpolated(columns, base, triple(codes.shape), part))
     return found
 
@@ -368,18 +382,18 @@ def _swept_position(places: AffineSampling, turn: _Turn, at: Shape) -> float:
     return float(turn.signs[0] * along + turn.offsets[0])
 
 
-def _turn_between(network: Grid, sampled: Grid, axis: int) -> _Turn:
-    """Return how a sampled grid lies among the voxels of the network, swept along an axis."""
+def _turn_between(network: Grid, sampled: Grid, axis: int, seen: Box) -> _Turn:
+    """Return how a sampled grid, of which the network saw a box, lies among the voxels of the network."""
     to_network = np.linalg.inv(network.affine) @ sampled.affine
     whole = np.rint(to_network)
     if np.abs(to_network - whole).max() > INTEGER_TOLERANCE or not (np.abs(whole[:3, :3]).sum(axis=1) == 1).all():
         raise BundleError("what was cropped or turned after resampling lies between its voxels; use --faithful.")
     order = [axis, *(other for other in range(3) if other != axis)]
-    axes = np.abs(whole[:3, :3]).argmax(axis=1)
-    return _Turn(
-        axes=triple(int(axes[one]) for one in order),
-        signs=triple(int(whole[one, axes[one]]) for one in order),
-        offsets=triple(int(whole[one, 3]) for one in order),
-        size=triple(network.shape[one] for one in order),
-        sampled_size=sampled.shape,
-    )
+    axes = triple(int(np.abs(whole[one, :3]).argmax()) for one in order)
+    signs = triple(int(whole[one, along]) for one, along in zip(order, axes, strict=True))
+    offsets = triple(int(whole[one, 3]) for one in order)
+    ends = [
+        sorted((sign * seen[along].start + offset, sign * (seen[along].stop - 1) + offset))
+        for along, sign, offset in zip(axes, signs, offsets, strict=True)
+    ]
+    return _Turn(axes, signs, offsets, triple((low, high) for low, high in ends), network.shape[axis], sampled.shape)
