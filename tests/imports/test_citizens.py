@@ -18,11 +18,16 @@ from tests.imports.parts_bundle import NAMES, thresholds, write_parts_bundle
 from voxelgate.apps.cli.main import app
 from voxelgate.bundle.export import export
 from voxelgate.bundle.opened import open_bundle
+from voxelgate.bundle.passing import averages_mirrorings
 from voxelgate.bundle.predict import WITHOUT_RANGES, Bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.pairs import label_maps_in
+from voxelgate.inference.composed.cascade_inferer import CascadeInferer
+from voxelgate.inference.composed.part import Part
+from voxelgate.inference.composed.parts_inferer import PartsInferer
+from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import part_around
 from voxelgate.segmentation.batch.forecast.sample import sample
@@ -182,7 +187,7 @@ def test_a_run_asked_otherwise_does_cases_again_and_says_so(root: Path, scan: Pa
 
     entries, _ = read_ledger(tmp_path / "out")
     assert "asked" not in first.versions
-    assert again.versions["asked"] == "step_size 0.8, no_mirroring True, roi_subset liver"
+    assert again.versions["asked"] == "step_size 0.8, no_mirroring, roi_subset liver"
     assert '"roi_subset": ["liver"], ' in entries[0].versions.options
     labels = np.asarray(nib.load(tmp_path / "out" / "scan.nii.gz").dataobj)
     assert set(np.unique(labels)) == {0, 1}
@@ -197,7 +202,7 @@ def test_the_command_takes_the_options(root: Path, scan: Path, tmp_path: Path) -
     assert ended.exit_code == 0, ended.output
     record = json.loads(ended.stdout.splitlines()[-1])
     assert set(record["volumes_ml"]) == {"liver", "spleen"}
-    assert record["versions"]["asked"] == "step_size 0.9, no_mirroring True, roi_subset liver+spleen"
+    assert record["versions"]["asked"] == "step_size 0.9, no_mirroring, roi_subset liver+spleen"
     assert record["versions"]["licence"] == "CC BY-NC 4.0"
 
 
@@ -428,3 +433,23 @@ def test_a_model_that_tells_no_probabilities_says_so(root: Path, scan: Path, tmp
 def test_structures_whose_files_would_have_one_name_are_refused() -> None:
     with pytest.raises(UsageError, match="files of one name"):
         Options(structures=("left kidney", "left_kidney"))
+
+
+def test_a_result_is_compared_with_that_of_the_mirrored_image(bundle: Bundle, flat: Path, scan: Path) -> None:
+    some = replace(bundle, inferer=bundle.inferer.__call__).adjusted(PassOptions(roi_subset=("liver",)))
+    for one in (bundle, some, open_bundle(flat, "cpu")):
+        prepared, grid, _ = one._read_and_prepare(scan, ())
+
+        found = one.predict(prepared, grid, check_flips=True)
+
+        sides = {name: 0.0 for name in one.labels.foreground.values() if "kidney" in name}  # by value, they stay
+        assert found.flip_dice == dict.fromkeys(one.labels.foreground.values(), 1.0) | sides
+
+
+def test_an_inferer_is_asked_without_mirroring_where_it_or_a_part_of_it_mirrors() -> None:
+    mirroring = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1, 1, 1), mirror_axes=(0, 1))
+
+    assert averages_mirrorings(mirroring)
+    assert averages_mirrorings(PartsInferer([Part(mirroring.adjusted(mirroring=False)), Part(mirroring)]))
+    assert not averages_mirrorings(PartsInferer([Part(mirroring.adjusted(mirroring=False))]))
+    assert averages_mirrorings(CascadeInferer(Part(mirroring), Part(Told())))

@@ -31,6 +31,15 @@ def adjusted_inferer(inferer: Inferer, asked: PassOptions, labels: LabelTable) -
     return changed if not wanted or restrict is None else restrict(frozenset(wanted))
 
 
+def averages_mirrorings(inferer: Inferer) -> bool:
+    """Return whether an inferer, or one of the models that it joins, averages over mirrored images."""
+    inner = (getattr(inferer, name, None) or () for name in ("parts", "members"))
+    stages = (getattr(inferer, name, None) for name in ("first", "second", "rough", "inner"))
+    parts = [*(part for several in inner for part in several), *(stage for stage in stages if stage is not None)]
+    own = getattr(inferer, "flip_axes", ()) or getattr(inferer, "mirror_axes", ())
+    return bool(own) or any(averages_mirrorings(part.inferer) for part in parts)
+
+
 def structures_named(asked: PassOptions, labels: LabelTable) -> tuple[int, ...]:
     """Return the values of the structures that are looked for; none if all are.
 

@@ -1,6 +1,5 @@
 """The opened bundle: it prepares an image, predicts what is in it, and judges the result."""
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from voxelgate.bundle.passing import adjusted_inferer, labels_looked_for, structures_named
+from voxelgate.bundle.passing import adjusted_inferer, averages_mirrorings, labels_looked_for, structures_named
 from voxelgate.bundle.probabilities import probabilities_of
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
 from voxelgate.core.dice import dice_of_labels
@@ -277,12 +276,12 @@ class Bundle:
     def _flip_dice(self, image: MetaTensor, labels: npt.NDArray[Any] | None) -> dict[str, float]:
         """Compare with the mirrored image (1, C, i, j, k); labels are those of the image, if they are known."""
         plain = self.inferer
-        if getattr(plain, "flip_axes", ()):
-            plain, labels = copy.copy(plain), None
-            plain.flip_axes = ()  # type: ignore[attr-defined]  # it has them, as was just seen
+        if averages_mirrorings(plain):
+            plain, labels = plain.adjusted(mirroring=False), None  # type: ignore[attr-defined]  # as all that mirror
 
         def cleaned(image: MetaTensor, network: nn.Module) -> MetaTensor:
-            return self.cleaning(plain(image, network))
+            found = self.cleaning(plain(image, network))
+            return found if not self.looked_for else found * torch.isin(found, torch.tensor(self.looked_for))
 
         if labels is None:
             labels = cleaned(image, self.network).as_tensor()[0, 0].cpu().numpy()

@@ -228,7 +228,7 @@ def _infer(prepared: _Prepared, bundle: Bundle, options: Options) -> tuple[Predi
 def _of_result(found: Prediction, bundle: Bundle, options: Options) -> dict[str, str]:
     """Return what a report says of how a result came about, and under which licence its model stands."""
     asked = ", ".join(
-        f"{name} {'+'.join(value) if isinstance(value, list) else value}"
+        name if value is True else f"{name} {'+'.join(value) if isinstance(value, list) else value}"
         for name, value in options.passing.changes.items()
     )
     return {
