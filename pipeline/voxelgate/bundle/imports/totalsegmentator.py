@@ -125,7 +125,10 @@ def _chosen_task(source: ImportSource, there: dict[int, str], options: ImportOpt
             )
         return options.task
     if not possible:
-        raise InputError(f"{source.name}: holds data sets {_in_words(there)}, but all of no task; copy it again.")
+        raise InputError(
+            f"{source.name}: holds data sets {_in_words(there)}, but all of no task; put the others beside, or import "
+            "the folder TRAINER__PLANS__CONFIGURATION of one as a model of its own."
+        )
     if len(possible) > 1 and possible[0] != "total":
         raise UsageError(f"{source.name}: holds the networks of {_in_words(possible)}; say which with --task.")
     return possible[0]
