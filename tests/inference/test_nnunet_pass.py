@@ -100,7 +100,7 @@ def test_the_ring_gives_the_half_sums_of_the_whole_volume() -> None:
             counts[(slice(None), *place)] += weights
     expected = (sums / counts)[(slice(None), *tiles.inside)]
     with LoneWorkers() as workers:
-        planes = list(logit_planes(image, [window_network(network)], tiles, workers))
+        planes = list(logit_planes(image, [window_network(network)], tiles, workers, 2**30))
     assert torch.equal(torch.stack(planes, dim=1), expected)
 
 
@@ -188,3 +188,9 @@ def test_a_fast_pass_gives_nearly_all_labels_of_the_exact_one() -> None:
     labels = exact(image, folds)
     assert (fast(image, folds) == labels).double().mean() > 0.99
     assert torch.equal(fast.adjusted(fast=False)(image, folds), labels)
+
+
+def test_sums_beyond_the_memory_are_refused_before_they_are_made() -> None:
+    infer = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0)).within(2**14)
+    with pytest.raises(UsageError, match="class scores of 8 planes"):
+        infer(CASE.image(), nn.Conv3d(1, 9, 1))

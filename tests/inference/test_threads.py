@@ -5,11 +5,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from voxelgate.inference.threads import in_network_thread
+from voxelgate.inference.threads import LoneWorkers, in_network_thread
 from voxelgate.segmentation.batch.worker_process import WorkerProcess
 
 
@@ -77,3 +78,24 @@ def test_one_call_runs_at_a_time_and_one_that_raises_holds_up_no_other() -> None
     for thread in threads:
         thread.join(60)
     assert found == [1] * 4
+
+
+def test_lone_workers_compute_alone_and_give_results_in_order() -> None:
+    before = torch.get_num_threads()
+    with LoneWorkers() as workers:
+        found = list(workers.in_order(lambda n=n: (n, torch.get_num_threads()) for n in range(20)))
+    assert found == [(n, 1) for n in range(20)]
+    assert torch.get_num_threads() == before
+
+
+def test_lone_workers_are_no_more_than_their_number_ahead() -> None:
+    asked: list[int] = []
+
+    def calls() -> Iterator[Callable[[], int]]:
+        for n in range(20):
+            asked.append(n)
+            yield lambda n=n: n
+
+    with LoneWorkers() as workers:
+        next(workers.in_order(calls()))
+    assert len(asked) == torch.get_num_threads() + 1

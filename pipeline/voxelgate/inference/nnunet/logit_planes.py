@@ -1,23 +1,31 @@
 """Run nnU-Net's networks window by window, and give away each plane of logits as soon as no later window touches it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
 
 import torch
 
-from voxelgate.core.errors import BundleError
+from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Shape, triple
+from voxelgate.core.machine import GIB
 from voxelgate.inference.nnunet.half_sums import HalfSums
 from voxelgate.inference.nnunet.tiles import Tiles
 from voxelgate.inference.nnunet.window_scores import WindowNetwork
 from voxelgate.inference.threads import LoneWorkers
 from voxelgate.inference.windows import is_finite
 
+HALF_BYTES = 2
+
 
 @torch.no_grad()
 def logit_planes(
-    image: torch.Tensor, networks: Sequence[WindowNetwork], tiles: Tiles, workers: LoneWorkers
+    image: torch.Tensor,
+    networks: Sequence[WindowNetwork],
+    tiles: Tiles,
+    workers: LoneWorkers,
+    max_bytes: int,
 ) -> Iterator[torch.Tensor]:
     """Yield the logits of an image plane by plane along its first axis, the mean of all networks.
 
@@ -29,16 +37,18 @@ def logit_planes(
         networks: the folds; at least one.
         tiles: the windows.
         workers: do all but running the networks.
+        max_bytes: that the sums may take.
 
     Yields:
         Logits (classes, j, k) float16, finite, on the CPU.
 
     Raises:
         BundleError: a network gives another shape than its window, or logits that float16 cannot hold.
+        UsageError: the sums need more memory.
     """
     padded, depth = tiles.padded(image), tiles.inside[0]
     rows, *others = tiles.starts
-    sums = _Sums(networks, tiles, workers)
+    sums = _Sums(networks, tiles, workers, max_bytes)
     for start, following in pairwise((*rows, tiles.padded_vox[0])):
         for place, row, column in product([start], *others):
             corner = place, row, column
@@ -50,8 +60,9 @@ def logit_planes(
 class _Sums:
     """Sums of the windows of several networks, whose classes come in groups, and of the weights of the windows."""
 
-    def __init__(self, networks: Sequence[WindowNetwork], tiles: Tiles, workers: LoneWorkers) -> None:
+    def __init__(self, networks: Sequence[WindowNetwork], tiles: Tiles, workers: LoneWorkers, max_bytes: int) -> None:
         self._networks, self._tiles, self._workers = networks, tiles, workers
+        self._max_bytes, self._bytes = max_bytes, 0
         self._weight = tiles.weights().float()
         self._divisor = self._ring(1)
         self._rings: list[list[HalfSums]] = [[] for _ in networks]
@@ -83,8 +94,16 @@ class _Sums:
         return logits
 
     def _ring(self, classes: int) -> HalfSums:
+        """Return a ring for some classes, as long as memory allows; its pages are taken only when it is filled."""
         depth, height, width = self._tiles.size_vox
-        return HalfSums(classes, min(depth, self._tiles.window_vox[0]), height, width)
+        shape = classes, min(depth, self._tiles.window_vox[0]), height, width
+        self._bytes += HALF_BYTES * math.prod(shape)
+        if self._bytes > self._max_bytes:
+            raise UsageError(
+                f"the class scores of {shape[1]} planes of {height} x {width} voxels by {len(self._networks)} networks "
+                f"need more than {self._max_bytes / GIB:.2f} GiB, the limit; raise max_memory, or use fewer folds."
+            )
+        return HalfSums(*shape)
 
     def _seen(self, logits: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
         """Return logits (c, *window) on the CPU, with the axis that a slice has lost."""

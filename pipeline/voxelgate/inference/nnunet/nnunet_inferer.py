@@ -15,6 +15,7 @@ from torch import nn
 
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
+from voxelgate.core.machine import free_host_bytes
 from voxelgate.inference.nnunet.decisions import LogitDecision, decision_of
 from voxelgate.inference.nnunet.fast_networks import fast_body
 from voxelgate.inference.nnunet.logit_planes import logit_planes
@@ -44,11 +45,12 @@ class _Way:
     restorer: PlaneRestorer
     source: Grid
     box: SourceBox
+    max_bytes: int
 
     def restored(self, restore: Callable[[int, tuple[LogitPlane, ...]], torch.Tensor]) -> Iterator[torch.Tensor]:
         """Yield what some function makes of each plane of the source grid, given its index and `neighbours`."""
         with LoneWorkers() as workers:
-            planes = logit_planes(self.image, self.networks, self.tiles, workers)
+            planes = logit_planes(self.image, self.networks, self.tiles, workers, self.max_bytes)
             groups = neighbours(planes, self.restorer.taps[0], self.restorer.decision)
             yield from workers.in_order(partial(restore, index, group) for index, group in enumerate(groups))
 
@@ -70,7 +72,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         resampling: how logits are brought back: the plans' `resampling_fn_probabilities` under `function`, and its
             keywords; order 1, the nearest plane along an axis that is resampled apart.
         exact: whether networks compute as nnU-Net's do, to the last bit; if not, as fast as they can (`fast_body`).
-        max_memory: bytes that sums, windows and restoring may take; None for what is free.
+        max_memory: bytes that the sums of one row of windows may take; None for what is free.
         probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
 
     Raises:
@@ -128,7 +130,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
 
         Raises:
             InputError: more than one volume, none, voxels that are not finite, or metadata without the source grid.
-            UsageError: channels asked for that the network does not give.
+            UsageError: channels asked for that the network does not give; sums that need more memory than there is.
             BundleError: the network gives other shapes than its windows, or values that are not finite.
         """
         way = self._way(inputs, network)
@@ -185,7 +187,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         return changed
 
     def within(self, max_bytes: int) -> Self:
-        """Return a copy that takes no more memory than this."""
+        """Return a copy that refuses images whose sums need more memory than this."""
         changed = copy.copy(self)
         changed.max_memory = max_bytes
         return changed
@@ -207,6 +209,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             PlaneRestorer(taps, self._decision),
             source,
             box,
+            self.max_memory or free_host_bytes(),
         )
 
     def _windowed(self, network: nn.Module, image: torch.Tensor) -> WindowNetwork:
