@@ -112,7 +112,7 @@ TASKS: dict[str, Task] = {
     "liver_lesions_mr": Task((589,), (0.8603515625, 0.857421875, 1.0), _MR_LIVER),
     "craniofacial_structures": Task((115,), _iso(0.5), _SKULL),
     "abdominal_muscles": Task((952,), _FINE, Crop(("body_trunc",), "body_fast")),
-    "teeth": Task((113,), _iso(0.5), Crop(("teeth_lower", "teeth_upper"), "craniofacial_structures", 10.0)),
+    "teeth": Task((113,), _iso(0.5), refused="it looks where a task points that has a crop of its own"),
     "trunk_cavities": Task((343,), _iso(1.5)),
     "brain_aneurysm": Task((615,), (0.390625, 0.390625, 0.5000016391277313), has_all_folds=True),
     "vertebrae_body": Task((305,), _iso(1.5)),
