@@ -33,7 +33,7 @@ from voxelgate.bundle.imports.weights import read_arrays
 from voxelgate.bundle.imports.zoo import read_zoo
 from voxelgate.bundle.imports.zoo_networks import network_of
 from voxelgate.bundle.imports.zoo_references import ZooConfig
-from voxelgate.bundle.imports.zoo_scripts import Scripts
+from voxelgate.bundle.imports.zoo_scripts import scripts_of
 from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.workflow import build_component
@@ -54,6 +54,12 @@ THIN: dict[str, dict[str, Any]] = {
     "swin_unetr_btcv_segmentation": {"feature_size": 12},
     "ventricular_short_axis_3label": {"channels": [4, 8, 8, 16, 16]},
     "wholeBody_ct_segmentation": {"init_filters": 8},
+    "wholeBrainSeg_Large_UNEST_segmentation": {
+        "feature_size": 4,
+        "embed_dim": [32, 64, 128],
+        "num_heads": [1, 2, 4],
+        "depths": [2, 2, 2],
+    },
 }
 """Arguments of networks with fewer channels, for `--thin`; all else of the bundle stays."""
 
@@ -99,7 +105,8 @@ def make_thin(root: Path) -> None:
     torch.manual_seed(1)
     with opened_source(root) as source:
         told = ZooConfig(config, name, lambda path: read_arrays(source, path.removeprefix("./")))
-        network = build_component(network_of(told.value("network_def"), name, Scripts({}))[0])
+        scripts = scripts_of(source, trusted=True)
+        network = build_component(network_of(told.value("network_def"), name, scripts)[0])
     torch.save(network.state_dict(), weights_of(root))
 
 
