@@ -1,6 +1,5 @@
 """The network of a zoo bundle: one of MONAI's, built with arguments that MONAI's present version takes."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,9 +25,6 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "UNETR": {"pos_embed": "proj_type"},  # MONAI 1.4
     "ViT": {"pos_embed": "proj_type"},
 }
-
-NEEDED_PACKAGES: Mapping[str, str] = dict.fromkeys(("SwinUNETR", "UNETR", "ViT"), "einops")
-"""Packages that MONAI asks for when it builds a network, and does not bring."""
 
 _SPACES = frozenset({"TopologyInstance"})
 """What `DiNTS` is given as its space."""
@@ -72,12 +68,9 @@ def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: st
         where: file of the weights, for messages.
 
     Raises:
-        BundleError: the network cannot be built, for instance because it needs a package that is not installed.
+        BundleError: the network cannot be built.
         InputError: names or shapes differ.
     """
-    package = NEEDED_PACKAGES.get(str(network["_target_"]).rpartition(".")[2])
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise BundleError(f"MONAI builds {network['_target_']} with {package}; `pip install {package}` first")
     try:
         with torch.device("meta"), _SmallNumbers():
             wanted = {name: tuple(value.shape) for name, value in build_component(network).state_dict().items()}
