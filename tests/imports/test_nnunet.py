@@ -102,6 +102,22 @@ def test_the_best_checkpoint_is_another_one(tmp_path: Path) -> None:
     assert torch.equal(found.state[head], state(1)[head])
 
 
+def test_where_the_wanted_checkpoint_is_missing_the_other_is_named(tmp_path: Path) -> None:
+    path = folder(tmp_path, files={"fold_0/checkpoint_best.pth": checkpoint(state())})
+
+    with pytest.raises(InputError, match=r"no fold with a checkpoint_final\.pth; there are others: --checkpoint best"):
+        imported(path)
+    with pytest.raises(InputError, match=r"no fold with a checkpoint_final\.pth; copy it again"):
+        imported(folder(tmp_path / "without", files={}))
+
+
+@pytest.mark.parametrize(("trainer", "is_told"), [("nnUNetTrainer_250epochs_NoMirroring", False), ("MyTrainer", True)])
+def test_what_is_taken_for_granted_of_a_trainer_is_told(tmp_path: Path, trainer: str, *, is_told: bool) -> None:
+    found = imported(folder(tmp_path, files={FINAL: checkpoint(state(), trainer_name=trainer)}))
+
+    assert any(trainer in finding for finding in found.findings) == is_told
+
+
 def test_without_mirroring_in_the_checkpoint_there_is_none(tmp_path: Path) -> None:
     files = {FINAL: checkpoint(state(), inference_allowed_mirroring_axes=None)}
 

@@ -26,6 +26,9 @@ from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 OTHER_NETWORKS = re.compile(r"primus|mamba|mednext|stunet|(?<!nn)unetr|xlstm", re.IGNORECASE)
 """Trainers, by parts of their names, that build networks of their own; others keep that of the plans."""
 
+PLAIN_TRAINERS = re.compile(r"nnUNetTrainer(BN|_\d+epochs?|_?NoMirroring)*")
+"""Trainers of which nothing need be said: they run the network of the plans, or that with batch norm."""
+
 BATCH_NORM_TRAINER = "nnUNetTrainerBN"
 
 NETWORKS = {f"voxelgate.{kind.__name__}": kind for kind in (PlainConvUNet, ResidualEncoderUNet)}
@@ -180,7 +183,7 @@ def configuration_parts(source: ImportSource, folder: str, options: ImportOption
         states=tuple(states),
         mirror_axes=_mirror_axes(mirrored, configuration, names[0]),
         files=(f"{prefix}dataset.json", f"{prefix}plans.json", *names),
-        findings=_findings(source, configuration, data_set, folds, prefix),
+        findings=(*_findings(source, configuration, data_set, folds, prefix), *_trainer_findings(trainer)),
     )
 
 
@@ -214,14 +217,20 @@ def _checkpoints(source: ImportSource, prefix: str, options: ImportOptions) -> t
     pattern = rf"{re.escape(prefix)}fold_(all|\d+)/{re.escape(name)}"
     there = [found[1] for one in source.names if (found := re.fullmatch(pattern, one))]
     if not there:
-        raise InputError(
-            f"{prefix or source.name}: has no fold with a {name}; name another with --checkpoint, or copy it again."
-        )
+        raise _no_checkpoint(source, prefix, name)
     folds = options.folds or [fold for fold in there if fold != "all"] or there
     for fold in folds:
         if fold not in there:
             raise UsageError(f"--folds {fold}: there are {', '.join(there)} with a {name}; choose among them.")
     return tuple(folds), tuple(f"{prefix}fold_{fold}/{name}" for fold in folds)
+
+
+def _no_checkpoint(source: ImportSource, prefix: str, name: str) -> InputError:
+    """Return what to say where no fold has this checkpoint."""
+    others = source.matching(rf"{re.escape(prefix)}fold_(all|\d+)/checkpoint_(best|final)\.pth")
+    kinds = sorted({one.rpartition("_")[2].removesuffix(".pth") for one in others})
+    remedy = f"there are others: --checkpoint {kinds[0]}" if kinds else "copy it again"
+    return InputError(f"{prefix.rstrip('/') or source.name}: has no fold with a {name}; {remedy}.")
 
 
 def _training_facts(document: Mapping[str, Any], name: str) -> tuple[str, str, Any]:
@@ -301,3 +310,10 @@ def _findings(
     if data_set.regions is not None:
         found.append("its heads are regions; a label value says which of them was the last to hold at a voxel.")
     return tuple(found)
+
+
+def _trainer_findings(trainer: str) -> tuple[str, ...]:
+    """Return what is taken for granted of a trainer, whose program is not there."""
+    if PLAIN_TRAINERS.fullmatch(trainer):
+        return ()
+    return (f"{trainer} is taken to change the training only, since its weights fit the network of the plans.",)
