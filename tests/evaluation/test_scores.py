@@ -370,6 +370,19 @@ def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
     assert pair_files(mine, truth) == [("truth", mine, truth)]
 
 
+def test_results_of_images_that_nnunet_names_by_their_channel_meet_the_labels_of_their_cases(tmp_path: Path) -> None:
+    for name in ("results/a_0000.nii", "labels/a.nii", "results/b_0000.nii", "labels/b_0000.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    pairs = pair_files(tmp_path / "results", tmp_path / "labels")
+
+    assert [(case, prediction.name, str(label)) for case, prediction, label in pairs] == [
+        ("a", "a_0000.nii", str(tmp_path / "labels" / "a.nii")),
+        ("b_0000", "b_0000.nii", str(tmp_path / "labels" / "b_0000.nii")),
+    ]
+
+
 def test_all_files_without_partner_are_listed_in_one_refusal(two_folders: tuple[Path, Path]) -> None:
     predictions, labels = two_folders
     (predictions / "site_a" / "case_1.nii").unlink()

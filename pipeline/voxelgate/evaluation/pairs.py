@@ -25,6 +25,9 @@ IMAGE_ENDING = re.compile(r"_(image|img)$", re.IGNORECASE)
 CHANNEL_ENDING = re.compile(r"_(00\d\d)$")
 """What nnU-Net puts behind the case id for the channels: `_0000`, `_0001`, ..."""
 
+ONLY_CHANNEL = "_0000"
+"""How it ends where an image has one channel."""
+
 LABEL_ENDING = re.compile(r"_(seg|segmentation|label|labels|mask)$", re.IGNORECASE)
 """What a label's name may carry behind the case id; it tells labels from images where both lie in one folder."""
 
@@ -252,6 +255,8 @@ def pair_cases(
 ) -> list[LabelMapPair]:
     """Return the pairs of references that have a case id, such as those of a manifest, and label maps called so.
 
+    `CASE_0000`, the result of an image that nnU-Net names so, is the partner of `CASE` where nothing else is.
+
     Args:
         prediction: label map, or folder of them.
         references: by case id.
@@ -264,7 +269,7 @@ def pair_cases(
         raise InputError(f"{prediction} does not exist; name a label map or a folder of label maps.")
     predictions = {volume_stem(prediction): prediction}
     if prediction.is_dir():
-        predictions = label_maps_in(prediction, is_other)
+        predictions = _by_case(label_maps_in(prediction, is_other), references)
     lonely = [
         *(f"{predictions[case_id]} has no reference" for case_id in sorted(predictions.keys() - references.keys())),
         *(f"{references[case_id]} has no prediction" for case_id in sorted(references.keys() - predictions.keys())),
@@ -272,6 +277,13 @@ def pair_cases(
     if lonely:
         raise InputError(f"cases without a partner: {'; '.join(lonely)}. Add what is missing, or move the others away.")
     return [(case_id, predictions[case_id], references[case_id]) for case_id in sorted(references)]
+
+
+def _by_case(predictions: Mapping[str, Path], references: Collection[str]) -> dict[str, Path]:
+    """Return label maps by their case id, without the ending of an image's only channel where a reference has none."""
+    cases = {stem: stem.removesuffix(ONLY_CHANNEL) for stem in predictions.keys() - set(references)}
+    renamed = {stem: case for stem, case in cases.items() if case in references and case not in predictions}
+    return {renamed.get(stem, stem): path for stem, path in predictions.items()}
 
 
 def label_maps_in(folder: Path, is_other: Callable[[Path], bool] = lambda _: False) -> dict[str, Path]:
