@@ -18,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from tests.imports.imported_bundles import imported_bundle
 from tests.imports.nnunet_folders import CASCADE, FLAT, FULL, LOW, Folder, Kind, make_folder, make_images, predict
+from voxelgate.bundle.predict import Bundle
 from voxelgate.transforms.components import KeepComponentsd
 
 pytestmark = pytest.mark.peers
@@ -29,6 +30,13 @@ CASES = ("small", "thick", "oblique")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
     return make_images(tmp_path_factory.mktemp("images"))
+
+
+def told(bundle: Bundle, path: Path) -> np.ndarray:
+    """Return the probabilities of all structures, (C, k, j, i) as nnU-Net has them, without the background."""
+    prepared, grid, _ = bundle._read_and_prepare(path, ())
+    found = bundle.predict(prepared, grid, probabilities=True).probabilities
+    return np.stack([found[name].T for name in bundle.labels.foreground.values()])
 
 
 def averaged(folder: Folder, parts: Sequence[np.ndarray], scratch: Path) -> np.ndarray:
@@ -70,6 +78,8 @@ def test_a_cascade_gives_the_labels_of_nnunets_two_stages(
         first = predict(folder.of(LOW), images[case])
         expected = predict(folder.of(CASCADE), images[case], previous=first)
         np.testing.assert_array_equal(bundle.segment(images[case][0]).labels.T, expected, err_msg=case)
+    _, said = predict(folder.of(CASCADE), images[case], previous=first, probabilities=True)
+    np.testing.assert_allclose(told(bundle, images[case][0]), said[1:], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,8 @@ def test_an_ensemble_gives_the_labels_of_nnunets_own(
         np.testing.assert_array_equal(
             bundle.segment(images[case][0]).labels.T, averaged(folder, said, tmp_path), err_msg=case
         )
+    by_label = [0, 1] if kind.regions_order else [1, 2]
+    np.testing.assert_allclose(told(bundle, images[case][0]), (sum(said) / len(said))[by_label], atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(8))

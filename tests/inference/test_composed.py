@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Orientation
 from scipy import ndimage
 from torch import nn
 
@@ -18,6 +19,7 @@ from voxelgate.inference.composed.cropped_inferer import CroppedInferer
 from voxelgate.inference.composed.ensemble_inferer import EnsembleInferer
 from voxelgate.inference.composed.part import Part, brought_back
 from voxelgate.inference.composed.parts_inferer import PartsInferer
+from voxelgate.inference.composed.plane_probabilities import ProbablePlane, gathered
 from voxelgate.inference.source_grid import grids_of, on_source
 from voxelgate.transforms.canonical_zoom import CanonicalZoomd
 from voxelgate.transforms.io import as_image
@@ -292,6 +294,51 @@ def test_a_cascade_can_be_a_member_of_an_ensemble() -> None:
     result = EnsembleInferer([Part(cascade, [0, 1]), Part(Planewise(), [1])])(image_of(RAMP), networks)
 
     np.testing.assert_array_equal(labels_of(result), RAMP > 10)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, 2)], ids=["side by side", "in turns"])
+@pytest.mark.parametrize("regions", [None, (2, 1, 3)])
+def test_an_ensemble_tells_the_averages_it_decides_by(axes: tuple[int, int], regions: tuple[int, ...] | None) -> None:
+    image = image_of(np.random.default_rng(0).normal(10, 3, (5, 6, 7)).astype(np.float32), AFFINES["LPS"])
+    networks = nn.ModuleList([Slopes(0.1, 1, -1), Slopes(0.2, -3, 0.5)])
+    members = [Part(Planewise(axis), [number]) for number, axis in enumerate(axes)]
+
+    told = EnsembleInferer(members, regions, probabilities_of=(2, 0))(image, networks)
+
+    logits = [network(image.as_tensor())[0].half().float() for network in networks]
+    mean = sum(torch.softmax(one, 0) if regions is None else torch.sigmoid(one) for one in logits) / 2
+    torch.testing.assert_close(told.as_tensor()[0], mean[[2, 0]])
+    assert Grid.of(told).agrees(Grid.of(image))
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_a_cascade_tells_the_probabilities_of_its_second_stage_on_the_grid_of_the_source(affine: np.ndarray) -> None:
+    reordered = Orientation("PIL", labels=None)(image_of(RAMP, affine)[0])[None]
+    second = Part(Planewise(1), [1], lambda data: {"image": data["image"]})
+    networks = nn.ModuleList([AtLeast(4), Slopes(0, 1, -1)])
+
+    told = CascadeInferer(Part(Direct(), [0]), second, probabilities_of=(1, 2))(reordered, networks)
+
+    expected = torch.softmax(networks[1](torch.from_numpy(RAMP)[None, None])[0].half().float(), 0)[1:]
+    torch.testing.assert_close(told.as_tensor()[0], expected)
+    assert np.array_equal(Grid.of(told).affine, affine)
+
+
+def test_where_a_member_saw_nothing_there_is_background() -> None:
+    planes = [ProbablePlane(lambda array: array[..., 1:, :, :], 0, np.full((2, 1, 1), 0.5, np.float32))]
+
+    classes = gathered(planes, (3, 1, 1), (1, 0), are_regions=False)
+    regions = gathered(planes, (3, 1, 1), (1, 0), are_regions=True)
+
+    assert classes[..., 0, 0].tolist() == [[0, 0.5, 0], [1, 0.5, 1]]
+    assert regions[..., 0, 0].tolist() == [[0, 0.5, 0]] * 2
+
+
+def test_probabilities_of_channels_that_are_not_there_are_refused() -> None:
+    inferer = EnsembleInferer([Part(Planewise(), [0]), Part(Planewise(), [0])], probabilities_of=(2,))
+
+    with pytest.raises(UsageError, match="the network gives 2 classes"):
+        inferer(image_of(RAMP), nn.ModuleList([Slopes(0, 1)]))
 
 
 def test_members_of_other_classes_are_refused() -> None:

@@ -1,5 +1,6 @@
 """A model that sees, beside the image, what a model of lower resolution found in it."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -7,7 +8,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from voxelgate.core.geometry import Grid
-from voxelgate.inference.composed.part import Part, Planes, ask_parts, brought_back, on_own_grid
+from voxelgate.inference.composed.part import Labels, Part, Planes, ask_parts, brought_back, on_own_grid
+from voxelgate.inference.composed.plane_probabilities import ProbablePlane, gathered, probabilities_in
 from voxelgate.inference.sliding_window import Networks
 
 PREVIOUS = "previous"
@@ -24,8 +26,12 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         first: the stage of lower resolution.
         second: the other; its preprocessing takes the labels of the first under "previous".
 
+        probabilities_of: channels of the second stage whose probability is returned, as float32 channels, instead of
+            labels.
+
     Raises:
         InputError: at call, when the image does not name the grid of its source.
+        UsageError: at call, when probabilities are asked of a stage that gives labels only.
 
     >>> stage = vg.Part(vg.RestoringSlidingWindowInferer(roi_size=(8, 8, 8)))
     >>> network = lambda windows: torch.cat([80 - windows, windows - 80], dim=1)
@@ -34,9 +40,15 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
     torch.Size([1, 1, 32, 36, 28])
     """
 
-    def __init__(self, first: Part, second: Part) -> None:
+    def __init__(self, first: Part, second: Part, probabilities_of: Sequence[int] = ()) -> None:
         super().__init__()
         self.first, self.second = first, second
+        self.probabilities_of = tuple(probabilities_of)
+
+    @property
+    def regions(self) -> Sequence[int] | None:
+        """Return the labels of the second stage's regions; None of classes that exclude each other."""
+        return getattr(self.second.inferer, "regions", None)
 
     def __call__(self, inputs: MetaTensor, network: Networks) -> MetaTensor:
         """Return the labels of the second stage.
@@ -46,8 +58,10 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
             network: the networks of both stages, as a list.
 
         Returns:
-            (1, 1, I, J, K) on the grid of the source.
+            (1, 1, I, J, K) on the grid of the source. With `probabilities_of`, (1, asked, I, J, K) float32.
         """
+        if self.probabilities_of:
+            return brought_back(self._probabilities(inputs, network), inputs, {})
         found = self.second.find(inputs, network, **self._previous(inputs, network))
         facts = {} if found.confidence is None else {"confidence": torch.from_numpy(found.confidence)}
         return brought_back(found.labels, inputs, facts)
@@ -63,6 +77,15 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose stages keep to a limit of memory."""
         return ask_parts(self, "within", limit_bytes)
+
+    def _probabilities(self, inputs: MetaTensor, network: Networks) -> Labels:
+        """Return the probabilities (asked, i, j, k) on the grid of the image."""
+        planes, are_regions = self.planes(inputs, network), self.regions is not None
+        each = (
+            ProbablePlane(planes.view, number, probabilities_in(scores, are_regions=are_regions)[:, 0])
+            for number, scores in planes.scores
+        )
+        return gathered(each, Grid.of(inputs).shape, self.probabilities_of, are_regions=are_regions)
 
     def _previous(self, inputs: MetaTensor, network: Networks) -> dict[str, MetaTensor]:
         """Return the labels of the first stage on the grid of the image, (1, i, j, k)."""

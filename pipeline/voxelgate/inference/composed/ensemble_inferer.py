@@ -1,7 +1,7 @@
 """Several models of the same structures, whose probabilities are averaged."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape
 from voxelgate.inference.composed.part import Labels, Part, Planes, ask_parts, brought_back
+from voxelgate.inference.composed.plane_probabilities import ProbablePlane, gathered, probabilities_in
 from voxelgate.inference.sliding_window import Networks
 
 
@@ -29,6 +30,7 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
         members: at least two, each with an inferer that restores planes (`NnUNetInferer`, or `CascadeInferer` of such).
         regions: labels of regions that may overlap, in the order in which they are painted; None for classes that
             exclude each other.
+        probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
 
     Raises:
         UsageError: fewer than two members.
@@ -40,12 +42,15 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
     [(0,), (1,)]
     """
 
-    def __init__(self, members: Sequence[Part], regions: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, members: Sequence[Part], regions: Sequence[int] | None = None, probabilities_of: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         if len(members) < 2:
             raise UsageError(f"an ensemble of {len(members)}, expected at least two members.")
         self.members = list(members)
         self.regions = None if regions is None else tuple(regions)
+        self.probabilities_of = tuple(probabilities_of)
 
     def __call__(self, inputs: MetaTensor, network: Networks) -> MetaTensor:
         """Return the labels of the average.
@@ -55,15 +60,17 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
             network: the networks of all members, as a list.
 
         Returns:
-            (1, 1, I, J, K) uint8, or uint16 from label 256 on, on the grid of the source.
+            (1, 1, I, J, K) uint8, or uint16 from label 256 on, on the grid of the source. With `probabilities_of`,
+            (1, asked, I, J, K) float32.
         """
         shape = Grid.of(inputs).shape
+        means = self._means([part.planes(inputs, network) for part in self.members], shape)
+        if self.probabilities_of:
+            found = gathered(means, shape, self.probabilities_of, are_regions=self.regions is not None)
+            return brought_back(found, inputs, {})
         labels: Labels = np.zeros(shape, np.uint16)
-        planes = [part.planes(inputs, network) for part in self.members]
-        if len({_layout(one.view(labels)) for one in planes}) == 1:
-            self._side_by_side(planes, labels)
-        else:
-            self._in_turns(planes, labels)
+        for view, number, mean in means:
+            view(labels)[number] = self._labels(mean)
         return brought_back(labels.astype(np.uint8) if labels.max() < 256 else labels, inputs, {})
 
     def adjusted(self, **options: Any) -> Self:
@@ -74,30 +81,35 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
         """Return an inferer whose members together keep to a limit of memory."""
         return ask_parts(self, "within", max(1, limit_bytes // len(self.members)))
 
-    def _side_by_side(self, planes: Sequence[Planes], labels: Labels) -> None:
-        view = planes[0].view(labels)
+    def _means(self, planes: Sequence[Planes], shape: Shape) -> Iterator[ProbablePlane]:
+        """Yield the average of what the members say of each plane."""
+        nothing = np.zeros(shape, np.bool_)
+        if len({_layout(one.view(nothing)) for one in planes}) == 1:
+            yield from self._side_by_side(planes)
+        else:
+            yield from self._in_turns(planes, shape)
+
+    def _side_by_side(self, planes: Sequence[Planes]) -> Iterator[ProbablePlane]:
         for slabs in zip(*(one.scores for one in planes), strict=True):
             total = self._probabilities(slabs[0][1])
             for _, scores in slabs[1:]:
                 total += self._same_classes(self._probabilities(scores), len(total))
-            view[slabs[0][0]] = self._labels(total)[0]
+            yield ProbablePlane(planes[0].view, slabs[0][0], total[:, 0] / np.float32(len(planes)))
 
-    def _in_turns(self, planes: Sequence[Planes], labels: Labels) -> None:
+    def _in_turns(self, planes: Sequence[Planes], shape: Shape) -> Iterator[ProbablePlane]:
         with tempfile.TemporaryFile() as file:
             total: Labels | None = None
             for one in planes:
                 for number, scores in one.scores:
                     probabilities = self._probabilities(scores)
-                    total = _file_of(file, len(probabilities), labels.shape) if total is None else total
+                    total = _file_of(file, len(probabilities), shape) if total is None else total
                     one.view(total)[:, number] += self._same_classes(probabilities, len(total))[:, 0]
             if total is not None:
-                for number in range(len(labels)):
-                    labels[number] = self._labels(total[:, number])
+                for number in range(shape[0]):
+                    yield ProbablePlane(np.asarray, number, total[:, number] / np.float32(len(planes)))
 
     def _probabilities(self, scores: torch.Tensor) -> Labels:
-        """Return probabilities (C, ...) float32 of logits."""
-        logits = scores.float()
-        return (torch.softmax(logits, 0) if self.regions is None else torch.sigmoid(logits)).numpy(force=True)
+        return probabilities_in(scores, are_regions=self.regions is not None)
 
     def _same_classes(self, probabilities: Labels, classes: int) -> Labels:
         if len(probabilities) != classes:
@@ -107,9 +119,8 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
             )
         return probabilities
 
-    def _labels(self, total: Labels) -> Labels:
-        """Return the labels of summed probabilities (C, ...)."""
-        mean = total / np.float32(len(self.members))
+    def _labels(self, mean: Labels) -> Labels:
+        """Return the labels of averaged probabilities (C, b, c)."""
         if self.regions is None:
             return np.asarray(mean.argmax(axis=0))
         labels = np.zeros(mean.shape[1:], np.uint16)
@@ -123,5 +134,5 @@ def _layout(view: Labels) -> tuple[Any, ...]:
     return view.shape, view.strides, view.__array_interface__["data"]
 
 
-def _file_of(file: Any, classes: int, shape: Shape | tuple[int, ...]) -> Labels:
+def _file_of(file: Any, classes: int, shape: Shape) -> Labels:
     return np.memmap(file, np.float32, mode="w+", shape=(classes, *shape))

@@ -164,14 +164,14 @@ def on_own_grid(channels: torch.Tensor, grid: Grid) -> MetaTensor:
     return MetaTensor(channels, affine=torch.from_numpy(meta.pop("affine")), meta=meta)
 
 
-def brought_back(labels: Labels, image: MetaTensor, facts: Facts) -> MetaTensor:
-    """Return labels on the grid of an image as (1, 1, I, J, K) on that of its source, by nearest neighbours.
+def brought_back(found: Labels, image: MetaTensor, facts: Facts) -> MetaTensor:
+    """Return what was found on the grid of an image as (1, c, I, J, K) on that of its source, by nearest neighbours.
 
     Both grids share their first and last voxels, as after `CanonicalZoomd`, and have parallel axes in any order. The
     neighbours are those of `scipy.ndimage.zoom`.
 
     Args:
-        labels: (i, j, k).
+        found: labels (i, j, k), or channels (c, i, j, k).
         image: (1, C, i, j, k), which knows the grid of its source.
         facts: what else is known of the result.
 
@@ -182,11 +182,13 @@ def brought_back(labels: Labels, image: MetaTensor, facts: Facts) -> MetaTensor:
     steps = np.abs(np.linalg.solve(own.affine[:3, :3], source.affine[:3, :3]))
     towards_mm = steps * np.reshape(own.spacing_mm, (3, 1))
     order = [int(axis) for axis in towards_mm.argmax(axis=0)]  # the axis of the image along each one of the source
+    channels = found.reshape(-1, *own.shape)
     for axis, along in enumerate(order):
-        labels = labels.take(_nearest(own.shape[along], source.shape[axis]), axis=along)
+        channels = channels.take(_nearest(own.shape[along], source.shape[axis]), axis=1 + along)
     is_flipped = (np.sum(own.affine[:3, order] * source.affine[:3, :3], axis=0)) < 0
-    placed = labels.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in is_flipped)]
-    return on_source(torch.from_numpy(np.ascontiguousarray(placed))[None], image, source, facts)
+    turned = channels.transpose(0, *(1 + axis for axis in order))
+    placed = turned[:, *(slice(None, None, -1 if flip else 1) for flip in is_flipped)]
+    return on_source(torch.from_numpy(np.ascontiguousarray(placed)), image, source, facts)
 
 
 def _nearest(size: int, wanted: int) -> npt.NDArray[np.intp]:
