@@ -57,6 +57,18 @@ def test_without_out_a_bundle_is_kept_and_found_by_its_name(run: Run, kept: Path
     assert len(asked) == 1
 
 
+def test_a_name_that_is_taken_is_refused_before_the_model_is_read(
+    run: Run, kept: Path, folder: Path, asked: Asked
+) -> None:
+    assert run("import", folder, "--name", "my blob").returncode == 0
+
+    result = run("import", folder, "--name", "my blob")
+
+    assert result.returncode == 1
+    assert f"{kept / 'my_blob'}: exists already; pass --overwrite" in result.stderr
+    assert len(asked) == 1
+
+
 def test_every_option_reaches_the_reader(run: Run, tmp_path: Path, folder: Path, asked: Asked) -> None:
     options = "--configuration 2d,3d_fullres --folds 0,2 --checkpoint best --dicom-order lps --postprocessing"
 

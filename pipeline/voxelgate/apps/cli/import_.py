@@ -11,7 +11,7 @@ from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.imports.imported import DicomOrder, ImportOptions
 from voxelgate.bundle.imports.label_codes import read_label_codes
 from voxelgate.bundle.imports.source import opened_source
-from voxelgate.bundle.imports.target import refuse_taken
+from voxelgate.bundle.imports.target import name_of_kept, refuse_taken
 from voxelgate.bundle.shipped import folder_of_kept
 from voxelgate.core.errors import UsageError
 
@@ -91,8 +91,8 @@ def run(
     )
     with opened_source(source) as opened:
         options.refuse_others(opened.kind)
-        if out is not None:
-            refuse_taken(out, opened, overwrite=overwrite)
+        if out is not None or name:
+            refuse_taken(out or folder_of_kept() / name_of_kept(name), opened, overwrite=overwrite)
         console.print(f"{opened.name}: {opened.kind}", soft_wrap=True)
         from voxelgate.bundle.imports.readers import read_model
         from voxelgate.bundle.imports.sealed import write_imported

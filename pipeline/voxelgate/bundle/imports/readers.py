@@ -1,6 +1,5 @@
 """Which reader takes a source, and what every model gets whatever its kind: codes, a licence, a name."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -8,12 +7,11 @@ from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOption
 from voxelgate.bundle.imports.label_codes import with_codes
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.source import ImportSource, Kind
+from voxelgate.bundle.imports.target import name_of_kept
 from voxelgate.bundle.imports.torchscript import read_torchscript
 from voxelgate.bundle.imports.totalsegmentator import is_totalsegmentator, read_totalsegmentator
 from voxelgate.bundle.imports.zoo import read_zoo
 from voxelgate.core.errors import InputError
-
-_NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 READERS: Mapping[Kind, Callable[[ImportSource, ImportOptions], Imported]] = {
     Kind.NNUNET_CONFIGURATION: read_nnunet,
@@ -34,10 +32,9 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
     licence, findings = imported.licence or options.licence, imported.findings
     if imported.licence and options.licence:
         findings = (*findings, f"its own files state the licence {imported.licence}, so --licence is passed over")
-    name = _NOT_OF_A_NAME.sub("_", options.name or imported.name).strip("._-") or "imported"
     return replace(
         imported,
-        name=name,
+        name=name_of_kept(options.name or imported.name),
         licence=licence or NOT_STATED,
         labels=with_codes(imported.labels, options.codes),
         findings=findings,

@@ -1,6 +1,7 @@
 """The folder that an import makes: never in place of anything but a bundle, and of that only if it is asked for."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,17 @@ from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.metadata import is_bundle
 from voxelgate.core.errors import OutputError
 from voxelgate.core.files import new_scratch
+
+_NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def name_of_kept(text: str) -> str:
+    """Return the name of a bundle that can be one of a folder, too.
+
+    >>> name_of_kept("../my blob!")
+    'my_blob'
+    """
+    return _NOT_OF_A_NAME.sub("_", text).strip("._-") or "imported"
 
 
 def refuse_taken(out: Path, source: ImportSource, *, overwrite: bool) -> None:
