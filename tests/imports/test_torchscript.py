@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_program_with_its_configs_inside_gives_its_labels(tmp_path: Path, run:
 
     assert result.returncode == 0, result.stderr
     assert "bright.ts: TorchScript file" in result.stdout
-    assert "1 label: liver; takes image (MR)" in result.stdout
+    assert "1 label: liver; takes image (MRI)" in result.stdout
     found = open_bundle(tmp_path / "bright", "cpu").segment(tmp_path / "scan.nii.gz")
     assert np.array_equal(found.labels, voxels > 0.5)
     described = run("bundle", "describe", "./bright")
@@ -159,8 +160,32 @@ def test_a_program_that_touches_files_is_refused_before_it_is_loaded(
     result = run("import", path, "--out", tmp_path / "out")
 
     assert result.returncode == 1
-    assert "model.ts: its code calls " in result.stderr
+    assert "model.ts: its code names " in result.stderr
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model.ts"]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "folder"),
+    [
+        ("torch.save(", "CODE"),
+        ("torch.save \\\n(", "code"),
+        ("(torch.save # as it is\n)(", "code"),
+        ("f = torch.save\n    f(", "code"),
+        ('getattr(torch, "sa" "ve")(', "code"),
+        ('getattr(torch, "s\\141ve")(', "code"),
+        ("o = ops\n    o.aten.relu(", "code"),
+        ("g = getattr\n    g(torch, 'save')(", "code"),
+    ],
+)
+def test_no_spelling_of_a_call_that_writes_files_is_overlooked(tmp_path: Path, spelled: str, folder: str) -> None:
+    saved(tmp_path / "plain.ts", Writes(), inference=CONFIG, metadata=METADATA)
+    with zipfile.ZipFile(tmp_path / "plain.ts") as plain, zipfile.ZipFile(tmp_path / "model.ts", "w") as changed:
+        for one in plain.infolist():
+            name = one.filename.replace("/code/", f"/{folder}/")
+            changed.writestr(name, plain.read(one).replace(b"torch.save(", spelled.encode()))
+
+    with pytest.raises(InputError, match="is not loaded"), opened_source(tmp_path / "model.ts"):
+        pytest.fail("it was taken")
 
 
 @pytest.mark.parametrize(

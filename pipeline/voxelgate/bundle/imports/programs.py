@@ -1,10 +1,10 @@
 """A TorchScript file from elsewhere: its code is looked through before anything loads it, its configs are laid out."""
 
-import re
 import shutil
 import zipfile
 from pathlib import Path
 
+from voxelgate.bundle.imports.program_code import reaching_out
 from voxelgate.bundle.imports.unpacking import DAMAGED_ZIP, refuse_unsafe
 from voxelgate.core.errors import InputError
 
@@ -17,10 +17,6 @@ MOST_CONFIG_BYTES = 2**24
 
 _OTHER_FORMAT = ("model.json", "bytecode.pkl")
 """Records of formats that keep code elsewhere: of before PyTorch 1.4, and of mobile devices."""
-
-_REACHES_OUT = re.compile(r"\b(save|from_file|load_tensor)\s*\(|\bops\s*\.\s*(?!aten\b|prim\b)(\w+)")
-"""Calls by which a program writes or reads files (`aten::save`, `aten::from_file`, `debugprims::load_tensor`: all that
-PyTorch 2.13 lists with the name of a file), and operators of other libraries."""
 
 
 def lay_out_program(path: Path, folder: Path) -> None:
@@ -53,15 +49,17 @@ def _refuse_reaching_out(archive: zipfile.ZipFile, path: Path) -> None:
         InputError: it may read or write files, or its code is not where it can be looked through.
     """
     for member in archive.infolist():
-        name = member.filename.partition("/")[2]
+        name = member.filename.partition("/")[2].casefold()  # PyTorch finds records whatever their case
         if name in _OTHER_FORMAT:
             raise InputError(f"{path.name}: holds {name}, as files of other formats do; save it with torch.jit.save.")
         if name.startswith("code/") and name.endswith(".py"):
-            found = _REACHES_OUT.search(archive.read(member).decode("utf-8", "replace"))
+            try:
+                found = reaching_out(archive.read(member).decode("utf-8", "replace"))
+            except ValueError as error:
+                raise InputError(f"{path.name}: {error}; it is not loaded.") from error
             if found:
                 raise InputError(
-                    f"{path.name}: its code calls {found[1] or f'ops.{found[2]}'}, which does more than compute with "
-                    "tensors; it is not loaded."
+                    f"{path.name}: its code names {found}, which does more than compute with tensors; it is not loaded."
                 )
 
 
