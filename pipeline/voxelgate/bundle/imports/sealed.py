@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,6 +65,7 @@ def write_imported(out: Path, imported: Imported, source: ImportSource, *, overw
 
 def _write_parts(folder: Path, imported: Imported, source: ImportSource) -> None:
     document = _metadata_of(imported, source)
+    _refuse_expressions(document, source.name)
     licence = f"Licence: {document['licence']}\n"
     texts = {
         "configs/inference.json": json.dumps(_inference_config_of(imported), indent=2) + "\n",
@@ -130,6 +132,22 @@ def _metadata_of(imported: Imported, source: ImportSource) -> Config:
             image | {"value_range": []}, labels, imported.channels, imported.spatial_shape
         ),
     }
+
+
+def _refuse_expressions(value: Any, where: str) -> None:
+    """Refuse metadata that a parser of configs would follow, run or build, as MONAI's does when asked for a fact.
+
+    Raises:
+        InputError: they are such.
+    """
+    if isinstance(value, str) and value[:1] in {"$", "@", "%"}:
+        raise InputError(f"{where}: {value[:80]!a} would be run or followed as a config; write it in another way.")
+    if isinstance(value, dict):
+        if "_target_" in value:
+            raise InputError(f"{where}: its metadata name a component to build, {value['_target_']!a}; leave it out.")
+        value = list(value.values())
+    for part in value if isinstance(value, list) else ():
+        _refuse_expressions(part, where)
 
 
 def _prove(folder: Path) -> None:

@@ -22,6 +22,9 @@ _TRAINER = re.compile(r"[^_].*__.+__.+")
 
 _DATA_SET = re.compile(r"Dataset\d{3,}_.+")
 
+LARGEST_TEXT_BYTES = 2**26
+"""Of plans, data sets and scripts; a data set that lists a hundred thousand images has 20 MB."""
+
 _KNOWN = (
     "an nnU-Net v2 folder (DatasetNNN_NAME, or TRAINER__PLANS__CONFIGURATION in it), its exported zip, a folder of "
     "TotalSegmentator's weights, a MONAI bundle (folder or zip), or a TorchScript file with its inference.json"
@@ -83,8 +86,11 @@ class ImportSource:
         Raises:
             InputError: as for `path`, or it cannot be read.
         """
+        path = self.path(name)
         try:
-            return read_text(self.path(name)).removeprefix("\ufeff")
+            if path.stat().st_size > LARGEST_TEXT_BYTES:
+                raise InputError(f"{self.name}: {name} is larger than any such text ({LARGEST_TEXT_BYTES >> 20} MiB).")
+            return read_text(path).removeprefix("\ufeff")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "no UTF-8"
             raise InputError(f"{self.name}: {name} cannot be read ({reason}); copy it again.") from error

@@ -3,12 +3,14 @@
 import posixpath
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from voxelgate.bundle.checksums import WEIGHTS
 from voxelgate.bundle.frame import Config
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
+from voxelgate.bundle.imports.plans import MOST_WINDOW_VOXELS
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.weights import read_arrays, read_checkpoint, state_in
 from voxelgate.bundle.imports.zoo_chain import Chain, read_chain
@@ -61,6 +63,8 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
     else:
         chain = read_chain(config, classes, known_scripts(source))
     labels, on_labels = labels_of(metadata, classes, chain.merges, options.label_values)
+    if prod(size := input_size_of(chain)) > MOST_WINDOW_VOXELS:
+        raise BundleError(f"{name}: the network takes {size} voxels at a time, at most {MOST_WINDOW_VOXELS} can be run")
     weights = _weights_name(config, source)
     state = state_in(read_checkpoint(source, weights), f"{source.name}: {weights}")
     refuse_other_network(network, state, f"{source.name}: {weights}")
@@ -77,7 +81,7 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
         labels=labels,
         channels=channels_of(metadata, chain.images, _channels_in(network, f"{name}: network_def") - chain.clicks),
         modality=modality_of(metadata),
-        spatial_shape=input_size_of(chain),
+        spatial_shape=size,
         source_files=(name, METADATA, weights, *loaded, *files),
         metadata={key: metadata[key] for key in KEPT_FACTS if key in metadata},
         licence=licence_of(source, metadata),

@@ -75,6 +75,8 @@ def component(stated: Any, where: str, known: Mapping[str, str] | None = None) -
         )
     name = target.rpartition(".")[2] if target.startswith("monai.") else (known or {}).get(target, target)
     arguments = {str(key): value for key, value in stated.items() if key != "_target_"}
+    if odd := next((key for key in arguments if key.startswith("_")), None):
+        raise BundleError(f"{where}: {target} is asked for {odd}, which changes how MONAI builds it; leave it out")
     return Component(re.sub(r"(?<=[a-z])(D|Dict)$", "d", name), arguments)
 
 

@@ -13,7 +13,10 @@ from voxelgate.core.files import read_text
 MOST_PARTS = 200_000
 """Objects, lists and values of a config, aliases as often as they stand; the largest of the zoo has some thousand."""
 
-LARGEST_BYTES = 16 * 2**20
+LONGEST_NUMBER = 40
+"""Digits of a whole number."""
+
+LARGEST_BYTES = 2**20
 """Of a config file; the largest of MONAI's zoo has 0.1 MB."""
 
 
@@ -43,13 +46,32 @@ def _document_in(path: Path) -> Any:
     if path.stat().st_size > LARGEST_BYTES:
         raise ValueError(f"it is larger than {LARGEST_BYTES // 2**20} MB")
     text = read_text(path).removeprefix("\ufeff")
-    document = parse_json(text) if path.suffix == ".json" else yaml.safe_load(text)
-    _check_size(document)
+    document = parse_json(text) if path.suffix == ".json" else yaml.load(text, _DataLoader)  # noqa: S506 - a safe loader
+    check_size(document)
     return document
 
 
-def _check_size(document: Any) -> None:
-    """Refuse documents that would not end, or would not fit, when somebody walks through them."""
+class _DataLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types here
+    """YAML's plain values, without `<<`, which copies objects into each other as often as a text likes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse objects that take over others."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise ValueError("it merges objects with <<, which is not followed here")
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """Refuse numbers that are longer than any: `1:59:59` is one, and takes the longer the more parts it has."""
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > LONGEST_NUMBER:
+            raise ValueError(f"a number has {len(node.value)} digits")
+        return super().construct_scalar(node)
+
+
+def check_size(document: Any) -> None:
+    """Refuse documents that would not end, or would not fit, when somebody walks through them.
+
+    Raises:
+        ValueError: it is one.
+    """
     level, seen = [document], 0
     for _ in range(DEEPEST):
         seen += len(level)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from monai import inferers, transforms
+from monai import transforms
 
 from voxelgate.bundle.frame import Config
 from voxelgate.bundle.imports.zoo_chain import HEADER_SIZES, Chain, first_wins
@@ -20,6 +20,9 @@ _MODULES = frozenset(
 """Modules of MONAI whose transforms compute with images and touch nothing else."""
 
 _UTILITIES = frozenset({"EnsureTyped", "CastToTyped", "ToTensord", "RepeatChanneld", "ConcatItemsd", "SqueezeDimd"})
+_INFERERS = frozenset({"SimpleInferer", "SlidingWindowInferer", "SlidingWindowInfererAdapt", "SliceInferer"})
+"""Inferers of MONAI that compute and touch nothing else; `PatchInferer` imports and writes what its arguments name."""
+
 _DROPPED = frozenset({"LoadImaged", "EnsureChannelFirstd", "SaveImaged", "ToDeviced"})
 """Steps that are done before and after, by this program's own reading and writing."""
 
@@ -85,9 +88,7 @@ class _Own:
 
     def inferer(self, inferer: Component, where: str) -> Config:
         """Return the inferer."""
-        kind = getattr(inferers, inferer.name, None)
-        is_known = inspect.isclass(kind) and issubclass(kind, inferers.Inferer)
-        return self._known(inferer, where, is_known=is_known).config(**dict.fromkeys(_PLACES))
+        return self._known(inferer, where, is_known=inferer.name in _INFERERS).config(**dict.fromkeys(_PLACES))
 
     def _step(self, step: Component, where: str) -> Config:
         kind = getattr(transforms, step.name, None)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from voxelgate.core.errors import BundleError, UsageError
-from voxelgate.core.labels import LabelTable
+from voxelgate.core.labels import HIGHEST, LabelTable
 
 
 def labels_of(
@@ -28,6 +28,8 @@ def labels_of(
         raise BundleError(
             "the bundle's own steps do not say which values come out; name them with --labels 1=NAME,2=NAME"
         )
+    if max([classes, *(value for _, value in merges or ())]) > HIGHEST:
+        raise BundleError(f"the bundle writes label values above {HIGHEST}, which no label map holds; correct it")
     value_of = dict(merges) if merges else {value: value for value in (range(classes) if merges is not None else told)}
     if unknown := sorted(set(told) - set(value_of.values())):
         raise UsageError(

@@ -1,6 +1,8 @@
 """The network of a zoo bundle: one of MONAI's, built with arguments that MONAI's present version takes."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import monai
@@ -26,6 +28,9 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "ViT": {"pos_embed": "proj_type"},
 }
 
+MOST_CALLS, MOST_CALLS_A_WEIGHT = 10_000, 200
+"""Of functions of PyTorch while a network is built without memory; MONAI's take some ten a weight."""
+
 _SPACES = frozenset({"TopologyInstance"})
 """What `DiNTS` is given as its space."""
 
@@ -48,13 +53,24 @@ def network_of(stated: Any, where: str, scripts: Scripts) -> tuple[Config, int, 
 
 
 class _SmallNumbers(TorchFunctionMode):
-    """Keep on the CPU the numbers that networks count with while they are built."""
+    """Keep on the CPU the numbers that networks count with while they are built, and end what builds on and on.
+
+    Args:
+        weights: how many the file has; each takes a few calls of PyTorch.
+    """
+
+    def __init__(self, weights: int) -> None:
+        super().__init__()
+        self._left = MOST_CALLS + MOST_CALLS_A_WEIGHT * weights
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call a function of PyTorch, those that count on the CPU."""
         del types
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it has far more layers than the file has weights")
         where = {"device": "cpu"} if func in {torch.linspace, torch.arange} else {}
         return func(*args, **{**(kwargs or {}), **where})
 
@@ -72,7 +88,7 @@ def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: st
         InputError: names or shapes differ.
     """
     try:
-        with torch.device("meta"), _SmallNumbers():
+        with torch.device("meta"), _SmallNumbers(len(state)):
             wanted = {name: tuple(value.shape) for name, value in build_component(network).state_dict().items()}
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError, ArithmeticError) as error:
         raise BundleError(
@@ -97,6 +113,8 @@ def _of_monai(network: Component, where: str) -> tuple[Config, tuple[str, ...]]:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise BundleError(f"{where}: {network.name} is no network of MONAI {monai.__version__}, and no other is built")
     gone = sorted(GONE.get(network.name, frozenset()) & set(network.arguments))
+    if "pretrained" in inspect.signature(kind).parameters:
+        network = replace(network, arguments={**network.arguments, "pretrained": False})  # or MONAI would download
     renamed = RENAMED.get(network.name, {})
     arguments = {renamed.get(name, name): value for name, value in network.arguments.items() if name not in gone}
     if "dints_space" in arguments:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from voxelgate.bundle.imports.zoo_documents import check_size
 from voxelgate.bundle.imports.zoo_expressions import Scope, UnknownExpressionError, worked_out
+from voxelgate.core.documents import DEEPEST
 from voxelgate.core.errors import BundleError
 
 _REFERENCE = re.compile(r"@(\w+(?:(?:::|#)\w+)*)")
@@ -61,18 +63,32 @@ class ZooConfig:
         key = _SEPARATOR.sub("#", reference)
         if key not in self._known:
             with self._asking(key):
-                self._known[key] = self._worked_out(self._stated(key), key)
+                self._known[key] = self._of_bounded_size(self._worked_out(self._stated(key), key), key)
         return self._known[key]
 
     @contextmanager
     def _asking(self, key: str) -> Iterator[None]:
         if key in self._asked:
             raise BundleError(f"{self.name}: {' refers to '.join([*self._asked, key])}, which is a circle; correct it")
+        if len(self._asked) > DEEPEST or key.count("#") > DEEPEST:
+            raise BundleError(f"{self.name}: {key[:80]} is referred to over more than {DEEPEST} steps; correct it")
         self._asked.append(key)
         try:
             yield
         finally:
             self._asked.pop()
+
+    def _of_bounded_size(self, value: Any, key: str) -> Any:
+        """Return a value, unless references in it make it grow out of bounds.
+
+        Raises:
+            BundleError: they do.
+        """
+        try:
+            check_size(value)
+        except ValueError as error:
+            raise BundleError(f"{self.name}: {key} cannot be used, since {error}; correct it") from error
+        return value
 
     def _stated(self, key: str) -> Any:
         """Return what stands at an id, or below one that is itself a reference or an expression."""
