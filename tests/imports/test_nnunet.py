@@ -282,7 +282,7 @@ def test_a_network_that_cannot_be_built_is_refused_before_its_weights_are(tmp_pa
 
 
 def test_a_fold_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--folds 3: there are 0"):
+    with pytest.raises(UsageError, match=r"--folds 3: a checkpoint_final\.pth is in fold_0; choose"):
         imported(folder(tmp_path), folds=("3",))
 
 

@@ -46,5 +46,7 @@ def _read_by_kind(source: ImportSource, options: ImportOptions) -> Imported:
         return read_totalsegmentator(source, options)
     if source.kind is Kind.NNUNET_RESULTS:
         folders = sorted({name.split("/")[0] for name in source.matching(r"Dataset[^/]+/[^/]+/plans\.json")})
-        raise InputError(f"{source.name}: holds {', '.join(folders)}, of which each is a model; name one.")
+        raise InputError(
+            f"{source.name}: holds {', '.join(folders)}, of which each is a model; name one (unpack a zip first)."
+        )
     return READERS[source.kind](source, options)

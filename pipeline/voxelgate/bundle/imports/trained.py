@@ -221,7 +221,8 @@ def _checkpoints(source: ImportSource, prefix: str, options: ImportOptions) -> t
     folds = options.folds or [fold for fold in there if fold != "all"] or there
     for fold in folds:
         if fold not in there:
-            raise UsageError(f"--folds {fold}: there are {', '.join(there)} with a {name}; choose among them.")
+            folders = ", ".join(f"fold_{one}" for one in there)
+            raise UsageError(f"--folds {fold}: a {name} is in {folders}; choose among them.")
     return tuple(folds), tuple(f"{prefix}fold_{fold}/{name}" for fold in folds)
 
 
