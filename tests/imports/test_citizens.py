@@ -1,6 +1,8 @@
 """Imported bundles are bundles like others: asked, limited, judged and reported; what they cannot do is said."""
 
+import importlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from monai.data import MetaTensor
 from pydicom import dcmread
 from typer.testing import CliRunner
 
+from tests.batch_runs import start, start_to_die, tree
 from tests.dicom_files import stack, write_all
+from tests.imports.imported_bundles import imported_bundle
+from tests.imports.nnunet_files import write_data_set
 from tests.imports.parts_bundle import NAMES, thresholds, write_parts_bundle
 from voxelgate.apps.cli.main import app
 from voxelgate.bundle.export import export
@@ -29,6 +34,8 @@ from voxelgate.inference.composed.part import Part
 from voxelgate.inference.composed.parts_inferer import PartsInferer
 from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.inference.pass_options import PassOptions
+from voxelgate.inference.runtimes.formats import is_installed
+from voxelgate.inference.runtimes.kinds import Format
 from voxelgate.inference.source_grid import part_around
 from voxelgate.segmentation.batch.forecast.sample import sample
 from voxelgate.segmentation.batch.ledger import read_ledger
@@ -40,6 +47,8 @@ from voxelgate.segmentation.report import CaseReport
 from voxelgate.segmentation.segment import segment_case
 from voxelgate.training.bundle_checks import pass_checks
 from voxelgate.transforms.io import as_image
+
+needs_onnx = pytest.mark.skipif(not is_installed(Format.ONNX), reason="the extra onnx is not installed")
 
 SHAPE = (20, 18, 14)
 BLOCKS = {1: slice(2, 6), 2: slice(7, 10), 3: slice(11, 14), 4: slice(15, 18)}
@@ -308,6 +317,25 @@ def test_a_network_of_slices_is_exported_and_compared_on_an_image(flat: Path, tm
     assert (seen.agreement.unequal, seen.voxels) == (0, 5 * 12 * 16)
 
 
+@needs_onnx
+@pytest.mark.slow
+def test_onnx_says_what_an_imported_network_of_nnunet_says(tmp_path: Path) -> None:
+    bundle = imported_bundle(write_data_set(tmp_path / "Dataset001_Blobs"), tmp_path / "blobs")
+
+    printed("bundle", "export", bundle.root, "--to", "onnx", "--out", tmp_path / "model.onnx")
+
+    window = torch.randn(1, 1, 16, 12, 20, generator=torch.Generator().manual_seed(0))
+    (logits,) = onnx_says(tmp_path / "model.onnx", window)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), bundle.network(window), rtol=0, atol=1e-3)
+    assert len(np.unique(logits.argmax(1))) == len(bundle.labels.names)
+
+
+def onnx_says(path: Path, window: torch.Tensor) -> list[np.ndarray]:
+    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return list(session.run(None, {session.get_inputs()[0].name: window.numpy()}))
+
+
 # --- in evaluation and training
 
 
@@ -421,6 +449,42 @@ def test_probabilities_of_each_structure_are_written_and_agree_with_the_labels(
     assert values.dtype == np.float32
     assert np.array_equal(values > 0.5, labels == 1)
     assert np.array_equal(found.affine, nib.load(scan).affine)
+
+
+@pytest.mark.slow
+def test_files_of_structures_are_old_or_new_whenever_a_run_dies_and_whole_after_the_next(
+    flat: Path, tmp_path: Path
+) -> None:
+    given, out, log = tmp_path / "scan.nii.gz", tmp_path / "out", tmp_path / "log"
+    options = ("segment", flat, given, "--outputs", "structures,probabilities", "--engine", "serial", "--out")
+    trees = []
+    for voxels in (phantom(), phantom()[::-1]):
+        nib.save(nib.Nifti1Image(voxels, np.diag([2, 2, 2, 1.0])), given)
+        trees.append((given.read_bytes(), segmented(log, *options, tmp_path / f"wanted {len(trees)}")))
+    (older, old), (newer, new) = trees
+
+    for change in range(1, 100, 7):
+        shutil.rmtree(out, ignore_errors=True)
+        given.write_bytes(older)
+        segmented(log, *options, out)
+        given.write_bytes(newer)
+        died = start_to_die(log, out, change, *options, out).end()
+        for name, content in tree(out).items():
+            if name.startswith("scan.") and ".partial" not in name:
+                assert content in (old[name], new[name]), f"{name} after dying before change {change}"
+        assert segmented(log, *options, out) == new, f"after dying before change {change}"
+        if died == 0:
+            break
+
+    assert change > 10
+    assert {"scan.structures/liver.nii.gz", "scan.probabilities/liver.nii.gz"} <= new.keys()
+
+
+def segmented(log: Path, *words: Any) -> dict[str, bytes]:
+    """Run the command, and return the tree of its output folder."""
+    command = start(log, *words)
+    assert command.end() == 0, command.printed
+    return tree(words[-1])
 
 
 def test_a_model_that_tells_no_probabilities_says_so(root: Path, scan: Path, tmp_path: Path) -> None:
