@@ -1,9 +1,11 @@
 """MONAI bundles whose configs and metadata are made to run code, reach out, or never end: each ends in a sentence."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.imports.zoo_bundles import (
     INVERSE,
@@ -21,10 +23,11 @@ from voxelgate.bundle.imports import source as sources
 from voxelgate.bundle.imports.imported import ImportOptions
 from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
+from voxelgate.bundle.imports.target import refuse_taken
 from voxelgate.bundle.imports.zoo import read_zoo
 from voxelgate.bundle.imports.zoo_networks import network_of
 from voxelgate.bundle.imports.zoo_scripts import Scripts
-from voxelgate.core.errors import BundleError, InputError
+from voxelgate.core.errors import BundleError, InputError, OutputError
 
 DEBUGGED = {"_target_": "NormalizeIntensityd", "keys": "image", "_mode_": "debug"}
 GROWING = {**{f"a{n}": [f"@a{n + 1}"] * 10 for n in range(9)}, "a9": [1] * 10}
@@ -107,3 +110,24 @@ def test_texts_larger_than_any_are_not_read(tmp_path: Path, monkeypatch: pytest.
 
     with pytest.raises(InputError, match="is larger than any such text"):
         imported_from(root)
+
+
+def test_a_file_in_the_bundle_that_would_be_replaced_is_kept(tmp_path: Path) -> None:
+    root = write_zoo_bundle(tmp_path / "bundle")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root)).replace(root / "packed.zip")
+
+    with opened_source(archive) as source, pytest.raises(OutputError, match="lies in what is imported, or holds it"):
+        refuse_taken(root, source, overwrite=True)
+
+
+def test_a_disk_that_is_full_ends_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    root = write_zoo_bundle(tmp_path / "bundle")
+    monkeypatch.setattr(torch, "save", full)
+    with opened_source(root) as source:
+        imported = read_zoo(source, ImportOptions())
+        with pytest.raises(OutputError, match="the disk takes no more"):
+            write_imported(tmp_path / "out", imported, source)
+    assert [one.name for one in tmp_path.iterdir()] == ["bundle"]

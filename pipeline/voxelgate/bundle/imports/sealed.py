@@ -1,5 +1,6 @@
 """Write what was imported as a bundle of ours: configs of public components, plain weights, where they come from."""
 
+import errno
 import json
 import shutil
 import tempfile
@@ -83,7 +84,10 @@ def _write_parts(folder: Path, imported: Imported, source: ImportSource) -> None
         else:
             (folder / name).write_bytes(content)
     (folder / WEIGHTS).parent.mkdir(exist_ok=True)
-    torch.save(dict(imported.state), folder / WEIGHTS)
+    try:
+        torch.save(dict(imported.state), folder / WEIGHTS)
+    except RuntimeError as error:  # PyTorch's, for a full disk too
+        raise OSError(errno.ENOSPC, "the disk takes no more") from error
     for path in folder.rglob("*"):
         sync(path)
 

@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,14 @@ class ImportSource:
         kind: what it is.
         name: of the file or folder that was given.
         names: of every file below `root`, with `/`, sorted; links among them may lead out, and are refused when read.
+        file: the zip or program that was given; None of a folder.
     """
 
     root: Path
     kind: Kind
     name: str
     names: tuple[str, ...]
+    file: Path | None = None
 
     def has(self, name: str) -> bool:
         """Return whether there is a file of this name below the root."""
@@ -137,7 +139,7 @@ def opened_source(path: Path) -> Iterator[ImportSource]:
         raise InputError(f"{path}: is neither a file nor a folder; name {_KNOWN}.")
     else:
         with tempfile.TemporaryDirectory(prefix="voxelgate-import-") as folder:
-            yield _in_archive(path, Path(folder))
+            yield replace(_in_archive(path, Path(folder)), file=path)
 
 
 def _in_archive(path: Path, folder: Path) -> ImportSource:

@@ -34,7 +34,7 @@ def refuse_taken(out: Path, source: ImportSource, *, overwrite: bool) -> None:
         raise OutputError(f"{out}: is there already and no bundle; choose another folder with --out.")
     if os.path.lexists(out) and not overwrite:
         raise OutputError(f"{out}: exists already; pass --overwrite, or choose another folder with --out.")
-    target, root = out.resolve(), source.root.resolve()
+    target, root = out.resolve(), (source.file or source.root).resolve()
     if target.is_relative_to(root) or root.is_relative_to(target):
         raise OutputError(f"{out}: lies in what is imported, or holds it; choose another folder with --out.")
 
