@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import Spacingd
 from scipy.spatial.transform import Rotation
 
+from voxelgate.core import machine
 from voxelgate.core.errors import InputError
-from voxelgate.transforms import affine_slabs, flat_spacing
+from voxelgate.transforms import affine_slabs
 from voxelgate.transforms.affine_slabs import AffineSampling
 from voxelgate.transforms.flat_spacing import FlatSpacingd
 
@@ -89,7 +90,7 @@ def test_splines_are_left_to_monai() -> None:
 
 
 def test_a_grid_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat_spacing, "free_host_bytes", lambda: 10_000)
+    monkeypatch.setattr(machine, "free_host_bytes", lambda: 10_000)
     source = MetaTensor(torch.rand(1, 9, 9, 9), affine=torch.eye(4, dtype=torch.float64))
 
     with pytest.raises(

@@ -177,6 +177,13 @@ def test_colours_beyond_eight_bits_are_refused() -> None:
         normalised_channel(voxels()[0], Normalization.from_mapping({"scheme": "RGBTo01Normalization"}))
 
 
+def test_a_grid_that_memory_cannot_hold_is_refused_before_it_is_made() -> None:
+    step = NnUNetPreprocessd("image", spacing=[1e-3] * 3, normalization=[{"scheme": "NoNormalization"}])
+
+    with pytest.raises(InputError, match=r"would become 9000x9000x9000 and need 2715\.7 GiB"):
+        step({"image": MetaTensor(torch.rand(1, 9, 9, 9), affine=torch.eye(4, dtype=torch.float64))})
+
+
 def test_the_image_that_is_given_is_not_changed() -> None:
     one = image(voxels())
     before = one.as_tensor().clone()

@@ -10,9 +10,8 @@ from monai.data.utils import AFFINE_TOL
 from monai.transforms import Spacingd, SpatialResample, TraceableTransform
 from monai.utils import LazyAttr, TraceKeys
 
-from voxelgate.core.errors import InputError
-from voxelgate.core.geometry import Shape, triple
-from voxelgate.core.machine import GIB, free_host_bytes
+from voxelgate.core.geometry import triple
+from voxelgate.core.machine import refuse_too_fine
 from voxelgate.transforms.affine_slabs import AffineSampling
 
 SAMPLED_MODES = ("bilinear", "nearest")
@@ -74,20 +73,10 @@ def _changes_nothing(img: MetaTensor, step: dict[str, Any]) -> bool:
     return bool(is_near) and tuple(step[LazyAttr.SHAPE]) == tuple(img.shape[1:])
 
 
-def _check_room(voxels: torch.Tensor, new_size: Shape) -> None:
-    needed, free = IMAGES * 4 * len(voxels) * math.prod(new_size), free_host_bytes()
-    if needed > free:
-        before, after = ("x".join(map(str, size)) for size in (voxels.shape[1:], new_size))
-        raise InputError(
-            f"{before} voxels would become {after} and need {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free; the "
-            "bundle works on a finer grid than the image, so crop the image, or use a machine with more memory."
-        )
-
-
 def _resampled(voxels: torch.Tensor, step: dict[str, Any], extra: dict[str, Any]) -> torch.Tensor:
     dtype = getattr(torch, extra["dtype"])
     new_size = triple(map(int, step[LazyAttr.SHAPE]))
-    _check_room(voxels, new_size)
+    refuse_too_fine(voxels.shape[1:], new_size, IMAGES * 4 * len(voxels) * math.prod(new_size))
     sampling = AffineSampling.of(
         step[LazyAttr.AFFINE].to(dtype),
         triple(voxels.shape[1:]),

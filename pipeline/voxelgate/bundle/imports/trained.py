@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ PLAIN_TRAINERS = re.compile(r"nnUNetTrainer(BN|_\d+epochs?|_?NoMirroring)*")
 BATCH_NORM_TRAINER = "nnUNetTrainerBN"
 
 NETWORKS = {f"voxelgate.{kind.__name__}": kind for kind in (PlainConvUNet, ResidualEncoderUNet)}
+
+MOST_NAME_CHARACTERS = 250
+"""Of a trainer and a configuration, whose names together are that of a folder."""
 
 LISTS_OF_IMAGES = ("dataset", "training", "test", "numTraining", "numTest")
 """Entries of `dataset.json` that may name the images of the training; they stay where they are."""
@@ -238,7 +242,7 @@ def _training_facts(document: Mapping[str, Any], name: str) -> tuple[str, str, A
     """Return trainer, configuration and mirroring axes as a checkpoint tells them."""
     trainer, arguments = document.get("trainer_name"), document.get("init_args")
     configured = arguments.get("configuration") if isinstance(arguments, Mapping) else None
-    if not isinstance(trainer, str) or not isinstance(configured, str):
+    if not all(isinstance(word, str) and len(word) <= MOST_NAME_CHARACTERS for word in (trainer, configured)):
         raise InputError(
             f"{name}: says neither trainer nor configuration, as checkpoints of nnU-Net v2 do; copy it again."
         )
@@ -253,7 +257,9 @@ def _mirror_axes(stated: Any, configuration: Configuration, name: str) -> tuple[
     axes = [] if stated is None else list(stated) if isinstance(stated, list | tuple) else [stated]
     dims = len(configuration.patch_size)
     if len(set(axes)) != len(axes) or not all(type(axis) is int and 0 <= axis < dims for axis in axes):
-        raise InputError(f"{name}: allows mirroring along {stated!a}, expected axes 0 to {dims - 1}, or none.")
+        raise InputError(
+            f"{name}: allows mirroring along {reprlib.repr(stated)}, expected axes 0 to {dims - 1}, or none."
+        )
     return tuple(axes)
 
 

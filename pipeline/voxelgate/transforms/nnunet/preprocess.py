@@ -1,6 +1,7 @@
 """The MONAI transform that prepares an image as nnU-Net v2 does before its network."""
 
 import functools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from monai.transforms import MapTransform
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Box, Grid, triple
 from voxelgate.core.labels import IGNORED
+from voxelgate.core.machine import refuse_too_fine
 from voxelgate.transforms.nnunet.crop import Mask, is_nonzero, nonzero_box, without_holes
 from voxelgate.transforms.nnunet.normalise import Channel, Normalization, normalised_channel
 from voxelgate.transforms.nnunet.resample import (
@@ -175,7 +177,9 @@ class NnUNetPreprocessd(MapTransform):  # type: ignore[misc]  # MONAI ships no t
     def _channels(self, image: torch.Tensor, frame: _Frame, counts: Mask | None) -> npt.NDArray[np.float32]:
         """Return the image (C, a, b, c) normalised and resampled, with room for a channel for each previous label."""
         apart = self.resampling.separate_axis(frame.layout.spacing_mm, frame.new_mm)
-        out = np.empty((len(image) + len(self.foreground), *frame.shape), np.float32)
+        channels = len(image) + len(self.foreground)
+        refuse_too_fine(image.shape[1:], frame.shape, 4 * channels * math.prod(frame.shape))
+        out = np.empty((channels, *frame.shape), np.float32)
         if self.resampling.function is ResamplingFunction.TORCH:
             staged = np.empty_like(frame.layout.array(image, np.float32))  # PyTorch's sums depend on the layout
             cropped = staged[(slice(None), *frame.box)]
