@@ -35,7 +35,7 @@ BATCH_NORM_TRAINER = "nnUNetTrainerBN"
 NETWORKS = {f"voxelgate.{kind.__name__}": kind for kind in (PlainConvUNet, ResidualEncoderUNet)}
 
 MOST_NAME_CHARACTERS = 250
-"""Of a trainer and a configuration, whose names together are that of a folder."""
+"""Of a trainer, after which a folder is named."""
 
 LISTS_OF_IMAGES = ("dataset", "training", "test", "numTraining", "numTest")
 """Entries of `dataset.json` that may name the images of the training; they stay where they are."""
@@ -242,7 +242,7 @@ def _training_facts(document: Mapping[str, Any], name: str) -> tuple[str, str, A
     """Return trainer, configuration and mirroring axes as a checkpoint tells them."""
     trainer, arguments = document.get("trainer_name"), document.get("init_args")
     configured = arguments.get("configuration") if isinstance(arguments, Mapping) else None
-    if not all(isinstance(word, str) and len(word) <= MOST_NAME_CHARACTERS for word in (trainer, configured)):
+    if not isinstance(trainer, str) or not isinstance(configured, str) or len(trainer) > MOST_NAME_CHARACTERS:
         raise InputError(
             f"{name}: says neither trainer nor configuration, as checkpoints of nnU-Net v2 do; copy it again."
         )
