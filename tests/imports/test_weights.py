@@ -107,6 +107,7 @@ def test_a_tensor_that_claims_more_numbers_than_are_stored_is_refused(read: Read
 
 ODD = {
     "sparse": (torch.eye(3).to_sparse(), "is sparse, quantised or without values"),
+    "not finite": (torch.tensor([1.0, float("nan")]), "holds values that are not finite"),
     "without values": (torch.zeros(3, device="meta"), "is sparse, quantised or without values"),
     "complex": (torch.zeros(3, dtype=torch.complex64), "is of the type torch.complex64"),
     "a number": (3.0, "is a float"),

@@ -163,7 +163,10 @@ def _cleaning_of(parser: ConfigParser, root: Path) -> Callable[[MetaTensor], Met
 def _ensemble(network: nn.Module, root: Path) -> nn.ModuleList:
     paths = sorted(root.glob(FOLD_WEIGHTS))
     if not paths:
-        raise BundleError(f"{root.name}: has no {FOLD_WEIGHTS} to average; train them (`voxelgate train --folds 5`)")
+        raise BundleError(
+            f"{root.name}: has no {FOLD_WEIGHTS} to average; leave out --ensemble, which imported bundles do not need, "
+            "or train the folds (`voxelgate train --folds 5`)"
+        )
     networks = nn.ModuleList(copy.deepcopy(network) for _ in paths)
     for one, path in zip(networks, paths, strict=True):
         _load_weights(one, path)

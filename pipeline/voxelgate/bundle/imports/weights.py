@@ -88,7 +88,9 @@ def state_in(document: Mapping[str, Any], where: str) -> dict[str, Tensor]:
         raise InputError(f"{where}: holds no weights; choose another checkpoint.")
     for name, value in found.items():
         if fault := _fault_of_entry(name, value):
-            raise InputError(f"{where}: {name!a} {fault}, expected a plain tensor; save it again as a state dict.")
+            raise InputError(
+                f"{where}: {name!a} {fault}, expected a plain tensor of numbers; choose another checkpoint."
+            )
     return {_unwrapped(name): _own(value) for name, value in found.items()}
 
 
@@ -155,7 +157,7 @@ def _fault_of_tensor(value: Any) -> str | None:
         return f"is of the type {value.dtype}"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"claims {value.numel()} numbers, of which the file holds fewer"
-    return None
+    return None if bool(torch.isfinite(value).all()) else "holds values that are not finite"
 
 
 def _unwrapped(name: str) -> str:
