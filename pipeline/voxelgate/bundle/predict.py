@@ -203,9 +203,10 @@ class Bundle:
         try:
             return cast("MetaTensor", self.preprocessing({"image": image})["image"])
         except RuntimeError as error:  # MONAI's, around whatever a step raises
-            if isinstance(cause := cause_of(error), VoxelgateError):
-                raise cause from error
-            raise
+            if not isinstance(cause := cause_of(error), VoxelgateError):
+                raise
+            ours = cause
+        raise ours  # outside, lest it became the cause of its own cause
 
     def predict(
         self,
