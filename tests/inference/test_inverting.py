@@ -119,6 +119,16 @@ def test_steps_that_fail_are_told_in_a_sentence(scan: Path) -> None:
         InvertingInferer(inferer=WINDOWS, postprocessing=steps)(prepared(scan, []), network())
 
 
+def test_what_a_step_of_ours_says_is_raised_as_it_is_and_has_no_cause_in_a_circle(scan: Path) -> None:
+    def refuse(_: dict[str, Any]) -> dict[str, Any]:
+        raise InputError("the image is too small.")
+
+    with pytest.raises(InputError, match=r"^the image is too small\.$") as raised:
+        InvertingInferer(inferer=WINDOWS, postprocessing=Compose([refuse]))(prepared(scan, before()), network())
+
+    assert raised.value.__cause__ is None
+
+
 def test_what_would_not_fit_is_refused_after_one_window(scan: Path) -> None:
     steps, seen = before(), []
     asked = network(40)

@@ -133,9 +133,10 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         except torch.OutOfMemoryError:
             raise
         except STEP_FAULTS as error:
-            if isinstance(cause := cause_of(error), VoxelgateError):
-                raise cause from error
-            raise BundleError(f"the bundle's own steps cannot run on this image: {reason_of(error)}.") from error
+            if not isinstance(cause := cause_of(error), VoxelgateError):
+                raise BundleError(f"the bundle's own steps cannot run on this image: {reason_of(error)}.") from error
+            ours = cause
+        raise ours
 
     def _check_memory(self, image: MetaTensor, source: Grid, scores: torch.Tensor) -> None:
         classes = scores.shape[1]
