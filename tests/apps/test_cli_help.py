@@ -32,7 +32,17 @@ def test_a_command_of_the_pages_exists_with_its_options(name: str, arguments: st
 
 def test_every_option_that_the_pages_name_is_one_of_some_program() -> None:
     ours = set().union(*(options_of(name) for name in COMMANDS), {"--debug", "--version"})
-    others = {"--conf", "--config_file", "--manifest", "--data_root", "--cache", "--only", "--law", "--repeats"}
+    others = {
+        "--conf",
+        "--config_file",
+        "--manifest",
+        "--data_root",
+        "--cache",
+        "--only",
+        "--law",
+        "--repeats",
+        "--thin",
+    }
     others |= {"--logdir", "--constraint", "--count", "--side", "--engines"}
     others |= {"--host", "--port", "--nthreads", "--minutes", "--clock", "--batch", "--channels", "--plot", "--steps"}
     others |= {"--epoch"}  # a mistake, shown as one

@@ -65,6 +65,8 @@ def test_configs_that_run_a_debugger_or_never_end_are_refused(
     with pytest.raises(BundleError, match=reason):
         imported_from(root)
 
+    assert torch.is_grad_enabled()  # layers switch gradients off while they begin, and were ended in that
+
 
 @pytest.mark.parametrize(
     ("text", "reason"),

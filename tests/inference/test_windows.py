@@ -245,7 +245,7 @@ def test_half_of_what_the_machine_and_its_control_group_leave_is_available(
 ) -> None:
     machine = psutil.virtual_memory()._replace(available=2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
-    monkeypatch.setattr("voxelgate.inference.memory.CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr("voxelgate.core.machine.CONTROL_GROUP", tmp_path)
     for name, text in (("memory.max", limit), ("memory.current", used)):
         if text is not None:
             (tmp_path / name).write_text(f"{text}\n", encoding="utf-8")

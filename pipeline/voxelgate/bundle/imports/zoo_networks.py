@@ -75,6 +75,11 @@ class _SmallNumbers(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **where})
 
 
+def _gradients_as_they_are() -> torch.set_grad_enabled:
+    """Return what leaves gradients as they were: layers switch them off while they begin, and may be ended in that."""
+    return torch.set_grad_enabled(torch.is_grad_enabled())
+
+
 def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights of another network than the config's, which is built without memory for its weights.
 
@@ -88,7 +93,7 @@ def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: st
         InputError: names or shapes differ.
     """
     try:
-        with torch.device("meta"), _SmallNumbers(len(state)):
+        with _gradients_as_they_are(), torch.device("meta"), _SmallNumbers(len(state)):
             wanted = {name: tuple(value.shape) for name, value in build_component(network).state_dict().items()}
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError, ArithmeticError) as error:
         raise BundleError(
