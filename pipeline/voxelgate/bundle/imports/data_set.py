@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as record
 
+from voxelgate.bundle.imports.foreign_records import as_record
 from voxelgate.core.errors import BundleError
 from voxelgate.core.labels import LabelTable
-from voxelgate.core.records import record_problem
 
 BACKGROUND, IGNORE = "background", "ignore"
 
@@ -87,10 +87,7 @@ def read_data_set(document: Mapping[str, Any], where: str) -> DataSet:
     Raises:
         BundleError: something is missing, of another type or out of its limits, or labels have gaps.
     """
-    try:
-        stated = TypeAdapter(_DataSetFile).validate_python(document)
-    except ValidationError as error:
-        raise BundleError(f"{where}: {record_problem(error)}; such a model cannot be imported.") from error
+    stated = as_record(_DataSetFile, document, where)
     named = {name: value for name, value in stated.labels.items() if name != IGNORE}
     if named.get(BACKGROUND) != 0:
         raise BundleError(f"{where}: labels name no {BACKGROUND!r} with the value 0; restore the file.")

@@ -10,12 +10,12 @@ from enum import StrEnum
 from math import prod
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as record
 
 from voxelgate.bundle.frame import Config
+from voxelgate.bundle.imports.foreign_records import as_record
 from voxelgate.core.errors import BundleError, UsageError
-from voxelgate.core.records import record_problem
 from voxelgate.transforms.nnunet.normalise import NormalizationScheme
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
 from voxelgate.transforms.nnunet.source_layout import NnUNetReader
@@ -221,7 +221,7 @@ class Plans:
             BundleError: there is none, it inherits from itself, or something in it cannot be matched.
         """
         where = f"{self.where}, configuration {name}"
-        stated = _as_record(_ConfigurationFile, _with_architecture(self._inherited(name), where), where)
+        stated = as_record(_ConfigurationFile, _with_architecture(self._inherited(name), where), where)
         _check_whole(stated, channels, where)
         masks = stated.use_mask_for_norm or (False,) * channels
         return Configuration(
@@ -259,7 +259,7 @@ class Plans:
         if scheme is not NormalizationScheme.CT:
             return {"scheme": str(scheme)}
         where = f"{self.where}, intensities of channel {channel}"
-        stated = _as_record(Intensities, self.intensities.get(str(channel)), where)
+        stated = as_record(Intensities, self.intensities.get(str(channel)), where)
         return {"scheme": str(scheme), **vars(stated)}
 
 
@@ -273,7 +273,7 @@ def read_plans(document: Mapping[str, Any], where: str) -> Plans:
     Raises:
         BundleError: something is missing, of another type or out of its limits, or cannot be matched.
     """
-    stated = _as_record(_PlansFile, document, where)
+    stated = as_record(_PlansFile, document, where)
     forward, backward = stated.transpose_forward, stated.transpose_backward
     if sorted(forward) != [0, 1, 2] or [forward[axis] for axis in backward] != [0, 1, 2]:
         raise BundleError(
@@ -295,18 +295,11 @@ def read_plans(document: Mapping[str, Any], where: str) -> Plans:
     )
 
 
-def _as_record(kind: type[T], given: Any, where: str) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(given)
-    except ValidationError as error:
-        raise BundleError(f"{where}: {record_problem(error)}; such a model cannot be imported.") from error
-
-
 def _with_architecture(stated: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a configuration as it is written since 2.4; before, its network was told in entries of their own."""
     if "architecture" in stated:
         return stated
-    old = _as_record(_OldNetwork, stated, where)
+    old = as_record(_OldNetwork, stated, where)
     dims = len(stated["patch_size"]) if isinstance(stated.get("patch_size"), list) else 3
     blocks = "n_conv_per_stage" if old.UNet_class_name is NetworkName.PLAIN else "n_blocks_per_stage"
     levels = range(len(old.n_conv_per_stage_encoder))
@@ -364,7 +357,7 @@ def _resampling(stated: _ConfigurationFile, of: str, where: str) -> Config:
     if arguments is None:
         default = {"is_seg": of == "seg", "order": 3 if of == "data" else 1, "order_z": 0, "force_separate_z": None}
         arguments = default if function is ResamplingFunction.DEFAULT else {}
-    _as_record(_ResamplingArguments, arguments, f"{where}, resampling_fn_{of}_kwargs")
+    as_record(_ResamplingArguments, arguments, f"{where}, resampling_fn_{of}_kwargs")
     config = {"function": str(function), **arguments}
     try:
         Resampling.from_mapping(config)
