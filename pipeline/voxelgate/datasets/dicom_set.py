@@ -1,6 +1,6 @@
 """Archives of DICOM studies as data sets: each series that a SEG or RTSTRUCT was drawn on is a case."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,11 @@ def _are_one(group: Sequence[SegmentOf], others: Sequence[SegmentOf]) -> bool:
 
 
 def _name_of(group: Sequence[SegmentOf]) -> str:
-    return next((segment.name for _, segment in group if segment.name), f"segment {group[0][1].number}")
+    """Return the spelling that most files have; of several, the first by the alphabet."""
+    spellings = Counter(segment.name for _, segment in group if segment.name)
+    if not spellings:
+        return f"segment {group[0][1].number}"
+    return min(spellings, key=lambda name: (-spellings[name], name))
 
 
 def _wanted_structures(objects: Sequence[LabelObject], labels: Mapping[str, str]) -> tuple[Numbers, dict[str, str]]:
