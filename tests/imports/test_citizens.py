@@ -174,6 +174,7 @@ def test_a_part_of_an_image_lies_where_it_lay() -> None:
         ({"step_size": 1.5}, "--step-size 1.5"),
         ({"roi_subset": ["pancreas"]}, "it has liver, spleen, left kidney, right kidney"),
         ({"roi_subset": ["liver", "liver"]}, "names a structure twice"),
+        ({"outputs": ["nifti", "probabilities"]}, "joins several networks or steps, and tells labels only"),
     ],
 )
 def test_what_a_bundle_cannot_be_asked_for_is_refused_before_the_first_case(
@@ -485,13 +486,6 @@ def segmented(log: Path, *words: Any) -> dict[str, bytes]:
     command = start(log, *words)
     assert command.end() == 0, command.printed
     return tree(words[-1])
-
-
-def test_a_model_that_tells_no_probabilities_says_so(root: Path, scan: Path, tmp_path: Path) -> None:
-    report = done(root, scan, tmp_path / "out", outputs=["probabilities"])
-
-    assert str(report.status) == "rejected"
-    assert "this model joins several networks or steps" in str(report.findings[0])
 
 
 def test_structures_whose_files_would_have_one_name_are_refused() -> None:

@@ -32,8 +32,7 @@ def probabilities_of(
     Raises:
         UsageError: the inferer tells none, or no memory holds them.
     """
-    if not hasattr(inferer, "probabilities_of"):
-        raise UsageError("probabilities: this model joins several networks or steps, and tells none; leave them out.")
+    refuse_without_probabilities(inferer)
     source, _ = grids_of(image)
     voxels, structures = int(np.prod(source.shape)), labels.foreground
     needed, there = BYTES_PER_VOX * voxels * len(structures), available_bytes(image.device)
@@ -42,10 +41,23 @@ def probabilities_of(
             f"probabilities of {len(structures)} structures need {needed / GIB:.1f} GiB, and {there / GIB:.1f} GiB are "
             "there; look for fewer (--roi-subset)."
         )
-    asked = copy.copy(inferer)
+    asked: Any = copy.copy(inferer)
     asked.probabilities_of = tuple(_channel_of(value, inferer) for value in structures)
     found = asked(image, network).as_tensor()[0].cpu().numpy()
     return dict(zip(structures.values(), found, strict=True))
+
+
+def refuse_without_probabilities(inferer: Callable[..., Any]) -> None:
+    """Refuse an inferer that tells labels only.
+
+    Raises:
+        UsageError: it does.
+    """
+    if not hasattr(inferer, "probabilities_of"):
+        raise UsageError(
+            "probabilities: this model joins several networks or steps, and tells labels only; leave probabilities out "
+            "of the outputs."
+        )
 
 
 def _channel_of(value: int, inferer: Callable[..., Any]) -> int:

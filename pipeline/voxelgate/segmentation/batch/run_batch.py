@@ -12,6 +12,7 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle, read_inferer
 from voxelgate.bundle.passing import labels_looked_for, refuse_unfit_pass
 from voxelgate.bundle.predict import Bundle
+from voxelgate.bundle.probabilities import refuse_without_probabilities
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.files import locked, make_folder, refuse_file
@@ -276,9 +277,24 @@ def _setup_as_asked(bundle: Bundle | Path | str, out: Path | str, **asked: Unpac
     known["structures"] = tuple(names.values()) if set(ONE_A_STRUCTURE) & set(known.get("outputs", ())) else ()
     passing = {name: known.pop(name) for name in ("fast", "step_size", "mirroring", "roi_subset") if name in known}
     options = Options(**known, passing=PassOptions(**passing | {"roi_subset": tuple(passing.get("roi_subset", ()))}))
-    if options.passing.changes or options.runtime is not None:
-        refuse_unfit_pass(read_inferer(root), options.passing, options.runtime, Metadata.read(root).labels)
+    _refuse_unfit_inferer(root, options)
     return setup_of(root, Path(out), options)
+
+
+def _refuse_unfit_inferer(root: Path, options: Options) -> None:
+    """Refuse what a bundle's way to run does not give; it is only read where something beyond its labels is asked for.
+
+    Raises:
+        UsageError: as for `refuse_unfit_pass`, or probabilities are asked of a model that tells none.
+    """
+    is_asked = bool(options.passing.changes) or options.runtime is not None
+    if not is_asked and Output.PROBABILITIES not in options.outputs:
+        return
+    inferer = read_inferer(root)
+    if is_asked:
+        refuse_unfit_pass(inferer, options.passing, options.runtime, Metadata.read(root).labels)
+    if Output.PROBABILITIES in options.outputs:
+        refuse_without_probabilities(inferer)
 
 
 def _unwritable_of(setup: Setup) -> str:
