@@ -46,6 +46,7 @@ from voxelgate.segmentation.output_names import is_no_label_map
 from voxelgate.segmentation.report import CaseReport
 from voxelgate.segmentation.segment import segment_case
 from voxelgate.training.bundle_checks import pass_checks
+from voxelgate.training.train import how_to_go_on
 from voxelgate.transforms.io import as_image
 
 needs_onnx = pytest.mark.skipif(not is_installed(Format.ONNX), reason="the extra onnx is not installed")
@@ -283,7 +284,7 @@ def test_an_imported_bundle_passes_the_checks_that_can_be_made(root: Path, flat:
         gates = {gate.name: gate.seen for gate in pass_checks(bundle)}
 
         assert list(gates) == ["files", "metadata", "networks", "export", "inference"]
-        assert "no train.json, since others have trained it" in gates["files"]
+        assert how_to_go_on(bundle.name) in gates["files"]
         assert gates["inference"] == "inference.json segments an image alone"
 
 
@@ -362,11 +363,11 @@ def test_an_imported_bundle_is_evaluated_on_a_manifest(root: Path, labelled: Pat
 def test_an_imported_bundle_is_not_trained_as_it_is_and_the_way_is_said(
     root: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    words = ["train", str(root), str(labelled), "--out", str(tmp_path / "trained"), "--fold", "-1"]
+    words = ["train", str(root), str(labelled), "--out", str(tmp_path / "trained")]
 
-    ended = CliRunner().invoke(app, words)
-
-    assert "plan MANIFEST --from two_parts" in str(ended.exception)
+    for folds in (["--fold", "-1"], ["--folds", "2"]):
+        ended = CliRunner().invoke(app, [*words, *folds])
+        assert str(ended.exception) == f"two_parts: {how_to_go_on('two_parts')}"
     assert not (tmp_path / "trained").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import UsageError
 from voxelgate.networks import PlainConvUNet
-from voxelgate.training.distributed import start_from
+from voxelgate.training.bundle_checks import CHECKS
+from voxelgate.training.distributed import first_weights, start_from
 from voxelgate.training.planning.adopted import adopted_overrides
 from voxelgate.training.planning.make_bundle import make_bundle
 from voxelgate.training.planning.plan import Budget
-from voxelgate.training.train import TrainingJob, train
+from voxelgate.training.train import TrainingJob, evaluate_fold, refuse_settings, settings_of, train
 
 SHAPE = (24, 22, 20)
 LAYERS = {
@@ -39,6 +41,9 @@ LAYERS = {
     "encoder_blocks": [2, 2],
     "decoder_blocks": [2],
 }
+
+
+SHORT = {"epochs": 1, "steps_per_epoch": 2, "warmup_steps": 1, "batch_size": 1, "learning_rate": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +81,9 @@ def test_a_training_goes_on_from_an_imported_network_with_other_labels(
     imported: Path, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     planned = make_bundle(manifest, tmp_path / "planned", Budget(minutes=1), adopted=imported)
-    short = {"epochs": 1, "steps_per_epoch": 2, "warmup_steps": 1, "batch_size": 1, "learning_rate": 1e-9}
-    asked = short | {"init_weights": str(imported)}
 
     with caplog.at_level(logging.WARNING):
-        job = TrainingJob(tmp_path / "planned", manifest, tmp_path / "tuned", overrides=asked)
+        job = TrainingJob(tmp_path / "planned", manifest, tmp_path / "tuned", overrides=SHORT)
         train(job)
 
     bundle = open_bundle(tmp_path / "tuned", "cpu")
@@ -94,6 +97,51 @@ def test_a_training_goes_on_from_an_imported_network_with_other_labels(
     assert Metadata.read(tmp_path / "tuned").licence == "CC BY-NC 4.0"
     scan = manifest.parent / "images" / "1.nii.gz"
     assert bundle.segment(scan).labels.shape == SHAPE
+
+
+@pytest.mark.slow
+def test_a_model_that_went_on_from_another_is_checked_and_measured_without_it(
+    imported: Path, manifest: Path, tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree(imported, tmp_path / "first"))
+    make_bundle(manifest, tmp_path / "planned", Budget(minutes=1), adopted=first)
+    tuned = train(TrainingJob(tmp_path / "planned", manifest, tmp_path / "tuned", overrides=SHORT))
+    shutil.rmtree(first)
+
+    assert CHECKS["configs"](tuned) == "one network, one preprocessing, all as plan.json says"
+    assert CHECKS["two iterations"](tuned).startswith("2 steps")
+    assert evaluate_fold(tuned, manifest, tmp_path / "scores")
+
+
+def test_a_plan_names_the_bundle_that_training_begins_from_by_name_where_it_is_kept(
+    imported: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    for kept in (tmp_path, imported.parent):
+        monkeypatch.setenv("VOXELGATE_BUNDLES", str(kept))
+        out = tmp_path / f"planned_{len(begun)}"
+        words = ["plan", str(manifest), "--from", str(imported), "--out", str(out), "--minutes", "1"]
+        printed = CliRunner().invoke(app, words, catch_exceptions=False).output
+        begun.append(json.loads((out / "configs" / "train.json").read_text(encoding="utf-8"))["init_weights"])
+
+    assert begun == [str(imported), "blobs"]
+    assert "init_weights" not in printed
+    assert first_weights("blobs") == imported / "models" / "model.pt"
+
+
+def test_a_training_whose_first_weights_are_gone_is_refused_before_it_begins(
+    imported: Path, manifest: Path, tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree(imported, tmp_path / "first"))
+    make_bundle(manifest, tmp_path / "planned", Budget(minutes=1, step_s=1), adopted=first)
+    shutil.rmtree(first)
+
+    with pytest.raises(UsageError, match=r"first: has no weights to begin from.*init_weights=null"):
+        train(TrainingJob(tmp_path / "planned", manifest, tmp_path / "tuned", overrides=SHORT))
+
+    assert not (tmp_path / "tuned").exists()
+    anew = TrainingJob(tmp_path / "planned", manifest, tmp_path / "tuned", overrides=SHORT | {"init_weights": None})
+    refuse_settings(anew, settings_of(anew))
 
 
 def test_a_plan_takes_network_window_and_preparation_of_the_imported_model(imported: Path) -> None:

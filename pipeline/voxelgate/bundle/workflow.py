@@ -94,7 +94,11 @@ def refuse_useless(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
 
 def _refuse_other_type(name: str, present: object, asked: object) -> None:
     """Refuse a text for a number and the like; expressions and empty values may become anything."""
-    is_free = present is None or any(isinstance(value, str) and value[:1] in ("$", "@") for value in (present, asked))
+    is_free = (
+        present is None
+        or (asked is None and isinstance(present, str))
+        or any(isinstance(value, str) and value[:1] in ("$", "@") for value in (present, asked))
+    )
     is_number = type(present) is float and type(asked) is int
     if not is_free and not is_number and type(asked) is not type(present):
         raise UsageError(

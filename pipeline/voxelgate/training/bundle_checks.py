@@ -35,6 +35,7 @@ from voxelgate.inference.runtimes.kinds import SUFFIXES
 from voxelgate.training.configs.bundle_files import METADATA as METADATA_NAME
 from voxelgate.training.configs.bundle_files import bundle_files
 from voxelgate.training.planning.plan import Plan
+from voxelgate.training.train import brings_no_training, how_to_go_on
 
 FILES = (
     "LICENSE",
@@ -126,8 +127,7 @@ def pass_checks(root: Path) -> Iterator[Passed]:
     Raises:
         BundleError: the first gate that it does not pass, and why.
     """
-    is_foreign = Metadata.read(root).is_imported and not (root / "configs/train.json").is_file()
-    for name, gate in (IMPORTED_CHECKS if is_foreign else CHECKS).items():
+    for name, gate in (IMPORTED_CHECKS if brings_no_training(root) else CHECKS).items():
         try:
             yield Passed(name, gate(root))
         except VoxelgateError as error:
@@ -143,7 +143,7 @@ def _check_files(root: Path, wanted: Sequence[str] = FILES) -> str:
 
 def _imported_files(root: Path) -> str:
     seen = _check_files(root, [name for name in FILES if name not in OF_TRAINING])
-    return f"{seen}; no train.json, since others have trained it: to go on, plan, and train with init_weights"
+    return f"{seen}; {how_to_go_on(root.name)}"
 
 
 def _networks_of_imported(root: Path) -> str:
@@ -261,7 +261,7 @@ def _two_iterations(root: Path) -> str:
         folder = Path(scratch)
         manifest = _trial_cases(root, folder / "data")
         where = {"manifest": str(manifest), "data_root": str(manifest.parent), "output_dir": str(folder / "run")}
-        weights = {"model_path": str(folder / "model.pt")}
+        weights = {"model_path": str(folder / "model.pt"), **_from_nothing(root)}
         short = {"epochs": 1, "steps_per_epoch": TRIAL_STEPS, "warmup_steps": 1, "precision": "float32"}
         run_workflow(root, ["train"], where | weights | short)
         run_workflow(root, ["train", "evaluate"], where | weights)
@@ -271,6 +271,11 @@ def _two_iterations(root: Path) -> str:
     if found != TRIAL_CASES:
         raise BundleError(f"inference.json wrote {found} label maps of {TRIAL_CASES} images; see its postprocessing")
     return f"{TRIAL_STEPS} steps, evaluation and inference on {TRIAL_CASES} cases"
+
+
+def _from_nothing(root: Path) -> dict[str, Any]:
+    """Return settings of a trial without first weights, which may be on another machine."""
+    return {"init_weights": None} if "init_weights" in read_configs(root, ["train"], {}).get() else {}
 
 
 def _trial_cases(root: Path, folder: Path) -> Path:

@@ -34,6 +34,7 @@ from voxelgate.training.train import (
     prepare_folder,
     refuse_other_labels,
     refuse_settings,
+    refuse_without_training,
     settings_of,
     train,
     write_measure,
@@ -127,6 +128,7 @@ def train_folds(
     2
     """
     verify(job.bundle)
+    refuse_without_training(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
     refuse_settings(job, settings_of(job))

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from voxelgate.bundle.checksums import WEIGHTS
+from voxelgate.bundle.shipped import find_bundle
 from voxelgate.core.errors import UsageError, reason_of
 from voxelgate.core.files import copy_file, whole_file
 
@@ -68,8 +70,13 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
     Of a network with other classes or channels those layers are loaded whose shapes fit, and the others are named in a
     warning. Of several networks (folds) the first is taken.
 
+    Args:
+        network: that will be trained.
+        weights: file of weights, or a bundle that has them, by its name or folder; None for none.
+
     Raises:
         UsageError: no such file, or weights of another network: less than half of the network's numbers are among them.
+        BundleError: no such bundle.
 
     >>> network = vg.AttentionUNet(in_channels=1, out_channels=2, channels=(8, 16))
     >>> vg.start_from(network, None) is network
@@ -79,7 +86,7 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
         return network
     own = network.state_dict()
     try:
-        fitting = _fitting(torch.load(weights, map_location="cpu", weights_only=True), own)
+        fitting = _fitting(torch.load(first_weights(weights), map_location="cpu", weights_only=True), own)
         network.load_state_dict(fitting, strict=False)
     except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
         raise UsageError(
@@ -94,6 +101,17 @@ def start_from(network: nn.Module, weights: str | None) -> nn.Module:
     if anew := list(dict.fromkeys(name.rpartition(".")[0] or name for name in own if name not in fitting)):
         logger.warning("layers that begin anew, since the weights have none of their shape: %s", ", ".join(anew))
     return network
+
+
+def first_weights(given: str) -> Path:
+    """Return the file of weights from which a training begins: a bundle, by name or folder, stands for its own.
+
+    Raises:
+        UsageError: several bundles have this name.
+        BundleError: nothing has this name.
+    """
+    path = Path(given)
+    return path if path.suffix == ".pt" else find_bundle(given) / WEIGHTS
 
 
 def _fitting(stated: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

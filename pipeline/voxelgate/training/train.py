@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from voxelgate.bundle.checksums import CHECKSUMS, WEIGHTS, is_sealed, seal, verify
+from voxelgate.bundle.checksums import CHECKSUMS, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
-from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import ConfigParser, read_configs, run_workflow
 from voxelgate.core.errors import BundleError, OutputError, UsageError
 from voxelgate.core.files import LOCK_NAME, locked
@@ -25,7 +24,7 @@ from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, ManifestCase, Split
 from voxelgate.dicom.read.series_paths import series_at
 from voxelgate.evaluation.pairs import read_reference
 from voxelgate.evaluation.scores import LabelScores, score
-from voxelgate.training.distributed import STATE, UNREADABLE_STATE
+from voxelgate.training.distributed import STATE, UNREADABLE_STATE, first_weights
 from voxelgate.training.seen import SEEN, Seen, contents_of, read_seen, seen_of, write_seen
 
 logger = logging.getLogger(__name__)
@@ -109,11 +108,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     'quick_trained'
     """
     verify(job.bundle)
-    if brings_no_training(job.bundle):
-        raise UsageError(
-            f"{job.bundle.name}: others have trained it, and it brings no train.json; make a bundle that goes on from "
-            f"it (`voxelgate plan MANIFEST --from {job.bundle.name}`), and train that"
-        )
+    refuse_without_training(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
     _refuse_other_fold(job.fold, manifest)
@@ -186,9 +181,22 @@ def _shared_parts(config: ConfigParser) -> list[Any]:
 
 
 def _seen_before(job: TrainingJob) -> Seen:
-    """Return what weights have seen from which a training begins."""
-    weights = settings_of(job).get("init_weights")
-    return Seen() if weights is None else read_seen(Path(str(weights)).absolute().parent.parent)
+    """Return what weights have seen from which a training begins.
+
+    Raises:
+        UsageError: there are no such weights.
+        BundleError: there is no such bundle.
+    """
+    given = read_configs(job.bundle, ["train"], settings_of(job)).get("init_weights")
+    if not isinstance(given, str):
+        return Seen()
+    weights = first_weights(given)
+    if not weights.is_file():
+        raise UsageError(
+            f"{given}: has no weights to begin from; name a bundle or a file that has (`--set init_weights=BUNDLE`), "
+            "or begin anew (`--set init_weights=null`)"
+        )
+    return read_seen(weights.absolute().parent.parent)
 
 
 def epochs_done(folder: Path) -> int:
@@ -238,6 +246,24 @@ def brings_no_training(bundle: Path) -> bool:
     return Metadata.read(bundle).is_imported and not (bundle / "configs" / "train.json").is_file()
 
 
+def refuse_without_training(bundle: Path) -> None:
+    """Refuse to train a bundle that others have trained.
+
+    Raises:
+        UsageError: says how to go on from it.
+    """
+    if brings_no_training(bundle):
+        raise UsageError(f"{bundle.name}: {how_to_go_on(bundle.name)}")
+
+
+def how_to_go_on(name: str) -> str:
+    """Return how a training goes on from a bundle that others have trained."""
+    return (
+        "others have trained it, and it brings no train.json; to go on from its weights, make a bundle of its network "
+        f"(`voxelgate plan MANIFEST --from {name} --out MINE`), and train that"
+    )
+
+
 def _scores_in_memory(root: Path, manifest: Manifest, cases: Sequence[ManifestCase]) -> list[LabelScores]:
     """Segment cases as `Bundle.segment` does, and measure the labels."""
     bundle = open_bundle(root)
@@ -259,15 +285,7 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "data_root": str((job.data_root or job.manifest.parent).resolve()),
         "fold": job.fold,
         **(job.overrides or {}),
-        **_first_weights((job.overrides or {}).get("init_weights")),
     }
-
-
-def _first_weights(given: object) -> dict[str, str]:
-    """Return the file of weights from which a training begins; a bundle, by name or folder, stands for its own."""
-    if not isinstance(given, str) or Path(given).suffix == ".pt":
-        return {}
-    return {"init_weights": str(find_bundle(given) / WEIGHTS)}
 
 
 def refuse_other_labels(names: tuple[str, ...], manifest: Manifest) -> None:

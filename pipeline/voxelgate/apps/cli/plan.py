@@ -58,8 +58,7 @@ def run(
     _print_plan(made.plan)
     root = "" if data_root is None and made.manifest == manifest else f" --data-root {data_root or manifest.parent}"
     fold = "" if made.survey.manifest.folds else " --fold -1"
-    begun = "" if adopted is None else f" --set init_weights={adopted}"
-    trained = f"{root}{fold}{begun} --out {out}_trained"
+    trained = f"{root}{fold} --out {out}_trained"
     console.print(
         f"{out}: bundle written; train it with `voxelgate train {out} {made.manifest}{trained}`",
         soft_wrap=True,

@@ -75,7 +75,7 @@ def train_config(plan: Plan) -> Config:
         "output_dir": "$@bundle_root + '/training'",
         "model_path": "$@bundle_root + '/models/model.pt'",
         "resume": False,
-        "init_weights": None,
+        "init_weights": plan.adopted.get("from"),
         "device": DEVICE,
         "precision": "auto",
         "precision_used": "$choose_precision(torch.device(@device), @precision)",
@@ -131,6 +131,7 @@ def evaluate_config(plan: Plan) -> Config:
     steps = cleaning_steps(plan)
     cleaned = {"validate#postprocessing": {"_target_": "Compose", "transforms": [*steps, _one_hot(plan)]}}
     return {
+        **({"init_weights": None} if plan.adopted else {}),
         "validate#inferer": inferer_config(plan),
         **(cleaned if steps else {}),
         "validate#handlers": [

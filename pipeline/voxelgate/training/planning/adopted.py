@@ -5,6 +5,7 @@ from typing import Any
 
 from voxelgate.bundle.checksums import verify
 from voxelgate.bundle.metadata import Metadata
+from voxelgate.bundle.shipped import kept_bundles
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import UsageError
 
@@ -52,9 +53,15 @@ def adopted_overrides(bundle: Path) -> dict[str, Any]:
         "intensity": {"low_hu": None, "high_hu": None, "offset_hu": 0.0},
         "augmentation": {"flip_sagittal": 0.0, "gamma": 0.0},
         "adopted": {
-            "from": bundle.name,
+            "from": bundle.name if _is_kept(bundle) else str(bundle.resolve()),
             "licence": Metadata.read(bundle).licence,
             "preparation": steps,
             "inferer": {**inferer, "mirror_axes": [], "regions": None},
         },
     }
+
+
+def _is_kept(bundle: Path) -> bool:
+    """Return whether a bundle is found by its name, from any folder and for whoever has it too."""
+    kept = kept_bundles().get(bundle.name)
+    return kept is not None and kept.samefile(bundle)

@@ -213,8 +213,9 @@ class Plan:
         training: length and pace.
         cleaning: of the label maps that come out.
         data: what is known of the training data: name, licence, reference; goes into metadata and docs.
-        adopted: of an imported network that training goes on from: `from` which bundle, its `licence`, `preparation`
-            and `inferer`; spacing and patch are then along the axes that its preparation gives.
+        adopted: of an imported network that training goes on from: `from` which bundle, by name where it is kept, its
+            `licence`, `preparation` and `inferer`; spacing and patch are then along the axes that the preparation
+            gives.
         trained_on: sizes of the training images, as `voxelgate.evaluation.expectations.Expected` reads them.
         min_slices: fewest slices of a DICOM series that is worth a try.
         version: of the bundle.
