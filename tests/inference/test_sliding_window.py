@@ -25,6 +25,7 @@ from voxelgate.inference.mirroring import MirroredViews
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.inference.streaming.stream import streaming_cost
 from voxelgate.networks import AttentionUNet
+from voxelgate.networks.flat import FlatNetwork
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 
@@ -220,9 +221,11 @@ def test_sides_are_swapped_back_after_a_sagittal_mirroring() -> None:
     plain = inferer()(image, SidedNetwork())
 
     swapped = inferer(flip_axes=(0, 1, 2), side_pairs=((1, 2),))(image, SidedNetwork())
+    other_axes = inferer(flip_axes=(1, 2), side_pairs=((1, 2),))(image, SidedNetwork())
     confused = inferer(flip_axes=(0,))(image, SidedNetwork())
 
     assert torch.equal(plain, swapped)
+    assert torch.equal(plain, other_axes)
     assert plain.unique().tolist() == [1, 2]
     assert not torch.equal(plain, confused)
 
@@ -242,6 +245,17 @@ def test_mirroring_with_any_axes_makes_the_result_follow_a_mirrored_image(axes: 
     mirrored = run(volume(image.as_tensor().flip(dims)), network).as_tensor()
 
     assert (mirrored.flip(dims) == run(image, network).as_tensor()).float().mean() > 0.99  # all but ties
+
+
+def test_a_picture_is_mirrored_along_both_axes_by_a_network_of_two() -> None:
+    torch.manual_seed(0)
+    network = FlatNetwork(axis=2, network=AttentionUNet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8)))
+    image = volume(torch.randn(1, 1, 12, 10, 1))
+    run = inferer(roi_size=(12, 10, 1), flip_axes=(0, 1))
+
+    mirrored = run(volume(image.as_tensor().flip((2, 3))), network.eval()).as_tensor()
+
+    assert (mirrored.flip((2, 3)) == run(image, network).as_tensor()).float().mean() > 0.99  # all but ties
 
 
 def test_mirroring_counts_every_combination_of_axes() -> None:
@@ -541,7 +555,7 @@ def test_full_volumes_stay_below_a_limit_of_memory_that_their_class_scores_would
 @settings(max_examples=12, deadline=None)
 @given(
     size=st.tuples(*(st.integers(9, 30) for _ in range(3))),
-    flip_axes=st.sampled_from([(), (0,), (0, 1)]),
+    flip_axes=st.sampled_from([(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]),
     networks=st.integers(1, 2),
     seed=st.integers(0, 99),
 )

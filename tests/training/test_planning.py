@@ -301,6 +301,23 @@ def test_mirroring_can_be_left_out_of_training_and_test_together() -> None:
     assert "RandSideSafeFlipd" not in str(parts.augmentation_steps(made))
 
 
+PICTURES = replace(FACTS, modality=Modality.PICTURE, labels=LabelTable(("background", "vessel", "disc")))
+
+
+def test_pictures_of_no_side_are_mirrored_along_both_axes_in_training_and_inference() -> None:
+    made = plan(PICTURES)
+    (flip,) = (one for one in parts.augmentation_steps(made) if one["_target_"].endswith("RandSideSafeFlipd"))
+    assert flip["axes"] == ["sagittal", "coronal"]
+    assert parts.inferer_config(made)["flip_axes"] == [0, 1]
+    assert parts.inferer_config(replace(made, flip_test=False))["flip_axes"] == []
+
+
+def test_volumes_pictures_with_sides_and_older_plans_are_mirrored_along_one_axis() -> None:
+    with_sides = replace(PICTURES, labels=FACTS.labels)
+    for made in (plan(FACTS), plan(with_sides), replace(plan(PICTURES), plan_version=2)):
+        assert parts.inferer_config(made)["flip_axes"] == [0]
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 

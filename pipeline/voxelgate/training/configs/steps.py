@@ -24,6 +24,12 @@ GAMMA_RANGE = (0.7, 1.5)
 AFFINE_MARGIN = 6
 """A patch is cut larger by a sixth on each side, so that a rotation by 15 degrees and a scaling find voxels there."""
 
+AXIS_ACROSS = {"sagittal": 0, "coronal": 1}
+"""Axis of a RAS grid along which mirroring across a plane goes."""
+
+ALL_MIRRORED = 3
+"""Version of plans from which on pictures are mirrored along both axes at inference too, as in training."""
+
 ELASTIC_SIGMA_VOX = (6.0, 9.0)
 ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
@@ -160,6 +166,14 @@ def _mirrored_planes(plan: Plan) -> list[str]:
     return ["sagittal", "coronal"] if plan.modality is Modality.PICTURE and not has_sides else ["sagittal"]
 
 
+def _flip_axes(plan: Plan) -> list[int]:
+    """Return the axes of the network grid along which the network also sees its mirror image: those of the training."""
+    if not (plan.flip_test and plan.is_mirrored):
+        return []
+    planes = _mirrored_planes(plan) if plan.plan_version >= ALL_MIRRORED else ["sagittal"]
+    return [AXIS_ACROSS[plane] for plane in planes]
+
+
 def network_config(plan: Plan) -> Config:
     """Return the network of a plan: an `AttentionUNet`, or what its `network` names as `_target_`."""
     ends = {"in_channels": len(plan.image_channels), "out_channels": len(plan.labels)}
@@ -183,7 +197,7 @@ def inferer_config(plan: Plan) -> Config:
     """Return the inferer that gives labels on the grid of the file."""
     if plan.adopted:
         return dict(plan.adopted["inferer"])
-    is_flipped = plan.flip_test and plan.is_mirrored
+    flip_axes = _flip_axes(plan)
     return {
         "_target_": "voxelgate.RestoringSlidingWindowInferer",
         "roi_size": list(plan.window_vox),
@@ -191,8 +205,8 @@ def inferer_config(plan: Plan) -> Config:
         "streaming": True,
         **_skipped(plan),
         **_multiple(plan),
-        "flip_axes": [0] if is_flipped else [],
-        "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if is_flipped else [],
+        "flip_axes": flip_axes,
+        "side_pairs": [list(pair) for pair in plan.label_table.side_pairs] if flip_axes else [],
     }
 
 

@@ -29,7 +29,7 @@ from voxelgate.training.planning.number_types import (
     Whole,
 )
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 _NO_OTHERS = ConfigDict(extra="forbid")
 _Record = TypeVar("_Record")
 
@@ -206,7 +206,7 @@ class Plan:
         strides: from level to level, per axis.
         window_vox: inference window on the network grid.
         overlap: of inference windows.
-        flip_test: average the prediction with that of the sagittal mirror image.
+        flip_test: average the prediction with those of the mirror images along every axis that is mirrored in training.
         network: further arguments of the `AttentionUNet`.
         image_channels: what each channel of an image is.
         augmentation: random changes while training.

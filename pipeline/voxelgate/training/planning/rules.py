@@ -320,7 +320,7 @@ def _lonely(name: str) -> str:
 def _flip_test(facts: Fingerprint) -> _Choice:
     if unpaired := facts.labels.unpaired_sides:
         return _Choice(value=False, reason=_lonely(unpaired[0]))
-    return _Choice(value=True, reason="the mean of an image and its mirror image is better than either")
+    return _Choice(value=True, reason="the mean of an image and its mirror images is better than any of them")
 
 
 def _batch(patch: Shape, budget: Budget) -> int:
