@@ -8,9 +8,7 @@ from voxelgate.bundle.imports.imported import ImportOptions
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.trained import TrainedConfiguration, configuration_parts
 from voxelgate.core.errors import BundleError, InputError
-
-PREVIOUS = "previous"
-"""Key under which `CascadeInferer` hands the labels of the first stage to the preprocessing of the second."""
+from voxelgate.inference.composed.cascade_inferer import PREVIOUS
 
 
 @dataclass(frozen=True, eq=False)

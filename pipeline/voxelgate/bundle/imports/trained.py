@@ -78,10 +78,6 @@ class TrainedConfiguration:
             except UsageError as error:
                 raise BundleError(f"{self.plans.where}, configuration {self.configuration.name}: {error}") from error
 
-    def preparation(self, dicom_order: DicomOrder) -> list[Config]:
-        """Return the steps between reading an image and the inferer."""
-        return [*self.turning(dicom_order), self.preprocessing()]
-
     def turning(self, dicom_order: DicomOrder) -> list[Config]:
         """Return the step that gives the axes of DICOM series the order that a converter gives them, if that counts."""
         if self.plans.reader.reorients or self.plans.reader is NnUNetReader.PICTURE:

@@ -29,10 +29,8 @@ from voxelgate.inference.restoring.placement import in_file_order
 from voxelgate.inference.source_grid import grids_of, on_source
 from voxelgate.inference.threads import LoneWorkers
 from voxelgate.inference.windows import is_finite
+from voxelgate.transforms.nnunet.preprocess import SOURCE_SPACING
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
-
-SOURCE_SPACING = "source_spacing"
-"""In the metadata of a prepared image: the source's spacing as nnU-Net has it, in the axes of the image."""
 
 
 @dataclass(frozen=True, eq=False)
