@@ -83,7 +83,7 @@ def test_every_option_reaches_the_reader(run: Run, tmp_path: Path, folder: Path,
             applies_postprocessing=True,
         )
     ]
-    assert asked[0].dicom_order == "lps"
+    assert asked[0].dicom_order == "LPS"
 
 
 def test_a_licence_of_the_source_counts_before_the_given_one(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.imports.nnunet_files import TRAINED, Json, checkpoint, configuration, data_set, network, plans, write_folder
-from voxelgate.bundle.imports.imported import DicomOrder, Imported, ImportOptions
+from voxelgate.bundle.imports.imported import Imported, ImportOptions
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.plans import read_plans
 from voxelgate.bundle.imports.sealed import write_imported
@@ -18,6 +18,7 @@ from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.images.file_facts import StoredOrder
 
 FINAL = "fold_0/checkpoint_final.pth"
 ENDS = {"in_channels": 1, "out_channels": 3}
@@ -188,7 +189,7 @@ def test_a_model_of_pictures_takes_their_colours_from_one_file(tmp_path: Path) -
 
 
 def test_the_order_of_dicom_series_can_be_chosen(tmp_path: Path) -> None:
-    found = imported(folder(tmp_path), dicom_order=DicomOrder.LPS)
+    found = imported(folder(tmp_path), dicom_order=StoredOrder.LPS)
 
     assert found.preparation[0]["axcodes"] == "LPS"
 

@@ -1,5 +1,6 @@
 """What the preparation of an image may ask about its file, beyond the grid."""
 
+from enum import StrEnum
 from typing import NamedTuple
 
 Sizes = tuple[float, float, float]
@@ -21,3 +22,13 @@ class FileFacts(NamedTuple):
 
 
 NO_FACTS = FileFacts()
+
+
+class StoredOrder(StrEnum):
+    """Orders in which converters store the voxels of a DICOM series, by what they make of an axial one."""
+
+    LAS = "LAS"
+    """As dcm2niix writes NIfTI."""
+
+    LPS = "LPS"
+    """As SimpleITK and ITK read series."""

@@ -1,24 +1,17 @@
 """The order in which converters to NIfTI store a DICOM series, for networks that were trained on stored order."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any
 
 from monai.data import MetaTensor
 from monai.transforms import Flip, MapTransform, Orientation
 
 from voxelgate.core.errors import UsageError
+from voxelgate.images.file_facts import StoredOrder
 from voxelgate.transforms.spatial import AXIS_DIRECTIONS, checked_grid
 
 ROWS_AXIS = 1
 """Index axis along which the rows of a DICOM image follow each other."""
-
-
-class StoredOrder(StrEnum):
-    """Orders of voxels, by what they make of an axial series."""
-
-    LAS = "LAS"
-    LPS = "LPS"
 
 
 class OrderDicomd(MapTransform):  # type: ignore[misc]  # MONAI ships no types for mypy

@@ -8,12 +8,13 @@ import typer
 
 from voxelgate.apps.cli.options import Overwrite
 from voxelgate.apps.cli.terminal import console
-from voxelgate.bundle.imports.imported import DicomOrder, ImportOptions
+from voxelgate.bundle.imports.imported import ImportOptions
 from voxelgate.bundle.imports.label_codes import read_label_codes
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.imports.target import name_of_kept, refuse_taken
 from voxelgate.bundle.shipped import folder_of_kept
 from voxelgate.core.errors import UsageError
+from voxelgate.images.file_facts import StoredOrder
 
 app = typer.Typer(add_completion=False)
 
@@ -53,8 +54,9 @@ def run(
         bool, typer.Option("--postprocessing", help="Take over the postprocessing that nnU-Net found to help.")
     ] = False,
     dicom_order: Annotated[
-        DicomOrder, typer.Option(help="Stored order of the images that the model was trained on.")
-    ] = DicomOrder.LAS,
+        StoredOrder,
+        typer.Option(help="Stored order of the images that the model was trained on.", case_sensitive=False),
+    ] = StoredOrder.LAS,
     faithful: Annotated[
         bool, typer.Option("--faithful", help="Run a MONAI bundle's own chain, and only check its result.")
     ] = False,

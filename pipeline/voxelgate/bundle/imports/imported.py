@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from voxelgate.bundle.imports.source import Kind
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.terminology import Coding
+from voxelgate.images.file_facts import StoredOrder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,22 +39,12 @@ _ONLY_FOR = {
 """Options of the command line, the fields that hold them, and what they say something about."""
 
 
-class DicomOrder(StrEnum):
-    """How the voxels of a DICOM series are stored for a model that sees stored order: as a converter stores them."""
-
-    LAS = "las"
-    """As dcm2niix writes NIfTI."""
-
-    LPS = "lps"
-    """As SimpleITK and ITK read series."""
-
-
 @dataclass(frozen=True)
 class ImportOptions:
     """What is asked of an import; a reader refuses in a sentence what is asked and has no meaning for its kind.
 
     Args:
-        name: of the bundle; empty for the reader's choice.
+        name: of the bundle; empty for one after the source.
         configurations: of nnU-Net, such as `3d_fullres`; two or more are an ensemble; none for the reader's choice.
         folds: `0`, `1`, ... or `all`; none for those that are there.
         checkpoint: which of a fold's, `final` or `best`.
@@ -74,7 +64,7 @@ class ImportOptions:
     checkpoint: str = "final"
     task: str = ""
     applies_postprocessing: bool = False
-    dicom_order: DicomOrder = DicomOrder.LAS
+    dicom_order: StoredOrder = StoredOrder.LAS
     is_faithful: bool = False
     trusts_code: bool = False
     label_values: Mapping[int, str] = field(default_factory=dict)
@@ -98,7 +88,7 @@ class Imported:
     """A foreign model in our terms; `write_imported` makes it a bundle.
 
     Args:
-        name: of the bundle and, where none is given, of its folder: letters, digits, `_` and `-`.
+        name: of the bundle and, where none is given, of its folder; `read_model` makes it one that a folder can have.
         version: of the model, or "1.0.0" where its files say none.
         description: one sentence.
         network_def: that loads `state` with strict names. Every `_target_` in the configs is a public name of ours, of

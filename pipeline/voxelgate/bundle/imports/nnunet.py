@@ -1,6 +1,5 @@
 """nnU-Net v2 folders: the bundle that is made of a configuration, a cascade, or an ensemble of several."""
 
-import re
 from collections.abc import Sequence
 
 from voxelgate.bundle.frame import Config
@@ -36,7 +35,7 @@ def read_nnunet(source: ImportSource, options: ImportOptions) -> Imported:
     preprocessing, inferer = _chain_of(members)
     names = "_".join(member.last.configuration.name for member in members)
     return Imported(
-        name=options.name or bundle_name(f"{last.plans.data_set or source.name}_{names}"),
+        name=f"{last.plans.data_set or source.name.removesuffix('.zip')}_{names}",
         version="1.0.0",
         description=described(members),
         network_def=network,
@@ -117,15 +116,6 @@ def _wanted_folder(source: ImportSource, folders: Sequence[str], wanted: str) ->
 def configuration_folders(source: ImportSource) -> list[str]:
     """Return the folders TRAINER__PLANS__CONFIGURATION of a data set that have plans."""
     return sorted(name.split("/")[0] for name in source.matching(r"[^/_][^/]*__[^/]+__[^/]+/plans\.json"))
-
-
-def bundle_name(text: str) -> str:
-    """Return a text as the name of a bundle.
-
-    >>> bundle_name("Dataset001_Blobs 2")
-    'Dataset001_Blobs_2'
-    """
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-") or "nnunet"
 
 
 def described(members: Sequence[Member]) -> str:

@@ -1,6 +1,5 @@
 """Read a TorchScript file with its `inference.json`: the program stands for the network, the config says all else."""
 
-import re
 import warnings
 from collections.abc import Mapping
 from math import prod
@@ -45,7 +44,7 @@ def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
     _refuse_other_output(source, network, (1, count, *size), classes)
     labels, on_labels = labels_of(metadata, classes, chain.merges, options.label_values)
     return Imported(
-        name=options.name or re.sub(r"[^\w-]+", "_", source.name.removesuffix(".ts"), flags=re.ASCII),
+        name=source.name.removesuffix(".ts"),
         version=text_of(metadata, "version") or "1.0.0",
         description=description_of(metadata, source.name),
         network_def={"_target_": "voxelgate.ScriptedNetwork", "path": f"$@bundle_root + '/{PROGRAM}'"},

@@ -81,7 +81,7 @@ def read_totalsegmentator(source: ImportSource, options: ImportOptions) -> Impor
     network, state = network_and_state(trained)
     last = inner.member.last
     return Imported(
-        name=options.name or f"totalsegmentator_{name}",
+        name=f"totalsegmentator_{name}",
         version="1.0.0",
         description=f"{len(inner.labels.foreground)} structures of TotalSegmentator's task {name}.",
         network_def=network,

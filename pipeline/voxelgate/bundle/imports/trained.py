@@ -12,12 +12,13 @@ from torch import Tensor
 
 from voxelgate.bundle.frame import Config
 from voxelgate.bundle.imports.data_set import DataSet, read_data_set
-from voxelgate.bundle.imports.imported import DicomOrder, ImportOptions
+from voxelgate.bundle.imports.imported import ImportOptions
 from voxelgate.bundle.imports.plans import Configuration, Plans, read_plans
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.weights import read_checkpoint, state_in, without_aliases
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.datasets.manifest import Modality
+from voxelgate.images.file_facts import StoredOrder
 from voxelgate.images.pictures import RGB
 from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
@@ -78,11 +79,11 @@ class TrainedConfiguration:
             except UsageError as error:
                 raise BundleError(f"{self.plans.where}, configuration {self.configuration.name}: {error}") from error
 
-    def turning(self, dicom_order: DicomOrder) -> list[Config]:
+    def turning(self, dicom_order: StoredOrder) -> list[Config]:
         """Return the step that gives the axes of DICOM series the order that a converter gives them, if that counts."""
         if self.plans.reader.reorients or self.plans.reader is NnUNetReader.PICTURE:
             return []
-        return [{"_target_": "voxelgate.OrderDicomd", "keys": "image", "axcodes": dicom_order.upper()}]
+        return [{"_target_": "voxelgate.OrderDicomd", "keys": "image", "axcodes": str(dicom_order)}]
 
     def preprocessing(self) -> Config:
         """Return the step that brings an image to the network grid."""

@@ -1,7 +1,6 @@
 """Read a MONAI bundle from elsewhere, such as one of MONAI's zoo, whose configs are data here and nothing else."""
 
 import posixpath
-import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -71,7 +70,7 @@ def read_zoo(source: ImportSource, options: ImportOptions) -> Imported:
     code = scripts.files if scripts.package and scripts.package in str((network, chain)) else {}
     files: dict[str, bytes | Path] = {**code, **{one: source.path(one) for one in LICENCE_FILES if source.has(one)}}
     return Imported(
-        name=options.name or re.sub(r"[^\w-]+", "_", source.name.removesuffix(".zip"), flags=re.ASCII),
+        name=source.name.removesuffix(".zip"),
         version=text_of(metadata, "version") or "1.0.0",
         description=description_of(metadata, source.name),
         network_def=network,
