@@ -29,7 +29,10 @@ def imported() -> Imported:
         version="1.0.0",
         description="Finds a kidney and a blob.",
         network_def={"_target_": "voxelgate.AttentionUNet", **NETWORK},
-        preparation=[{"_target_": "voxelgate.NormalizeImaged", "keys": "image"}],
+        preparation=[
+            {"_target_": "voxelgate.OrderDicomd", "keys": "image", "axcodes": "LAS"},
+            {"_target_": "voxelgate.NormalizeImaged", "keys": "image"},
+        ],
         inferer={"_target_": "voxelgate.RestoringSlidingWindowInferer", "roi_size": [16, 16, 16], "overlap": 0.5},
         state=AttentionUNet(**NETWORK).state_dict(),
         labels=LabelTable(("background", "left kidney", "blob")),

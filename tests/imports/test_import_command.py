@@ -156,11 +156,25 @@ def test_a_code_of_no_label_is_refused_and_nothing_written(
         ({"trusts_code": True}, Kind.NNUNET_DATA_SET, "--trust-code means nothing"),
         ({"folds": ("0",)}, Kind.MONAI_BUNDLE, "--folds means nothing for a MONAI bundle"),
         ({"configurations": ("2d",)}, Kind.TORCHSCRIPT, "--configuration means nothing"),
+        ({"trusts_code": True}, Kind.TORCHSCRIPT, "--trust-code means nothing"),
     ],
 )
 def test_an_option_of_another_kind_is_refused(options: dict[str, Any], kind: Kind, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         ImportOptions(**options).refuse_others(kind)
+
+
+def test_an_order_that_the_model_never_sees_is_refused(
+    run: Run, tmp_path: Path, folder: Path, imported: Imported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = replace(imported, preparation=imported.preparation[1:])
+    monkeypatch.setattr(readers, "READERS", {Kind.NNUNET_CONFIGURATION: lambda *_: turned})
+
+    result = run("import", folder, "--out", tmp_path / "b", "--dicom-order", "LPS")
+
+    assert result.returncode == 2
+    assert "--dicom-order LPS: this model brings images into an order of its own; leave it out." in result.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def test_of_several_data_sets_one_must_be_named(run: Run, folder: Path, tmp_path: Path) -> None:

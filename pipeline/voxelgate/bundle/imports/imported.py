@@ -33,7 +33,7 @@ _ONLY_FOR = {
     "--postprocessing": ("applies_postprocessing", _NNUNET),
     "--dicom-order": ("dicom_order", _NNUNET),
     "--faithful": ("is_faithful", _MONAI),
-    "--trust-code": ("trusts_code", _MONAI),
+    "--trust-code": ("trusts_code", frozenset({Kind.MONAI_BUNDLE})),
     "--labels": ("label_values", _MONAI),
 }
 """Options of the command line, the fields that hold them, and what they say something about."""

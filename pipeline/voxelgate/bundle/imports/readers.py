@@ -11,7 +11,11 @@ from voxelgate.bundle.imports.target import name_of_kept
 from voxelgate.bundle.imports.torchscript import read_torchscript
 from voxelgate.bundle.imports.totalsegmentator import is_totalsegmentator, read_totalsegmentator
 from voxelgate.bundle.imports.zoo import read_zoo
-from voxelgate.core.errors import InputError
+from voxelgate.core.errors import InputError, UsageError
+from voxelgate.images.file_facts import StoredOrder
+
+ORDERING = "voxelgate.OrderDicomd"
+"""Step of models that see DICOM series in the order of a converter."""
 
 READERS: Mapping[Kind, Callable[[ImportSource, ImportOptions], Imported]] = {
     Kind.NNUNET_CONFIGURATION: read_nnunet,
@@ -26,9 +30,14 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
 
     Raises:
         InputError: a file of it is damaged, or says something that cannot be matched here.
-        UsageError: an option names what it does not have.
+        UsageError: an option names what it does not have, or asks for an order that it never sees.
     """
     imported = _read_by_kind(source, options)
+    sees_stored_order = any(step["_target_"] == ORDERING for step in imported.preparation)
+    if options.dicom_order is not StoredOrder.LAS and not sees_stored_order:
+        raise UsageError(
+            f"--dicom-order {options.dicom_order}: this model brings images into an order of its own; leave it out."
+        )
     licence, findings = imported.licence or options.licence, imported.findings
     if imported.licence and options.licence:
         findings = (*findings, f"its own files state the licence {imported.licence}, so --licence is passed over")
