@@ -205,6 +205,16 @@ def test_structures_of_one_code_are_one_whatever_they_are_called(tmp_path: Path)
     assert manifest.labels.names == ("background", "Liver", "Spleen"), "the spelling that most files have"
 
 
+def test_structures_of_one_code_that_stand_in_one_file_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    codings = ((1, TABLE.coding(1)), (2, TABLE.coding(1)))
+    for seed in (1, 2):
+        series = series_in(tmp_path / str(seed), seed)
+        table = LabelTable(("background", "lesion a", "lesion b"), codings)
+        draw(tmp_path / f"{seed}.dcm", series, drawn(seed, (1, 2)), table=table)
+
+    assert build_manifest(tmp_path).labels.names == ("background", "lesion a", "lesion b")
+
+
 def test_numbers_that_differ_from_file_to_file_are_brought_together_by_name(tmp_path: Path) -> None:
     other_order = LabelTable(("background", "spleen", "liver"))
     first, second = (series_in(tmp_path / str(seed), seed) for seed in (1, 2))

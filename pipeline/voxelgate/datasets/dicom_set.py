@@ -10,7 +10,7 @@ from voxelgate.core.findings import refusals
 from voxelgate.core.terminology import find_coding, normalised
 from voxelgate.datasets.found_set import FoundCase, FoundSet
 from voxelgate.datasets.manifest import Modality
-from voxelgate.dicom.labels.label_objects import LabelObject, LabelSegment, label_files, read_label_object
+from voxelgate.dicom.labels.label_objects import Codes, LabelObject, LabelSegment, label_files, read_label_object
 from voxelgate.dicom.read.dicom_files import FileRef
 from voxelgate.dicom.read.series import Series
 from voxelgate.dicom.read.series_paths import series_path
@@ -134,18 +134,21 @@ def _grouped_segments(objects: Sequence[LabelObject]) -> list[list[SegmentOf]]:
         for segment in one.segments:
             by_name[normalised(segment.name) or f"segment {segment.number}"].append((one.path, segment))
     groups: list[list[SegmentOf]] = []
+    of_code: dict[Codes, list[list[SegmentOf]]] = defaultdict(list)
     for _, segments in sorted(by_name.items()):
-        same = next((group for group in groups if _are_one(group, segments)), None)
+        codes, *others = {segment.codes for _, segment in segments}
+        alike = of_code[codes] if codes and not others else []
+        same = next((group for group in alike if _are_of_other_files(group, segments)), None)
         if same is None:
             groups.append(segments)
+            alike.append(segments)
         else:
             same.extend(segments)
     return groups
 
 
-def _are_one(group: Sequence[SegmentOf], others: Sequence[SegmentOf]) -> bool:
-    codes = {segment.codes for _, segment in (*group, *others)}
-    return len(codes) == 1 and () not in codes and not {path for path, _ in group} & {path for path, _ in others}
+def _are_of_other_files(group: Sequence[SegmentOf], others: Sequence[SegmentOf]) -> bool:
+    return {path for path, _ in group}.isdisjoint(path for path, _ in others)
 
 
 def _name_of(group: Sequence[SegmentOf]) -> str:
