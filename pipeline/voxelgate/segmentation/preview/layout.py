@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from voxelgate.core.view_planes import PLANES, PlaneName
 from voxelgate.segmentation.preview.cells import FLAT_PX
-from voxelgate.segmentation.preview.slices import PLANES, PlaneName, Shown
+from voxelgate.segmentation.preview.slices import Shown
 
 MOST_SLICES = 64
 """More than any plane has."""

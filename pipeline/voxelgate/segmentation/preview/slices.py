@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import structure_boxes
+from voxelgate.core.view_planes import PLANES, ViewPlane
 from voxelgate.segmentation.preview.cells import Lattice, Sketch
 
 Cuts = npt.NDArray[np.float64]
@@ -24,27 +25,6 @@ MARGIN = 0.1
 
 Shown = tuple[range, range, range]
 """Cells of a sketch that are shown, along each of its axes."""
-
-
-PlaneName = Literal["axial", "coronal", "sagittal"]
-
-
-class ViewPlane(NamedTuple):
-    """A plane of the patient: which axis it cuts, and the letters at the left, right, upper and lower edge."""
-
-    name: PlaneName
-    axis: int
-    edges: str
-
-    @property
-    def others(self) -> tuple[int, int]:
-        """Return the axes that run across and down."""
-        across, down = sorted({0, 1, 2} - {self.axis})
-        return across, down
-
-
-PLANES = (ViewPlane("axial", 2, "RLAP"), ViewPlane("coronal", 1, "RLSI"), ViewPlane("sagittal", 0, "APSI"))
-"""Radiological convention: the patient's right is on the left, as seen from the feet and from the front."""
 
 
 def planes_of(lattice: Lattice) -> tuple[ViewPlane, ...]:

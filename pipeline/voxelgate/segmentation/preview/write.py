@@ -14,14 +14,13 @@ import numpy.typing as npt
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.palette import structure_colours
+from voxelgate.core.view_planes import PLANES, ViewPlane
 from voxelgate.segmentation.preview.cells import Lattice, Sketch, Weights, lattice
 from voxelgate.segmentation.preview.file import LABEL_TYPES, write_file
 from voxelgate.segmentation.preview.layout import Layout, PlaneLayout
 from voxelgate.segmentation.preview.slices import (
-    PLANES,
     Shown,
     SlicePlace,
-    ViewPlane,
     chosen_cells,
     places_of,
     planes_of,
