@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.restoring.class_scores import ScoreKind
+from voxelgate.inference.restoring.label_sums import Sum
 from voxelgate.inference.restoring.restorer import Restored, Restorer, restore
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
@@ -192,6 +193,26 @@ def test_the_confidence_of_a_label_is_its_mean_probability_where_it_was_found(re
         of_2, of_1 = scores[:2].sigmoid()
         expected = [np.nan, of_1[of_1 > 0.5].mean(), of_2[of_2 > 0.5].mean()]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("are_probabilities", [False, True])
+def test_sums_tell_what_scores_and_image_say_of_each_label_wherever_it_may_be(are_probabilities: bool) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 3, (3, 5, 4, 6)).astype(np.float32))
+    p, labels, image = logits.softmax(dim=0), logits.argmax(dim=0), torch.from_numpy(rng.normal(size=(2, 5, 4, 6)))
+    grid, kind = Grid((5, 4, 6), np.eye(4)), ScoreKind(are_probabilities=are_probabilities)
+    scores = p if are_probabilities else logits
+
+    found = restore([(0, scores[..., :4]), (4, scores[..., 4:])], Restorer(grid, grid, 2, kind=kind, image=image)).sums
+
+    may_be, of_2, values = p[2][p[0] < 0.99], labels == 2, image.mean(dim=0)
+    assert found[2, Sum.VOXELS] == of_2.sum()
+    assert found[2, Sum.OWN] == pytest.approx(float(p[2][of_2].sum()), rel=1e-5)
+    assert found[2, Sum.ALL] == pytest.approx(float(may_be.sum()), rel=1e-2)
+    assert found[2, Sum.SQUARED] == pytest.approx(float((may_be**2).sum()), rel=1e-2)
+    assert found[2, [Sum.WIDE, Sum.NARROW]].tolist() == [(may_be > 0.1).sum(), (may_be > 0.9).sum()]
+    assert found[2, Sum.VALUE] == pytest.approx(float(values[of_2].sum()), rel=1e-5)
+    assert found[2, Sum.VALUE_SQUARED] == pytest.approx(float((values[of_2] ** 2).sum()), rel=1e-5)
 
 
 def test_a_class_that_is_second_everywhere_can_win_between() -> None:

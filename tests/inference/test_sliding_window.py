@@ -22,6 +22,7 @@ from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.images.volumes import read_grid, read_volume
 from voxelgate.inference.mirroring import MirroredViews
+from voxelgate.inference.restoring.label_sums import Sum
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 from voxelgate.inference.streaming.stream import streaming_cost
 from voxelgate.networks import AttentionUNet
@@ -256,6 +257,15 @@ def test_a_picture_is_mirrored_along_both_axes_by_a_network_of_two() -> None:
     mirrored = run(volume(image.as_tensor().flip((2, 3))), network.eval()).as_tensor()
 
     assert (mirrored.flip((2, 3)) == run(image, network).as_tensor()).float().mean() > 0.99  # all but ties
+
+
+def test_views_that_agree_share_all_of_their_probability_and_others_do_not() -> None:
+    def shared(image: MetaTensor, network: nn.Module) -> float:
+        sums = inferer(flip_axes=(0,))(image, network).meta["sums"]
+        return float(sums[1, Sum.LEAST] / sums[1, Sum.MOST])
+
+    assert shared(volume(torch.ones(1, 1, 4, 4, 4)), Threshold()) == pytest.approx(1)
+    assert shared(volume(torch.ones(1, 1, 8, 6, 6)), SidedNetwork()) < 0.5
 
 
 def test_mirroring_counts_every_combination_of_axes() -> None:

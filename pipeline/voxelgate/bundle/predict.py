@@ -33,9 +33,10 @@ from voxelgate.images.volumes import Voxels, is_volume
 from voxelgate.inference.attention.maps import GateMap, gate_levels, gate_maps
 from voxelgate.inference.mirroring import mirror_image
 from voxelgate.inference.pass_options import PassOptions
+from voxelgate.inference.restoring.label_sums import Sum, Sums
 from voxelgate.inference.runtimes.choice import RuntimeChoice
 from voxelgate.inference.runtimes.kinds import Runtime
-from voxelgate.inference.sliding_window import UNSTREAMED, RestoringSlidingWindowInferer
+from voxelgate.inference.sliding_window import SUMS, UNSTREAMED, RestoringSlidingWindowInferer
 from voxelgate.inference.source_grid import part_around
 from voxelgate.transforms.io import as_image, file_facts_of
 
@@ -74,6 +75,7 @@ class Prediction:
         agreement: part of the voxels of a window at which a fast pass gives the labels of the exact one, as measured on
             the first image; None of a pass that is not asked to be fast.
         probabilities: (I, J, K) float32 of each structure by name, if they were asked for.
+        sums: (labels, `Sum`), what else scores and image say of each label; None if the inferer does not say.
     """
 
     labels: npt.NDArray[Any]
@@ -84,6 +86,7 @@ class Prediction:
     is_unstreamed: bool = False
     agreement: float | None = None
     probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    sums: Sums | None = None
 
 
 class Segmentation(NamedTuple):
@@ -240,7 +243,7 @@ class Bundle:
         result = self.inferer(image, chosen.network)
         confidence, is_unstreamed = _confidence(result), bool(torch.as_tensor(result.meta.get(UNSTREAMED, False)).any())
         labels = self._kept(_labels_on(grid, self.cleaning(result)))
-        stated = result.meta.get(AGREEMENT)
+        stated, sums = result.meta.get(AGREEMENT), _sums(result)
         del result
         flips = self._flip_dice(image, labels) if check_flips else None
         return Prediction(
@@ -252,6 +255,7 @@ class Bundle:
             is_unstreamed,
             _agreement_of(self, image, labels, grid) if stated is None else float(stated),
             probabilities_of(self.inferer, image, chosen.network, self.labels) if probabilities else {},
+            sums,
         )
 
     def _kept(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -462,6 +466,12 @@ def _confidence(result: MetaTensor) -> list[float] | None:
     """Return what an inferer says of its own result, from metadata as they are or collated to a batch of one."""
     stated = result.meta.get("confidence")
     return None if stated is None else torch.as_tensor(stated).flatten().tolist()
+
+
+def _sums(result: MetaTensor) -> Sums | None:
+    """Return what else an inferer says of each label, from metadata as they are or collated to a batch of one."""
+    stated = result.meta.get(SUMS)
+    return None if stated is None else torch.as_tensor(stated).reshape(-1, len(Sum)).numpy()
 
 
 def _of_length(confidence: Sequence[float], length: int) -> list[float]:

@@ -43,6 +43,23 @@ class Mirrored:
         return Mirrored(self.image.narrow(dim, start, length), self.axes).whole()
 
 
+class ViewOverlap:
+    """How much of the probability of each class all views share: sums of the least and of the largest of any view."""
+
+    def __init__(self) -> None:
+        self._added: list[torch.Tensor] = []
+
+    def add(self, least: torch.Tensor, most: torch.Tensor) -> None:
+        """Add some voxels: the least and the largest probability of any view, (B, classes, i, j, k) each."""
+        both = [extreme.sum(dim=(0, 2, 3, 4), dtype=torch.float64) for extreme in (least, most)]
+        self._added.append(torch.stack(both, dim=1))
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """Return the least and the largest, (classes, 2) float64, of all that was added."""
+        return torch.stack(self._added).sum(dim=0).cpu()
+
+
 @dataclass(frozen=True, eq=False)
 class MirroredViews:
     """A predictor made of networks and mirrorings.
@@ -54,6 +71,7 @@ class MirroredViews:
         compute_dtype: "bfloat16" for autocast, or None.
         channels_last: hand on windows in channels-last layout.
         regions: labels of overlapping regions, or None for classes that exclude each other.
+        overlap: told what several views say of classes, if somebody wants to know how far they agree.
 
     Raises:
         UsageError: no network.
@@ -65,6 +83,7 @@ class MirroredViews:
     compute_dtype: str | None = None
     channels_last: bool = True
     regions: tuple[int, ...] | None = None
+    overlap: ViewOverlap | None = None
     kind: ScoreKind = field(init=False)
     """What comes out: logits of the only view, or average probabilities of several."""
 
@@ -80,12 +99,7 @@ class MirroredViews:
             scores = self._run(self.networks[0], windows)
             self.kind.check_channels(scores.shape[1])
             return scores
-        views = self._views(windows)
-        total, count = next(views), 1
-        for probabilities in views:
-            total += probabilities
-            count += 1
-        return total.div_(count)
+        return self._averaged(self._views(windows))
 
     def stream(self, image: torch.Tensor, networks: Sequence[StreamingNetwork]) -> Iterator[ScoreSlab]:
         """Yield scores of a whole image slab by slab, each voxel computed once by each view.
@@ -105,12 +119,22 @@ class MirroredViews:
                 self.kind.check_channels(len(slabs[0][1]))
                 yield slabs[0]
                 continue
-            total: torch.Tensor | None = None
-            for (axes, _), (_, scores) in zip(views, slabs, strict=True):
-                probabilities = self._probabilities(scores[None], axes)
-                total = probabilities if total is None else total.add_(probabilities)
-            if total is not None:
-                yield start, total[0].div_(len(views))
+            seen = zip(views, slabs, strict=True)
+            yield start, self._averaged(self._probabilities(scores[None], axes) for (axes, _), (_, scores) in seen)[0]
+
+    def _averaged(self, views: Iterator[torch.Tensor]) -> torch.Tensor:
+        """Return the mean of what several views say, each (B, classes, i, j, k) and not used any more."""
+        total, count = next(views), 1
+        extremes = None if self.overlap is None else (total.clone(), total.clone())
+        for probabilities in views:
+            if extremes is not None:
+                torch.minimum(extremes[0], probabilities, out=extremes[0])
+                torch.maximum(extremes[1], probabilities, out=extremes[1])
+            total += probabilities
+            count += 1
+        if self.overlap is not None and extremes is not None:
+            self.overlap.add(*extremes)
+        return total.div_(count)
 
     def _views(self, windows: torch.Tensor) -> Iterator[torch.Tensor]:
         for network, axes in product(self.networks, self._mirrorings()):

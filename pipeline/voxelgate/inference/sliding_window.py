@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, cast
 
@@ -15,8 +15,9 @@ from torch import nn
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Box, Grid, Shape, triple
 from voxelgate.inference.memory import Windows, available_bytes, measure_memory, with_less_memory
-from voxelgate.inference.mirroring import MirroredViews
+from voxelgate.inference.mirroring import MirroredViews, ViewOverlap
 from voxelgate.inference.restoring.class_scores import ScoreKind
+from voxelgate.inference.restoring.label_sums import Sum, Sums
 from voxelgate.inference.restoring.restorer import Restored, Restorer, nothing, restore
 from voxelgate.inference.source_grid import Facts, grids_of, on_source
 from voxelgate.inference.streaming.stream import (
@@ -48,6 +49,10 @@ whose air is not the zeros that pad the inner layers; three with a margin of 4, 
 
 UNSTREAMED = "unstreamed"
 """In the metadata of a result: windows were taken where there was too little memory to stream."""
+
+
+SUMS = "sums"
+"""In the metadata of a result: what else scores and image say of each label, (labels, `Sum`) float64."""
 
 
 class WindowSize(StrEnum):
@@ -210,7 +215,11 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         grids = grids_of(inputs)
         restored, is_unstreamed = self._run(inputs, grids, network, args, kwargs)
         channels = restored.probabilities if self.probabilities_of else restored.labels[None]
-        facts: Facts = {"confidence": torch.from_numpy(restored.confidence), UNSTREAMED: is_unstreamed}
+        facts: Facts = {
+            "confidence": torch.from_numpy(restored.confidence),
+            SUMS: torch.from_numpy(restored.sums),
+            UNSTREAMED: is_unstreamed,
+        }
         return on_source(torch.from_numpy(channels), inputs, grids[0], facts)
 
     def _run(
@@ -240,8 +249,11 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         is_streamed = self.all_stream(networks) and not (args or kwargs)
         with torch.no_grad():
             if is_streamed and (prepared := self._prepared(networks, place.grid.shape)) is not None:
-                slabs = views.stream(part, prepared)
-                return restore(slabs, self._restorer(place, prepared[0].axis, views.kind)), False
+                watched = _watched(views)
+                slabs = watched.stream(part, prepared)
+                return _with_overlap(
+                    restore(slabs, self._restorer(place, prepared[0].axis, part, views)), watched
+                ), False
             return self._windowed(part, views, place), is_streamed
 
     def _windowed(self, image: torch.Tensor, views: MirroredViews, place: _Place) -> Restored:
@@ -303,13 +315,15 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         if limit is None:
             plan = windows.smallest(size)
         else:
-            model = measure_memory(views, image, windows.clipped(size), self.window_multiple)
+            model = measure_memory(_watched(views), image, windows.clipped(size), self.window_multiple)
             plan = windows.within(size, model, limit)
-        slabs = sweep(image, views, plan, skip_below=self.skip_below, kind=views.kind)
-        return restore(slabs, self._restorer(place, plan.axis, views.kind))
+        watched = _watched(views)
+        slabs = sweep(image, watched, plan, skip_below=self.skip_below, kind=views.kind)
+        return _with_overlap(restore(slabs, self._restorer(place, plan.axis, image, views)), watched)
 
-    def _restorer(self, place: _Place, axis: int, kind: ScoreKind) -> Restorer:
-        return Restorer(place.grid, place.source, axis, kind=kind, probabilities_of=self.probabilities_of)
+    def _restorer(self, place: _Place, axis: int, image: torch.Tensor, views: MirroredViews) -> Restorer:
+        asked = self.probabilities_of
+        return Restorer(place.grid, place.source, axis, kind=views.kind, probabilities_of=asked, image=image[0])
 
     def streams(self, network: object) -> bool:
         """Return whether volumes pass through this network slice by slice, as far as memory allows."""
@@ -352,6 +366,20 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         if self.max_memory is not None and reserved_bytes(buffer_bytes) > self.max_memory:
             return None
         return [StreamingNetwork(module, axis=axis, dtype=self._streamed_dtype) for module in modules]
+
+
+def _watched(views: MirroredViews) -> MirroredViews:
+    """Return the same views, of which is told how far they agree, if there are several that could."""
+    is_told = views.kind.are_probabilities and views.regions is None
+    return replace(views, overlap=ViewOverlap()) if is_told else views
+
+
+def _with_overlap(restored: Restored, watched: MirroredViews) -> Restored:
+    if watched.overlap is None:
+        return restored
+    sums: Sums = restored.sums.copy()
+    sums[:, [Sum.LEAST, Sum.MOST]] = watched.overlap.sums.numpy()
+    return replace(restored, sums=sums)
 
 
 def networks_of(network: Networks) -> Sequence[Network] | nn.ModuleList:

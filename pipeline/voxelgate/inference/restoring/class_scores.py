@@ -151,27 +151,6 @@ class ScoreKind:
         found[...] = np.where(scores > 0, above, 1 - above)
         return found
 
-    def certainty(self, scores: Scores, codes: Codes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Return, for each label, the sum of its probability over the voxels that have it, and how many have it.
-
-        Args:
-            scores: (classes, N); they become probabilities.
-            codes: (N,).
-
-        Returns:
-            Two arrays (labels,), from the background to the highest label.
-        """
-        probabilities, size = self.probabilities(scores, out=scores), 1 + self.highest_label(len(scores))
-        if self.regions is None:
-            chosen = probabilities[codes, np.arange(len(codes))]
-            return np.bincount(codes, chosen, size).astype(np.float64), np.bincount(codes, minlength=size)
-        sums, counts = np.zeros(size), np.zeros(size, np.int64)
-        for bit, (label, region) in enumerate(zip(self.regions, probabilities, strict=True)):
-            has_it = (codes & (1 << bit)) != 0
-            sums[label] += region[has_it].sum(dtype=np.float64)
-            counts[label] += np.count_nonzero(has_it)
-        return sums, counts
-
     def codes_of(self, probabilities: Scores) -> Codes:
         """Decide from interpolated probabilities (classes, N)."""
         if self.regions is None:

@@ -13,6 +13,7 @@ import torch
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.restoring.class_scores import CERTAIN_BY, Codes, ScoreKind, Scores, check_classes
+from voxelgate.inference.restoring.label_sums import Sum, Sums, label_sums, open_voxels
 from voxelgate.inference.restoring.placement import GROUP_VOXELS, PlaneBox, Voxels, place
 
 BLOCK_SCORES = 2**25
@@ -31,11 +32,13 @@ class Restored:
         probabilities: (asked, I, J, K) float32; 0 outside the network grid.
         confidence: (labels,) float32, the mean probability of each label over the voxels of the network grid that have
             it; NaN for the background and for labels that no voxel has.
+        sums: (labels, `Sum`), what else the scores and the image say of each label.
     """
 
     labels: npt.NDArray[Any]
     probabilities: npt.NDArray[np.float32]
     confidence: npt.NDArray[np.float32]
+    sums: Sums
 
 
 class Restorer:
@@ -52,6 +55,7 @@ class Restorer:
         axis: axis of the network grid along which slabs come.
         kind: what the scores are.
         probabilities_of: channels whose probability is wanted too; each costs a float32 array of the source grid.
+        image: (C, i, j, k) on the network grid, of which `Sum` tells; None if nobody asks.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Restorer:
         *,
         kind: ScoreKind | None = None,
         probabilities_of: tuple[int, ...] = (),
+        image: torch.Tensor | None = None,
     ) -> None:
         self.kind = kind or ScoreKind()
         self.probabilities_of = probabilities_of
@@ -70,7 +75,8 @@ class Restorer:
         self._placement = place(network, source, axis)
         self._labels: npt.NDArray[Any] | None = None
         self._probabilities = self._placement.zeros(len(probabilities_of), np.float32)
-        self._certainty: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] = (np.zeros(0), np.zeros(0, np.int64))
+        self._sums: Sums = np.zeros((0, len(Sum)))
+        self._image = None if image is None else image.movedim(1 + axis, 1)
         self._known = 0
         self._kept: tuple[Scores, Codes] | None = None
         self._copy: Scores | None = None
@@ -98,7 +104,7 @@ class Restorer:
         self._expect(len(values))
         codes = self.kind.codes(values)
         self._known += len(codes)
-        self._count(values, codes)
+        self._count(values, codes, start)
         if self._kept is not None:
             kept, kept_codes = self._kept
             self._restore_block((kept, values[:, :1]), np.concatenate((kept_codes, codes[:1])), start - 1)
@@ -113,10 +119,10 @@ class Restorer:
         """
         if self._labels is None or self._left():
             raise UsageError(f"slices {self._known} to {self.slices - 1} were not pushed; the result is not whole.")
-        sums, counts = self._certainty
-        confidence = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+        voxels, own = self._sums[:, Sum.VOXELS], self._sums[:, Sum.OWN]
+        confidence = np.where(voxels > 0, own / np.maximum(voxels, 1), np.nan).astype(np.float32)
         confidence[0] = np.nan
-        return Restored(self._labels, self._probabilities, confidence)
+        return Restored(self._labels, self._probabilities, confidence, self._sums)
 
     def _left(self) -> int:
         return self.slices - self._known
@@ -126,8 +132,7 @@ class Restorer:
             self.kind.check_channels(channels)
             check_classes(self.probabilities_of, channels)
             self._labels = self._placement.zeros(1, self.kind.label_type(channels))[0]
-            labels = 1 + self.kind.highest_label(channels)
-            self._certainty = np.zeros(labels), np.zeros(labels, np.int64)
+            self._sums = np.zeros((1 + self.kind.highest_label(channels), len(Sum)))
 
     def _keep(self, scores: Scores, codes: Codes) -> None:
         """Keep the last slice of a slab; a copy, unless it is the whole slab, so that the others can go."""
@@ -138,15 +143,17 @@ class Restorer:
             last = self._copy
         self._kept = last, codes[-1:]
 
-    def _count(self, scores: Scores, codes: Codes) -> None:
-        """Add up how certain the structures are; the background has most voxels and tells nothing."""
-        flat = np.flatnonzero(codes)
+    def _count(self, scores: Scores, codes: Codes, start: int) -> None:
+        """Add up what is told of the structures; where the background is certain there is nothing to tell."""
+        flat = open_voxels(self.kind, scores, codes)
+        values = np.zeros(codes.size, np.float32)
+        if self._image is not None:
+            values = self._image[:, start : start + len(codes)].mean(dim=0).float().cpu().numpy().reshape(-1)
         step = max(1, BLOCK_SCORES // (4 * len(scores)))
         for first in range(0, len(flat), step):
             part = flat[first : first + step]
             columns = _gathered((scores,), part, self._scratch)
-            sums, counts = self.kind.certainty(columns, codes.reshape(-1)[part])
-            self._certainty = self._certainty[0] + sums, self._certainty[1] + counts
+            self._sums += label_sums(self.kind, columns, codes.reshape(-1)[part], values[part])
 
     def _restore(self, scores: Scores, codes: Codes, start: int) -> None:
         """Restore the voxels between the slices of a slab, block by block."""
@@ -181,7 +188,8 @@ def restore(slabs: Iterable[ScoreSlab], restorer: Restorer) -> Restored:
 def nothing(source: Grid, channels: int) -> Restored:
     """Return the result for an image in which nothing can be: background, and no probability."""
     probabilities = np.zeros((channels, *source.shape), np.float32)
-    return Restored(np.zeros(source.shape, np.uint8), probabilities, np.full(1, np.nan, np.float32))
+    nobody = np.full(1, np.nan, np.float32)
+    return Restored(np.zeros(source.shape, np.uint8), probabilities, nobody, np.zeros((1, len(Sum))))
 
 
 class _Block:
