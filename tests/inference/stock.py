@@ -18,6 +18,12 @@ from voxelgate.transforms.io import as_image
 
 def stock_labels(path: Path, before: Sequence[Any], inferer: Any, network: nn.Module, after: Sequence[Any]) -> Any:
     """Return the labels (I, J, K) float32 that a bundle of these steps would save."""
+    (labels,) = stock_result(path, before, inferer, network, after)
+    return labels
+
+
+def stock_result(path: Path, before: Sequence[Any], inferer: Any, network: nn.Module, after: Sequence[Any]) -> Any:
+    """Return what a bundle of these steps leaves, (C, I, J, K) float32."""
     preprocessing = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), *before])
     found: list[MetaTensor] = []
     steps = Compose([*after, lambda data: found.append(data["pred"]) or data])
@@ -29,8 +35,7 @@ def stock_labels(path: Path, before: Sequence[Any], inferer: Any, network: nn.Mo
         postprocessing=steps,
     )
     evaluator.run()
-    assert found[0].shape[0] == 1
-    return found[0].numpy()[0]
+    return found[0].numpy()
 
 
 def prepared(path: Path, before: Sequence[Any]) -> MetaTensor:

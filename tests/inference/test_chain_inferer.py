@@ -1,5 +1,6 @@
 """A foreign bundle's labels slab by slab: those of MONAI's own evaluator, voxel for voxel."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
-from monai.networks.nets import UNet
 from monai.transforms import (
     Activationsd,
     AsDiscreted,
@@ -29,10 +29,11 @@ from monai.transforms import (
     Spacingd,
     SpatialPadd,
 )
+from scipy.sparse import csr_array
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from tests.inference.stock import prepared, stock_labels
+from tests.inference.stock import prepared, stock_labels, stock_result
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.inference.chain import scores_back
 from voxelgate.inference.chain.chain_inferer import ChainInferer
@@ -41,8 +42,11 @@ from voxelgate.inference.mirroring import mirror_image
 from voxelgate.transforms import affine_slabs
 from voxelgate.transforms.flat_spacing import FlatSpacingd
 
-TIES = 4
-"""Voxels of an image that may differ: convolutions round otherwise for other batches, and even from run to run."""
+STEP = 2.0**-6
+"""What weights and features of `ExactNetwork` are multiples of."""
+
+TIE = 2.0**-20
+"""Scores up to 1 that MONAI interpolates in float32 are as near as this if its rounding may decide."""
 
 BRATS = ((2, 4), (0, 1), (1, 2))
 KEEP = {"applied_labels": [1, 2]}
@@ -128,13 +132,34 @@ def draw_affine(rng: np.random.Generator, kind: str) -> np.ndarray:
     return affine
 
 
-def centred_unet(image: torch.Tensor, inferer: Any, classes: int, *, dimensions: int = 3) -> nn.Module:
-    """Return a small random network whose scores on an image are 0 on average, so that no class wins everywhere."""
-    sizes = {"channels": (4, 8), "strides": (2,), "num_res_units": 0, "norm": "batch"}
-    network = UNet(spatial_dims=dimensions, in_channels=1, out_channels=classes, **sizes).eval()
-    *_, last = (layer for layer in network.modules() if getattr(layer, "bias", None) is not None)
+class ExactNetwork(nn.Module):
+    """Gives scores without any rounding, so that no kernel, batch or number of threads changes a bit of them.
+
+    Whatever is added up is a multiple of `STEP` squared, and below 2**24 of it.
+    """
+
+    def __init__(self, classes: int, dimensions: int) -> None:
+        super().__init__()
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+        self.first, self.last = convolution(1, 4, 3, padding=1), convolution(4, classes, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(in_steps(parameter))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(in_steps(self.first(in_steps(image)).relu()))
+
+
+def in_steps(values: torch.Tensor) -> torch.Tensor:
+    return (values / STEP).round() * STEP
+
+
+def centred_network(image: torch.Tensor, inferer: Any, classes: int, *, dimensions: int = 3) -> nn.Module:
+    """Return a random network whose scores on an image are about 0 on average, so that no class wins everywhere."""
+    network = ExactNetwork(classes, dimensions).eval()
     with torch.no_grad():
-        last.bias -= inferer(image, network).as_tensor().mean(dim=(0, 2, 3, 4))
+        mean = inferer(image, network).as_tensor().mean(dim=(0, 2, 3, 4))
+        network.last.bias -= in_steps(mean)
     return network
 
 
@@ -159,25 +184,52 @@ def draw_inferers(rng: np.random.Generator, way: str) -> tuple[Any, dict[str, An
     return SlidingWindowInferer(roi, **words), {"roi_size": roi, **words}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A random image, what a bundle does with it, and our labels."""
+
+    path: Path
+    before: list[Any]
+    stock: Any
+    network: nn.Module
+    after: list[Any]
+    labels: np.ndarray
+
+    @classmethod
+    def draw(cls, path: Path, seed: int, kind: str, preparation: str, chain: str, way: str) -> "Case":
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        shape = rng.integers(9, 30, 3)
+        shape[rng.integers(3)] *= rng.random() < 0.8  # else a single slice
+        voxels = rng.normal(size=tuple(shape.clip(min=1))).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, draw_affine(rng, kind)), path)
+        before = preparations(tuple(rng.uniform(0.6, 2.5, 3)), [Spacingd, FlatSpacingd][seed % 2])[preparation]
+        before = [*before, DivisiblePadd("image", 2)] if way == "whole" and preparation != "averaged" else before
+        stock, words = draw_inferers(rng, way)
+        make_after, steps = CHAINS[chain]
+        image = prepared(path, before)
+        network = centred_network(image, stock, 4, dimensions=2 if way == "slices" else 3)
+        labels = ChainInferer(steps=steps, **words)(image, network)
+        after = make_after(Compose([LoadImaged("image"), *before]))
+        return cls(path, before, stock, network, after, labels.numpy()[0, 0])
+
+    def differs(self) -> np.ndarray:
+        """Return where MONAI gives another label."""
+        return self.labels != stock_labels(self.path, self.before, self.stock, self.network, self.after)
+
+    def ties(self) -> np.ndarray:
+        """Return where MONAI's scores are so near each other, or the threshold, that rounding may decide."""
+        (decision,) = (place for place, step in enumerate(self.after) if isinstance(step, AsDiscreted))
+        scores = stock_result(self.path, self.before, self.stock, self.network, self.after[:decision])
+        if self.after[decision].converter.threshold is not None:
+            return (np.abs(scores - 0.5) < TIE).any(axis=0)
+        *_, second, first = np.sort(scores, axis=0)
+        return first - second < TIE
+
+
 def differing(path: Path, seed: int, kind: str, preparation: str, chain: str, way: str) -> int:
     """Return how many voxels of a random image get another label than MONAI gives."""
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    shape = rng.integers(9, 30, 3)
-    shape[rng.integers(3)] *= rng.random() < 0.8  # else a single slice
-    voxels = rng.normal(size=tuple(shape.clip(min=1))).astype(np.float32)
-    nib.save(nib.Nifti1Image(voxels, draw_affine(rng, kind)), path)
-    before = preparations(tuple(rng.uniform(0.6, 2.5, 3)), [Spacingd, FlatSpacingd][seed % 2])[preparation]
-    before = [*before, DivisiblePadd("image", 2)] if way == "whole" and preparation != "averaged" else before
-    stock, words = draw_inferers(rng, way)
-    make_after, steps = CHAINS[chain]
-    image = prepared(path, before)
-    network = centred_unet(image, stock, 4, dimensions=2 if way == "slices" else 3)
-
-    labels = ChainInferer(steps=steps, **words)(image, network)
-
-    after = make_after(Compose([LoadImaged("image"), *before]))
-    return int((labels.numpy()[0, 0] != stock_labels(path, before, stock, network, after)).sum())
+    return int(Case.draw(path, seed, kind, preparation, chain, way).differs().sum())
 
 
 KINDS = st.sampled_from(["isotropic", "anisotropic", "oblique"])
@@ -190,18 +242,29 @@ ANY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_f
     st.integers(0, 2**20), KINDS, PREPARATIONS, st.sampled_from(sorted(CHAINS)), st.sampled_from(["windows", "whole"])
 )
 @settings(max_examples=15, **ANY)
-def test_no_voxel_but_ties_differs_from_the_evaluators(
+def test_no_voxel_differs_from_the_evaluators(
     tmp_path: Path, seed: int, kind: str, preparation: str, chain: str, way: str
 ) -> None:
-    assert differing(tmp_path / "scan.nii.gz", seed, kind, preparation, chain, way) <= TIES
+    assert differing(tmp_path / "scan.nii.gz", seed, kind, preparation, chain, way) == 0
 
 
 @given(st.integers(0, 2**20), KINDS, PREPARATIONS, st.sampled_from(sorted(CHAINS)))
 @settings(max_examples=5, **ANY)
-def test_no_voxel_but_ties_differs_slice_by_slice(
-    tmp_path: Path, seed: int, kind: str, preparation: str, chain: str
-) -> None:
-    assert differing(tmp_path / "scan.nii.gz", seed, kind, preparation, chain, "slices") <= TIES
+def test_no_voxel_differs_slice_by_slice(tmp_path: Path, seed: int, kind: str, preparation: str, chain: str) -> None:
+    assert differing(tmp_path / "scan.nii.gz", seed, kind, preparation, chain, "slices") == 0
+
+
+def test_source_voxels_beyond_the_last_slice_need_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a slice that was still to come was read with a weight of 0; what lay in memory there was at times NaN."""
+
+    def checked(*parts: Any, shape: tuple[int, int]) -> csr_array:
+        weights = csr_array(*parts, shape=shape)
+        weights.check_format(full_check=True)
+        return weights
+
+    monkeypatch.setattr(scores_back, "csr_array", checked)
+
+    assert differing(tmp_path / "scan.nii.gz", 1, "oblique", "resampled", "spleen", "slices") == 0
 
 
 def test_scores_that_are_activated_late_are_on_outside_of_a_crop_as_monai_has_it(tmp_path: Path) -> None:
@@ -226,12 +289,15 @@ def test_a_crop_that_begins_on_the_first_voxel_but_one_is_interpolated_at_its_ri
     assert np.array_equal(labels.numpy()[0, 0], expected)
 
 
-def test_what_monai_resizes_in_float32_differs_by_ties_alone(tmp_path: Path) -> None:
-    ways = enumerate(["spleen", "whole body", "tumours", "late softmax"])
+@pytest.mark.parametrize("chain", ["spleen", "tumours", "late softmax"])
+def test_what_monai_resizes_in_float32_differs_by_ties_alone(tmp_path: Path, chain: str) -> None:
+    case = Case.draw(tmp_path / "scan.nii.gz", 0, "oblique", "resized", chain, "windows")
 
-    assert (
-        sum(differing(tmp_path / "scan.nii.gz", seed, "oblique", "resized", way, "windows") for seed, way in ways) <= 2
-    )
+    assert not (case.differs() & ~case.ties()).any()
+
+
+def test_labels_that_are_resized_are_those_of_monai(tmp_path: Path) -> None:
+    assert differing(tmp_path / "scan.nii.gz", 1, "oblique", "resized", "whole body", "windows") == 0
 
 
 @pytest.mark.slow

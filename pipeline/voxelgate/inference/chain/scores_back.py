@@ -85,11 +85,13 @@ class _Turn:
         for axis, place in enumerate(positions):
             swept = self.axes.index(axis)
             inside = place.clamp(0, self.sampled_size[axis] - 1)
-            low = inside.floor()
+            low, high = (
+                inside.floor(),
+                inside.ceil(),
+            )  # the same for a position on a voxel, whose neighbours may be gone
             shares.append((low + 1 - inside, inside - low))
-            first, second = low.long(), (low.long() + 1).clamp(max=self.sampled_size[axis] - 1)
             sign, offset, (least, most) = self.signs[swept], self.offsets[swept], self.ends[swept]
-            at_both = [(sign * end + offset).clamp(least - 1, most + 1) for end in (first, second)]
+            at_both = [(sign * end.long() + offset).clamp(least - 1, most + 1) for end in (low, high)]
             corners.append((at_both[0], at_both[1]))
         return _Cells(tuple(corners[axis] for axis in self.axes), tuple(shares[axis] for axis in self.axes), self.axes)
 
@@ -330,7 +332,13 @@ class _Planes:
             self.first = until
 
     def between(self, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (classes, n, H, W) and codes (n, H, W) of the slices from `low` to `high`."""
+        """Return scores (classes, n, H, W) and codes (n, H, W) of the slices from `low` to `high`.
+
+        Raises:
+            UsageError: some of them are gone, or are still to come.
+        """
+        if low < self.first or high >= min(self.known, self.count):
+            raise UsageError(f"slices {low} to {high} are needed, but they are not all at hand, from {self.first} on.")
         at, scores, codes = self.first, [], []
         for values, decided in self._parts:
             span = slice(max(0, low - at), max(0, high + 1 - at))
