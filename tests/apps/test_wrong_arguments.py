@@ -16,6 +16,7 @@ WRONG = (
     ("segment", "hippocampus_mri_segmentation", "scan.nii.gz", "--out", "o", "--outputs", "sr"),
     ("segment", "hippocampus_mri_segmentation", "scan.nii.gz", "--out", "o", "--allow", "everything"),
     ("segment", "hippocampus_mri_segmentation", "scan.nii.gz", "--out", "o", "--engine", "fast"),
+    ("segment", "hippocampus_mri_segmentation", "scan.nii.gz", "--out", "o", "--roi-subset", 'a,"b, c'),
     ("segment", "hippocampus_mri_segmentation", "scan.nii.gz", "--out", "o", "--data-root", "."),
     ("segment", "hippocampus_mri_segmentation", "scan.nii.gz", "--out", "o", "--idle-exit", "3"),
     ("segment", "hippocampus_mri_segmentation", "missing", "--out", "o", "--watch"),

@@ -95,6 +95,14 @@ def test_half_named_values_are_refused(tmp_path: Path, run: Run, labels: str, me
     assert message in result.stderr
 
 
+def test_a_name_with_a_comma_stands_in_quotation_marks(tmp_path: Path, run: Run) -> None:
+    write_cases(tmp_path / "data", cases=1)
+
+    assert run("manifest", tmp_path / "data", "--modality", "MRI", "--labels", '1="kidney, left"').returncode == 0
+
+    assert load_manifest(tmp_path / "data" / "manifest.json").labels.names == ("background", "kidney, left")
+
+
 @pytest.mark.parametrize("value", [255, 65535])
 def test_a_value_far_behind_the_others_is_asked_for(tmp_path: Path, value: int) -> None:
     def edit(_: int, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -217,6 +217,19 @@ def test_the_command_takes_the_options(root: Path, scan: Path, tmp_path: Path) -
     assert record["versions"]["licence"] == "CC BY-NC 4.0"
 
 
+def test_a_structure_with_a_comma_in_its_name_is_named_in_quotation_marks(scan: Path, tmp_path: Path) -> None:
+    named = ("background", "liver", "Kidney, left", "kidney left", "a, b and c")
+    root = write_parts_bundle(tmp_path, labels=LabelTable(named))
+    words = ["segment", str(root), str(scan), "--out", str(tmp_path / "out"), "--json", "--engine", "serial"]
+
+    ended = CliRunner().invoke(app, [*words, "--roi-subset", 'liver, "Kidney, left"'])
+    other = CliRunner().invoke(app, [*words, "--roi-subset", "Kidney, left"])
+
+    assert ended.exit_code == 0, ended.output
+    assert set(json.loads(ended.stdout.splitlines()[-1])["volumes_ml"]) == {"liver", "Kidney, left"}
+    assert 'it has liver, "Kidney, left", kidney left, "a, b and c"' in str(other.exception)
+
+
 # --- judged and reported
 
 

@@ -47,10 +47,12 @@ def structures_named(asked: PassOptions, labels: LabelTable) -> tuple[int, ...]:
         UsageError: the bundle has no structure of a name.
     """
     known = {normalised(name): value for value, name in labels.foreground.items()}
-    if unknown := [name for name in asked.roi_subset if normalised(name) not in known]:
-        there = ", ".join(labels.foreground.values())
+    known |= {name: value for value, name in labels.foreground.items()}
+    values = {name: known.get(name, known.get(normalised(name))) for name in asked.roi_subset}
+    if unknown := [name for name, value in values.items() if value is None]:
+        there = ", ".join(f'"{name}"' if "," in name else name for name in labels.foreground.values())
         raise UsageError(f"--roi-subset {', '.join(unknown)}: the bundle has no such structure; it has {there}.")
-    return tuple(sorted(known[normalised(name)] for name in asked.roi_subset))
+    return tuple(sorted(value for value in values.values() if value is not None))
 
 
 def labels_looked_for(asked: PassOptions, labels: LabelTable) -> LabelTable:

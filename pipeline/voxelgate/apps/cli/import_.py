@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from voxelgate.apps.cli.options import Overwrite
+from voxelgate.apps.cli.options import Overwrite, listed_names
 from voxelgate.apps.cli.terminal import console
 from voxelgate.bundle.imports.imported import ImportOptions
 from voxelgate.bundle.imports.label_codes import read_label_codes
@@ -130,7 +130,7 @@ def _label_values(text: str) -> dict[int, str]:
         UsageError: a part of it is not VALUE=NAME.
     """
     found = {}
-    for part in _parts_of(text):
+    for part in filter(None, listed_names(text, "--labels")):
         value, _, name = (side.strip() for side in part.partition("="))
         if not value.isdecimal() or int(value) < 1 or not name or int(value) in found:
             raise UsageError(f"--labels {part}: expected a different whole number above 0 and its name, as 1=NCR,2=ED.")

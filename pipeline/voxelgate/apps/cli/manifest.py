@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from voxelgate.apps.cli.options import Overwrite
+from voxelgate.apps.cli.options import Overwrite, listed_names
 from voxelgate.apps.cli.terminal import console, progress_bar
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import make_folder, refuse_existing
@@ -72,9 +72,9 @@ def names_by_value(text: str) -> dict[str, str]:
     """Return the name of each value that `--labels` gives; 0 is the background unless it says otherwise.
 
     Raises:
-        UsageError: some names have a value and others none, or a value is given twice.
+        UsageError: some names have a value and others none, a value is given twice, or a quotation mark once.
     """
-    names = [name.strip() for name in text.split(",")]
+    names = listed_names(text, "--labels")
     pairs = [re.fullmatch(r"(\d+)\s*=\s*(.*)", name) for name in names]
     if not any(pairs):
         return {str(value): name for value, name in enumerate(("background", *names))}

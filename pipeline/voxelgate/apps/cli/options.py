@@ -1,5 +1,6 @@
 """Arguments that several commands take, and what checks them."""
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,9 @@ from voxelgate.core.errors import UsageError
 from voxelgate.segmentation.cases import find_cases
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
+
+_SEPARATOR = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""A comma that an even number of quotation marks follows."""
 
 MOST_LOOKED_AT = 20
 """Files whose headers are read twice, so that a wrong one is told at once."""
@@ -44,6 +48,20 @@ def choices(kind: type[_Choice], text: str, option: str) -> tuple[_Choice, ...]:
     if unknown := names - {member.value for member in kind}:
         raise UsageError(f"{option} {', '.join(sorted(unknown))}: expected some of {', '.join(kind)}")
     return tuple(member for member in kind if member.value in names)
+
+
+def listed_names(text: str, option: str) -> tuple[str, ...]:
+    """Return the names that a text lists, separated by commas; a comma between double quotes separates none.
+
+    Raises:
+        UsageError: a quotation mark has no second.
+
+    >>> listed_names('liver,"kidney, left"', "--roi-subset")
+    ('liver', 'kidney, left')
+    """
+    if text.count('"') % 2:
+        raise UsageError(f'{option}: a quotation mark has no second; quote a name with a comma as in "kidney, left".')
+    return tuple(part.replace('"', "").strip() for part in _SEPARATOR.split(text))
 
 
 def refuse_unfit(bundle: Path, inputs: Sequence[Path], data_root: Path | None = None) -> None:

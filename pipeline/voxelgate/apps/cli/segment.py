@@ -18,6 +18,7 @@ from voxelgate.apps.cli.options import (
     BundleArgument,
     DataRoot,
     choices,
+    listed_names,
     refuse_given,
     refuse_unfit,
 )
@@ -98,7 +99,10 @@ def run(
     ] = False,
     roi_subset: Annotated[
         str,
-        typer.Option(help="Structures to look for, separated by commas, such as liver,spleen.", show_default="all"),
+        typer.Option(
+            help='Structures to look for, such as liver,spleen; "kidney, left" where a name has a comma.',
+            show_default="all",
+        ),
     ] = "",
     is_ensemble: Annotated[bool, typer.Option("--ensemble", help="Average the networks of all folds.")] = False,
     engine: Annotated[
@@ -158,6 +162,7 @@ def run(
     if not is_watching:
         refuse_given(context, ["settle", "idle_exit"], "goes with --watch")
     kinds = choices(Output, f"{outputs},{Output.PREVIEW}" if previews else outputs, "--outputs")
+    wanted = listed_names(roi_subset, "--roi-subset") if roi_subset.strip() else ()
     asked: RunKeywords = {
         "outputs": kinds,
         "workers": engine,
@@ -179,9 +184,9 @@ def run(
         "fast": fast,
         "step_size": step_size,
         "mirroring": not no_mirroring,
-        "roi_subset": names_in(roi_subset),
+        "roi_subset": wanted,
     }
-    passing = PassOptions(fast, step_size, not no_mirroring, names_in(roi_subset))
+    passing = PassOptions(fast, step_size, not no_mirroring, wanted)
     if is_private:
         _let_nobody_else_read(engine)
     Options(kinds, workers=engine, runtime=runtime, passing=passing)
@@ -204,11 +209,6 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if not ended.are_well:
         raise typer.Exit(1)
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """Return the names of a list, without the blanks around them."""
-    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
 
 
 def _let_nobody_else_read(engine: str) -> None:
