@@ -371,7 +371,11 @@ def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
 
 
 def test_results_of_images_that_nnunet_names_by_their_channel_meet_the_labels_of_their_cases(tmp_path: Path) -> None:
-    for name in ("results/a_0000.nii", "labels/a.nii", "results/b_0000.nii", "labels/b_0000.nii"):
+    for name in (
+        *("results/a_0000.nii", "labels/a.nii", "results/b_0000.nii", "labels/b_0000.nii"),
+        *("results/c.nii", "labels/c_0000.nii", "results/d.nii", "labels/d.nii", "results/d_0000.nii"),
+        "labels/d_0000.nii",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -380,6 +384,9 @@ def test_results_of_images_that_nnunet_names_by_their_channel_meet_the_labels_of
     assert [(case, prediction.name, str(label)) for case, prediction, label in pairs] == [
         ("a", "a_0000.nii", str(tmp_path / "labels" / "a.nii")),
         ("b_0000", "b_0000.nii", str(tmp_path / "labels" / "b_0000.nii")),
+        ("c_0000", "c.nii", str(tmp_path / "labels" / "c_0000.nii")),
+        ("d", "d.nii", str(tmp_path / "labels" / "d.nii")),
+        ("d_0000", "d_0000.nii", str(tmp_path / "labels" / "d_0000.nii")),
     ]
 
 

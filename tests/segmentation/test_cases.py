@@ -41,6 +41,37 @@ def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["p1_0000.nii.gz", "sub/p2_0000.nii.gz"], ["p1", "sub/p2"]),
+        (["p1_0000.nii.gz", "p1.nii.gz"], ["p1", "p1_0000"]),
+        (["p1_0000.nii.gz", "p1.nrrd"], ["p1", "p1_0000"]),
+        (["p1_0000.nii.gz", "p1_0001.nii.gz"], ["p1_0000", "p1_0001"]),
+        (["t_0001.nii.gz", "t_2023.nii.gz", "x_1234.nii.gz"], ["t_0001", "t_2023", "x_1234"]),
+        (["_0000.nii.gz"], ["_0000"]),
+    ],
+)
+def test_an_only_channel_is_called_by_its_case_unless_a_file_beside_it_is_called_so_too(
+    tmp_path: Path, files: list[str], expected: list[str]
+) -> None:
+    touch(*(tmp_path / "in" / name for name in files))
+
+    found = {case.case_id: case.channels for case in find_cases([tmp_path / "in"])}
+
+    assert sorted(found) == expected
+    assert sorted(path.relative_to(tmp_path / "in").as_posix() for (path,) in found.values()) == sorted(files)
+
+
+def test_two_images_whose_cases_are_called_alike_in_two_folders_get_two_outputs(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "p1_0000.nii.gz", tmp_path / "b" / "p1.nii.gz")
+
+    found = {case.case_id for case in find_cases([tmp_path / "a", tmp_path / "b"])}
+
+    assert len(found) == 2
+    assert all(name.startswith("p1-") for name in found)
+
+
 def test_two_patients_with_one_file_name_get_two_outputs(tmp_path: Path) -> None:
     touch(*(tmp_path / patient / "CT.nii.gz" for patient in ("p1", "p2")), tmp_path / "p3" / "ct.nrrd")
     inputs = [tmp_path / "p1" / "CT.nii.gz", tmp_path / "p2" / "CT.nii.gz", tmp_path / "p3"]

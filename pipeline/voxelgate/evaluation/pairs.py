@@ -255,7 +255,7 @@ def pair_cases(
 ) -> list[LabelMapPair]:
     """Return the pairs of references that have a case id, such as those of a manifest, and label maps called so.
 
-    `CASE_0000`, the result of an image that nnU-Net names so, is the partner of `CASE` where nothing else is.
+    `CASE_0000`, as nnU-Net names images of one channel, and `CASE` are partners where nothing else is.
 
     Args:
         prediction: label map, or folder of them.
@@ -280,10 +280,15 @@ def pair_cases(
 
 
 def _by_case(predictions: Mapping[str, Path], references: Collection[str]) -> dict[str, Path]:
-    """Return label maps by their case id, without the ending of an image's only channel where a reference has none."""
-    cases = {stem: stem.removesuffix(ONLY_CHANNEL) for stem in predictions.keys() - set(references)}
+    """Return label maps by their case id, with the ending of an image's only channel where a reference has it."""
+    cases = {stem: _other_name(stem) for stem in predictions.keys() - set(references)}
     renamed = {stem: case for stem, case in cases.items() if case in references and case not in predictions}
     return {renamed.get(stem, stem): path for stem, path in predictions.items()}
+
+
+def _other_name(stem: str) -> str:
+    """Return a name without the ending of an only channel, or with it if it has none."""
+    return stem.removesuffix(ONLY_CHANNEL) if stem.endswith(ONLY_CHANNEL) else stem + ONLY_CHANNEL
 
 
 def label_maps_in(folder: Path, is_other: Callable[[Path], bool] = lambda _: False) -> dict[str, Path]:

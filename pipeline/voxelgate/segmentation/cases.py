@@ -19,12 +19,13 @@ from voxelgate.dicom.choose import SeriesRule, choose, is_called, names_one
 from voxelgate.dicom.read.dicom_files import FileRef, list_files
 from voxelgate.dicom.read.series import LookAtFiles, Series, look_at_each, scan_files
 from voxelgate.dicom.read.series_paths import series_at
+from voxelgate.evaluation.pairs import ONLY_CHANNEL
 from voxelgate.images.passed_over import count_kinds, kinds_text
 from voxelgate.images.spec import ONE_VOLUME, PICTURE_NAMES, ImageSpec, Paths, as_paths
 from voxelgate.images.volume_bytes import member_of
 from voxelgate.images.volumes import SUFFIXES, volume_stem
 
-CHANNEL_ENDING = re.compile(r"_(\d{4})$")
+CHANNEL_ENDING = re.compile(r"(?<=.)_(\d{4})$")
 """What the names of files of one image differ in: the number of the channel, as in nnU-Net."""
 
 PICTURES = f"picture ({PICTURE_NAMES})"
@@ -141,7 +142,8 @@ def find_cases(  # noqa: PLR0913  # each is one rule of what is a case
     """List what there is to segment in files, folders and manifests: images, and one DICOM series of each study.
 
     An image of several channels is the files of one folder whose names differ in `_0000`, `_0001`, ... at their end, as
-    in nnU-Net, or a case of a manifest. Where pictures are looked for, nothing else is, and the other way round.
+    in nnU-Net, or a case of a manifest; of one channel `CASE_0000` is called `CASE`, unless a file beside it is called
+    so too, or `CASE_0001`. Where pictures are looked for, nothing else is, and the other way round.
 
     A folder or zip is searched with all its sub-folders. Volume files keep them in their case id; hidden files are
     passed over, and a volume that is named twice counts once. Volumes that would share an id all get a hash of their
@@ -314,11 +316,26 @@ def image_cases(listings: Iterable[Listing], images: ImageSpec = ONE_VOLUME) -> 
     for path, relative in (pair for listing in listings for pair in listing.volumes):
         places.setdefault(path.resolve(), (path, relative))
     if images.files == 1:
-        return [Case((relative.parent / volume_stem(relative)).as_posix(), path) for path, relative in places.values()]
+        uses = Counter(_shared_name(path) for path, _ in places.values())
+        return [
+            _single_case(path, relative, is_alone=uses[_shared_name(path)] == 1) for path, relative in places.values()
+        ]
     groups: dict[tuple[Path, str], dict[Path, Path]] = defaultdict(dict)
     for path, relative in places.values():  # a link counts where it lies
-        groups[path.parent.resolve(), CHANNEL_ENDING.sub("", volume_stem(path))][path] = relative
+        groups[_shared_name(path)][path] = relative
     return [_channel_case(name, group, images) for (_, name), group in groups.items()]
+
+
+def _shared_name(path: Path) -> tuple[Path, str]:
+    """Return the folder of a file and its name, without the number of a channel."""
+    return path.parent.resolve(), CHANNEL_ENDING.sub("", volume_stem(path))
+
+
+def _single_case(path: Path, relative: Path, *, is_alone: bool) -> Case:
+    """Return the case of an image of one file, which needs no number of its only channel if no other has its name."""
+    stem = volume_stem(relative)
+    short = _shared_name(path)[1] if is_alone and stem.endswith(ONLY_CHANNEL) else stem
+    return Case((relative.parent / short).as_posix(), path)
 
 
 def _channel_case(name: str, relative_of: Mapping[Path, Path], images: ImageSpec) -> Case:

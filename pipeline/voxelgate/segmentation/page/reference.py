@@ -102,8 +102,8 @@ def references_of(
 def _called_like(image: Path, known: Container[str]) -> str | None:
     """Return the name that an image has in a folder, with as many of its own folders as that has."""
     folders = image.parent.parts
-    stem = CHANNEL_ENDING.sub("", volume_stem(image))
-    names = ("/".join((*folders[start:], stem)) for start in range(len(folders) + 1))
+    stems = dict.fromkeys((volume_stem(image), CHANNEL_ENDING.sub("", volume_stem(image))))
+    names = ("/".join((*folders[start:], stem)) for stem in stems for start in range(len(folders) + 1))
     return next((name for name in names if name in known), None)
 
 
