@@ -71,6 +71,17 @@ def test_a_cascade_has_the_networks_of_both_stages(tmp_path: Path) -> None:
     assert f"source/{SECOND}/plans.json" in found.extra_files
 
 
+def test_the_folds_of_each_stage_of_a_cascade_are_told(tmp_path: Path) -> None:
+    add(tmp_path, LOW, folds=(0, 1))
+    add(tmp_path, SECOND)
+
+    found = imported(tmp_path / "Dataset001_Blobs", configurations=("3d_cascade_fullres",))
+
+    stages = "nnUNetTrainer, 3d_cascade_fullres, 1 fold, after nnUNetTrainer, 3d_lowres, 2 folds"
+    assert found.description == f"liver, tumour in CT, by nnU-Net ({stages})."
+    assert "3d_lowres: folds 0, 1 are averaged, of 2 there." in found.findings
+
+
 def test_a_cascade_without_its_first_stage_is_refused(tmp_path: Path) -> None:
     root = add(tmp_path, SECOND)
 

@@ -83,7 +83,7 @@ def test_folds_are_networks_of_a_list_in_the_order_in_which_nnunet_finds_them(tm
     for place, fold in enumerate((0, 2)):
         head = "decoder.seg_layers.0.weight"
         assert torch.equal(found.state[f"{place}.{head}"], state(fold)[head])
-    assert found.findings == ("folds 0, 2 are averaged, of 3 there.",)
+    assert found.findings == ("3d_fullres: folds 0, 2 are averaged, of 3 there.",)
 
 
 def test_the_network_of_all_cases_is_taken_where_it_is_asked_for_or_alone(tmp_path: Path) -> None:

@@ -42,7 +42,12 @@ def test_a_monai_bundle_is_known_by_its_metadata_also_within_one_folder(tmp_path
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("plans.pkl", "nnU-Net v1"), ("data.pkl", "weights alone"), ("scan.nii.gz", "no model that can be imported")],
+    [
+        ("plans.pkl", "nnU-Net v1"),
+        ("checkpoint_final.pth", "one fold of nnU-Net; name the folder above"),
+        ("data.pkl", "weights alone"),
+        ("scan.nii.gz", "no model that can be imported"),
+    ],
 )
 def test_what_is_none_is_refused_with_what_it_is(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "given").mkdir()
@@ -50,6 +55,21 @@ def test_what_is_none_is_refused_with_what_it_is(tmp_path: Path, name: str, reas
 
     with pytest.raises(InputError, match=f"given: .*{reason}"):
         kind_of(tmp_path / "given")
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_folder_of_nnunet_without_a_file_that_says_what_it_is_is_refused_with_its_name(
+    folder: Path, level: int
+) -> None:
+    (folder / "dataset.json").unlink()
+    given = (folder, *folder.parents)[level]
+
+    with pytest.raises(InputError, match=r"^[^:]*: dataset\.json is missing.* copy them too\.$"):
+        kind_of(given)
+
+    (folder / "plans.json").unlink()
+    with pytest.raises(InputError, match=r"^[^:]*: plans\.json and dataset\.json are missing"):
+        kind_of(given)
 
 
 def test_a_shipped_bundle_needs_no_import(repository_bundle: Path) -> None:

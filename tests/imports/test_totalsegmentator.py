@@ -7,6 +7,7 @@ import pytest
 
 from tests.imports.totalseg_files import EVERY, PARTS, ROUGH, write_weights
 from voxelgate.bundle.imports.imported import Imported, ImportOptions
+from voxelgate.bundle.imports.readers import read_model
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.imports.totalsegmentator import is_totalsegmentator, read_totalsegmentator
 from voxelgate.bundle.imports.totalsegmentator_tasks import CLOSED_LICENCE, FOLDERS, TASKS
@@ -168,6 +169,17 @@ def test_what_is_no_task_is_refused(
 
     with pytest.raises(error, match=said):
         imported(root, **options)
+
+
+@pytest.mark.parametrize("task", ["total", "unknown"])
+def test_a_task_of_a_folder_that_is_none_of_totalsegmentator_is_refused(tmp_path: Path, task: str) -> None:
+    root = write_weights(tmp_path / "results", {1: ("Dataset001_Blobs", ("blob",))})
+
+    with (
+        opened_source(root) as source,
+        pytest.raises(UsageError, match=f"^--task {task}: results holds no weights of TotalSegmentator; .*leave out"),
+    ):
+        read_model(source, ImportOptions(task=task))
 
 
 def test_the_configuration_with_the_usual_plans_is_taken_of_several(tmp_path: Path) -> None:

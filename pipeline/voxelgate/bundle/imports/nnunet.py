@@ -123,7 +123,7 @@ def described(members: Sequence[Member]) -> str:
     last = members[0].last
     names = list(last.data_set.labels.foreground.values())
     what = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
-    made = " and ".join(_made(one.last) for one in members)
+    made = " and ".join(", after ".join(map(_made, reversed(one.trained))) for one in members)
     return f"{what} in {', '.join(last.channels)}, by nnU-Net ({made})."
 
 

@@ -20,6 +20,12 @@ from voxelgate.core.files import file_sha256, read_text
 _TRAINER = re.compile(r"[^_].*__.+__.+")
 """Name of an nnU-Net folder of one configuration: TRAINER__PLANS__CONFIGURATION."""
 
+_STOPS = re.compile(rf"{_TRAINER.pattern}|fold_.+")
+"""What lies in a model of nnU-Net and is none itself."""
+
+_DESCRIPTIONS = ("plans.json", "dataset.json")
+"""What nnU-Net writes beside the folds of a configuration."""
+
 _DATA_SET = re.compile(r"Dataset\d{3,}_.+")
 
 LARGEST_TEXT_BYTES = 2**26
@@ -161,7 +167,7 @@ def _innermost(folder: Path) -> Path:
     while not _is_monai_bundle(folder):
         seen = [one for one in sorted(folder.iterdir()) if not one.name.startswith(".")]
         inner = [one for one in seen if _is_data_set(one)] or seen
-        if len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink() or _TRAINER.fullmatch(inner[0].name):
+        if len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink() or _STOPS.fullmatch(inner[0].name):
             break
         folder = inner[0]
     return folder
@@ -176,7 +182,7 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _is_configuration(folder: Path) -> bool:
-    return (folder / "plans.json").is_file() and (folder / "dataset.json").is_file()
+    return all((folder / name).is_file() for name in _DESCRIPTIONS)
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -198,7 +204,28 @@ def _kind_of(root: Path, name: str) -> Kind:
         return Kind.NNUNET_DATA_SET
     if any(map(_is_data_set, _folders_in(root))):
         return Kind.NNUNET_RESULTS
+    _refuse_incomplete(root, name)
     raise InputError(f"{name}: holds no model that can be imported; name {_KNOWN}.")
+
+
+def _refuse_incomplete(root: Path, name: str) -> None:
+    """Refuse a folder of nnU-Net, or one that holds such, from which a file is missing that says what it is.
+
+    Raises:
+        InputError: names the file.
+    """
+    inner = _folders_in(root)
+    data_sets = [one for one in inner if _DATA_SET.fullmatch(one.name)]
+    for folder in (root, *inner, *(one for data_set in data_sets for one in _folders_in(data_set))):
+        missing = [one for one in _DESCRIPTIONS if not (folder / one).is_file()]
+        is_trained = _TRAINER.fullmatch(folder.name) or any(folder.glob("fold_*/checkpoint_*.pth"))
+        if is_trained and missing:
+            where = folder.relative_to(root).as_posix()
+            raise InputError(
+                f"{name}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+                f"{'' if folder == root else f' in {where}'}; nnU-Net writes {' and '.join(_DESCRIPTIONS)} beside the "
+                "folds, copy them too."
+            )
 
 
 def _refuse_known_others(root: Path, name: str) -> None:
@@ -211,6 +238,8 @@ def _refuse_known_others(root: Path, name: str) -> None:
         raise InputError(f"{name}: is a bundle of this program already; use it as it is.")
     if (root / "data.pkl").is_file():
         raise InputError(f"{name}: is a file of weights alone, which do not say what they are for; name {_KNOWN}.")
+    if any(root.glob("checkpoint_*.pth")):
+        raise InputError(f"{name}: is one fold of nnU-Net; name the folder above it, TRAINER__PLANS__CONFIGURATION.")
     if (root / "plans.pkl").is_file():
         raise InputError(
             f"{name}: is a model of nnU-Net v1, whose plans are a pickle that can run code; only v2 can be imported."

@@ -111,6 +111,8 @@ def _data_sets(source: ImportSource) -> dict[int, str]:
 
 def _chosen_task(source: ImportSource, there: dict[int, str], options: ImportOptions) -> str:
     possible = [name for name, task in TASKS.items() if set(task.data_sets) <= set(there)]
+    if options.task:
+        _refuse_other_folder(source, there, options.task)
     if options.task and options.task not in TASKS:
         raise UsageError(
             f"--task {options.task}: is no task of TotalSegmentator known here; {source.name} holds the networks of "
@@ -132,6 +134,20 @@ def _chosen_task(source: ImportSource, there: dict[int, str], options: ImportOpt
     if len(possible) > 1 and possible[0] != "total":
         raise UsageError(f"{source.name}: holds the networks of {_in_words(possible)}; say which with --task.")
     return possible[0]
+
+
+def _refuse_other_folder(source: ImportSource, there: dict[int, str], task: str) -> None:
+    """Refuse to look for a task in a folder that holds nothing of TotalSegmentator.
+
+    Raises:
+        UsageError: neither names nor numbers of its data sets are TotalSegmentator's.
+    """
+    needed = TASKS[task].data_sets if task in TASKS else ()
+    if not is_totalsegmentator(source) and not set(needed) & set(there):
+        raise UsageError(
+            f"--task {task}: {source.name} holds no weights of TotalSegmentator; name the folder of its weights, or "
+            "leave out --task to import this model of nnU-Net as it is."
+        )
 
 
 def _model(source: ImportSource, name: str, options: ImportOptions) -> _Model:

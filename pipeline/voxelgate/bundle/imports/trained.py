@@ -308,7 +308,7 @@ def _findings(
     there = sorted(source.matching(rf"{re.escape(prefix)}fold_[^/]+/checkpoint_[^/]+\.pth"))
     count = len({one.split("/")[-2] for one in there})
     used = f"folds {', '.join(folds)} are averaged" if len(folds) > 1 else f"fold {folds[0]} is used"
-    found = [f"{used}, of {count} there."] if count > 1 else []
+    found = [f"{configuration.name}: {used}, of {count} there."] if count > 1 else []
     if configuration.has_dropout:
         found.append("the training dropped channels at random; the imported network does not, as in prediction.")
     if data_set.regions is not None:
