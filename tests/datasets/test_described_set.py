@@ -108,6 +108,15 @@ def first_image(manifest: Manifest) -> np.ndarray[Any, Any]:
     return np.asarray(load(row)["image"])
 
 
+@pytest.mark.parametrize("stated", [{"licence": "CC0"}, {"license": "CC0"}, {"licence": "", "license": "CC0"}])
+def test_a_licence_is_taken_in_either_spelling(tmp_path: Path, stated: dict[str, str]) -> None:
+    folder = nnunet_set(tmp_path)
+    document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    (folder / "dataset.json").write_text(json.dumps(document | stated), encoding="utf-8")
+
+    assert build_manifest(folder).licence == "CC0"
+
+
 def test_a_raw_data_set_of_nnunet_is_taken_with_its_channels_and_its_labels(tmp_path: Path) -> None:
     manifest = build_manifest(nnunet_set(tmp_path / "Dataset007_Liver", channels=2))
 

@@ -13,6 +13,7 @@ from tests.imports.nnunet_files import TRAINED, Json, checkpoint, configuration,
 from voxelgate.bundle.imports.imported import Imported, ImportOptions
 from voxelgate.bundle.imports.nnunet import read_nnunet
 from voxelgate.bundle.imports.plans import read_plans
+from voxelgate.bundle.imports.readers import read_model
 from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
@@ -61,6 +62,28 @@ def test_a_folder_of_one_configuration_becomes_configs_and_weights(tmp_path: Pat
     }
     assert found.origin["trainer"] == "nnUNetTrainer"
     assert found.source_files == ("dataset.json", "plans.json", FINAL)
+
+
+@pytest.mark.parametrize(
+    ("stated", "asked", "licence", "is_told"),
+    [
+        ({"licence": "CC-BY-SA 4.0"}, "", "CC-BY-SA 4.0", True),
+        ({"license": "CC0", "licence": " "}, "", "CC0", True),
+        ({"licence": "CC0"}, "Apache-2.0", "Apache-2.0", False),
+        ({"licence": ["CC0"]}, "", "not stated", False),
+    ],
+)
+def test_the_licence_is_that_of_the_data_set_where_none_is_given(
+    tmp_path: Path, stated: Json, asked: str, licence: str, *, is_told: bool
+) -> None:
+    root = folder(tmp_path)
+    (root / TRAINED / "dataset.json").write_text(json.dumps(data_set(**stated)), encoding="utf-8")
+
+    with opened_source(root) as source:
+        found = read_model(source, ImportOptions(licence=asked))
+
+    assert found.licence == licence
+    assert any("licence" in finding for finding in found.findings) == is_told
 
 
 def test_the_weights_are_those_of_the_checkpoint_without_their_second_names(tmp_path: Path) -> None:

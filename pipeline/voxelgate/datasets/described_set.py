@@ -124,8 +124,9 @@ def _read_description(folder: Path) -> Mapping[str, Any]:
 
 
 def _text_of(stated: Mapping[str, Any], *keys: str) -> str:
-    """Return the first of some fields that is a text; the formats demand none of them."""
-    return next((stated[key].strip() for key in keys if isinstance(stated.get(key), str)), "")
+    """Return the first of some fields that is a text and not empty; the formats demand none of them."""
+    texts = (stated[key].strip() for key in keys if isinstance(stated.get(key), str))
+    return next(filter(None, texts), "")
 
 
 def _labels_stated(stated: Mapping[str, Any]) -> _StatedLabels:

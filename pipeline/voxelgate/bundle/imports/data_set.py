@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as record
 
-from voxelgate.bundle.imports.foreign_records import as_record
+from voxelgate.bundle.imports.foreign_records import as_record, licence_in
 from voxelgate.core.errors import BundleError
 from voxelgate.core.labels import LabelTable
 
@@ -53,6 +53,7 @@ class DataSet:
         regions: value of each region in the order of the network's heads; None where heads are classes.
         heads: channels that come out of the network.
         foreground: label values of the training, without background and `ignore`.
+        licence: as stated; empty if it is not.
     """
 
     channels: tuple[str, ...]
@@ -60,6 +61,7 @@ class DataSet:
     regions: tuple[int, ...] | None
     heads: int
     foreground: tuple[int, ...]
+    licence: str = ""
 
     @property
     def modality(self) -> str:
@@ -100,14 +102,16 @@ def read_data_set(document: Mapping[str, Any], where: str) -> DataSet:
     channels = _channels(stated, where)
     if not any(isinstance(one, list) and len(one) > 1 for one in named.values()):
         names = {_each(one)[0]: name for name, one in named.items()}
-        return DataSet(channels, _table_of(names, where), None, len(values), tuple(values[1:]))
+        table = _table_of(names, where)
+        return DataSet(channels, table, None, len(values), tuple(values[1:]), licence_in(document))
     regions = [name for name, one in named.items() if set(_each(one)) != {0}]
     order = stated.regions_class_order or []
     if len(order) != len(regions):
         raise BundleError(
             f"{where}: regions_class_order has {len(order)} values for {len(regions)} regions; restore the file."
         )
-    return DataSet(channels, _region_table(regions, order, where), tuple(order), len(regions), tuple(values[1:]))
+    table = _region_table(regions, order, where)
+    return DataSet(channels, table, tuple(order), len(regions), tuple(values[1:]), licence_in(document))
 
 
 def _each(value: int | list[int]) -> list[int]:

@@ -54,7 +54,7 @@ class ImportOptions:
         is_faithful: whether a MONAI bundle runs its own chain, whatever that is.
         trusts_code: whether Python files of a MONAI bundle are copied and may run.
         label_values: name of each value that a MONAI bundle writes, where its files do not say them.
-        licence: of the model, where its files state none; empty if nobody knows.
+        licence: of the model, where its files state none, or only that of the data; empty if nobody knows.
         codes: of labels by name or value, before those that the table of codes knows by name.
     """
 

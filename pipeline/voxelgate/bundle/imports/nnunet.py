@@ -1,6 +1,6 @@
 """nnU-Net v2 folders: the bundle that is made of a configuration, a cascade, or an ensemble of several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from voxelgate.bundle.frame import Config
 from voxelgate.bundle.imports.ensembles import INFORMATION, average_of, stated_best
@@ -48,10 +48,19 @@ def read_nnunet(source: ImportSource, options: ImportOptions) -> Imported:
         spatial_shape=last.configuration.patch_size,
         source_files=tuple(dict.fromkeys([*(file for one in trained for file in one.files), *stated])),
         cleaning=cleaning,
+        licence=options.licence or last.data_set.licence,
         origin=trained[0].facts if len(trained) == 1 else {"networks": [one.facts for one in trained]},
         extra_files=kept_files(source, trained),
-        findings=tuple(dict.fromkeys([*found, *(finding for one in trained for finding in one.findings)])),
+        findings=tuple(dict.fromkeys([*found, *_worth_knowing(trained, last.data_set.licence, options)])),
     )
+
+
+def _worth_knowing(trained: Sequence[TrainedConfiguration], licence: str, options: ImportOptions) -> Iterator[str]:
+    """Yield what the one who imports should know of networks, and of the licence that their data set states."""
+    for one in trained:
+        yield from one.findings
+    if licence and not options.licence:
+        yield "the licence is that of dataset.json, perhaps of the data alone; --licence gives another."
 
 
 def _chain_of(members: Sequence[Member]) -> tuple[list[Config], Config]:

@@ -39,7 +39,7 @@ def read_model(source: ImportSource, options: ImportOptions) -> Imported:
             f"--dicom-order {options.dicom_order}: this model brings images into an order of its own; leave it out."
         )
     licence, findings = imported.licence or options.licence, imported.findings
-    if imported.licence and options.licence:
+    if options.licence not in ("", licence):
         findings = (*findings, f"its own files state the licence {imported.licence}, so --licence is passed over")
     return replace(
         imported,

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from voxelgate.bundle.imports.foreign_records import licence_in, text_of
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
 from voxelgate.bundle.imports.programs import PROGRAM
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.zoo import METADATA, input_size_of
 from voxelgate.bundle.imports.zoo_chain import read_chain
 from voxelgate.bundle.imports.zoo_documents import read_foreign_config
-from voxelgate.bundle.imports.zoo_facts import KEPT_FACTS, description_of, modality_of, text_of
+from voxelgate.bundle.imports.zoo_facts import KEPT_FACTS, description_of, modality_of
 from voxelgate.bundle.imports.zoo_faithful import read_own_chain
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of, part_of
 from voxelgate.bundle.imports.zoo_references import ZooConfig
@@ -57,7 +58,7 @@ def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
         spatial_shape=size,
         source_files=(name, PROGRAM, *((METADATA,) if metadata else ())),
         metadata={key: metadata[key] for key in KEPT_FACTS if key in metadata},
-        licence=text_of(metadata, "license") or text_of(metadata, "licence"),
+        licence=licence_in(metadata),
         origin={"config": name, "monai_version": text_of(metadata, "monai_version") or NOT_STATED},
         extra_files={PROGRAM: source.path(PROGRAM)},
         findings=(*chain.findings, *on_labels),

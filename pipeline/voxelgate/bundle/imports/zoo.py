@@ -8,6 +8,7 @@ from typing import Any
 
 from voxelgate.bundle.checksums import WEIGHTS
 from voxelgate.bundle.frame import Config
+from voxelgate.bundle.imports.foreign_records import text_of
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
 from voxelgate.bundle.imports.plans import MOST_WINDOW_VOXELS
 from voxelgate.bundle.imports.source import ImportSource
@@ -22,7 +23,6 @@ from voxelgate.bundle.imports.zoo_facts import (
     licence_of,
     modality_of,
     on_packages,
-    text_of,
 )
 from voxelgate.bundle.imports.zoo_faithful import read_own_chain
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of

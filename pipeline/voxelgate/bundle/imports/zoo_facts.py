@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from voxelgate.bundle.imports.foreign_records import licence_in, text_of
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.zoo_labels import part_of
 from voxelgate.bundle.metadata import MODALITY_OF
@@ -16,12 +17,6 @@ KEPT_FACTS = ("authors", "copyright", "intended_use", "data_source", "references
 """Entries of `metadata.json` that stay as they are."""
 
 _TITLE_WORDS = 12
-
-
-def text_of(metadata: Mapping[str, Any], key: str) -> str:
-    """Return a text of the metadata on one line; empty if there is none."""
-    found = metadata.get(key)
-    return " ".join(found.split()) if isinstance(found, str) else ""
 
 
 def description_of(metadata: Mapping[str, Any], name: str) -> str:
@@ -44,7 +39,7 @@ def licence_of(source: ImportSource, metadata: Mapping[str, Any]) -> str:
         InputError: the file cannot be read.
     """
     if not source.has(LICENCE_FILES[0]):
-        return text_of(metadata, "license") or text_of(metadata, "licence")
+        return licence_in(metadata)
     lines = [" ".join(line.split()) for line in source.text(LICENCE_FILES[0]).splitlines() if line.strip()]
     has_version = len(lines) > 1 and lines[1].startswith("Version ")
     title = ", ".join(lines[:2] if has_version else lines[:1])
