@@ -24,10 +24,10 @@ from voxelgate.training.configs.bundle_files import bundle_files, cleaned, write
 from voxelgate.training.configs.train_config import LOSSES
 from voxelgate.training.planning import Budget, Cleaning, Device, Intensity, Plan, plan, read_overrides
 from voxelgate.training.planning.explain import explain
+from voxelgate.training.planning.grid_rules import MOST_PATCH_VOX
 from voxelgate.training.planning.rules import (
     ANISOTROPY,
     FORWARD_SHARE,
-    MOST_PATCH_VOX,
     READ_S_PER_VOXEL,
     SMALLEST_BOTTLENECK_VOX,
     STEPS_PER_EPOCH,

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from voxelgate.core.geometry import Grid, triple
 from voxelgate.core.structures import Structure, measure_structures, structure_boxes
+from voxelgate.datasets.ceilings import measure_ceilings, measure_width_mm
 from voxelgate.datasets.check_manifest import inspect_case
 from voxelgate.datasets.manifest import Manifest, ManifestCase
 
@@ -49,6 +50,9 @@ class StructureOfCase:
         right_mm: its centre of mass along the axis to the patient's right.
         gap_share: voxels missing between two slices that both hold it, as a part of its voxels, along the worst axis.
         intensity: `PERCENTILES` for each channel.
+        extent_mm: size of the box around it, along right-left, back-front and foot-head.
+        width_mm: diameter of the largest ball inside it.
+        ceilings: Dice that a network without errors reaches on coarser voxels, for each of `COARSER`.
     """
 
     value: int
@@ -61,6 +65,9 @@ class StructureOfCase:
     right_mm: float
     gap_share: float
     intensity: tuple[tuple[float, ...], ...]
+    extent_mm: tuple[float, float, float]
+    width_mm: float
+    ceilings: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class CaseFacts:
         structures: those that are there, in the order of their values.
     """
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     case_id: str
     problems: tuple[str, ...] = ()
@@ -109,7 +116,7 @@ class CaseFacts:
 
 
 def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
-    """Read and check one case, and measure_structures it if it is sound.
+    """Read and check one case, and measure it if it is sound.
 
     Args:
         case: with a label.
@@ -143,8 +150,8 @@ def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
                 labels[box] == value,
                 channels[(slice(None), *box)],
                 looks[manifest.labels.names[value]],
-                box[0].start * float(spacing_mm[0]),
-                float(spacing_mm[0]),
+                triple(span.start for span in box),
+                triple(map(float, spacing_mm)),
             )
             for value, box in boxes.items()
         ),
@@ -152,9 +159,15 @@ def measure_case(case: ManifestCase, manifest: Manifest) -> CaseFacts:
 
 
 def _structure_of_case(  # where a box lies, and what is in it
-    value: int, mask: Labels, channels: npt.NDArray[Any], look: Structure, start_mm: float, right_step_mm: float
+    value: int,
+    mask: Labels,
+    channels: npt.NDArray[Any],
+    look: Structure,
+    first_vox: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
 ) -> StructureOfCase:
     voxels = int(mask.sum())
+    right_vox = first_vox[0] + float(np.argwhere(mask)[:, 0].mean())
     return StructureOfCase(
         value=value,
         voxels=voxels,
@@ -163,9 +176,12 @@ def _structure_of_case(  # where a box lies, and what is in it
         outside_main=round(look.outside_main, 4),
         away_mm=round(look.away_mm, 2),
         cut_at=look.cut_at,
-        right_mm=round(start_mm + right_step_mm * float(np.argwhere(mask)[:, 0].mean()), 2),
+        right_mm=round(spacing_mm[0] * right_vox, 2),
         gap_share=round(max(_gaps(mask, axis) for axis in range(3)) / voxels, 4),
         intensity=tuple(tuple(np.percentile(channel[mask], PERCENTILES).round(3).tolist()) for channel in channels),
+        extent_mm=triple(round(n * mm, 2) for n, mm in zip(mask.shape, spacing_mm, strict=True)),
+        width_mm=measure_width_mm(mask, spacing_mm),
+        ceilings=measure_ceilings(mask, first_vox, spacing_mm),
     )
 
 

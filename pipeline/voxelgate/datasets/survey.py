@@ -52,6 +52,10 @@ class StructureFacts:
         foreground_share: its part of all labelled voxels.
         components: median number of separate pieces.
         intensity: for each channel the medians over cases of its percentiles 1, 25, 50, 75 and 99.
+        extent_mm: median size of the box around it, along right-left, back-front and foot-head.
+        width_mm: median diameter of the largest ball inside it.
+        ceilings: median Dice that a network without errors reaches on coarser voxels, for each of
+            `voxelgate.datasets.ceilings.COARSER`; empty if it is never there.
     """
 
     name: str
@@ -60,6 +64,9 @@ class StructureFacts:
     foreground_share: float
     components: float
     intensity: tuple[tuple[float, ...], ...]
+    extent_mm: Three = (0.0, 0.0, 0.0)
+    width_mm: float = 0.0
+    ceilings: tuple[float, ...] = ()
 
 
 @record(frozen=True, config=ConfigDict(extra="forbid"))
@@ -299,6 +306,9 @@ def _structure_facts(
         foreground_share=round(labelled[value] / max(1, labelled.total()), 4),
         components=float(np.median([one.components for one in found])) if found else 0.0,
         intensity=tuple(tuple(row) for row in np.median(intensity, axis=0).round(2).tolist()) if found else (),
+        extent_mm=_rounded(np.median([one.extent_mm for one in found], axis=0), 1) if found else (0.0, 0.0, 0.0),
+        width_mm=round(float(np.median([one.width_mm for one in found])), 1) if found else 0.0,
+        ceilings=tuple(np.median([one.ceilings for one in found], axis=0).round(3).tolist()) if found else (),
     )
 
 

@@ -14,30 +14,17 @@ from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Shape, triple
 from voxelgate.datasets.manifest import Modality
 from voxelgate.datasets.survey import Fingerprint
+from voxelgate.training.planning.grid_rules import BASE_CHANNELS, LEAST_BATCH, MEASURED_CHANNELS, choose_grid
 from voxelgate.training.planning.plan import Augmentation, Budget, Device, Intensity, Plan, Training
-
-PATCH_MULTIPLE = 8
-PATCH_MARGIN = 1.1
-"""A patch is a tenth larger than the box around all structures."""
-
-MOST_PATCH_VOX = {Device.CPU: 40**3, Device.GPU: 128**3}
-"""On a processor many small patches around structures teach more in a minute than few large ones."""
 
 STEP_VOX = {Device.CPU: 2 * 40**3, Device.GPU: 2 * 128**3}
 """Voxels of one optimiser step: patches times batch."""
 
-BATCH_LIMITS = (2, 4)
+BATCH_LIMITS = (LEAST_BATCH, 4)
 """Batch norm wants two patches at least; beyond four, smaller steps teach more in the same time."""
-
-BYTES_PER_VOXEL = 850.0
-"""Memory of a training step for a patch voxel at 16 channels, float32; measured at 2 x 96^3."""
 
 STEP_S_PER_VOXEL = {Device.CPU: 4.6e-6, Device.GPU: 4e-8}
 """Time of a training step for a patch voxel, if it was not measured: one slow core, one large GPU."""
-
-BASE_CHANNELS = {Device.CPU: 16, Device.GPU: 32}
-MEASURED_CHANNELS = 16
-"""For which `BYTES_PER_VOXEL` and `STEP_S_PER_VOXEL` were measured."""
 
 MOST_CHANNELS = 256
 MOST_LEVELS = 6
@@ -114,25 +101,25 @@ def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[st
     (1.0, 1.0, 1.0)
     """
     chosen = budget or Budget()
-    patch = _patch(facts, chosen)
-    strides = _stride_choice(facts, patch.value)
-    batch = _batch(patch.value, chosen)
+    grid = choose_grid(facts, chosen)
+    strides = _stride_choice(grid.facts, grid.patch_vox)
+    batch = _batch(grid.patch_vox, chosen)
     channels = _channel_choice(len(strides.value) + 1, chosen)
     is_flat = facts.shape_vox.count(1) == 1
     choices = {
-        "spacing_mm": _spacing(facts),
+        "spacing_mm": _Choice(grid.facts.spacing_mm, grid.spacing_reason),
         "intensity": _intensity_choice(facts),
-        "patch_vox": patch,
+        "patch_vox": _Choice(grid.patch_vox, grid.patch_reason),
         "strides": strides,
         "channels": channels,
         "window_vox": _Choice(
-            tuple(n if n == 1 else MOST_FIELD_OF_VIEW * n for n in patch.value),
+            tuple(n if n == 1 else MOST_FIELD_OF_VIEW * n for n in grid.patch_vox),
             "twice the patch" + ("" if is_flat else "; used only where a volume cannot stream through the network"),
         ),
         "network": _network(channels.value, is_flat=is_flat),
-        "augmentation": _augmentation(facts),
+        "augmentation": _augmentation(grid.facts),
         "flip_test": _flip_test(facts),
-        "training": _training(facts, patch.value, batch, chosen),
+        "training": _training(grid.facts, grid.patch_vox, batch, chosen),
     }
     made = Plan(
         name=facts.name,
@@ -207,12 +194,6 @@ def _images(facts: Fingerprint) -> str:
     return "2D pictures" if facts.modality is Modality.PICTURE else f"{facts.modality} volumes"
 
 
-def _spacing(facts: Fingerprint) -> _Choice:
-    if facts.modality is Modality.PICTURE:
-        return _Choice(facts.spacing_mm, "a pixel counts as 1 mm, so that nothing is resampled")
-    return _Choice(facts.spacing_mm, "the median of the data set, so that most images change little")
-
-
 def _intensity_choice(facts: Fingerprint) -> _Choice:
     if facts.modality is Modality.PICTURE:
         return _Choice(
@@ -236,25 +217,6 @@ def _intensity_choice(facts: Fingerprint) -> _Choice:
     if facts.hu_offset:
         reason += f"; no image holds a negative value, so {facts.hu_offset:g} was added to HU"
     return _Choice(Intensity(low, max(high, low + WINDOW_STEP_HU), facts.hu_offset), reason)
-
-
-def _patch(facts: Fingerprint, budget: Budget) -> _Choice:
-    """Take the box around the structures and shrink its longest axis until a batch fits; one slice stays one slice."""
-    shape = np.array(facts.shape_vox)
-    wanted = np.minimum(np.array(facts.foreground_vox) * PATCH_MARGIN, shape)
-    patch = np.where(shape == 1, 1, np.maximum(1, np.rint(wanted / PATCH_MULTIPLE)).astype(int) * PATCH_MULTIPLE)
-    scale = BASE_CHANNELS[budget.device] / MEASURED_CHANNELS
-    by_memory = budget.memory_gb * 1e9 / (BYTES_PER_VOXEL * scale * BATCH_LIMITS[0])
-    most = min(MOST_PATCH_VOX[budget.device], by_memory)
-    whole = patch.prod()
-    while patch.prod() > most and patch.max() > PATCH_MULTIPLE:
-        patch[patch.argmax()] -= PATCH_MULTIPLE
-    reason = "the median box around all structures and a tenth more"
-    if patch.prod() < whole:
-        reason += (
-            f", its longest axis shortened to {patch.prod() / 1000:.0f} thousand voxels, which suit a {budget.device}"
-        )
-    return _Choice(triple(map(int, patch)), reason)
 
 
 def _stride_choice(facts: Fingerprint, patch: Shape) -> _Choice:
