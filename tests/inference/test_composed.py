@@ -1,6 +1,5 @@
 """Models of several networks: parts, crops and cascades, made of networks that are thresholds."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import nibabel as nib
@@ -14,12 +13,12 @@ from torch import nn
 
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid
+from voxelgate.inference.class_planes import Planes, gathered
 from voxelgate.inference.composed.cascade_inferer import CascadeInferer
 from voxelgate.inference.composed.cropped_inferer import CroppedInferer
 from voxelgate.inference.composed.ensemble_inferer import EnsembleInferer
 from voxelgate.inference.composed.part import Part, brought_back
 from voxelgate.inference.composed.parts_inferer import PartsInferer
-from voxelgate.inference.composed.plane_probabilities import ProbablePlane, gathered
 from voxelgate.inference.source_grid import grids_of, on_source
 from voxelgate.transforms.canonical_zoom import CanonicalZoomd
 from voxelgate.transforms.io import as_image
@@ -246,14 +245,12 @@ class Planewise:
     def __init__(self, axis: int = 0) -> None:
         self.order = (axis, *(other for other in range(3) if other != axis))
 
-    def restored_slabs(self, image: MetaTensor, network: Any) -> Iterator[tuple[int, torch.Tensor]]:
+    def planes(self, image: MetaTensor, network: Any) -> Planes:
         logits = network(image.as_tensor())[0].permute(0, *(1 + axis for axis in self.order)).half()
-        for number in range(logits.shape[1]):
-            yield number, logits[:, number : number + 1]
+        return Planes(self._view, iter(logits.unbind(1)))
 
-    def view_of(self, labels: np.ndarray, image: MetaTensor) -> np.ndarray:
-        assert labels.shape[-3:] == tuple(image.shape[2:])
-        return labels.transpose(*range(labels.ndim - 3), *(labels.ndim - 3 + axis for axis in self.order))
+    def _view(self, array: np.ndarray) -> np.ndarray:
+        return array.transpose(*range(array.ndim - 3), *(array.ndim - 3 + axis for axis in self.order))
 
 
 class Slopes(nn.Module):
@@ -325,10 +322,11 @@ def test_a_cascade_tells_the_probabilities_of_its_second_stage_on_the_grid_of_th
 
 
 def test_where_a_member_saw_nothing_there_is_background() -> None:
-    planes = [ProbablePlane(lambda array: array[..., 1:, :, :], 0, np.full((2, 1, 1), 0.5, np.float32))]
+    def planes() -> Planes:
+        return Planes(lambda array: array[..., 1:, :, :], iter([np.full((2, 1, 1), 0.5, np.float32)]))
 
-    classes = gathered(planes, (3, 1, 1), (1, 0), are_regions=False)
-    regions = gathered(planes, (3, 1, 1), (1, 0), are_regions=True)
+    classes = gathered(planes(), (3, 1, 1), (1, 0), are_regions=False)
+    regions = gathered(planes(), (3, 1, 1), (1, 0), are_regions=True)
 
     assert classes[..., 0, 0].tolist() == [[0, 0.5, 0], [1, 0.5, 1]]
     assert regions[..., 0, 0].tolist() == [[0, 0.5, 0]] * 2

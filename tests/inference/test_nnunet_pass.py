@@ -133,9 +133,10 @@ def test_planes_of_logits_become_the_labels_in_the_view_of_a_prepared_image() ->
     image, network = CASE.image(), nn.Conv3d(1, 3, 1)
     infer = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0))
     labels = np.zeros((22, 20, 12), np.uint8)
-    view = infer.view_of(labels, image)
-    for index, logits in infer.restored_slabs(image, network):
-        view[index] = logits[:, 0].numpy().argmax(axis=0)
+    planes = infer.planes(image, network)
+    view = planes.view(labels)
+    for index, logits in enumerate(planes.values):
+        view[index] = logits.numpy().argmax(axis=0)
     assert np.array_equal(labels, infer(image, network).numpy()[0, 0])
 
 

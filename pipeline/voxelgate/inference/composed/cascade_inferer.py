@@ -8,8 +8,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from voxelgate.core.geometry import Grid
-from voxelgate.inference.composed.part import Labels, Part, Planes, ask_parts, brought_back, on_own_grid
-from voxelgate.inference.composed.plane_probabilities import ProbablePlane, gathered, probabilities_in
+from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probable
+from voxelgate.inference.composed.part import Part, ask_parts, brought_back, on_own_grid
 from voxelgate.inference.sliding_window import Networks
 
 PREVIOUS = "previous"
@@ -25,7 +25,6 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
     Args:
         first: the stage of lower resolution.
         second: the other; its preprocessing takes the labels of the first under "previous".
-
         probabilities_of: channels of the second stage whose probability is returned, as float32 channels, instead of
             labels.
 
@@ -67,7 +66,7 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         return brought_back(found.labels, inputs, facts)
 
     def planes(self, inputs: MetaTensor, network: Networks) -> Planes:
-        """Return the class scores of the second stage for an image (1, C, i, j, k)."""
+        """Return the logits of the second stage for an image (1, C, i, j, k)."""
         return self.second.planes(inputs, network, **self._previous(inputs, network))
 
     def adjusted(self, **options: Any) -> Self:
@@ -78,14 +77,11 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         """Return an inferer whose stages keep to a limit of memory."""
         return ask_parts(self, "within", limit_bytes)
 
-    def _probabilities(self, inputs: MetaTensor, network: Networks) -> Labels:
+    def _probabilities(self, inputs: MetaTensor, network: Networks) -> Probabilities:
         """Return the probabilities (asked, i, j, k) on the grid of the image."""
-        planes, are_regions = self.planes(inputs, network), self.regions is not None
-        each = (
-            ProbablePlane(planes.view, number, probabilities_in(scores, are_regions=are_regions)[:, 0])
-            for number, scores in planes.scores
-        )
-        return gathered(each, Grid.of(inputs).shape, self.probabilities_of, are_regions=are_regions)
+        are_regions = self.regions is not None
+        planes = probable(self.planes(inputs, network), are_regions=are_regions)
+        return gathered(planes, Grid.of(inputs).shape, self.probabilities_of, are_regions=are_regions)
 
     def _previous(self, inputs: MetaTensor, network: Networks) -> dict[str, MetaTensor]:
         """Return the labels of the first stage on the grid of the image, (1, i, j, k)."""

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
-import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape
-from voxelgate.inference.composed.part import Labels, Part, Planes, ask_parts, brought_back
-from voxelgate.inference.composed.plane_probabilities import ProbablePlane, gathered, probabilities_in
+from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probable
+from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back
 from voxelgate.inference.sliding_window import Networks
 
 
@@ -69,8 +68,9 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
             found = gathered(means, shape, self.probabilities_of, are_regions=self.regions is not None)
             return brought_back(found, inputs, {})
         labels: Labels = np.zeros(shape, np.uint16)
-        for view, number, mean in means:
-            view(labels)[number] = self._labels(mean)
+        view = means.view(labels)
+        for number, mean in enumerate(means.values):
+            view[number] = self._labels(mean)
         return brought_back(labels.astype(np.uint8) if labels.max() < 256 else labels, inputs, {})
 
     def adjusted(self, **options: Any) -> Self:
@@ -81,43 +81,13 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
         """Return an inferer whose members together keep to a limit of memory."""
         return ask_parts(self, "within", max(1, limit_bytes // len(self.members)))
 
-    def _means(self, planes: Sequence[Planes], shape: Shape) -> Iterator[ProbablePlane]:
-        """Yield the average of what the members say of each plane."""
+    def _means(self, members: Sequence[Planes], shape: Shape) -> Planes:
+        """Return the average of what the members say of each plane."""
+        told = [probable(one, are_regions=self.regions is not None) for one in members]
         nothing = np.zeros(shape, np.bool_)
-        if len({_layout(one.view(nothing)) for one in planes}) == 1:
-            yield from self._side_by_side(planes)
-        else:
-            yield from self._in_turns(planes, shape)
-
-    def _side_by_side(self, planes: Sequence[Planes]) -> Iterator[ProbablePlane]:
-        for slabs in zip(*(one.scores for one in planes), strict=True):
-            total = self._probabilities(slabs[0][1])
-            for _, scores in slabs[1:]:
-                total += self._same_classes(self._probabilities(scores), len(total))
-            yield ProbablePlane(planes[0].view, slabs[0][0], total[:, 0] / np.float32(len(planes)))
-
-    def _in_turns(self, planes: Sequence[Planes], shape: Shape) -> Iterator[ProbablePlane]:
-        with tempfile.TemporaryFile() as file:
-            total: Labels | None = None
-            for one in planes:
-                for number, scores in one.scores:
-                    probabilities = self._probabilities(scores)
-                    total = _file_of(file, len(probabilities), shape) if total is None else total
-                    one.view(total)[:, number] += self._same_classes(probabilities, len(total))[:, 0]
-            if total is not None:
-                for number in range(shape[0]):
-                    yield ProbablePlane(np.asarray, number, total[:, number] / np.float32(len(planes)))
-
-    def _probabilities(self, scores: torch.Tensor) -> Labels:
-        return probabilities_in(scores, are_regions=self.regions is not None)
-
-    def _same_classes(self, probabilities: Labels, classes: int) -> Labels:
-        if len(probabilities) != classes:
-            raise BundleError(
-                f"a member of the ensemble gives {len(probabilities)} classes and the first one {classes}; average "
-                "models of the same structures."
-            )
-        return probabilities
+        if len({_layout(one.view(nothing)) for one in told}) == 1:
+            return Planes(told[0].view, _side_by_side(told))
+        return Planes(np.asarray, _in_turns(told, shape))
 
     def _labels(self, mean: Labels) -> Labels:
         """Return the labels of averaged probabilities (C, b, c)."""
@@ -129,10 +99,35 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
         return labels
 
 
+def _side_by_side(members: Sequence[Planes]) -> Iterator[Probabilities]:
+    for first, *others in zip(*(one.values for one in members), strict=True):
+        for values in others:
+            np.add(first, _of_same_classes(values, len(first)), out=first)
+        yield first / np.float32(len(members))
+
+
+def _in_turns(members: Sequence[Planes], shape: Shape) -> Iterator[Probabilities]:
+    with tempfile.TemporaryFile() as file:
+        total: Probabilities | None = None
+        for one in members:
+            for number, values in enumerate(one.values):
+                if total is None:
+                    total = np.memmap(file, np.float32, mode="w+", shape=(len(values), *shape))
+                one.view(total)[:, number] += _of_same_classes(values, len(total))
+        if total is not None:
+            for number in range(shape[0]):
+                yield total[:, number] / np.float32(len(members))
+
+
+def _of_same_classes(values: Probabilities, classes: int) -> Probabilities:
+    if len(values) != classes:
+        raise BundleError(
+            f"a member of the ensemble gives {len(values)} classes and the first one {classes}; average models of the "
+            "same structures."
+        )
+    return values
+
+
 def _layout(view: Labels) -> tuple[Any, ...]:
     """Return what two views of one array have in common if they are the same."""
     return view.shape, view.strides, view.__array_interface__["data"]
-
-
-def _file_of(file: Any, classes: int, shape: Shape) -> Labels:
-    return np.memmap(file, np.float32, mode="w+", shape=(classes, *shape))

@@ -1,9 +1,8 @@
 """One of several models that make up a larger one, with its own preprocessing, networks and inferer."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ from scipy import ndimage
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.images.spec import meta_of
+from voxelgate.inference.class_planes import Planes
 from voxelgate.inference.sliding_window import Networks, networks_of
 from voxelgate.inference.source_grid import Facts, grids_of, on_source
 from voxelgate.transforms.nnunet.source_layout import header_spacing
@@ -25,18 +25,6 @@ Labels = npt.NDArray[Any]
 
 Whole = TypeVar("Whole")
 """An inferer that holds parts."""
-
-
-class Planes(NamedTuple):
-    """Class scores of an image, one plane of the source after another.
-
-    Args:
-        view: gives the planes of an array (i, j, k) on the grid of the image as (a, b, c), writable.
-        scores: number of each plane, in order, and its logits (C, 1, b, c).
-    """
-
-    view: Callable[[Labels], Labels]
-    scores: Iterator[tuple[int, torch.Tensor]]
 
 
 class PartResult(NamedTuple):
@@ -113,18 +101,15 @@ class Part:
         return PartResult(result.as_tensor()[0, 0].numpy(force=True), confidence)
 
     def planes(self, image: MetaTensor, network: Networks, **others: MetaTensor) -> Planes:
-        """Return the class scores of an image (1, C, i, j, k), of which a few planes are made at a time.
+        """Return the logits of an image (1, C, i, j, k), of which a few planes are made at a time.
 
         Raises:
             UsageError: the inferer gives labels only.
         """
-        inferer: Any = self.inferer
-        ready, own = self.prepared(image, **others), self.of(network)
-        if hasattr(inferer, "planes"):
-            return cast("Planes", inferer.planes(ready, own))
-        if not hasattr(inferer, "restored_slabs"):
-            raise UsageError(f"{type(inferer).__name__} gives labels only, of which there is no average.")
-        return Planes(partial(inferer.view_of, image=ready), inferer.restored_slabs(ready, own))
+        planes = getattr(self.inferer, "planes", None)
+        if planes is None:
+            raise UsageError(f"{type(self.inferer).__name__} gives labels only, of which there is no average.")
+        return cast("Planes", planes(self.prepared(image, **others), self.of(network)))
 
     def in_whole(self, labels: Labels) -> Labels:
         """Return labels of the part as those of the whole; one that has no value there is background."""

@@ -16,6 +16,7 @@ from torch import nn
 from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.machine import free_host_bytes
+from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probabilities_in
 from voxelgate.inference.nnunet.decisions import LogitDecision, decision_of
 from voxelgate.inference.nnunet.fast_networks import fast_body
 from voxelgate.inference.nnunet.logit_planes import logit_planes
@@ -24,10 +25,9 @@ from voxelgate.inference.nnunet.source_planes import LogitPlane, PlaneRestorer, 
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles, check_tiles
 from voxelgate.inference.nnunet.window_scores import Layer, WindowNetwork, window_network
-from voxelgate.inference.restoring.class_scores import check_classes
 from voxelgate.inference.restoring.placement import in_file_order
 from voxelgate.inference.source_grid import grids_of, on_source
-from voxelgate.inference.threads import LoneWorkers
+from voxelgate.inference.threads import LoneWorkers, Result
 from voxelgate.inference.windows import is_finite
 from voxelgate.transforms.nnunet.preprocess import SOURCE_SPACING
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
@@ -45,7 +45,7 @@ class _Way:
     box: SourceBox
     max_bytes: int
 
-    def restored(self, restore: Callable[[int, tuple[LogitPlane, ...]], torch.Tensor]) -> Iterator[torch.Tensor]:
+    def restored(self, restore: Callable[[int, tuple[LogitPlane, ...]], Result]) -> Iterator[Result]:
         """Yield what some function makes of each plane of the source grid, given its index and `neighbours`."""
         with LoneWorkers() as workers:
             planes = logit_planes(self.image, self.networks, self.tiles, workers, self.max_bytes)
@@ -134,35 +134,26 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         way = self._way(inputs, network)
         if not self.probabilities_of:
             return on_source(torch.from_numpy(_labels_on_source(way)), inputs, way.source, {})
-        found = in_file_order(len(self.probabilities_of), way.source.shape, np.float32)
-        if self.regions is None:  # outside the part that was prepared all is background
-            found += np.equal(self.probabilities_of, 0)[:, None, None, None]
-        view = way.box.view(found)
-        for index, plane in enumerate(way.restored(partial(self._probabilities, way.restorer))):
-            view[:, index] = plane.numpy()
+        found = gathered(
+            Planes(way.box.view, way.restored(partial(self._probabilities, way.restorer))),
+            way.source.shape,
+            self.probabilities_of,
+            are_regions=self.regions is not None,
+        )
         return on_source(torch.from_numpy(found), inputs, way.source, {})
 
-    def restored_slabs(
-        self, image: MetaTensor, network: nn.Module | Sequence[nn.Module]
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield the logits of an image on its source grid, as nnU-Net resamples them, plane by plane.
+    def planes(self, image: MetaTensor, network: nn.Module | Sequence[nn.Module]) -> Planes:
+        """Return the logits of an image on its source grid, as nnU-Net resamples them, plane by plane.
 
         Args:
             image: as for a call.
             network: as for a call.
 
-        Yields:
-            Index of the plane, and logits (classes, 1, b, c) float16, in the axes of `view_of`.
+        Returns:
+            Logits (classes, b, c) float16 of each plane of the part that the prepared image covers, in its axes.
         """
         way = self._way(image, network)
-        yield from enumerate(logits[:, None] for logits in way.restored(way.restorer.logits))
-
-    def view_of(self, array: npt.NDArray[Any], image: MetaTensor) -> npt.NDArray[Any]:
-        """Return the part of an array (..., I, J, K) on the source grid that a prepared image covers.
-
-        It is a view (..., a, b, c) in the axes of the prepared image, with the voxels of the source grid.
-        """
-        return source_box(*grids_of(image)).view(array)
+        return Planes(way.box.view, way.restored(way.restorer.logits))
 
     def adjusted(
         self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
@@ -227,12 +218,9 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         current = self.spacing if len(self.spacing) == 3 else (spacing[0], *self.spacing)
         return self.resampling.separate_axis(current, spacing)
 
-    def _probabilities(self, restorer: PlaneRestorer, index: int, planes: tuple[LogitPlane, ...]) -> torch.Tensor:
-        """Return the probabilities (asked, b, c) of a plane of the source grid."""
-        check_classes(self.probabilities_of, len(planes[0].logits))
-        logits = restorer.logits(index, planes).float()
-        found = torch.softmax(logits, dim=0) if self.regions is None else torch.sigmoid(logits)
-        return found[list(self.probabilities_of)]
+    def _probabilities(self, restorer: PlaneRestorer, index: int, planes: tuple[LogitPlane, ...]) -> Probabilities:
+        """Return the probabilities (classes, b, c) of a plane of the source grid."""
+        return probabilities_in(restorer.logits(index, planes), are_regions=self.regions is not None)
 
 
 def _labels_on_source(way: _Way) -> npt.NDArray[Any]:
