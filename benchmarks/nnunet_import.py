@@ -157,12 +157,13 @@ def theirs(job: Job, cache: Path, out: Path) -> Callable[[], None]:
 def ours(job: Job, cache: Path, out: Path, *, fast: bool) -> Callable[[], None]:
     """Return what segments as the imported bundle does, opened."""
     from voxelgate import open_bundle, write_label_map  # noqa: PLC0415
+    from voxelgate.inference.pass_options import PassOptions  # noqa: PLC0415
 
     bundle = open_bundle(imported(job, cache), "cpu")
     if job.is_nothing:
         bundle = dataclasses.replace(bundle, network=Nothing(job.classes))
     if fast:
-        bundle = dataclasses.replace(bundle, inferer=bundle.inferer.adjusted(fast=True))
+        bundle = dataclasses.replace(bundle, inferer=bundle.inferer.adjusted(PassOptions(fast=True)))
 
     def segment() -> None:
         found = bundle.segment(job.image(cache))

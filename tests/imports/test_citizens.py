@@ -91,8 +91,8 @@ class Told:
     def __init__(self, label: int = 1, **told: Any) -> None:
         self.label, self.told = label, told
 
-    def adjusted(self, **told: Any) -> "Told":
-        return Told(2 if told["fast"] else self.label, **told)
+    def adjusted(self, asked: PassOptions) -> "Told":
+        return Told(2 if asked.fast else self.label, **asked.changes)
 
     def within(self, limit_bytes: int) -> "Told":
         return Told(self.label, **self.told, limit=limit_bytes)
@@ -133,7 +133,7 @@ def test_what_was_asked_for_reaches_the_inferer_and_nothing_else_does(bundle: Bu
 
     assert told.adjusted(PassOptions()).inferer is told.inferer
     changed = told.adjusted(PassOptions(fast=True, step_size=0.8, mirroring=False)).inferer
-    assert changed.told == {"fast": True, "step_size": 0.8, "mirroring": False}  # type: ignore[attr-defined]
+    assert changed.told == {"fast": True, "step_size": 0.8, "no_mirroring": True}  # type: ignore[attr-defined]
     assert told.within(10**9).inferer.told == {"limit": 10**9}  # type: ignore[attr-defined]
     parts = bundle.within(10**9).inferer.parts  # type: ignore[attr-defined]
     assert [part.inferer.max_memory for part in parts] == [10**9] * 2
@@ -522,6 +522,6 @@ def test_an_inferer_is_asked_without_mirroring_where_it_or_a_part_of_it_mirrors(
     mirroring = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1, 1, 1), mirror_axes=(0, 1))
 
     assert averages_mirrorings(mirroring)
-    assert averages_mirrorings(PartsInferer([Part(mirroring.adjusted(mirroring=False)), Part(mirroring)]))
-    assert not averages_mirrorings(PartsInferer([Part(mirroring.adjusted(mirroring=False))]))
+    assert averages_mirrorings(PartsInferer([Part(mirroring.adjusted(PassOptions(mirroring=False))), Part(mirroring)]))
+    assert not averages_mirrorings(PartsInferer([Part(mirroring.adjusted(PassOptions(mirroring=False)))]))
     assert averages_mirrorings(CascadeInferer(Part(mirroring), Part(Told())))

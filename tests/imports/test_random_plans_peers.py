@@ -29,6 +29,7 @@ from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import InputError
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 
 pytestmark = pytest.mark.peers
@@ -183,7 +184,7 @@ def test_whatever_the_plans_and_the_image_are_the_labels_are_those_of_nnunet(see
     with opened_source(folder) as source:
         write_imported(tmp_path / "bundle", read_nnunet(source, ImportOptions()), source)
     bundle = open_bundle(tmp_path / "bundle", device="cpu")
-    bundle = replace(bundle, inferer=bundle.inferer.adjusted(step_size=step_size))
+    bundle = replace(bundle, inferer=bundle.inferer.adjusted(PassOptions(step_size=step_size)))
 
     expected = predicted(folder, files, step_size)
 

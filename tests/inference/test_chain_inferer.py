@@ -39,6 +39,7 @@ from voxelgate.inference.chain import scores_back
 from voxelgate.inference.chain.chain_inferer import ChainInferer
 from voxelgate.inference.chain.chain_steps import Decision
 from voxelgate.inference.mirroring import mirror_image
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.transforms import affine_slabs
 from voxelgate.transforms.flat_spacing import FlatSpacingd
 
@@ -453,11 +454,11 @@ def test_a_step_size_is_a_smaller_overlap() -> None:
     inferer = ChainInferer(steps=STEPS, roi_size=[8, 8, 8], overlap=0.5)
 
     assert (
-        inferer.adjusted(step_size=0.8).windows
+        inferer.adjusted(PassOptions(step_size=0.8)).windows
         == ChainInferer(steps=STEPS, roi_size=[8, 8, 8], overlap=1 - 0.8).windows
     )
     with pytest.raises(UsageError, match="without windows"):
-        ChainInferer(steps=STEPS).adjusted(step_size=0.8)
+        ChainInferer(steps=STEPS).adjusted(PassOptions(step_size=0.8))
 
 
 def test_it_tells_whether_channels_overlap() -> None:

@@ -19,6 +19,7 @@ from voxelgate.inference.composed.cropped_inferer import CroppedInferer
 from voxelgate.inference.composed.ensemble_inferer import EnsembleInferer
 from voxelgate.inference.composed.part import Part, brought_back
 from voxelgate.inference.composed.parts_inferer import PartsInferer
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import grids_of, on_source
 from voxelgate.transforms.canonical_zoom import CanonicalZoomd
 from voxelgate.transforms.io import as_image
@@ -60,9 +61,9 @@ class Direct:
         changed.told = {"within": limit_bytes}
         return changed
 
-    def adjusted(self, **options: Any) -> "Direct":
+    def adjusted(self, asked: PassOptions) -> "Direct":
         changed = Direct()
-        changed.told = options
+        changed.told = asked.changes
         return changed
 
 
@@ -115,7 +116,7 @@ def test_what_is_not_wanted_is_neither_run_nor_found() -> None:
 def test_limits_and_options_reach_every_part() -> None:
     inferer = CroppedInferer(Part(Direct()), Part(PartsInferer([Part(Direct())])), labels=[1])
 
-    limited, changed = inferer.within(5), inferer.adjusted(step_size=0.8)
+    limited, changed = inferer.within(5), inferer.adjusted(PassOptions(step_size=0.8))
 
     assert limited.rough.inferer.told == limited.inner.inferer.parts[0].inferer.told == {"within": 5}
     assert changed.rough.inferer.told == changed.inner.inferer.parts[0].inferer.told == {"step_size": 0.8}

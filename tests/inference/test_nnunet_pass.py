@@ -22,6 +22,7 @@ from voxelgate.inference.nnunet.source_planes import PlaneRestorer, neighbours
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles
 from voxelgate.inference.nnunet.window_scores import window_network
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.threads import LoneWorkers
 from voxelgate.networks import PlainConvUNet
 
@@ -185,10 +186,10 @@ def test_a_fast_pass_gives_nearly_all_labels_of_the_exact_one() -> None:
     torch.manual_seed(0)
     folds = nn.ModuleList(PlainConvUNet(in_channels=1, out_channels=3, channels=(8, 12)) for _ in range(2)).eval()
     exact = NnUNetInferer(patch_size=(8, 12, 16), spacing=(1.0, 1.0, 1.0), mirror_axes=(0,))
-    image, fast = CASE.image(), exact.adjusted(fast=True)
+    image, fast = CASE.image(), exact.adjusted(PassOptions(fast=True))
     labels = exact(image, folds)
     assert (fast(image, folds) == labels).double().mean() > 0.99
-    assert torch.equal(fast.adjusted(fast=False)(image, folds), labels)
+    assert torch.equal(exact.adjusted(PassOptions())(image, folds), labels)
 
 
 def test_sums_beyond_the_memory_are_refused_before_they_are_made() -> None:

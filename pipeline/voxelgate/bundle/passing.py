@@ -1,6 +1,6 @@
 """Ask a bundle to run otherwise than it does: faster, in other steps, without mirroring, for some structures only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from voxelgate.core.errors import UsageError
@@ -25,8 +25,8 @@ def adjusted_inferer(inferer: Inferer, asked: PassOptions, labels: LabelTable) -
         UsageError: the inferer cannot be asked for that, or a structure is none of the bundle's.
     """
     wanted = structures_named(asked, labels)
-    told = asked.for_inferer
-    changed = _asked(inferer, told) if told else inferer
+    told = [f"--{name.replace('_', '-')}" for name in asked.changes if name != "roi_subset"]
+    changed = _told(inferer, asked, told) if told else inferer
     restrict = getattr(changed, "restricted_to", None)
     return changed if not wanted or restrict is None else restrict(frozenset(wanted))
 
@@ -78,11 +78,9 @@ def refuse_unfit_pass(inferer: Inferer, asked: PassOptions, runtime: Runtime | N
     adjusted_inferer(inferer, asked, labels)
 
 
-def _asked(inferer: Inferer, told: dict[str, Any]) -> Inferer:
+def _told(inferer: Inferer, asked: PassOptions, options: Sequence[str]) -> Inferer:
     change = getattr(inferer, "adjusted", None)
     if change is None:
-        names = {"fast": "--fast", "step_size": "--step-size", "mirroring": "--no-mirroring"}
-        given = ", ".join(names[name] for name, value in told.items() if value is not None)
-        raise UsageError(f"{given}: this bundle has one way to run; leave it out.")
-    changed: Inferer = change(**told)
+        raise UsageError(f"{', '.join(options)}: this bundle has one way to run; leave it out.")
+    changed: Inferer = change(asked)
     return changed

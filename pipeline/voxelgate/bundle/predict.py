@@ -282,7 +282,7 @@ class Bundle:
         """Compare with the mirrored image (1, C, i, j, k); labels are those of the image, if they are known."""
         plain = self.inferer
         if averages_mirrorings(plain):
-            plain, labels = plain.adjusted(mirroring=False), None  # type: ignore[attr-defined]  # as all that mirror
+            plain, labels = plain.adjusted(PassOptions(mirroring=False)), None  # type: ignore[attr-defined]  # as all that mirror
 
         def cleaned(image: MetaTensor, network: nn.Module) -> MetaTensor:
             found = self.cleaning(plain(image, network))

@@ -40,14 +40,3 @@ class PassOptions:
             **({} if self.mirroring else {"no_mirroring": True}),
             **({"roi_subset": sorted(self.roi_subset)} if self.roi_subset else {}),
         }
-
-    @property
-    def for_inferer(self) -> dict[str, Any]:
-        """Return what `adjusted` of an inferer is told; None for what it decides itself. Empty if that is all."""
-        if not self.changes.keys() - {"roi_subset"}:
-            return {}
-        return {
-            "fast": self.fast or None,
-            "step_size": self.step_size,
-            "mirroring": None if self.mirroring else False,
-        }

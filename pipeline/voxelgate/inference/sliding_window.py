@@ -16,6 +16,7 @@ from voxelgate.core.errors import InputError, UsageError
 from voxelgate.core.geometry import Box, Grid, Shape, triple
 from voxelgate.inference.memory import Windows, available_bytes, measure_memory, with_less_memory
 from voxelgate.inference.mirroring import MirroredViews, ViewOverlap
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.restoring.class_scores import ScoreKind
 from voxelgate.inference.restoring.label_sums import Sum, Sums
 from voxelgate.inference.restoring.restorer import Restored, Restorer, nothing, restore
@@ -163,22 +164,20 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         ScoreKind(regions=self.regions)
         self.probabilities_of = tuple(probabilities_of)
 
-    def adjusted(
-        self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
-    ) -> Self:
-        """Return an inferer with other steps between windows, or without mirroring; None leaves what there is.
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return an inferer with other steps between windows, or without mirroring.
 
         Raises:
-            UsageError: it is asked to be fast or to mirror, or for steps where it streams.
+            UsageError: it is asked to be fast, or for steps where it streams.
         """
-        if fast:
+        if asked.fast:
             raise UsageError("--fast is for imported models; this bundle runs as fast as it can, or as --runtime says.")
-        if step_size is not None and self.streaming:
+        if asked.step_size is not None and self.streaming:
             raise UsageError("--step-size: this bundle sees each voxel once and has no windows to step; leave it out.")
         changed = copy.copy(self)
-        if step_size is not None:
-            changed.overlap = 1 - step_size
-        if mirroring is False:
+        if asked.step_size is not None:
+            changed.overlap = 1 - asked.step_size
+        if not asked.mirroring:
             changed.flip_axes = ()
         return changed
 

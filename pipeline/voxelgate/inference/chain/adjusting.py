@@ -4,32 +4,20 @@ import torch
 
 from voxelgate.core.errors import UsageError
 from voxelgate.inference.memory import free_memory_bytes
+from voxelgate.inference.pass_options import PassOptions
 
 FREE_SHARE = 0.9
 """Part of the free memory that a run may plan with; the rest is left to the allocator."""
 
 
-def refuse_unfollowed(*, fast: bool | None, mirroring: bool | None) -> None:
-    """Refuse options that a MONAI bundle has no way to follow; what is left to the bundle is None.
+def refuse_fast(asked: PassOptions) -> None:
+    """Refuse what a MONAI bundle has no way to follow; it never averages over mirrored images.
 
     Raises:
-        UsageError: names the option.
+        UsageError: it is asked to be fast.
     """
-    if fast:
+    if asked.fast:
         raise UsageError("--fast: this bundle has one way to run, which gives its labels; leave it out.")
-    if mirroring:
-        raise UsageError("this bundle does not average over mirrored images; leave mirroring out.")
-
-
-def overlap_of(step_size: float) -> float:
-    """Return how much of a window the next one repeats, if it begins a part of the window further on.
-
-    Raises:
-        UsageError: the part does not lie above 0 and up to 1.
-    """
-    if not 0 < step_size <= 1:
-        raise UsageError(f"--step-size {step_size}: expected a part of the window, above 0 and up to 1.")
-    return 1 - step_size
 
 
 def check_limit(max_memory: int | None) -> None:

@@ -17,13 +17,14 @@ from monai.utils import BlendMode, PytorchPadMode, ensure_tuple
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.geometry import Grid, Shape, triple
 from voxelgate.core.machine import GIB
-from voxelgate.inference.chain.adjusting import check_limit, limit_bytes, overlap_of, refuse_unfollowed
+from voxelgate.inference.chain.adjusting import check_limit, limit_bytes, refuse_fast
 from voxelgate.inference.chain.blending import BlendedWindows, Slab, at_once, blended
 from voxelgate.inference.chain.chain_steps import Certainty, ChainStep, Decision, LabelStep, StepChain, activated
 from voxelgate.inference.chain.inverting import labels_from
 from voxelgate.inference.chain.scores_back import ScoresBack
 from voxelgate.inference.chain.way_back import check_way_back, nearest_back, placed_like, turned_back
 from voxelgate.inference.mirroring import one_of_batch
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import grids_of, on_source
 from voxelgate.inference.windows import PIECE_SCORES
 
@@ -140,26 +141,19 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             )
         return on_source(labels.as_tensor(), inputs, source, {} if means is None else {"confidence": means})
 
-    def adjusted(
-        self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
-    ) -> Self:
-        """Return a copy that runs otherwise; None leaves it as the bundle has it.
-
-        Args:
-            fast: give up exactness for speed; this inferer cannot.
-            step_size: where the next window begins, as part of the window.
-            mirroring: average over mirrored images; this inferer cannot.
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return a copy that runs in other steps.
 
         Raises:
-            UsageError: this inferer cannot do what is asked for.
+            UsageError: it is asked to be fast, or for steps without windows.
         """
-        refuse_unfollowed(fast=fast, mirroring=mirroring)
-        if step_size is None:
+        refuse_fast(asked)
+        if asked.step_size is None:
             return self
         if self.windows is None:
             raise UsageError("--step-size: this bundle runs without windows; leave it out.")
         changed = copy.copy(self)
-        changed.windows = replace(self.windows, overlap=(overlap_of(step_size),))
+        changed.windows = replace(self.windows, overlap=(1 - asked.step_size,))
         return changed
 
     def within(self, max_bytes: int) -> Self:

@@ -15,8 +15,9 @@ from torch import nn
 from voxelgate.core.errors import BundleError, InputError, UsageError, VoxelgateError, cause_of, reason_of
 from voxelgate.core.geometry import Grid
 from voxelgate.core.machine import GIB
-from voxelgate.inference.chain.adjusting import check_limit, limit_bytes, overlap_of, refuse_unfollowed
+from voxelgate.inference.chain.adjusting import check_limit, limit_bytes, refuse_fast
 from voxelgate.inference.mirroring import one_of_batch, unmirrored
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.source_grid import grids_of, on_source
 
 STEP_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
@@ -103,21 +104,19 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         labels = _on_the_image(self._stepped(unmirrored(image), unmirrored(scores)), source)
         return on_source(labels, inputs, source, {})
 
-    def adjusted(
-        self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
-    ) -> Self:
+    def adjusted(self, asked: PassOptions) -> Self:
         """Return a changed copy; see `ChainInferer.adjusted`.
 
         Raises:
             UsageError: this inferer cannot do what is asked for.
         """
-        refuse_unfollowed(fast=fast, mirroring=mirroring)
-        if step_size is None:
+        refuse_fast(asked)
+        if asked.step_size is None:
             return self
         if not isinstance(self.inferer, SlidingWindowInferer):
             raise UsageError("--step-size: this bundle runs without windows; leave it out.")
         changed, inner = copy.copy(self), copy.copy(self.inferer)
-        inner.overlap = overlap_of(step_size)
+        inner.overlap = 1 - asked.step_size
         changed.inferer = inner
         return changed
 

@@ -1,7 +1,7 @@
 """A model that sees, beside the image, what a model of lower resolution found in it."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from monai.data import MetaTensor
@@ -10,6 +10,7 @@ from monai.inferers import Inferer
 from voxelgate.core.geometry import Grid
 from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probable
 from voxelgate.inference.composed.part import Part, ask_parts, brought_back, on_own_grid
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.sliding_window import Networks
 
 PREVIOUS = "previous"
@@ -69,9 +70,9 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         """Return the logits of the second stage for an image (1, C, i, j, k)."""
         return self.second.planes(inputs, network, **self._previous(inputs, network))
 
-    def adjusted(self, **options: Any) -> Self:
-        """Return an inferer whose stages follow options as `NnUNetInferer.adjusted` knows them."""
-        return ask_parts(self, "adjusted", **options)
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return an inferer whose stages run as they are asked to."""
+        return ask_parts(self, "adjusted", asked)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose stages keep to a limit of memory."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Box, Grid, triple
 from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back, on_own_grid
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.sliding_window import Networks
 
 
@@ -88,9 +89,9 @@ class CroppedInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
             changed.labels = frozenset(labels)
         return changed
 
-    def adjusted(self, **options: Any) -> Self:
-        """Return an inferer whose models follow options as `NnUNetInferer.adjusted` knows them."""
-        return ask_parts(self, "adjusted", **options)
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return an inferer whose models run as they are asked to."""
+        return ask_parts(self, "adjusted", asked)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose models keep to a limit of memory."""

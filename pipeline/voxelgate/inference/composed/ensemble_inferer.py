@@ -12,6 +12,7 @@ from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape
 from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probable
 from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.sliding_window import Networks
 
 
@@ -73,9 +74,9 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
             view[number] = self._labels(mean)
         return brought_back(labels.astype(np.uint8) if labels.max() < 256 else labels, inputs, {})
 
-    def adjusted(self, **options: Any) -> Self:
-        """Return an inferer whose members follow options as `NnUNetInferer.adjusted` knows them."""
-        return ask_parts(self, "adjusted", **options)
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return an inferer whose members run as they are asked to."""
+        return ask_parts(self, "adjusted", asked)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose members together keep to a limit of memory."""

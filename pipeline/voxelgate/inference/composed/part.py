@@ -120,7 +120,7 @@ class Part:
         values[: len(self.labels)] = self.labels
         return np.asarray(values[labels])
 
-    def asked(self, method: str, *args: Any, **options: Any) -> "Part":
+    def asked(self, method: str, *args: Any) -> "Part":
         """Return the part with an inferer changed by one of its own methods.
 
         Raises:
@@ -129,17 +129,17 @@ class Part:
         change = getattr(self.inferer, method, None)
         if change is None:
             raise UsageError(f"{type(self.inferer).__name__} cannot be {method.replace('_', ' ')} what is asked for.")
-        return replace(self, inferer=change(*args, **options))
+        return replace(self, inferer=change(*args))
 
 
-def ask_parts(inferer: Whole, method: str, *args: Any, **options: Any) -> Whole:
+def ask_parts(inferer: Whole, method: str, *args: Any) -> Whole:
     """Return an inferer whose parts were all changed by a method of their own inferers."""
     changed = copy.copy(inferer)
     for name, held in vars(inferer).items():
         if isinstance(held, Part):
-            setattr(changed, name, held.asked(method, *args, **options))
+            setattr(changed, name, held.asked(method, *args))
         elif isinstance(held, list):
-            setattr(changed, name, [part.asked(method, *args, **options) for part in held])
+            setattr(changed, name, [part.asked(method, *args) for part in held])
     return changed
 
 

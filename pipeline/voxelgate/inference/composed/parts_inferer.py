@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from voxelgate.core.errors import UsageError
 from voxelgate.core.geometry import Grid, Shape
 from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.sliding_window import Networks
 
 SPLIT_MARGIN = 20
@@ -85,9 +86,9 @@ class PartsInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types that 
         changed.parts = [part for part in self.parts if part.labels is None or set(part.labels) & changed.wanted]
         return changed
 
-    def adjusted(self, **options: Any) -> Self:
-        """Return an inferer whose parts follow options as `NnUNetInferer.adjusted` knows them."""
-        return ask_parts(self, "adjusted", **options)
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return an inferer whose parts run as they are asked to."""
+        return ask_parts(self, "adjusted", asked)
 
     def within(self, limit_bytes: int) -> Self:
         """Return an inferer whose parts keep to a limit of memory."""

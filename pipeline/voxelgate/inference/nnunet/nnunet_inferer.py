@@ -25,6 +25,7 @@ from voxelgate.inference.nnunet.source_planes import LogitPlane, PlaneRestorer, 
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles, check_tiles
 from voxelgate.inference.nnunet.window_scores import Layer, WindowNetwork, window_network
+from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.restoring.placement import in_file_order
 from voxelgate.inference.source_grid import grids_of, on_source
 from voxelgate.inference.threads import LoneWorkers, Result
@@ -155,31 +156,19 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         way = self._way(image, network)
         return Planes(way.box.view, way.restored(way.restorer.logits))
 
-    def adjusted(
-        self, *, fast: bool | None = None, step_size: float | None = None, mirroring: bool | None = None
-    ) -> Self:
-        """Return a copy with some settings changed.
-
-        Args:
-            fast: give up nnU-Net's last bits for speed, or not.
-            step_size: largest distance of two windows as a part of their size.
-            mirroring: False for windows as they are only; True changes nothing.
-        """
+    def adjusted(self, asked: PassOptions) -> Self:
+        """Return a copy that runs as it is asked to: fast, in other steps, or without mirroring."""
         changed = copy.copy(self)
-        if fast is not None:
-            changed.exact = not fast
-        if step_size is not None:
-            check_tiles(self.patch_size, step_size)
-            changed.step_size = step_size
-        if mirroring is False:
-            changed.mirror_axes = ()
+        changed.exact = self.exact and not asked.fast
+        changed.step_size = self.step_size if asked.step_size is None else asked.step_size
+        changed.mirror_axes = self.mirror_axes if asked.mirroring else ()
         return changed
 
     def within(self, max_bytes: int) -> Self:
         """Return a copy that refuses images whose sums need more memory than this."""
-        changed = copy.copy(self)
-        changed.max_memory = max_bytes
-        return changed
+        limited = copy.copy(self)
+        limited.max_memory = min(max_bytes, self.max_memory or max_bytes)
+        return limited
 
     def _way(self, inputs: MetaTensor, network: nn.Module | Sequence[nn.Module]) -> _Way:
         source, grid = grids_of(inputs)
