@@ -68,6 +68,103 @@ def test_a_checkpoint_of_nnunet_is_read_with_the_numbers_of_its_log(read: Read) 
     assert not found["b"].requires_grad
 
 
+LOGGED = [
+    np.arange(6, dtype=np.float32).reshape(2, 3),
+    np.asfortranarray(np.arange(6, dtype=">i2").reshape(2, 3)),
+    np.array(True),
+    np.zeros((0, 4), np.uint8),
+    np.arange(8.0)[::3],
+    np.float16(1.5),
+    np.uint64(2**63),
+    np.bool_(True),
+]
+
+
+@pytest.mark.parametrize("value", LOGGED, ids=str)
+def test_arrays_of_numbers_beside_the_weights_are_read(tmp_path: Path, value: Any) -> None:
+    torch.save({"network_weights": {"a": torch.zeros(1)}, "logged": [value], "again": value}, tmp_path / "x.pt")
+
+    document = read_checkpoint(ImportSource(tmp_path, Kind.NNUNET_CONFIGURATION, "folder", ("x.pt",)), "x.pt")
+
+    found = document["logged"][0]
+    if isinstance(value, np.ndarray):
+        assert (found.values.dtype, found.values.shape) == (value.dtype, value.shape)
+        assert np.array_equal(found.values, value)
+    else:
+        assert found == value
+
+
+ARRAYS_OF_NO_NUMBERS = {
+    "objects": (np.array([[1], "a"], object), "it holds NumPy's type 'O8'"),
+    "texts": (np.array(["a"]), "NumPy's type 'U1'"),
+    "times": (np.array([0], "M8[s]"), "NumPy's type 'M8'"),
+    "records": (np.zeros(1, [("a", "f4"), ("b", "O")]), "NumPy's type 'V12'"),
+    "complex": (np.ones(1, complex), "NumPy's type 'c16'"),
+    "masked": (np.ma.zeros(2), r"it names numpy\.ma\.\w+\._mareconstruct"),
+    "matrix": (np.matrix([1]), "it names numpy.matrix|numpy.matrixlib"),
+}
+
+
+@pytest.mark.parametrize(("value", "reason"), ARRAYS_OF_NO_NUMBERS.values(), ids=ARRAYS_OF_NO_NUMBERS)
+def test_other_arrays_are_refused_with_what_they_hold(read: Read, value: object, reason: str) -> None:
+    with pytest.raises(InputError, match=f"more than tensors and numbers .*{reason}"):
+        read({"network_weights": {"a": torch.zeros(1)}, "logged": value})
+
+
+class HasState:
+    """Pickles as what a call returns, with a state that is given to it then."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> None:
+        self.reduced = function, arguments, state
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+        return self.reduced
+
+
+MAKE = np.zeros(0).__reduce__()[0]
+NUMBERS, OBJECTS = np.dtype("f8"), np.dtype("O")
+FLAGGED = HasState(np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 63))
+
+
+def array_with(*state: Any) -> HasState:
+    return HasState(MAKE, (np.ndarray, (0,), b"b"), state)
+
+
+HOSTILE_ARRAYS = {
+    "longer than its list": array_with(1, (10**5,), OBJECTS, False, []),
+    "longer than its bytes": array_with(1, (10**5,), NUMBERS, False, b"A" * 8),
+    "of negative length": array_with(1, (-1,), NUMBERS, False, b""),
+    "of too many axes": array_with(1, (1,) * 65, NUMBERS, False, b"A" * 8),
+    "of endless axes": array_with(1, (10**300,) * 60, NUMBERS, False, b"A" * 8),
+    "of a shape that is none": array_with(1, 3, NUMBERS, False, b"A" * 24),
+    "without state": array_with(),
+    "of a type that is a number": array_with(1, (1,), 3, False, b"A" * 8),
+    "of objects in bytes": Calls(np.ndarray, (2,), "O", b"A" * 16),
+    "of a type with parts": array_with(
+        1,
+        (1,),
+        HasState(np.dtype, ("f8", False, True), (3, "<", None, ("a",), {"a": (OBJECTS, 0)}, 8, 8, 63)),
+        False,
+        b"A" * 8,
+    ),
+    "as large as no memory": Calls(np.ndarray, (10**13,), "u1"),
+    "as a number of objects": Calls(np.float64(0).__reduce__()[0], OBJECTS, "text"),
+    "as many bytes": Calls(bytes, 10**12),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_ARRAYS.values(), ids=HOSTILE_ARRAYS)
+def test_arrays_that_would_make_numpy_read_from_anywhere_are_refused(read: Read, hostile: object) -> None:
+    with pytest.raises(InputError, match="more than tensors and numbers"):
+        read({"network_weights": {"a": torch.zeros(1)}, "logged": hostile})
+
+
+def test_flags_of_a_type_that_make_its_numbers_pointers_count_for_nothing(read: Read) -> None:
+    hostile = array_with(1, (3,), FLAGGED, False, b"A" * 24)
+
+    assert read({"network_weights": {"a": torch.zeros(1)}, "logged": hostile})["a"].shape == (1,)
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", None])
 def test_weights_are_found_under_the_usual_names_or_alone(read: Read, key: str | None) -> None:
     weights = {"a": torch.ones(3)}

@@ -1,17 +1,16 @@
 """Weights from elsewhere: no file of them can run code here, and what comes out are plain tensors or a sentence."""
 
-import codecs
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from voxelgate.bundle.imports.numpy_pickles import STAND_INS, NumPyArray
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.unpacking import DAMAGED_ZIP
 from voxelgate.bundle.opened import UNREADABLE_WEIGHTS
@@ -34,34 +33,16 @@ _DTYPES = frozenset(
 def read_checkpoint(source: ImportSource, name: str) -> Mapping[str, Any]:
     """Read a checkpoint of torch 1.6 or later without running anything in it; its tensors stay on the disk till used.
 
-    Beyond what `weights_only=True` admits, numbers of NumPy are: nnU-Net keeps its best score so.
+    Beyond what `weights_only=True` admits, numbers and arrays of NumPy are: trainers keep their best score and what
+    they logged so.
 
     Raises:
         InputError: it is damaged, no such file, or names anything else, such as a function to call.
     """
-    return _loaded_from(source, name, _inert())
-
-
-def read_arrays(source: ImportSource, name: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of numbers of a small file, such as the searched code of a DiNTS; what is none is left out.
-
-    Raises:
-        InputError: as for `read_checkpoint`.
-    """
-    document = _loaded_from(source, name, [*_inert(), *_inert_of_arrays()])
-    arrays = {key: value.numpy() if type(value) is Tensor else value for key, value in document.items()}
-    return {
-        key: value
-        for key, value in arrays.items()
-        if isinstance(key, str) and type(value) is np.ndarray and value.dtype.kind in "biuf"
-    }
-
-
-def _loaded_from(source: ImportSource, name: str, inert: list[Any]) -> Mapping[str, Any]:
     path = source.path(name)
     _refuse_other_archive(path, f"{source.name}: {name}")
     try:
-        with torch.serialization.safe_globals(inert):
+        with torch.serialization.safe_globals(STAND_INS):
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (*UNREADABLE_WEIGHTS, RecursionError, MemoryError) as error:
         raise InputError(
@@ -71,6 +52,16 @@ def _loaded_from(source: ImportSource, name: str, inert: list[Any]) -> Mapping[s
     if not isinstance(document, Mapping):
         raise InputError(f"{source.name}: {name} holds a {type(document).__name__}, expected named weights.")
     return document
+
+
+def read_arrays(source: ImportSource, name: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of numbers of a small file, such as the searched code of a DiNTS; what is none is left out.
+
+    Raises:
+        InputError: as for `read_checkpoint`.
+    """
+    arrays = {key: _array_of(value) for key, value in read_checkpoint(source, name).items() if isinstance(key, str)}
+    return {key: value for key, value in arrays.items() if value is not None}
 
 
 def state_in(document: Mapping[str, Any], where: str) -> dict[str, Tensor]:
@@ -109,21 +100,6 @@ def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _inert() -> list[Any]:
-    """Return what may be named in a checkpoint beside tensors: all of it makes numbers and texts, and runs nothing."""
-    scalar = np.float64(0).__reduce__()[0]
-    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [*named, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType, codecs.encode]
-
-
-def _inert_of_arrays() -> list[Any]:
-    """Return what may be named beside in a file of arrays: what NumPy makes an array of numbers of."""
-    make = np.zeros(0).__reduce__()[0]
-    named = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    kinds = [np.dtypes.Int64DType, np.dtypes.Int32DType, np.dtypes.UInt8DType, np.dtypes.Int8DType, np.dtypes.BoolDType]
-    return [*named, np.ndarray, *kinds]
-
-
 def _refuse_other_archive(path: Path, where: str) -> None:
     """Refuse a file that is no zip as torch writes them: nothing packed, so that nothing can be larger than the file.
 
@@ -158,6 +134,16 @@ def _fault_of_tensor(value: Any) -> str | None:
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"claims {value.numel()} numbers, of which the file holds fewer"
     return None if bool(torch.isfinite(value).all()) else "holds values that are not finite"
+
+
+def _array_of(value: object) -> npt.NDArray[Any] | None:
+    """Return the numbers of an array or of a plain tensor that NumPy can hold; None if there are none."""
+    if isinstance(value, NumPyArray):
+        return value.values
+    if type(value) is not Tensor or _fault_of_tensor(value) or value.dtype is torch.bfloat16:
+        return None
+    numbers: npt.NDArray[Any] = value.detach().numpy()
+    return numbers
 
 
 def _unwrapped(name: str) -> str:
