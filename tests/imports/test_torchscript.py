@@ -67,6 +67,46 @@ class Reads(nn.Module):
         return image + torch.from_file("canary", size=1).sum()
 
 
+class NeverEnds(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        count = 0
+        while count >= 0:
+            count = (count + 1) % 7
+        return image
+
+
+class NeverLoads(nn.Module):
+    """Does not end before it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, bool]:
+        return torch.zeros(3), self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, bool]) -> None:
+        self.training = state[1]
+        count = 0
+        while count >= 0:
+            count = (count + 1) % 7
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+
+class TakesAllMemory(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image + torch.zeros([10_000_000_000_000])[0]
+
+
+class GivesAList(nn.Module):
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image]
+
+
 CONFIG: dict[str, Any] = {
     "network_def": {"_target_": "scripts.unknown.Network"},
     "preprocessing": {
@@ -111,6 +151,7 @@ def saved(path: Path, network: nn.Module, **configs: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_program_with_its_configs_inside_gives_its_labels(tmp_path: Path, run: Run) -> None:
     path = saved(tmp_path / "bright.ts", Bright(), inference=CONFIG, metadata=METADATA)
     voxels = np.zeros((20, 18, 16), np.float32)
@@ -131,6 +172,7 @@ def test_a_program_with_its_configs_inside_gives_its_labels(tmp_path: Path, run:
     assert "models/network.ts" in sealed
 
 
+@pytest.mark.slow
 def test_its_configs_may_lie_beside_it_or_in_the_bundle_around_it(tmp_path: Path) -> None:
     path = saved(tmp_path / "model.ts", Bright())
     with opened_source(path) as source, pytest.raises(InputError, match=r"model\.ts: has no inference\.json"):
@@ -188,6 +230,28 @@ def test_no_spelling_of_a_call_that_writes_files_is_overlooked(tmp_path: Path, s
         pytest.fail("it was taken")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (NeverEnds(), r"on zeros of shape \(1, 1, 16, 16, 16\) .* crashed, or did not end within 1 s"),
+        (NeverLoads(), "crashed, or did not end within 1 s"),
+        (TakesAllMemory(), "fails .*memory"),
+        (GivesAList(), "gives a list"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_program_that_does_not_give_its_result_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: nn.Module, reason: str
+) -> None:
+    monkeypatch.setattr("voxelgate.bundle.imports.program_trial.MOST_TRIAL_S", 1.0)
+    path = saved(tmp_path / "model.ts", network, inference=CONFIG, metadata=METADATA)
+
+    with opened_source(path) as source, pytest.raises(InputError, match=reason):
+        read_model(source, ImportOptions())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "size", "reason"),
     [(1, [16, 16, 16], "its program gives"), (2, [10**4] * 3, "which no machine of today takes")],

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from voxelgate.bundle.imports.foreign_records import licence_in, text_of
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported, ImportOptions
+from voxelgate.bundle.imports.program_trial import tried_apart
 from voxelgate.bundle.imports.programs import PROGRAM
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.imports.zoo import METADATA, input_size_of
@@ -20,7 +21,8 @@ from voxelgate.bundle.imports.zoo_faithful import read_own_chain
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of, part_of
 from voxelgate.bundle.imports.zoo_references import ZooConfig
 from voxelgate.bundle.imports.zoo_scripts import Scripts
-from voxelgate.core.errors import InputError, reason_of
+from voxelgate.core.errors import InputError
+from voxelgate.core.machine import free_host_bytes
 from voxelgate.networks import ScriptedNetwork
 
 MOST_TRIED_VOXELS = 2**28
@@ -28,7 +30,7 @@ MOST_TRIED_VOXELS = 2**28
 
 
 def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
-    """Read a TorchScript file; its program runs once, on zeros, to see what it gives.
+    """Read a TorchScript file; its program runs once, on zeros in a process of its own, to see what it gives.
 
     Raises:
         BundleError: its config cannot be understood; the sentence names the place.
@@ -38,11 +40,10 @@ def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
     name = _inference_config_in(source)
     metadata: dict[str, Any] = source.json(METADATA) if source.has(METADATA) else {}
     config = ZooConfig(read_foreign_config(source.path(name)), name, lambda path: source.path(path) and {})
-    network = _loaded(source)
     count, classes = (_stated_channels(part_of(metadata, *part)) for part in (("inputs", "image"), ("outputs", "pred")))
     chain = read_own_chain(config, Scripts({})) if options.is_faithful else read_chain(config, classes, {})
     size = input_size_of(chain)
-    _refuse_other_output(source, network, (1, count, *size), classes)
+    _refuse_other_output(source, (1, count, *size), classes)
     labels, on_labels = labels_of(metadata, classes, chain.merges, options.label_values)
     return Imported(
         name=source.name.removesuffix(".ts"),
@@ -51,7 +52,7 @@ def read_torchscript(source: ImportSource, options: ImportOptions) -> Imported:
         network_def={"_target_": "voxelgate.ScriptedNetwork", "path": f"$@bundle_root + '/{PROGRAM}'"},
         preparation=chain.preparation,
         inferer=chain.inferer,
-        state=network.state_dict(),
+        state=_state_of(source.path(PROGRAM)),
         labels=labels,
         channels=channels_of(metadata, chain.images, count),
         modality=modality_of(metadata),
@@ -88,36 +89,25 @@ def _stated_channels(part: Mapping[str, Any]) -> int:
     return max(len(named), 1) if isinstance(named, Mapping) else 1
 
 
-def _loaded(source: ImportSource) -> ScriptedNetwork:
-    """Return the program as a network.
-
-    Raises:
-        InputError: this PyTorch does not read it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ScriptedNetwork(path=source.path(PROGRAM))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{source.name}: this PyTorch does not load it ({reason_of(error)}).") from error
+def _state_of(path: Path) -> dict[str, Tensor]:
+    """Return the weights in a program that was tried."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ScriptedNetwork(path=path).state_dict()
 
 
-def _refuse_other_output(source: ImportSource, network: ScriptedNetwork, shape: tuple[int, ...], classes: int) -> None:
-    """Refuse a program that does not give one channel for each class, on the grid of its input.
+def _refuse_other_output(source: ImportSource, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a program that does not give one channel for each class, on the grid of its input, and in time.
 
     Raises:
         InputError: it does not.
     """
     if prod(shape) > MOST_TRIED_VOXELS:
         raise InputError(f"{source.name}: its config asks for windows of {shape}, which no machine of today takes.")
-    try:
-        with torch.no_grad():
-            found = network(torch.zeros(shape))
-    except RuntimeError as error:
+    found, wanted = tried_apart(source.path(PROGRAM), shape, free_host_bytes()), (1, classes, *shape[2:])
+    if found.said:
         raise InputError(
-            f"{source.name}: its program takes no image of shape {shape}, as its config has it ({reason_of(error)})."
-        ) from error
-    wanted = (1, classes, *shape[2:])
-    if not isinstance(found, Tensor) or tuple(found.shape) != wanted:
-        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"{source.name}: its program gives {given}, expected {wanted}; see its metadata.json.")
+            f"{source.name}: its program, tried on zeros of shape {shape} as its config has it, {found.said}."
+        )
+    if found.shape != wanted:
+        raise InputError(f"{source.name}: its program gives {found.shape}, expected {wanted}; see its metadata.json.")
