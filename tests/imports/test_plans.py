@@ -161,8 +161,11 @@ def test_relu_is_a_slope_of_zero_and_dropout_is_told() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"network_class_name": "dynamic_network_architectures.architectures.primus.Primus"}, "is a .*primus.Primus"),
-        ({"network_class_name": "evil.PlainConvUNet"}, "only PlainConvUNet and ResidualEncoderUNet"),
+        (
+            {"network_class_name": "dynamic_network_architectures.architectures.primus.Primus", "n_stages": None},
+            "network_class_name is 'Primus', expected 'PlainConvUNet' or 'ResidualEncoderUNet'",
+        ),
+        ({"network_class_name": "evil.PlainConvUNet"}, "network_class_name is 'evil.PlainConvUNet'"),
     ],
 )
 def test_other_networks_are_refused_by_their_class(changes: Json, sentence: str) -> None:

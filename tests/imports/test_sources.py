@@ -82,7 +82,9 @@ def test_what_is_not_there_and_what_is_no_zip_are_refused(tmp_path: Path) -> Non
 
     with pytest.raises(InputError, match="neither a file nor a folder"):
         kind_of(tmp_path / "missing")
-    with pytest.raises(InputError, match=r"notes\.txt: is no zip"):
+    with pytest.raises(
+        InputError, match=r"notes\.txt: is no zip and no TorchScript file, or cannot be read; name an nnU-Net v2 folder"
+    ):
         kind_of(tmp_path / "notes.txt")
 
 

@@ -9,7 +9,7 @@ from voxelgate.bundle.imports.members import Member, read_member
 from voxelgate.bundle.imports.nnunet_postprocessing import postprocessing_of
 from voxelgate.bundle.imports.source import ImportSource, Kind
 from voxelgate.bundle.imports.trained import TrainedConfiguration, configuration_of, kept_files, network_and_state
-from voxelgate.core.errors import InputError, UsageError
+from voxelgate.core.errors import UsageError
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 
@@ -78,14 +78,11 @@ def choose_folders(source: ImportSource, options: ImportOptions) -> tuple[tuple[
 
     Raises:
         UsageError: one is not there, or it is not clear which one is meant.
-        InputError: there is none.
     """
-    folders = configuration_folders(source)
     if source.kind is Kind.NNUNET_CONFIGURATION:
         _refuse_other_configurations(source, options)
         return ("",), ()
-    if not folders:
-        raise InputError(f"{source.name}: holds no folder TRAINER__PLANS__CONFIGURATION; copy it again.")
+    folders = source.configurations()
     if options.configurations:
         chosen = tuple(_wanted_folder(source, folders, wanted) for wanted in options.configurations)
         return chosen, _passed_over(source, folders, chosen)
@@ -120,11 +117,6 @@ def _wanted_folder(source: ImportSource, folders: Sequence[str], wanted: str) ->
     if len(fitting) > 1:
         raise UsageError(f"--configuration {wanted}: may be {' or '.join(fitting)}; give the name of the folder.")
     return fitting[0]
-
-
-def configuration_folders(source: ImportSource) -> list[str]:
-    """Return the folders TRAINER__PLANS__CONFIGURATION of a data set that have plans."""
-    return sorted(name.split("/")[0] for name in source.matching(r"[^/_][^/]*__[^/]+__[^/]+/plans\.json"))
 
 
 def described(members: Sequence[Member]) -> str:

@@ -38,6 +38,11 @@ def _listed(value: Any) -> Any:  # one number for all, or a list
     return value if isinstance(value, list) else [value]
 
 
+def _class_of_package(value: Any) -> Any:  # of others the whole name stays, which is that of no network here
+    is_of_package = isinstance(value, str) and value.startswith(NETWORK_PACKAGE)
+    return value.rpartition(".")[2] if is_of_package else value
+
+
 def _lists_of(value: Any) -> Any:  # one number for all, or for each level one or a list
     return [_listed(one) for one in _listed(value)]
 
@@ -126,7 +131,7 @@ class _ArchitectureArguments:
 
 @record(frozen=True)
 class _Architecture:
-    network_class_name: str
+    network_class_name: Annotated[NetworkName, BeforeValidator(_class_of_package)]
     arch_kwargs: _ArchitectureArguments
 
 
@@ -368,14 +373,8 @@ def _resampling(stated: _ConfigurationFile, of: str, where: str) -> Config:
 
 def _network_config(stated: _Architecture, dims: int, norm: str | None, where: str) -> Config:
     """Return the config of a network without its channels and classes."""
-    arguments = stated.arch_kwargs
-    name = stated.network_class_name.rpartition(".")[2]
-    if not stated.network_class_name.startswith(NETWORK_PACKAGE) or name not in list(NetworkName):
-        raise BundleError(
-            f"{where}: the network is a {stated.network_class_name}, only {' and '.join(NetworkName)} of "
-            f"{NETWORK_PACKAGE.rstrip('.')} can be imported."
-        )
-    blocks = arguments.n_conv_per_stage if name == NetworkName.PLAIN else arguments.n_blocks_per_stage
+    arguments, name = stated.arch_kwargs, stated.network_class_name
+    blocks = arguments.n_conv_per_stage if name is NetworkName.PLAIN else arguments.n_blocks_per_stage
     if blocks is None:
         raise BundleError(f"{where}: says not how many blocks its {name} has at each level; restore the file.")
     _refuse_other_parts(arguments, dims, where)

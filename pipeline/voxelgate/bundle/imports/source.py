@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from voxelgate.bundle.checksums import CHECKSUMS
 from voxelgate.bundle.imports.programs import lay_out_program
@@ -17,7 +18,7 @@ from voxelgate.core.documents import parse_json, read_json
 from voxelgate.core.errors import InputError
 from voxelgate.core.files import file_sha256, read_text
 
-_TRAINER = re.compile(r"[^_].*__.+__.+")
+_TRAINER = re.compile(r"[^/_][^/]*__[^/]+__[^/]+")
 """Name of an nnU-Net folder of one configuration: TRAINER__PLANS__CONFIGURATION."""
 
 _STOPS = re.compile(rf"{_TRAINER.pattern}|fold_.+")
@@ -72,6 +73,12 @@ class ImportSource:
     def matching(self, pattern: str) -> tuple[str, ...]:
         """Return the names that a regular expression matches as a whole."""
         return tuple(name for name in self.names if re.fullmatch(pattern, name))
+
+    def configurations(self, data_set: str = "") -> list[str]:
+        """Return the nnU-Net folders TRAINER__PLANS__CONFIGURATION that have plans, in a folder or in the root."""
+        prefix = f"{re.escape(data_set)}/" if data_set else ""
+        found = self.matching(rf"{prefix}{_TRAINER.pattern}/plans\.json")
+        return [name.rpartition("/")[0] for name in found]
 
     def path(self, name: str) -> Path:
         """Return where a file lies.
@@ -149,6 +156,8 @@ def opened_source(path: Path) -> Iterator[ImportSource]:
 
 
 def _in_archive(path: Path, folder: Path) -> ImportSource:
+    if not is_zipfile(path):
+        raise InputError(f"{path.name}: is no zip and no TorchScript file, or cannot be read; name {_KNOWN}.")
     if is_torch_archive(path):
         lay_out_program(path, folder)
         return ImportSource(folder, Kind.TORCHSCRIPT, path.name, tuple(_files_below(folder)))

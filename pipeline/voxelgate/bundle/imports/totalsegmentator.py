@@ -16,6 +16,7 @@ from voxelgate.bundle.imports.source import ImportSource, Kind
 from voxelgate.bundle.imports.totalsegmentator_tasks import FOLDERS, TASKS, Crop, Task
 from voxelgate.bundle.imports.trained import (
     TrainedConfiguration,
+    configuration_of,
     configuration_parts,
     kept_files,
     network_and_state,
@@ -186,14 +187,9 @@ def _model(source: ImportSource, name: str, options: ImportOptions) -> _Model:
 
 def _folder_in(source: ImportSource, data_set: str, options: ImportOptions) -> str:
     """Return the folder TRAINER__PLANS__CONFIGURATION of a data set."""
-    prefix = f"{data_set}/" if data_set else ""
-    found = source.matching(rf"{re.escape(prefix)}[^/_][^/]*__[^/]+__[^/]+/plans\.json")
-    folders = [name.removesuffix("/plans.json") for name in found]
-    wanted = (
-        [one for one in folders if one.rpartition("__")[2] in options.configurations]
-        if options.configurations
-        else folders
-    )
+    folders = source.configurations(data_set)
+    asked = options.configurations
+    wanted = [one for one in folders if not asked or configuration_of(one) in asked]
     usual = [one for one in wanted if one.split("__")[-2] == USUAL_PLANS]
     chosen = wanted if len(wanted) == 1 else usual
     if len(chosen) != 1:
