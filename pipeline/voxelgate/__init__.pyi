@@ -41,6 +41,7 @@ from .segmentation.cases import find_cases
 from .segmentation.output_names import Output
 from .segmentation.page.build import write_page
 from .segmentation.report import CaseReport, CaseStatus
+from .training.clock import KeepTime
 from .training.configs.bundle_files import write_bundle
 from .training.cross_validation import CrossValidation, ScoreCleanings, train_folds
 from .training.diagnostics import WatchTraining
@@ -53,6 +54,8 @@ from .training.handlers import (
     ShowProgress,
     StopOnBadLoss,
     UpdateAverage,
+    ValidateEpochs,
+    growing_average,
 )
 from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan
@@ -102,6 +105,7 @@ __all__ = [
     "InvertingInferer",
     "KeepBest",
     "KeepComponentsd",
+    "KeepTime",
     "LabelMapWriter",
     "LabelScores",
     "LabelTable",
@@ -147,6 +151,7 @@ __all__ = [
     "TrainingJob",
     "UpdateAverage",
     "UsageError",
+    "ValidateEpochs",
     "Verdict",
     "VolumeReader",
     "VoxelgateError",
@@ -158,6 +163,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_cases",
+    "growing_average",
     "identify",
     "image_spec_of",
     "keep_large_buffers",

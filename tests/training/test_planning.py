@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from voxelgate.bundle.workflow import build_component
+from voxelgate.bundle.workflow import build_component, read_configs
 from voxelgate.core.errors import OutputError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.manifest import Modality
@@ -124,6 +124,27 @@ def test_reading_many_large_cases_is_part_of_the_minutes() -> None:
     assert (steps[0] - steps[1]) * 1e-3 >= voxels * READ_S_PER_VOXEL
 
 
+def test_a_training_keeps_the_minutes_of_the_budget_unless_its_length_was_set_by_hand() -> None:
+    budget = Budget(minutes=20)
+    assert plan(FACTS, budget).training.minutes == 20
+    assert plan(FACTS, budget, {"training": {"learning_rate": 1e-3}}).training.minutes == 20
+    assert plan(FACTS, budget, {"training": {"steps_per_epoch": 10}}).training.minutes is None
+    assert plan(FACTS, budget, {"training": {"epochs": 10, "minutes": 5}}).training.minutes == 5
+
+
+def test_a_busy_machine_is_said_to_be_busy_and_costs_no_steps() -> None:
+    free, busy = (plan(FACTS, Budget(minutes=20, step_s=0.42, clock_s=clock_s)) for clock_s in (0.0, 1.59))
+    assert busy.training == free.training
+    assert "by the clock it was 1.59 s, for the machine was busy" in busy.reasons["training"]
+
+
+def test_another_length_than_the_planned_one_is_no_matter_of_minutes(tmp_path: Path) -> None:
+    write_bundle(plan(FACTS, Budget(minutes=20)), tmp_path / "bundle")
+    given = [{}, {"epochs": 1}, {"train#trainer#max_epochs": 1}, {"epochs": 1, "minutes": 3}]
+    found = [read_configs(tmp_path / "bundle", ["train"], one).get_parsed_content("minutes") for one in given]
+    assert found == [20, None, None, 3]
+
+
 def test_minutes_that_are_too_few_are_said_to_be() -> None:
     enough, too_few = (plan(FACTS, Budget(minutes=minutes, step_s=30.0)) for minutes in (600, 1))
     assert "steps fit into 600 min" in enough.reasons["training"]
@@ -210,7 +231,7 @@ def test_every_choice_has_a_reason() -> None:
 def test_an_override_changes_its_value_alone_and_says_so() -> None:
     made = plan(FACTS, overrides={"patch_vox": [16, 16, 8], "training": {"epochs": 3}})
     assert made.patch_vox == (16, 16, 8)
-    assert made.training == replace(plan(FACTS).training, epochs=3)
+    assert made.training == replace(plan(FACTS).training, epochs=3, minutes=None)
     assert made.spacing_mm == plan(FACTS).spacing_mm
     assert made.reasons["patch_vox"] == made.reasons["training"] == "set by hand"
     assert plan(FACTS, made.budget, made.overrides) == made

@@ -42,6 +42,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def first_says(said: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what the first of the processes that train together says; all of them call this at the same step."""
+    if world_size() == 1:
+        return said
+    heard = [said]
+    dist.broadcast_object_list(heard, src=0)
+    return heard[0]
+
+
 def start_process_group() -> torch.device:
     """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs; return this process's device.
 

@@ -10,12 +10,13 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.transforms import Randomizable
 from torch import nn
 from torch.utils.data import Sampler
@@ -25,6 +26,9 @@ from voxelgate.core.errors import InputError, UsageError, reason_of
 from voxelgate.training.distributed import UNREADABLE_STATE, rank, save_atomically, world_size
 
 logger = logging.getLogger(__name__)
+
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+MultiAverage = Callable[[Tensors, Tensors, torch.Tensor | int], None]
 
 LENGTH_NAME = "epochs"
 """Of the setting in which a training that is taken up again may differ."""
@@ -142,6 +146,54 @@ class UpdateAverage:
     def __call__(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
         """Blend the new weights in."""
         self.averaged.update_parameters(self.network)
+
+
+def growing_average(decay: float) -> MultiAverage:
+    """Return how `AveragedModel` blends: a running average, over no more than a tenth of the steps so far.
+
+    A training that turns out shorter than planned is then averaged over as much less, and keeps nothing of its first
+    weights (as `num_updates` of TensorFlow's `ExponentialMovingAverage`).
+
+    Args:
+        decay: of the average, once there were so many steps.
+
+    >>> network = torch.nn.Conv3d(1, 2, 1)
+    >>> averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=vg.growing_average(0.995))
+    """
+
+    def blend(averaged: Tensors, new: Tensors, count: torch.Tensor | int) -> None:
+        steps = int(count)
+        reached = min(decay, (1 + steps) / (10 + steps))
+        one = torch.optim.swa_utils.get_ema_multi_avg_fn(reached)  # type: ignore[no-untyped-call]  # PyTorch types none
+        one(averaged, new, count)
+
+    return blend
+
+
+class ValidateEpochs:
+    """Measure the network every few epochs, and after the last one, whichever it turns out to be.
+
+    Args:
+        validator: measures it.
+        interval: epochs between.
+
+    >>> validator = Engine(lambda engine, batch: None)
+    >>> vg.ValidateEpochs(validator=validator, interval=5).attach(Engine(lambda engine, batch: None))
+    """
+
+    def __init__(self, *, validator: Evaluator, interval: int) -> None:
+        self.validator = validator
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to the end of each epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate if it is time to."""
+        epoch = engine.state.epoch
+        if epoch % self.interval == 0 or epoch >= engine.state.max_epochs:
+            self.validator.run(epoch)
 
 
 class StopOnBadLoss:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 TRAINING = "training"
 """Folder in a trained bundle with state, TensorBoard events and scores; not needed to segment."""
 
-OF_THE_JOB = ("manifest", "data_root", "fold", "resume", "bundle_root", "output_dir", "model_path")
+OF_THE_JOB = ("manifest", "data_root", "fold", "resume", "bundle_root", "output_dir", "model_path", "started_s")
 """Settings that follow from a job; another value of one would train on or into something else than the job says."""
 
 SHARED = ("network_def", "network", "train#deterministic_transforms", "train#preprocessing", "validate#preprocessing",
@@ -107,6 +107,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     >>> vg.train(job).name
     'quick_trained'
     """
+    start_s = time.monotonic()
     verify(job.bundle)
     refuse_without_training(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)
@@ -114,13 +115,12 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     _refuse_other_fold(job.fold, manifest)
     for part in (Split.TRAINING, Split.VALIDATION):
         datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=part)
-    settings = settings_of(job) | {"resume": job.resume}
+    settings = settings_of(job) | {"resume": job.resume} | _began(job.bundle, start_s)
     refuse_settings(job, settings)
     content, before = check_manifest(manifest, progress=progress).content, _seen_before(job)
     prepare_folder(job)
     with locked(job.out):
         (job.out / CHECKSUMS).unlink(missing_ok=True)  # what changes its weights is not finished
-        start_s = time.monotonic()
         trained = run_workflow(job.out, ["train"], settings)
         logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
         training = [case for case in manifest.cases if job.fold == ALL_FOLDS or case.fold != job.fold]
@@ -128,6 +128,11 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
         write_measure(job.out, None if job.fold == ALL_FOLDS else _best_dice(trained))
         seal(job.out)
     return job.out
+
+
+def _began(bundle: Path, start_s: float) -> dict[str, float]:
+    """Return the setting from which on the minutes of a training count; bundles of before have none."""
+    return {"started_s": start_s} if "started_s" in read_configs(bundle, ["train"], {}).get() else {}
 
 
 def write_measure(root: Path, mean_dice: float | None) -> None:

@@ -24,7 +24,7 @@ def run(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
     data_root: DataRoot = None,
-    minutes: Annotated[float, typer.Option(min=1, help="What the training of one fold may take here.")] = 60,
+    minutes: Annotated[float, typer.Option(min=1, help="By the clock, that the training of one fold shall take.")] = 60,
     device: Annotated[Device | None, typer.Option(help="Where.", show_default="a GPU if there is one")] = None,
     memory: Annotated[
         float | None, typer.Option(min=0.5, help="GB for training.", show_default="4, or what the GPU has free")

@@ -107,7 +107,7 @@ def bundle_files(plan: Plan) -> dict[str, str]:
         "train": train_config(plan),
         "inference": inference_config(plan),
         "evaluate": evaluate_config(plan),
-        "multi_gpu_train": multi_gpu_config(),
+        "multi_gpu_train": multi_gpu_config(plan),
         "metadata": metadata(plan),
     }
     return {

@@ -24,8 +24,12 @@ LENGTH = "@train#trainer#max_epochs"
 LAST_EPOCH = f"${LENGTH} if {LENGTH} % @validate_every else {LENGTH} + 1"
 """Interval that makes the last epoch validate too where it is not its turn; otherwise it never comes."""
 
+CLOCKED = 3
+"""Version of plans from which on a training can keep minutes."""
+
 KEEP_BEST: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_best"]}
-"""The handler that `ResumeState` names too; no reference, since MONAI Label 0.8.5 takes each handler for a mapping."""
+KEEP_TIME: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_time"]}
+"""Handlers that `ResumeState` names too; no references, since MONAI Label 0.8.5 takes each handler for a mapping."""
 
 SET_ASIDE = "$set_aside(@output_dir, @model_path, resume=@resume)"
 """Comes before anything is built that writes into the folder of the training."""
@@ -53,10 +57,12 @@ LOSSES = {
 
 def train_config(plan: Plan) -> Config:
     """Return `train.json`; everything a user may want to change stands at its top level."""
-    pace = plan.training
+    pace, is_clocked = plan.training, plan.plan_version >= CLOCKED
+    average = "growing_average" if is_clocked else "torch.optim.swa_utils.get_ema_multi_avg_fn"
     return {
         "imports": [
             *IMPORTS,
+            *(["$import time", "$from voxelgate import growing_average"] if is_clocked else []),
             "$from voxelgate import datalist",
             "$from voxelgate import choose_precision",
             "$from voxelgate import keep_large_buffers",
@@ -81,6 +87,7 @@ def train_config(plan: Plan) -> Config:
         "precision_used": "$choose_precision(torch.device(@device), @precision)",
         "workers": 0,
         "seed": pace.seed,
+        **_minutes(plan),
         "epochs": pace.epochs,
         "steps_per_epoch": pace.steps_per_epoch,
         "batch_size": pace.batch_size,
@@ -95,7 +102,7 @@ def train_config(plan: Plan) -> Config:
         "averaged": {
             "_target_": "torch.optim.swa_utils.AveragedModel",
             "model": "@network",
-            "multi_avg_fn": f"$torch.optim.swa_utils.get_ema_multi_avg_fn({pace.average_decay})",
+            "multi_avg_fn": f"${average}({pace.average_decay})",
             "use_buffers": True,
         },
         "loss": loss(plan),
@@ -114,9 +121,28 @@ def train_config(plan: Plan) -> Config:
         },
         "train": _train_section(plan),
         "validate": _validate_section(plan),
-        "initialize": ["$keep_large_buffers()", "$monai.utils.set_determinism(seed=@seed)"],
+        "initialize": [
+            *_begun(plan),
+            "$keep_large_buffers()",
+            "$monai.utils.set_determinism(seed=@seed)",
+        ],
         "run": [SET_ASIDE, "$@train#trainer.run()"],
     }
+
+
+def _minutes(plan: Plan) -> Config:
+    """Return the time a training has, as planned unless another length is asked for, and when it began."""
+    pace = plan.training
+    if plan.plan_version < CLOCKED:
+        return {}
+    steps = pace.epochs * pace.steps_per_epoch
+    planned = f"${pace.minutes:g} if {LENGTH} * @steps_per_epoch == {steps} else None" if pace.minutes else None
+    return {"minutes": planned, "started_s": "$time.monotonic()"}
+
+
+def _begun(plan: Plan) -> list[str]:
+    """Return what looks at the clock before anything is read."""
+    return ["$@started_s"] if plan.plan_version >= CLOCKED else []
 
 
 def loss(plan: Plan) -> Config:
@@ -152,7 +178,7 @@ def evaluate_config(plan: Plan) -> Config:
     }
 
 
-def multi_gpu_config() -> Config:
+def multi_gpu_config(plan: Plan) -> Config:
     """Return `multi_gpu_train.json`, laid over `train.json` and started by torchrun; gloo where there is no GPU."""
     return {
         "device": "$start_process_group()",
@@ -162,7 +188,7 @@ def multi_gpu_config() -> Config:
             "module": "@network",
             "device_ids": "$None if @device.type == 'cpu' else [@device]",
         },
-        "initialize": ["$keep_large_buffers()", "$@device", "$monai.utils.set_determinism(seed=@seed)"],
+        "initialize": [*_begun(plan), "$keep_large_buffers()", "$@device", "$monai.utils.set_determinism(seed=@seed)"],
         "run": [SET_ASIDE, "$@train#trainer.run()", "$torch.distributed.destroy_process_group()"],
     }
 
@@ -213,7 +239,8 @@ def _train_section(plan: Plan) -> Config:
             "validator": "@validate#evaluator",
             "patience": "@patience",
         },
-        "handlers": _train_handlers(),
+        **({"keep_time": _keep_time()} if plan.plan_version >= CLOCKED else {}),
+        "handlers": _train_handlers(plan),
         "trainer": {
             "_target_": "SupervisedTrainer",
             "max_epochs": "@epochs",
@@ -231,7 +258,39 @@ def _train_section(plan: Plan) -> Config:
     }
 
 
-def _train_handlers() -> list[Config]:
+def _keep_time() -> Config:
+    return {
+        "_target_": "voxelgate.KeepTime",
+        "minutes": "@minutes",
+        "schedule": "@lr_scheduler",
+        "validator": "@validate#evaluator",
+        "interval": "@validate_every",
+        "started_s": "@started_s",
+    }
+
+
+def _validation_handlers(plan: Plan) -> list[Config]:
+    if plan.plan_version >= CLOCKED:
+        return [
+            {
+                "_target_": "voxelgate.ValidateEpochs",
+                "validator": "@validate#evaluator",
+                "interval": "@validate_every",
+            }
+        ]
+    return [
+        {
+            "_target_": "ValidationHandler",
+            "validator": "@validate#evaluator",
+            "epoch_level": True,
+            "interval": interval,
+        }
+        for interval in ("@validate_every", LAST_EPOCH)
+    ]
+
+
+def _train_handlers(plan: Plan) -> list[Config]:
+    is_clocked = plan.plan_version >= CLOCKED
     return [
         {
             "_target_": "voxelgate.SeedEpochs",
@@ -247,18 +306,7 @@ def _train_handlers() -> list[Config]:
         {"_target_": "voxelgate.StopOnBadLoss"},
         {"_target_": "LrScheduleHandler", "lr_scheduler": "@lr_scheduler", "print_lr": False, "epoch_level": False},
         {"_target_": "voxelgate.UpdateAverage", "averaged": "@averaged", "network": "@network"},
-        {
-            "_target_": "ValidationHandler",
-            "validator": "@validate#evaluator",
-            "epoch_level": True,
-            "interval": "@validate_every",
-        },
-        {
-            "_target_": "ValidationHandler",
-            "validator": "@validate#evaluator",
-            "epoch_level": True,
-            "interval": LAST_EPOCH,
-        },
+        *_validation_handlers(plan),
         KEEP_BEST,
         {
             "_target_": "TensorBoardStatsHandler",
@@ -276,6 +324,7 @@ def _train_handlers() -> list[Config]:
                 "optimizer": "@optimizer",
                 "lr_scheduler": "@lr_scheduler",
                 "keep_best": "@train#keep_best",
+                **({"keep_time": "@train#keep_time"} if is_clocked else {}),
             },
             "identity": {
                 "fold": "@fold",
@@ -295,6 +344,7 @@ def _train_handlers() -> list[Config]:
             },
             "resume": "@resume",
         },
+        *([KEEP_TIME] if is_clocked else []),
     ]
 
 

@@ -17,7 +17,7 @@ from voxelgate.training.configs.bundle_files import refuse_existing_bundle, writ
 from voxelgate.training.planning.adopted import adopted_overrides
 from voxelgate.training.planning.plan import Budget, Device, Plan
 from voxelgate.training.planning.rules import plan
-from voxelgate.training.planning.step_time import step_time_s
+from voxelgate.training.planning.step_time import step_time
 
 SOUND_SUFFIX = "_manifest.json"
 """What follows the bundle's name in the file that lists the sound cases of a data set with defects."""
@@ -76,8 +76,7 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
         overrides = adopted_overrides(adopted) | dict(overrides or {})
     found = survey(load_manifest(manifest, data_root), cache=cache, progress=progress)
     first = plan(found.fingerprint, budget, overrides)
-    timed = budget if budget.step_s else replace(budget, step_s=_measured_s(first))
-    made = plan(found.fingerprint, timed, overrides)
+    made = plan(found.fingerprint, budget if budget.step_s else _budget_timed(first), overrides)
     left_out = {defect.case_id for defect in found.defects if defect.is_left_out}
     used = out.with_name(out.name + SOUND_SUFFIX) if left_out else manifest
     if left_out:
@@ -100,14 +99,17 @@ def budget_here(minutes: float, device: Device | None = None, memory_gb: float |
     return Budget(chosen, memory_gb or free_gb, minutes)
 
 
-def _measured_s(first: Plan) -> float:
-    """Return the time of a training step here; 0, for an estimate, where this machine has no such device."""
-    is_gpu = first.budget.device is Device.GPU
+def _budget_timed(first: Plan) -> Budget:
+    """Return the budget with the time of a training step here; as it was where this machine has no such device."""
+    budget = first.budget
+    is_gpu = budget.device is Device.GPU
     if is_gpu and not torch.cuda.is_available():
-        return 0.0
+        return budget
     try:
-        return round(step_time_s(first, torch.device("cuda" if is_gpu else "cpu")), 4)
+        found = step_time(first, torch.device("cuda" if is_gpu else "cpu"))
     except (RuntimeError, ValueError, TypeError) as error:
         raise UsageError(
             f"the planned network cannot be trained on its patches ({reason_of(error)}); change the overrides"
         ) from error
+    clock_s = round(found.clock_s, 4) if found.is_slowed else 0.0
+    return replace(budget, step_s=round(found.free_s, 4), clock_s=clock_s)

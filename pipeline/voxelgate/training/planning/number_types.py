@@ -36,5 +36,6 @@ Share = Annotated[float, _STRICT, Field(ge=0, le=1), _expected("a number from 0 
 Below1 = Annotated[float, _STRICT, Field(ge=0, lt=1), _expected("a number from 0 to below 1")]
 Number = Annotated[float, _STRICT, _expected("a number")]
 Limit = Annotated[Annotated[float, _STRICT] | None, _expected("a number or null")]
+Minutes = Annotated[Annotated[float, _STRICT, Field(gt=0)] | None, _expected("a number above 0, or null")]
 Lengths = Annotated[tuple[Positive, Positive, Positive], _THREE]
 Sizes = Annotated[tuple[Count, Count, Count], _THREE]

@@ -22,6 +22,7 @@ from voxelgate.training.planning.number_types import (
     Count,
     Lengths,
     Limit,
+    Minutes,
     Number,
     Positive,
     Share,
@@ -30,6 +31,9 @@ from voxelgate.training.planning.number_types import (
 )
 
 PLAN_VERSION = 3
+LEFT_OUT = ("adopted", "clock_s", "minutes")
+"""Fields that plans of before do not have; where they hold nothing, JSON is as it was."""
+
 _NO_OTHERS = ConfigDict(extra="forbid")
 _Record = TypeVar("_Record")
 
@@ -66,8 +70,9 @@ class Budget:
     Args:
         device: where it runs.
         memory_gb: for training, beside the data.
-        minutes: by the clock, from the first case that is read to the last validation of one fold.
-        step_s: measured time of one optimiser step of this very plan; estimated if 0.
+        minutes: by the clock, from the check of the cases to the scores of one fold.
+        step_s: measured time of one optimiser step of this very plan on a free machine; estimated if 0.
+        clock_s: what such a step took by the clock, where other work made it longer; 0 if nothing did.
 
     Raises:
         UsageError: a number out of its range.
@@ -80,6 +85,7 @@ class Budget:
     memory_gb: Positive = 4.0
     minutes: Positive = 60.0
     step_s: Amount = 0.0
+    clock_s: Amount = 0.0
 
     _reported = model_validator(mode="wrap")(_reported)
 
@@ -157,6 +163,7 @@ class Training:
         validate_every: epochs between validations.
         patience: validations without a better one that end the training; 0 never does.
         seed: of all randomness.
+        minutes: in which it ends by the clock, with fewer or more steps if need be; None keeps to the steps.
     """
 
     epochs: Count = 40
@@ -171,6 +178,7 @@ class Training:
     validate_every: Count = 5
     patience: Whole = 0
     seed: Whole = 0
+    minutes: Minutes = None
 
     _reported = model_validator(mode="wrap")(_reported)
 
@@ -303,8 +311,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a readable JSON document."""
-        values = {name: value for name, value in asdict(self).items() if value or name != "adopted"}
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps(_without_nothing(asdict(self)), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
@@ -317,3 +324,9 @@ class Plan:
             return cls(**read_json(path))
         except (OSError, ValueError, TypeError, UsageError) as error:
             raise UsageError(f"{path.name} is not a plan ({error}); `voxelgate plan` writes one") from error
+
+
+def _without_nothing(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {name: _without_nothing(value) for name, value in values.items() if value or name not in LEFT_OUT}

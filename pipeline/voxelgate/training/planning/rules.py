@@ -49,11 +49,17 @@ VALIDATIONS = 4
 MOST_VALIDATION_SHARE = 1 / 3
 """Part of the minutes that validations may take; there are fewer of them where they would take more."""
 
+CLOSING_VALIDATIONS = 3.0
+"""Time after the last step, in validations: the table of scores is made with mirror images, and of distances too."""
+
+MOST_CLOSING_SHARE = 1 / 4
+"""Part of the minutes that is kept for it at most."""
+
 READ_S_PER_VOXEL = 2e-7
 """Time to read, check and prepare a voxel of every case before the first step; one slow core, NIfTI, resampled."""
 
-USED_SHARE = 0.9
-"""Part of the minutes that is planned for; the rest is for reading the cases and for other work of the machine."""
+USED_SHARE = 0.95
+"""Part of the minutes that is planned for; a training does more than what was timed: it averages, and it logs."""
 
 FORWARD_SHARE = 0.3
 """Time of a forward pass as a part of that of a training step on as many voxels."""
@@ -64,6 +70,9 @@ LONGEST_AVERAGE = 200
 """Steps over which the running average of the weights reaches back."""
 
 FOLDS = 5
+
+LENGTH_FIELDS = frozenset({"epochs", "steps_per_epoch"})
+"""Of `Training`: what fixes its length where it is set by hand."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def plan(facts: Fingerprint, budget: Budget | None = None, overrides: Mapping[st
         facts: of the data set.
         budget: what a training may cost.
         overrides: values that count instead of the rules', by the names of `Plan`, nested as in its JSON; an override
-            changes that value alone.
+            changes that value alone; but a length of training is kept, whatever the clock says, unless it says minutes.
 
     Raises:
         UsageError: an override of something that a plan does not have, or values that make no plan.
@@ -167,10 +176,18 @@ def _overridden(made: Plan, overrides: Mapping[str, Any]) -> Plan:
     network = overrides.get("network")
     is_other = isinstance(network, Mapping) and "_target_" in network
     ruled = replace(made, network={}) if is_other else made  # the rules' arguments are those of the plan's own network
-    values = _laid_over(asdict(ruled), overrides, "")
+    values = _laid_over(asdict(ruled), _with_fixed_length(overrides), "")
     set_by_hand = {name: "set by hand" for name in overrides if name in made.reasons}
     reasons = dict(made.reasons) | set_by_hand | dict(overrides.get("reasons", {}))
     return Plan(**values | {"overrides": dict(overrides), "reasons": reasons})
+
+
+def _with_fixed_length(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return overrides in which a length of training that was set by hand is not a matter of minutes."""
+    training = overrides.get("training")
+    if not isinstance(training, Mapping) or not LENGTH_FIELDS & training.keys():
+        return overrides
+    return {**overrides, "training": {"minutes": None, **training}}
 
 
 def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -304,6 +321,7 @@ def _training(facts: Fingerprint, patch: Shape, batch: int, budget: Budget) -> _
         average_decay=round(1 - 1 / memory, 4),
         loss="batch_dice_ce" if is_cut else "dice_ce",
         validate_every=-(-length.epochs // length.validations),
+        minutes=budget.minutes,
     )
     loss = "Dice over the whole batch, since no patch holds every structure" if is_cut else "Dice patch by patch"
     return _Choice(
@@ -318,8 +336,13 @@ def _training(facts: Fingerprint, patch: Shape, batch: int, budget: Budget) -> _
 def _pace(steps: int, length: _Length, step_vox: int, budget: Budget) -> str:
     """Say how many steps there are and why, or that even the fewest are too many."""
     step_s, pace = _step_s(step_vox, budget), "measured" if budget.step_s else "estimated"
+    if budget.clock_s:
+        pace += f", in processor time: by the clock it was {budget.clock_s:.2f} s, for the machine was busy"
     if steps * step_s + length.other_s <= 60 * budget.minutes:
-        return f"{steps} steps fit into {budget.minutes:g} min at {step_s:.2f} s each ({pace})"
+        return (
+            f"{steps} steps fit into {budget.minutes:g} min at {step_s:.2f} s each ({pace}); the training watches the "
+            "clock, and does fewer where they take longer and more where they take less"
+        )
     return (
         f"{steps} steps are the fewest, yet they do not fit into {budget.minutes:g} min at {step_s:.2f} s each "
         f"({pace}) with {length.other_s / 60:.1f} minutes for reading and validation: allow more"
@@ -334,7 +357,8 @@ def _length(facts: Fingerprint, step_vox: int, budget: Budget) -> _Length:
     validation_s = FORWARD_SHARE * step_s / step_vox * image_vox * facts.cases / FOLDS
     affordable = MOST_VALIDATION_SHARE * (granted_s - reading_s) / validation_s
     validations = int(min(VALIDATIONS, max(1, affordable)))
-    other_s = reading_s + validations * validation_s
+    closing_s = min(CLOSING_VALIDATIONS * validation_s, MOST_CLOSING_SHARE * granted_s)
+    other_s = reading_s + validations * validation_s + closing_s
     steps = max(VALIDATIONS, int((granted_s - other_s) / step_s))
     if steps < VALIDATIONS * STEPS_PER_EPOCH:
         return _Length(VALIDATIONS, steps // VALIDATIONS, validations, other_s)
