@@ -47,6 +47,11 @@ def test_a_name_that_is_not_in_the_table_has_no_code(name: str) -> None:
         ("gluteus_minimus", "75297007", None),
         ("subclavian_artery_left", "36765005", "Left"),
         ("vertebrae_C3", "113205007", None),
+        ("SpinalCord", "2748008", None),
+        ("RightParotid", "45289007", "Right"),
+        ("right caudate", "11000004", "Right"),
+        ("left pallidum", "14738005", "Left"),
+        ("lateral ventricles", "66720007", "Bilateral"),
     ],
 )
 def test_common_structures_have_the_code_of_the_standard(name: str, value: str, modifier: str | None) -> None:

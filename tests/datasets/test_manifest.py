@@ -16,14 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
+from typer.testing import CliRunner
 
 from tests.manifest_files import write_document
+from voxelgate.apps.cli.main import app
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.check_manifest import check_manifest, checked_manifest, checksum
 from voxelgate.datasets.folds import assign_folds
 from voxelgate.datasets.manifest import Manifest, datalist, load_manifest, manifest_from_document
+from voxelgate.datasets.notes import read_subjects
 from voxelgate.evaluation.pairs import find_pairs
 
 SHAPE = (6, 7, 8)
@@ -600,6 +603,120 @@ def test_subjects_and_label_names_come_from_the_file_beside_the_images(tmp_path:
     assert built["labels"] == LABELS
 
 
+def save_cases(folder: Path, *case_ids: str) -> None:
+    """Write an image and a label map for each case."""
+    for number, case_id in enumerate(case_ids):
+        save(folder / "images" / f"{case_id}.nii.gz", image_voxels(number))
+        save(folder / "labels" / f"{case_id}.nii.gz", label_voxels())
+
+
+EYES = ("Image_01L", "Image_01R", "Image_02L", "Image_02R", "Image_03L")
+
+
+def test_two_sides_of_a_person_are_one_subject_by_their_names_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_cases(tmp_path, *EYES)
+
+    built = build_small(tmp_path)
+
+    assert [one["subject"] for one in built["training"]] == [
+        "Image_01",
+        "Image_01",
+        "Image_02",
+        "Image_02",
+        "Image_03L",
+    ]
+    assert "5 cases of 3 subjects, by their names: Image_01L and Image_01R are of one" in caplog.text
+
+
+def test_the_subject_is_what_a_pattern_finds_in_the_case(tmp_path: Path) -> None:
+    save_cases(tmp_path, *EYES)
+
+    built = build_small(tmp_path, subjects=r"Image_(\d+)")
+
+    assert [one["subject"] for one in built["training"]] == ["01", "01", "02", "02", "03"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        (r"Image_\d+", "no pattern with a group"),
+        (r"Image_(\d+", "neither a file nor a regular expression"),
+        (r"Image_(02)", "finds no subject in 3 of 5 cases, such as Image_01L"),
+        (r"Image_(x?)", "finds no subject in 5 of 5 cases"),
+    ],
+)
+def test_a_pattern_that_finds_no_subject_is_refused(tmp_path: Path, pattern: str, told: str) -> None:
+    save_cases(tmp_path, *EYES)
+
+    with pytest.raises(UsageError) as refused:
+        build_small(tmp_path, subjects=pattern)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("who.csv", "case,subject,age\na,s,7\nb,s,7\nc,t,8\n"),
+        ("who.csv", "\ufeffcase,subject\r\na, s\r\n\r\nb,s\r\nc,t\r\n"),
+        ("who.json", '{"a": "s", "b": "s", "c": "t"}'),
+        ("who.json", '{"subject_group": {"a": "s", "b": "s", "c": "t"}}'),
+    ],
+)
+def test_subjects_are_read_from_a_table(sound: Path, name: str, text: str) -> None:
+    (sound / name).write_bytes(text.encode())
+
+    assert read_subjects(sound / name) == {"a": "s", "b": "s", "c": "t"}
+    result = CliRunner().invoke(app, ["manifest", str(sound), "--subjects", str(sound / name), "--modality", "MRI"])
+    assert result.exit_code == 0, result.output
+    assert [one.subject for one in load_manifest(sound / "manifest.json").cases] == ["s", "s", "t"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("who.csv", "case,subject\na,s\nb\n", "line 3 has no case and subject"),
+        ("who.csv", "case,subject\na,s\na,t\n", "case a has two subjects"),
+        ("who.csv", "case,subject\n", "no line but the titles"),
+        ("who.csv", "", "no line but the titles"),
+        ("who.json", "[1]", "no table of subjects"),
+        ("who.json", '{"a": [1]}', "no table of subjects"),
+    ],
+)
+def test_a_table_that_names_no_subject_is_refused(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    with pytest.raises(UsageError) as refused:
+        read_subjects(tmp_path / name)
+    assert told in str(refused.value)
+    assert "write lines such as" in str(refused.value) or "keep one line" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ['{"labels": {"1": "liver", "2": "spleen"}}', '{"1": "liver", "2": "spleen"}'])
+def test_names_of_labels_come_from_the_file_beside_the_images(sound: Path, text: str) -> None:
+    (sound / "labels.json").write_text(text)
+
+    assert build_small(sound)["labels"] == {"0": "background", "1": "liver", "2": "spleen"}
+    assert build_small(sound, labels=LABELS)["labels"] == LABELS, "what is said counts"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": "liver"}', '{"1": 2}', '{"labels": {"1": ""}}'])
+def test_a_broken_file_of_label_names_is_refused(sound: Path, text: str) -> None:
+    (sound / "labels.json").write_text(text)
+
+    with pytest.raises(ManifestError, match=r"^labels\.json: "):
+        build_small(sound)
+
+
+def test_two_files_that_name_labels_differently_are_refused(sound: Path) -> None:
+    (sound / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
+    (sound / "subjects.json").write_text('{"labels": {"1": "spleen", "2": "liver"}}')
+
+    with pytest.raises(ManifestError, match=r"^subjects\.json and labels\.json give the label values other names"):
+        build_small(sound)
+
+
 def test_a_case_whose_subject_is_unknown_is_refused(sound: Path) -> None:
     (problem,) = problems_of(lambda: build_small(sound, subjects={"a": "s", "b": "t"}))
     assert problem.startswith("c.nii.gz: its subject is not in the subjects given")
@@ -611,7 +728,7 @@ def test_a_case_whose_subject_is_unknown_is_refused(sound: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["{", '{"subject_group": [1]}', '{"labels": {"1": "x"}}', "[]"])
+@pytest.mark.parametrize("text", ["{", '{"subject_group": [1]}', '{"labels": {"x": "1"}}', "[]"])
 def test_a_broken_subjects_file_is_refused(sound: Path, text: str) -> None:
     (sound / "subjects.json").write_text(text)
 

@@ -31,6 +31,9 @@ MOST_MEANING_CHARACTERS = 64
 """Length of Code Meaning, VR LO (PS3.5 6.2)."""
 
 _WORD = re.compile(r"[^\W_]+")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
+"""Between two words of `RightParotid`."""
+
 _CODED_KEYS = ("category", "type", "modifier", "region", "region_modifier")
 
 
@@ -142,10 +145,10 @@ class Coding:
 def normalised(name: str) -> str:
     """Return the words of a name in lower case and alphabetical order: what a lookup compares.
 
-    >>> normalised("Kidney, left") == normalised("kidney_left") == normalised("left kidney")
+    >>> normalised("Kidney, left") == normalised("kidney_left") == normalised("LeftKidney")
     True
     """
-    return " ".join(sorted(_WORD.findall(name.casefold())))
+    return " ".join(sorted(_WORD.findall(_HUMP.sub(" ", name).casefold())))
 
 
 def find_coding(name: str) -> Coding | None:

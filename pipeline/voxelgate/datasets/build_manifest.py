@@ -3,17 +3,14 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-
-from voxelgate.core.documents import read_json
 from voxelgate.core.errors import InputError, ManifestError, OutputError, UsageError
 from voxelgate.core.files import make_folder, write_text
 from voxelgate.core.progress import Progress
@@ -27,8 +24,9 @@ from voxelgate.datasets.manifest import (
     Modality,
     manifest_from_document,
     named_values,
-    schema_problem,
 )
+from voxelgate.datasets.notes import SUBJECTS_FILE, Notes, read_notes, subjects_by_pattern
+from voxelgate.datasets.subjects_by_name import subjects_by_name
 from voxelgate.dicom.labels.label_objects import label_files
 from voxelgate.dicom.read.series import scan_dicom
 from voxelgate.evaluation.pairs import find_pairs
@@ -42,33 +40,11 @@ logger = logging.getLogger(__name__)
 FOLDS = 5
 """Of a cross-validation, where there are as many subjects."""
 
-SUBJECTS_FILE = "subjects.json"
-"""File beside the images that may say which cases belong to one subject (`subject_group`), and name the `labels`."""
-
 MOST_LABEL_VALUES = 255
 """A file with more values beside 0 is taken for no label map, so that its values get no default names."""
 
 FEW = 3
 """Cases from which on it is told if only one of them holds a structure."""
-
-NOTES = Draft202012Validator(
-    {
-        "type": "object",
-        "properties": {
-            "subject_group": {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        },
-    }
-)
-"""Layout of `subjects.json`; what else it says is left alone."""
-
-
-@dataclass(frozen=True)
-class _Notes:
-    """What `subjects.json` says: the subject of a case id or of the number it ends with, and the label names."""
-
-    subject_group: Mapping[str, str]
-    labels: Mapping[str, str] | None
 
 
 def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a record would only move them
@@ -80,7 +56,7 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     folds: int | None = None,
     labels: Mapping[str, str] | None = None,
     ignore: Sequence[int] = (),
-    subjects: Mapping[str, str] | None = None,
+    subjects: Mapping[str, str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -100,10 +76,12 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
         licence: licence of the data; by default "not stated".
         folds: number of folds; cases are dealt by subject. By default 5, or as many as there are subjects; with 1
             there are none, and a training sees all cases.
-        labels: name of each value in the files, `{"0": "background", "200": ...}`; by default those of `subjects.json`,
-            or else `label_200` and so on for the values found. A network numbers them 1, 2, ... in this order.
+        labels: name of each value in the files, `{"0": "background", "200": ...}`; by default those of `labels.json` or
+            `subjects.json`, or else `label_200` and so on for the values found. A network numbers them 1, 2, ... in
+            this order.
         ignore: values of voxels that nobody labelled; they neither train nor count.
-        subjects: subject of every case id; by default those of `subjects.json`, or else each case is its own subject.
+        subjects: subject of every case id, or a regular expression whose first group is it; by default those of
+            `subjects.json`, or those that names tell of (`p1_left` and `p1_right`), or else each case is its own.
         seed: deals the subjects differently.
         progress: told how many cases have been checked.
 
@@ -118,7 +96,7 @@ def build_manifest(  # noqa: PLR0913  # each names one field of the manifest; a 
     """
     _refuse_options(modality, labels, ignore)
     root = _root_of(Path(folder))
-    notes = _read_notes(root)
+    notes = read_notes(root)
     found = _found_in(root, modality, labels or notes.labels)
     subject_of, without_subject = _subjects_of(found, subjects, notes)
     problems = [*found.problems, *without_subject]
@@ -266,38 +244,40 @@ def _refuse_options(modality: str, labels: Mapping[str, str] | None, ignore: Seq
         raise UsageError(f"labels: {error}.") from error
 
 
-def _read_notes(root: Path) -> _Notes:
-    path = root / SUBJECTS_FILE
-    if not path.is_file():
-        return _Notes({}, None)
-    try:
-        content = read_json(path)
-        NOTES.validate(content)
-        if "labels" in content:
-            named_values(content["labels"], ())
-    except (OSError, ValueError) as error:
-        raise ManifestError([f"{SUBJECTS_FILE}: {error}."]) from error
-    except ValidationError as error:
-        raise ManifestError([f"{SUBJECTS_FILE}: {schema_problem(error)}"]) from error
-    groups = {key: str(group) for key, group in content.get("subject_group", {}).items()}
-    return _Notes(groups, content.get("labels"))
-
-
 def _subjects_of(
-    found: FoundSet, subjects: Mapping[str, str] | None, notes: _Notes
+    found: FoundSet, given: Mapping[str, str] | str | None, notes: Notes
 ) -> tuple[dict[str, str], list[str]]:
     """Return the subject of every case, and one line for each case whose subject is not known."""
-    cases = (*found.cases, *found.tests)
-    known = notes.subject_group if subjects is None else subjects
-    if subjects is None and not known:
-        return {case.case_id: case.subject or case.case_id for case in cases}, []
-    told = {case.case_id: known.get(case.case_id, known.get(_last_number(case.case_id))) for case in cases}
-    without = [case.images[0].name for case in cases if told[case.case_id] is None]
-    source = SUBJECTS_FILE if subjects is None else "the subjects given"
+    case_ids = [case.case_id for case in (*found.cases, *found.tests)]
+    if isinstance(given, str):
+        return subjects_by_pattern(case_ids, given), []
+    known = notes.subject_group if given is None else given
+    if given is None and not known:
+        return _subjects_by_themselves(found), []
+    told = {case_id: known.get(case_id, known.get(_last_number(case_id))) for case_id in case_ids}
+    without = [case.images[0].name for case in (*found.cases, *found.tests) if told[case.case_id] is None]
+    source = SUBJECTS_FILE if given is None else "the subjects given"
     problems = [
         f"{name}: its subject is not in {source}; add it, or its sides may be split over folds." for name in without
     ]
     return {case_id: subject or case_id for case_id, subject in told.items()}, problems
+
+
+def _subjects_by_themselves(found: FoundSet) -> dict[str, str]:
+    """Return the subjects that the data set tells of, or else those that the names of its cases tell of."""
+    cases = (*found.cases, *found.tests)
+    by_name = subjects_by_name(case.case_id for case in cases)
+    subject_of = {case.case_id: case.subject or by_name[case.case_id] for case in cases}
+    shared = Counter(subject_of.values())
+    if example := [case_id for case_id, subject in subject_of.items() if shared[subject] > 1]:
+        same = [case_id for case_id in example if subject_of[case_id] == subject_of[example[0]]]
+        logger.warning(
+            "%d cases of %d subjects, by their names: %s are of one; say otherwise with --subjects",
+            len(cases),
+            len(shared),
+            " and ".join(same[:2]),
+        )
+    return subject_of
 
 
 def _last_number(case_id: str) -> str:

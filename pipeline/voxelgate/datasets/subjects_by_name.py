@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 PART_OF_A_SUBJECT = re.compile(
     r"[_-](frame|ses|session|visit|time|timepoint|tp|scan|phase|baseline|followup|bl|fu|ed|es|left|right|l|r)"
-    r"[_-]?\d*$",
+    r"[_-]?\d*$|(?<=\d)[lr]$",
     re.IGNORECASE,
 )
-"""The end of a name that tells one image of a person from the others: which frame, day, phase or side it is."""
+"""The end of a name that tells one image of a person from the others: which frame, day, phase or side it is (`01L`)."""
 
 
 def subjects_by_name(case_ids: Iterable[str]) -> dict[str, str]:

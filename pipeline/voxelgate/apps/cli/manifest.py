@@ -12,6 +12,7 @@ from voxelgate.core.errors import UsageError
 from voxelgate.core.files import make_folder, refuse_existing
 from voxelgate.datasets.build_manifest import build_manifest, write_manifest
 from voxelgate.datasets.manifest import Manifest
+from voxelgate.datasets.notes import read_subjects
 from voxelgate.images.passed_over import image_kinds_below, kinds_text
 
 app = typer.Typer(add_completion=False)
@@ -35,7 +36,15 @@ def run(
         str,
         typer.Option(
             help="Names of label 1, 2, ..., or of values, such as 200=liver,210=spleen; separated by commas.",
-            show_default="the values found",
+            show_default="what labels.json says, or the values found",
+        ),
+    ] = "",
+    subjects: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|PATTERN",
+            help="CSV or JSON of case and subject; or a pattern whose group is the subject, such as 'Image_([0-9]+)'.",
+            show_default="what names and subjects.json tell",
         ),
     ] = "",
     ignore: Annotated[
@@ -50,6 +59,7 @@ def run(
     """Make a manifest from a folder of images and labels, and check every file."""
     path = (folder.parent if folder.is_file() else folder) / "manifest.json" if out == Path() else out
     table, ignored = names_by_value(labels) if labels else None, ignored_values(ignore)
+    told = read_subjects(Path(subjects)) if subjects and Path(subjects).is_file() else subjects or None
     if folder.exists():
         make_folder(path.parent)
         refuse_existing([path], overwrite=overwrite)
@@ -62,6 +72,7 @@ def run(
             folds=folds,
             labels=table,
             ignore=ignored,
+            subjects=told,
             progress=progress,
         )
     write_manifest(manifest, path, overwrite=overwrite)
