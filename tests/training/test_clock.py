@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
@@ -101,8 +101,11 @@ def is_smooth(rates: list[float]) -> bool:
     return all(step >= 0 for step in steps[:top]) and all(-0.1 * PEAK < step <= 0 for step in steps[top:])
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(4, 40), st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0, 1), st.floats(0, 30))
+@settings(deadline=None, max_examples=12)
+@given(st.integers(4, 40), st.floats(0.3, 10), st.floats(0.3, 10), st.floats(0, 1), st.floats(0, 30))
+@example(epochs=6, first_s=0.25, then_s=5.0, change=0.5, validation_s=0.0)
+@example(epochs=4, first_s=4.0, then_s=0.25, change=0.5, validation_s=0.0)
+@example(epochs=4, first_s=0.25, then_s=7.0, change=0.75, validation_s=2.0)
 def test_a_training_takes_its_minutes_whatever_was_planned_and_wherever_its_pace_changes(
     epochs: int, first_s: float, then_s: float, change: float, validation_s: float
 ) -> None:

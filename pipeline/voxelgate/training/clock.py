@@ -25,9 +25,6 @@ free machine repeats it; else they become those that end at the one between."""
 LEARN_SHARE, LEARN_STEPS_SHARE = 0.04, 1 / 4
 """Part of the minutes over which a pace is measured, and part of the steps left after which it is in any case."""
 
-LOOK_SHARE = 0.005
-"""Part of the minutes, by the pace so far, after which a training looks at the clock again."""
-
 
 class KeepTime:
     """End a training when its minutes are over, validations and all, with a schedule that is done by then.
@@ -66,7 +63,7 @@ class KeepTime:
         self._started_s = time.monotonic() if started_s is None else started_s
         self._pace = _Pace()
         self._rate = 1.0
-        self._next_look = 0
+        self._first = 0
 
     def attach(self, engine: Engine) -> None:
         """Listen to start and steps; put this handler last, behind the one that takes a training up again."""
@@ -95,17 +92,16 @@ class KeepTime:
             if hasattr(self.schedule, SCHEDULE_LENGTH):
                 self.schedule.last_epoch = done  # where a clock has been before, and is not any more
             return
+        self._first = done
         self._lay_out(self.steps or planned, engine, done)
-        self._next_look = done + 1
         if done < self.steps:
             self._pace.validation_s = _probed_s(self.validator)
 
     def _go_on(self, engine: Engine) -> None:
-        """Look at the clock where it is time to, and let the schedule go faster or slower than by one a step."""
+        """Look at the clock, and let the schedule go faster or slower than by one a step."""
         done = engine.state.iteration - 1
-        if self.granted_s is not None and done == self._next_look:
-            decided = self._decide(self.granted_s, engine.state.epoch_length, done) if rank() == 0 else (0, 0)
-            steps, self._next_look = first_says(decided)
+        if self.granted_s is not None:
+            steps = first_says(self._decide(self.granted_s, engine.state.epoch_length, done) if rank() == 0 else 0)
             if steps != self.steps:
                 self._tell(steps)
                 self._lay_out(steps, engine, done)
@@ -137,17 +133,17 @@ class KeepTime:
                 self._pace.validation_s,
             )
 
-    def _decide(self, granted_s: float, epoch_length: int, done: int) -> tuple[int, int]:
-        """Return how many steps the training is to have, and after which of them to look again."""
-        pace, decided = self._pace, self.steps
-        steps, taken_s = pace.since_mark(done)
-        if steps == 0:
-            pace.mark(done)
-        elif taken_s >= LEARN_SHARE * granted_s or steps >= LEARN_STEPS_SHARE * (self.steps - done + steps):
-            pace.learn(done)
-            decided = self._fitting(granted_s, epoch_length, done)
-        apart = int(LOOK_SHARE * granted_s / pace.step_s) if pace.step_s else steps
-        return decided, done + max(1, apart)
+    def _decide(self, granted_s: float, epoch_length: int, done: int) -> int:
+        """Return how many steps the training is to have."""
+        if done <= self._first + 1:  # the first step of a process prepares what the others find prepared
+            self._pace.mark(done)
+            return self.steps
+        steps, taken_s = self._pace.since_mark(done)
+        is_long = taken_s >= LEARN_SHARE * granted_s or steps >= LEARN_STEPS_SHARE * (self.steps - done + steps)
+        if not is_long or taken_s == 0:
+            return self.steps
+        self._pace.learn(done)
+        return self._fitting(granted_s, epoch_length, done)
 
     def _fitting(self, granted_s: float, epoch_length: int, done: int) -> int:
         """Return the steps of the training if they end on time, else the most that do."""
@@ -168,7 +164,7 @@ class _Pace:
     """What a step and a validation take here.
 
     Args:
-        step_s: mean of the last look and those before, which count half as much with each.
+        step_s: mean of what was measured last and before, which counts half as much with each time.
         validation_s: the last one; before there was any, what it will take by the time of one case.
     """
 
@@ -177,7 +173,7 @@ class _Pace:
         self.validation_s = 0.0
         self._validated_s = 0.0
         self._began_s = 0.0
-        self._mark: tuple[int, float] | None = None
+        self._mark = 0, 0.0
 
     def begin_validation(self, _: Engine) -> None:
         self._began_s = time.monotonic()
@@ -187,12 +183,12 @@ class _Pace:
         self._validated_s += self.validation_s
 
     def mark(self, done: int) -> None:
-        """Count from here; the first step of a process is not counted, for it prepares what others find prepared."""
+        """Count from here."""
         self._mark = done, time.monotonic() - self._validated_s
 
     def since_mark(self, done: int) -> tuple[int, float]:
         """Return the steps since then, and the time they took without validations."""
-        steps, start_s = self._mark or (done, 0.0)
+        steps, start_s = self._mark
         return done - steps, time.monotonic() - self._validated_s - start_s
 
     def learn(self, done: int) -> None:

@@ -42,13 +42,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def first_says(said: tuple[int, ...]) -> tuple[int, ...]:
+def first_says(number: int) -> int:
     """Return what the first of the processes that train together says; all of them call this at the same step."""
     if world_size() == 1:
-        return said
-    heard = [said]
-    dist.broadcast_object_list(heard, src=0)
-    return heard[0]
+        return number
+    said = [number]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def start_process_group() -> torch.device:
