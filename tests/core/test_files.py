@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from voxelgate.core.errors import OutputError
+from voxelgate.core.exchange import exchange_names
 from voxelgate.core.files import (
     LOCK_NAME,
     copy_file,
@@ -47,6 +48,25 @@ def overtaken(path: Path) -> None:
     with whole_file(path, overwrite=False) as partial:
         partial.write_text("ours", encoding="utf-8")
         path.write_text("the user's", encoding="utf-8")
+
+
+def test_two_folders_exchange_their_names_or_nothing_happens(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of {name}").touch()
+
+    is_done = exchange_names(tmp_path / "a", tmp_path / "b")
+
+    assert names_in(tmp_path / "a") == (["of b"] if is_done else ["of a"])
+    if is_done:
+        with pytest.raises(FileNotFoundError):
+            exchange_names(tmp_path / "a", tmp_path / "missing")
+
+
+def test_a_system_that_exchanges_no_names_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+
+    assert not exchange_names(tmp_path, tmp_path)
 
 
 def test_a_file_has_its_name_only_when_the_block_has_ended(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """A model that was imported is a whole bundle of ours, or nothing is there; it opens, and says where it comes from."""
 
+import errno
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from voxelgate.bundle.imports.sealed import write_imported
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import BundleError, InputError, OutputError
+from voxelgate.core.exchange import exchange_names
 from voxelgate.core.labels import LabelTable
 from voxelgate.training.bundle_checks import METADATA
 
@@ -135,6 +138,51 @@ def test_a_bundle_is_replaced_only_if_asked_and_kept_if_that_fails(
 
     assert metadata_of(root)["version"] == "2.0.0"
     assert [path.name for path in root.parent.iterdir()] == ["tiny"]
+
+
+def test_there_is_a_whole_bundle_under_a_name_at_every_moment_while_it_is_replaced(
+    tmp_path: Path, imported: Imported, folder: Path
+) -> None:
+    root = made(tmp_path / "out" / "tiny", imported, folder)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    if not exchange_names(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system exchanges no names")
+    missing: list[int] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            missing.extend([] if (root / "models" / "model.pt").exists() else [1])
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(10):
+        made(root, imported, folder, overwrite=True)
+    is_over.set()
+    watcher.join()
+
+    assert missing == []
+
+
+def test_where_names_cannot_be_exchanged_a_bundle_is_moved_aside_and_comes_back_if_the_new_one_cannot_take_its_name(
+    tmp_path: Path, imported: Imported, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = made(tmp_path / "out" / "tiny", imported, folder)
+    monkeypatch.setattr("voxelgate.bundle.imports.target.exchange_names", lambda *_: False)
+    made(root, replace(imported, version="2.0.0"), folder, overwrite=True)
+    plain = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == "tiny" and target == root:
+            raise OSError(errno.EACCES, "no")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OutputError):
+        made(root, replace(imported, version="3.0.0"), folder, overwrite=True)
+
+    assert metadata_of(root)["version"] == "2.0.0"
 
 
 def test_no_other_folder_and_no_source_is_ever_replaced(tmp_path: Path, imported: Imported, folder: Path) -> None:

@@ -23,7 +23,7 @@ from voxelgate.bundle.frame import (
 from voxelgate.bundle.imports.imported import NOT_STATED, Imported
 from voxelgate.bundle.imports.readme import imported_readme
 from voxelgate.bundle.imports.source import ImportSource
-from voxelgate.bundle.imports.target import moved_aside, refuse_taken
+from voxelgate.bundle.imports.target import refuse_taken, take_name
 from voxelgate.bundle.opened import forget_opened, open_bundle
 from voxelgate.core.errors import InputError
 from voxelgate.core.files import is_within, make_folder, sync, unwritable
@@ -56,8 +56,7 @@ def write_imported(out: Path, imported: Imported, source: ImportSource, *, overw
             _write_parts(folder, imported, source)
             fingerprint = seal(folder)
             _prove(folder)
-            with moved_aside(out, Path(partial)):
-                folder.replace(out)
+            take_name(folder, out, Path(partial))
             sync(out.parent)
     except OSError as error:
         raise unwritable(out.name, error) from error

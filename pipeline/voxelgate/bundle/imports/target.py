@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from voxelgate.bundle.imports.source import ImportSource
 from voxelgate.bundle.metadata import is_bundle
 from voxelgate.core.errors import OutputError
+from voxelgate.core.exchange import exchange_names
 from voxelgate.core.files import new_scratch
 
 _NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -39,16 +38,21 @@ def refuse_taken(out: Path, source: ImportSource, *, overwrite: bool) -> None:
         raise OutputError(f"{out}: lies in what is imported, or holds it; choose another folder with --out.")
 
 
-@contextmanager
-def moved_aside(out: Path, scratch: Path) -> Iterator[None]:
-    """Move what has a name to a scratch folder while another takes the name, and back if that fails."""
-    older = new_scratch(scratch)
+def take_name(folder: Path, out: Path, scratch: Path) -> None:
+    """Give a finished folder its name; what has the name now goes to a scratch folder.
+
+    Names are exchanged at one moment, so that a program that is killed leaves the older bundle or the new one. Where a
+    file system cannot do that, the older one is moved aside first, and back if the other cannot take its name.
+    """
     if not out.exists():
-        yield
+        folder.replace(out)
         return
+    if exchange_names(folder, out):
+        return
+    older = new_scratch(scratch)
     out.replace(older)
     try:
-        yield
+        folder.replace(out)
     except BaseException:
         older.replace(out)
         raise
