@@ -41,8 +41,30 @@ def test_what_is_a_pipe_a_device_or_a_folder_is_refused_at_once_and_named(
 ) -> None:
     make(bundle / name)
 
-    with pytest.raises(BundleError, match=rf"^bundle: {name} cannot be read .(is no file|Is a directory)"):
+    with pytest.raises(BundleError, match=rf"^bundle: {name} (cannot be read .(is no file|Is a directory)|is a link)"):
         use(bundle)
+
+
+@pytest.mark.parametrize("name", ["scripts", "scripts/a.py", "models", "models/model.pt", "configs", "plan.json"])
+def test_files_that_lie_behind_a_link_are_refused_though_they_are_the_same(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    (bundle / "scripts").mkdir()
+    (bundle / "scripts" / "a.py").touch()
+    (bundle / "plan.json").write_text("{}", encoding="utf-8")
+    seal(bundle)
+    (bundle / name).rename(tmp_path / "elsewhere")
+    (bundle / name).symlink_to(tmp_path / "elsewhere")
+
+    for use in (verify, seal):
+        with pytest.raises(BundleError, match=rf"^bundle: {name} is a link, .* \(`cp -rL`\)$"):
+            use(bundle)
+
+
+def test_a_link_to_a_bundle_is_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(bundle)
+
+    assert verify(tmp_path / "linked") == verify(bundle)
 
 
 @pytest.mark.parametrize("make", [make_pipe, make_endless, make_huge])

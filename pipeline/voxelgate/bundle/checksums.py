@@ -85,16 +85,31 @@ def _checksums(root: Path) -> dict[str, str]:
     """Return the SHA-256 of each file that counts.
 
     Raises:
-        BundleError: one cannot be read, or is a pipe, a device or a folder.
+        BundleError: one cannot be read, or is a link, a pipe, a device or a folder.
     """
     names = sorted(path.relative_to(root).as_posix() for pattern in SEALED for path in root.glob(pattern))
     found = {}
     for name in names:
+        _refuse_link(root, name)
         try:
             found[name] = file_sha256(root / name)
         except OSError as error:
             raise BundleError(f"{root.name}: {name} cannot be read ({error.strerror}); restore the bundle") from error
     return found
+
+
+def _refuse_link(root: Path, name: str) -> None:
+    """Refuse a file that lies elsewhere, where others may change it and whence nobody takes it along.
+
+    Raises:
+        BundleError: it is a link, or lies in a folder that is one; the bundle's own folder may be.
+    """
+    below = [root / name, *(root / part for part in Path(name).parents if part.name)]
+    if link := next((path for path in below if path.is_symlink()), None):
+        raise BundleError(
+            f"{root.name}: {link.relative_to(root)} is a link, and a bundle holds its files itself; copy it with links "
+            "followed (`cp -rL`)"
+        )
 
 
 def fingerprint_of(checksums: Mapping[str, str]) -> str:
