@@ -36,7 +36,8 @@ NormalizeImaged OffsetToHUd OneHotLabelsd OrderDicomd Output OutputError Part Pa
 Plan Quality RandBalancedPatchd RandSideSafeFlipd Reports ResampleToSpacingd ResidualEncoderUNet
 RestoringSlidingWindowInferer ResumeState ScoreCases ScoreCleanings ScriptedNetwork SeedEpochs Segmentation Series
 Severity ShardedRandomSampler ShowProgress Status StopOnBadLoss Survey TrainingJob UpdateAverage UsageError
-ValidateEpochs Verdict VolumeReader VoxelgateError WatchTraining WindowHUd build_manifest choose_precision datalist
+ValidateEpochs Verdict VolumeReader VoxelgateError WatchTraining WindowHUd WriteProgressPage build_manifest
+choose_precision datalist
 evaluate export find_cases growing_average identify image_spec_of keep_large_buffers load_manifest needs_scaler
 open_bundle plan presets read_image scan_dicom segment set_aside start_from start_process_group status stream survey
 train train_folds watch world_size write_bundle write_label_map write_manifest write_page

@@ -57,6 +57,7 @@ from .training.handlers import (
     ValidateEpochs,
     growing_average,
 )
+from .training.pages.progress_handler import WriteProgressPage
 from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan
 from .training.train import TrainingJob, train
@@ -157,6 +158,7 @@ __all__ = [
     "VoxelgateError",
     "WatchTraining",
     "WindowHUd",
+    "WriteProgressPage",
     "build_manifest",
     "choose_precision",
     "datalist",

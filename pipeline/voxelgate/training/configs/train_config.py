@@ -31,8 +31,23 @@ KEEP_BEST: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_
 KEEP_TIME: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_time"]}
 """Handlers that `ResumeState` names too; no references, since MONAI Label 0.8.5 takes each handler for a mapping."""
 
+SHOWN_SINCE = 3
+"""Version of the plans whose trainings write a page of their progress; before, TensorBoard got losses and mean Dice."""
+
 SET_ASIDE = "$set_aside(@output_dir, @model_path, resume=@resume)"
 """Comes before anything is built that writes into the folder of the training."""
+
+LOSS_EVENTS: Config = {
+    "_target_": "TensorBoardStatsHandler",
+    "log_dir": "$@output_dir + '/events'",
+    "tag_name": "train_loss",
+    "output_transform": "$lambda output: output['loss'].item()",
+}
+DICE_EVENTS: Config = {
+    "_target_": "TensorBoardStatsHandler",
+    "log_dir": "$@output_dir + '/events'",
+    "iteration_log": False,
+}
 
 PLACE_LABEL: Config = {
     "_target_": "voxelgate.PlaceLabeld",
@@ -308,12 +323,7 @@ def _train_handlers(plan: Plan) -> list[Config]:
         {"_target_": "voxelgate.UpdateAverage", "averaged": "@averaged", "network": "@network"},
         *_validation_handlers(plan),
         KEEP_BEST,
-        {
-            "_target_": "TensorBoardStatsHandler",
-            "log_dir": "$@output_dir + '/events'",
-            "tag_name": "train_loss",
-            "output_transform": "$lambda output: output['loss'].item()",
-        },
+        _progress_page(plan) if plan.plan_version >= SHOWN_SINCE else LOSS_EVENTS,
         {"_target_": "voxelgate.ShowProgress", "validator": "@validate#evaluator"},
         {
             "_target_": "voxelgate.ResumeState",
@@ -346,6 +356,18 @@ def _train_handlers(plan: Plan) -> list[Config]:
         },
         *([KEEP_TIME] if is_clocked else []),
     ]
+
+
+def _progress_page(plan: Plan) -> Config:
+    return {
+        "_target_": "voxelgate.WriteProgressPage",
+        "path": "$@output_dir + '/progress.html'",
+        "validator": "@validate#evaluator",
+        "optimizer": "@optimizer",
+        "names": plan.label_table.to_mapping(),
+        "title": plan.name,
+        "fold": "@fold",
+    }
 
 
 def _one_hot(plan: Plan) -> Config:
@@ -386,13 +408,7 @@ def _validate_section(plan: Plan) -> Config:
                 "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
             }
         },
-        "handlers": [
-            {
-                "_target_": "TensorBoardStatsHandler",
-                "log_dir": "$@output_dir + '/events'",
-                "iteration_log": False,
-            }
-        ],
+        "handlers": [] if plan.plan_version >= SHOWN_SINCE else [DICE_EVENTS],
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
