@@ -43,7 +43,7 @@ from .segmentation.page.build import write_page
 from .segmentation.report import CaseReport, CaseStatus
 from .training.clock import KeepTime
 from .training.configs.bundle_files import write_bundle
-from .training.cross_validation import CrossValidation, ScoreCleanings, train_folds
+from .training.cross_validation import CrossValidation, train_folds
 from .training.diagnostics import WatchTraining
 from .training.distributed import identify, set_aside, start_from, start_process_group, world_size
 from .training.handlers import (
@@ -57,6 +57,7 @@ from .training.handlers import (
     ValidateEpochs,
     growing_average,
 )
+from .training.held_out import ScoreCleanings
 from .training.pages.progress_handler import WriteProgressPage
 from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan

@@ -21,16 +21,18 @@ from voxelgate.datasets.manifest import load_manifest
 from voxelgate.images.volumes import read_channels, read_volume
 from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.report import CaseStatus
+from voxelgate.training.class_offsets import Offsets
 from voxelgate.training.cleaning import choose_cleaning
 from voxelgate.training.configs.bundle_files import rewrite_bundle
 from voxelgate.training.cross_validation import (
+    FINAL,
     FOLD_SCORES,
     CrossValidation,
-    _clean_by_plan,
-    _FoldResult,
+    _mean_dice,
     _train_fold,
     train_folds,
 )
+from voxelgate.training.ending import Ending, write_plan
 from voxelgate.training.planning import Cleaning, Plan
 from voxelgate.training.seen import read_seen
 from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold
@@ -66,14 +68,36 @@ def test_every_case_is_scored_once_by_the_network_of_its_fold(done: CrossValidat
         assert len(list(csv.DictReader(file))) == len(done.scores)
 
 
-def test_the_bundle_holds_the_folds_and_as_its_own_weights_those_of_the_best(done: CrossValidation) -> None:
+def shifted(path: Path, plan: Plan) -> dict[str, torch.Tensor]:
+    """Return weights with the offsets of a plan added in the head."""
+    offsets = torch.tensor(plan.class_offsets or [0.0] * len(plan.labels))
+    return {name: value + offsets if name == "heads.0.bias" else value for name, value in weights(path).items()}
+
+
+def test_the_bundle_holds_the_folds_and_as_its_own_weights_those_trained_on_all_cases(
+    done: CrossValidation, job: TrainingJob
+) -> None:
     verify(done.bundle)
-    best = int(np.argmax(done.mean_dice))
-    assert are_equal(done.bundle / WEIGHTS, done.bundle / "models" / f"fold_{best}.pt")
+    plan = Plan.from_json(done.bundle / "plan.json")
+    own, final = weights(done.bundle / WEIGHTS), shifted(done.bundle / TRAINING / FINAL / WEIGHTS, plan)
+    assert all(torch.equal(own[name], final[name]) for name in own)
+    assert len(read_seen(done.bundle).images) == len(load_manifest(job.manifest).cases)
+    first, fold = weights(done.bundle / "models" / "fold_0.pt"), done.bundle / TRAINING / "fold_0" / WEIGHTS
+    assert all(torch.equal(first[name], value) for name, value in shifted(fold, plan).items())
     assert not are_equal(done.bundle / "models" / "fold_0.pt", done.bundle / "models" / "fold_1.pt")
     plan = Plan.from_json(done.bundle / "plan.json")
     assert plan.cleaning == choose_cleaning(done.trials)
-    assert "cross-validation" in plan.reasons["cleaning"]
+    assert "not seen" in plan.reasons["cleaning"]
+    assert "mean volumes" in plan.reasons["class_offsets"]
+
+
+def test_without_a_last_training_the_bundle_has_the_weights_of_the_best_fold(
+    done: CrossValidation, job: TrainingJob, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done.bundle, tmp_path / "out"))
+    again = train_folds(replace(job, out=out, resume=True), FOLDS, is_final=False)
+    best = int(np.argmax(again.mean_dice))
+    assert are_equal(out / WEIGHTS, out / "models" / f"fold_{best}.pt")
 
 
 def test_the_bundle_says_the_mean_dice_of_its_folds(done: CrossValidation) -> None:
@@ -193,8 +217,8 @@ def test_cleaning_that_a_bundle_brings_along_is_tried_anew_on_what_the_network_g
     rewrite_bundle(replace(Plan.from_json(cleaning / "plan.json"), cleaning=Cleaning(keep_largest=(1,))), cleaning)
     seal(cleaning)
     as_it_is, found = (_train_fold(replace(job, out=fold, fold=0)) for fold in (plain, cleaning))
-    assert (found.scores, found.trials) == (as_it_is.scores, as_it_is.trials)
-    assert evaluate_fold(cleaning, job.manifest, tmp_path / "scores", fold=0) != list(found.scores)
+    assert (found.held_out.scores, found.held_out.trials) == (as_it_is.held_out.scores, as_it_is.held_out.trials)
+    assert evaluate_fold(cleaning, job.manifest, tmp_path / "scores", fold=0) != list(found.held_out.scores)
 
 
 def test_what_people_add_to_metadata_and_licences_outlives_the_cleaning(done: CrossValidation, tmp_path: Path) -> None:
@@ -203,16 +227,16 @@ def test_what_people_add_to_metadata_and_licences_outlives_the_cleaning(done: Cr
     content = json.loads(metadata.read_text(encoding="utf-8")) | {"label_codes": {"1": "mine"}, "authors": "me"}
     metadata.write_text(json.dumps(content), encoding="utf-8")
     (root / "LICENSE").write_text("mine", encoding="utf-8")
-    _clean_by_plan(root, Cleaning(keep_largest=(1,)))
+    ending = Ending(Cleaning(keep_largest=(1,)), Offsets())
+    write_plan(ending.on(Plan.from_json(root / "plan.json")), root)
     assert json.loads(metadata.read_text(encoding="utf-8")) == content
     assert (root / "LICENSE").read_text(encoding="utf-8") == "mine"
     assert "KeepLargest" in (root / "configs" / "inference.json").read_text(encoding="utf-8")
 
 
-def test_the_dice_of_a_fold_is_a_mean_over_subjects(job: TrainingJob, done: CrossValidation) -> None:
+def test_the_dice_of_a_fold_is_a_mean_over_subjects(done: CrossValidation) -> None:
     scores = [replace(done.scores[0], case_id=case, dice=dice) for case, dice in (("a", 0.4), ("b", 0.6), ("c", 0.9))]
-    fold = _FoldResult(job.out, tuple(scores), (), {"a": "one", "b": "one", "c": "other"})
-    assert fold.mean_dice == pytest.approx(0.7)
+    assert _mean_dice(scores, {"a": "one", "b": "one", "c": "other"}) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("name", ["", "serial:2", "processes", "processes:0", "processes:-1", "dask:", "slurm:4"])

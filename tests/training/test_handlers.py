@@ -171,7 +171,14 @@ def saved_epoch(path: Path) -> float:
 def test_the_weights_of_the_best_validation_are_kept(tmp_path: Path) -> None:
     keep, _ = run_keep_best(tmp_path / "models" / "model.pt", [0.2, 0.7, 0.7, 0.5])
     assert saved_epoch(tmp_path / "models" / "model.pt") == 2
-    assert keep.state_dict() == {"best": 0.7, "best_epoch": 2, "stale": 2}
+    history = [[1.0, 0.2], [2.0, 0.7], [3.0, 0.7], [4.0, 0.5]]
+    assert keep.state_dict() == {"best": 0.7, "best_epoch": 2, "stale": 2, "history": history}
+
+
+def test_a_state_of_before_tells_no_history(tmp_path: Path) -> None:
+    keep, _ = run_keep_best(tmp_path / "models" / "model.pt", [0.2])
+    keep.load_state_dict({"best": 0.7, "best_epoch": 2, "stale": 2})
+    assert keep.history == []
     assert [file.name for file in (tmp_path / "models").iterdir()] == ["model.pt"]
 
 
@@ -194,7 +201,7 @@ def test_a_measure_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
 def test_a_measure_that_is_always_0_keeps_the_last_weights(tmp_path: Path) -> None:
     keep, _ = run_keep_best(tmp_path / "model.pt", [0.0, 0.0, 0.0])
     assert saved_epoch(tmp_path / "model.pt") == 3
-    assert keep.state_dict() == {"best": 0.0, "best_epoch": 3, "stale": 2}
+    assert (keep.best, keep.best_epoch, keep.stale) == (0.0, 3, 2)
 
 
 def test_a_training_that_patience_ended_is_not_taken_up_again(tmp_path: Path) -> None:
@@ -216,7 +223,7 @@ def test_an_epoch_without_validation_counts_for_nothing(tmp_path: Path) -> None:
     keep = KeepBest(path=tmp_path / "model.pt", network=nn.Linear(1, 1), validator=validator, patience=2)
     keep.attach(engine)
     engine.run([0], max_epochs=8)
-    assert keep.state_dict() == {"best": 0.5, "best_epoch": 3, "stale": 1}
+    assert keep.state_dict() == {"best": 0.5, "best_epoch": 3, "stale": 1, "history": [[3.0, 0.5], [6.0, 0.4]]}
 
 
 @pytest.mark.parametrize("values", [[], [float("nan")]], ids=["never validated", "validated without a number"])

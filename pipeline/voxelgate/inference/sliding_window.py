@@ -1,7 +1,7 @@
 """A MONAI inferer whose result lies on the grid of the file that was read, so that no caller inverts anything."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, cast
@@ -19,7 +19,7 @@ from voxelgate.inference.mirroring import MirroredViews, ViewOverlap
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.restoring.class_scores import ScoreKind
 from voxelgate.inference.restoring.label_sums import Sum, Sums
-from voxelgate.inference.restoring.restorer import Restored, Restorer, nothing, restore
+from voxelgate.inference.restoring.restorer import Restored, Restorer, ScoreSlab, nothing, restore
 from voxelgate.inference.source_grid import Facts, grids_of, on_source
 from voxelgate.inference.streaming.stream import (
     StreamingNetwork,
@@ -42,6 +42,8 @@ from voxelgate.networks.attention_unet import AttentionUNet
 
 Network = Callable[..., torch.Tensor]
 Networks = Network | Sequence[Network] | nn.ModuleList
+Tap = Callable[[torch.Tensor, ScoreKind, Grid], None]
+"""Is shown each slab of scores (classes, i, j, k), what they are, and where on the network grid they lie."""
 
 
 AIR_MARGIN_VOX = 8
@@ -163,6 +165,13 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         self.regions = None if regions is None else tuple(regions)
         ScoreKind(regions=self.regions)
         self.probabilities_of = tuple(probabilities_of)
+        self.tap: Tap | None = None
+
+    def tapped(self, tap: Tap) -> Self:
+        """Return an inferer that also shows somebody the scores on the network grid, slab by slab, as they come."""
+        shown = copy.copy(self)
+        shown.tap = tap
+        return shown
 
     def adjusted(self, asked: PassOptions) -> Self:
         """Return an inferer with other steps between windows, or without mirroring.
@@ -249,7 +258,7 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
         with torch.no_grad():
             if is_streamed and (prepared := self._prepared(networks, place.grid.shape)) is not None:
                 watched = _watched(views)
-                slabs = watched.stream(part, prepared)
+                slabs = self._shown(watched.stream(part, prepared), place, prepared[0].axis, views.kind)
                 return _with_overlap(
                     restore(slabs, self._restorer(place, prepared[0].axis, part, views)), watched
                 ), False
@@ -318,7 +327,16 @@ class RestoringSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI shi
             plan = windows.within(size, model, limit)
         watched = _watched(views)
         slabs = sweep(image, watched, plan, skip_below=self.skip_below, kind=views.kind)
-        return _with_overlap(restore(slabs, self._restorer(place, plan.axis, image, views)), watched)
+        seen = self._shown(slabs, place, plan.axis, views.kind)
+        return _with_overlap(restore(seen, self._restorer(place, plan.axis, image, views)), watched)
+
+    def _shown(self, slabs: Iterable[ScoreSlab], place: _Place, axis: int, kind: ScoreKind) -> Iterator[ScoreSlab]:
+        for start, scores in slabs:
+            if self.tap is not None:
+                spans = [slice(0, size) for size in place.grid.shape]
+                spans[axis] = slice(start, start + scores.shape[1 + axis])
+                self.tap(scores, kind, place.grid.cropped(triple(spans)))
+            yield start, scores
 
     def _restorer(self, place: _Place, axis: int, image: torch.Tensor, views: MirroredViews) -> Restorer:
         asked = self.probabilities_of

@@ -1,8 +1,8 @@
-"""Find out in cross-validation whether keeping the largest piece or filling holes makes label maps better."""
+"""Find out on cases that were not seen whether keeping the largest piece or filling holes makes label maps better."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean
 
@@ -15,6 +15,9 @@ from voxelgate.training.planning.plan import Cleaning
 
 LEAST_GAIN = 0.0005
 """Mean Dice that a step must bring before it is taken; less is noise."""
+
+LEAST_CASES = 3
+"""In which a structure was found before a step is taken."""
 
 
 class Step(StrEnum):
@@ -32,11 +35,13 @@ class CleaningTrial:
         value: of the label.
         before: Dice as the network gives it.
         after: Dice after each step alone, less what all other structures together lose by it.
+        kept: part of its volume that each step leaves; above 1 where holes are filled.
     """
 
     value: int
     before: float
     after: Mapping[Step, float]
+    kept: Mapping[Step, float] = field(default_factory=dict)
 
 
 def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[CleaningTrial]:
@@ -52,7 +57,7 @@ def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Cle
     before = {value: dice_of_masks(prediction[value], reference[value]) for value in found}
     trials = []
     for value in found:
-        after = {}
+        after, kept, size = {}, {}, int((prediction[value] & counts).sum())
         for step, do in _STEPS.items():
             cleaned = do(prediction[value]) & counts
             lost = sum(
@@ -61,7 +66,8 @@ def trials_of(prediction: Mask, reference: Mask, labels: LabelTable) -> list[Cle
                 if other != value and (prediction[other] & cleaned).any()
             )
             after[step] = dice_of_masks(cleaned, reference[value]) - lost
-        trials.append(CleaningTrial(value, before[value], after))
+            kept[step] = int(cleaned.sum()) / size if size else 1.0
+        trials.append(CleaningTrial(value, before[value], after, kept))
     return trials
 
 
@@ -76,7 +82,8 @@ def choose_cleaning(trials: Sequence[CleaningTrial]) -> Cleaning:
 
 def _helps(step: Step, trials: Sequence[CleaningTrial]) -> bool:
     gains = [trial.after[step] - trial.before for trial in trials]
-    return fmean(gains) >= LEAST_GAIN and sum(gain > 0 for gain in gains) > sum(gain < 0 for gain in gains)
+    is_known = len(gains) >= LEAST_CASES
+    return is_known and fmean(gains) >= LEAST_GAIN and sum(gain > 0 for gain in gains) > sum(gain < 0 for gain in gains)
 
 
 def _largest(mask: Mask) -> Mask:

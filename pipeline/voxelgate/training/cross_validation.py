@@ -1,4 +1,4 @@
-"""Train all folds of a cross-validation, find out which cleaning helps, and put the folds together into one bundle."""
+"""Train all folds of a cross-validation, find out what helps, and end with one network trained on all cases."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,23 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 
 from voxelgate.bundle.checksums import WEIGHTS, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
-from voxelgate.bundle.workflow import read_configs, run_workflow
+from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import copy_file, locked
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
-from voxelgate.datasets.manifest import Manifest, Split, load_manifest, part_cases
-from voxelgate.evaluation.handler import ScoreCases
+from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, load_manifest, part_cases
 from voxelgate.evaluation.scores import LabelScores, Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, without_names, write_csv
-from voxelgate.training.cleaning import CleaningTrial, choose_cleaning, trials_of
-from voxelgate.training.configs.bundle_files import cleaned, is_as_planned, rewrite_bundle
+from voxelgate.training.class_offsets import Offsets
+from voxelgate.training.cleaning import CleaningTrial
+from voxelgate.training.ending import Ending, choose_ending, planned, with_offsets, write_plan
+from voxelgate.training.held_out import HeldOut, score_as_planned, try_endings
 from voxelgate.training.planning.plan import Cleaning, Plan
+from voxelgate.training.schedule import SELDOM, Schedule, chosen_schedule, validations_of
 from voxelgate.training.seen import SEEN, read_seen
 from voxelgate.training.train import (
     TRAINING,
@@ -46,31 +47,15 @@ FOLD_MANIFEST = "manifest.json"
 """File in the training folder with the folds, where the manifest that was given has others; gone when all is done."""
 
 FOLD_SCORES = "cross_validation.csv"
-"""File in the training folder with the scores of every case by a network that has not seen it, before any cleaning."""
+"""File in the training folder with the scores of every case by a network that has not seen it, as the bundle runs it.
 
-SCORE_CLEANINGS = {"score_cases#_target_": "voxelgate.ScoreCleanings"}
+The offsets of the classes are those that the other folds chose, so that no case helped to choose its own."""
 
+UNENDED_SCORES = "cross_validation_as_trained.csv"
+"""The same before cleaning and offsets."""
 
-class ScoreCleanings(ScoreCases):
-    """`ScoreCases` that also tries each step on each structure; `trials` holds what came of it.
-
-    >>> scores = vg.ScoreCleanings(path="scores.csv", names={"0": "background", "1": "blob"})
-    >>> scores.attach(Engine(lambda engine, batch: None))
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.trials: list[CleaningTrial] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Listen to each case and to the end."""
-        super().attach(engine)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._try)
-
-    def _try(self, engine: Engine) -> None:
-        for row in engine.state.output:
-            prediction, reference = (row[key].cpu().numpy() > 0.5 for key in (self.pred_key, self.label_key))
-            self.trials += trials_of(prediction, reference, self.labels)
+FINAL = "final"
+"""Folder in the training folder of the network that is trained on all cases."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +63,12 @@ class CrossValidation:
     """What came of training every fold.
 
     Args:
-        bundle: the folder: the weights of every fold, and as its own those of the best fold.
-        scores: of every case by the network of its fold, which has not seen it; before cleaning.
-        trials: what cleaning would do to them.
+        bundle: the folder: the weights of every fold, and as its own those of a network that was trained on all cases,
+            or of the best fold.
+        scores: of every case by the network of its fold, which has not seen it; with cleaning and offsets.
+        trials: what cleaning would do to what the networks give.
         mean_dice: of each fold, over its subjects and the labels; NaN if its cases hold no structure.
+        as_trained: the scores before cleaning and offsets.
 
     >>> found = vg.CrossValidation(Path("trained"), scores=(), trials=(), mean_dice=(0.88, 0.9))
     >>> max(found.mean_dice)
@@ -92,6 +79,7 @@ class CrossValidation:
     scores: tuple[LabelScores, ...]
     trials: tuple[CleaningTrial, ...]
     mean_dice: tuple[float, ...]
+    as_trained: tuple[LabelScores, ...] = ()
 
 
 def train_folds(
@@ -101,11 +89,14 @@ def train_folds(
     executor: Executor | None = None,
     devices: Sequence[str] = (),
     progress: Progress | None = None,
+    is_final: bool = True,
 ) -> CrossValidation:
-    """Train every fold, find out which cleaning helps, and put the folds together into one bundle.
+    """Train every fold, find out what helps, and train the network that ships on all cases.
 
-    Folds lie in `out/training/fold_0` and so on. With `resume`, finished ones are kept and the others taken up. The
-    folds are those of the manifest if it has as many, else its subjects are dealt anew.
+    Folds lie in `out/training/fold_0` and so on, the last network in `out/training/final`. With `resume`, finished ones
+    are kept and the others taken up. The folds are those of the manifest if it has as many, else its subjects are dealt
+    anew. Cleaning and offsets of the classes are chosen on all cases, each as the network that has not seen it gives
+    it; the last network is trained as long as validated best on average.
 
     Args:
         job: what to train; its `fold` does not count.
@@ -114,6 +105,7 @@ def train_folds(
             None.
         devices: where fold 0, 1, ... run, in turn, such as `cuda:0`; the bundle's own choice if empty.
         progress: told how many of how many cases are checked, anew for each fold.
+        is_final: train on all cases in the end; otherwise the weights of the best fold are those of the bundle.
 
     Raises:
         ManifestError: the manifest or its files are wrong; lists all problems.
@@ -138,7 +130,10 @@ def train_folds(
         rooted = replace(job, data_root=(job.data_root or job.manifest.parent).resolve())
         jobs = _fold_jobs(replace(rooted, manifest=_kept(dealt, job)), folds, devices)
         done = (_train_fold(one, progress) for one in jobs) if executor is None else executor.map(_train_fold, jobs)
-        return _put_together(job, list(done))
+        folds_done = list(done)
+        ending, scores = _ended(folds_done, jobs, executor)
+        final = _train_final(jobs[0], folds_done, progress) if is_final else None
+        return _put_together(job.out, folds_done, final, _Ended(ending, scores))
 
 
 def devices_here() -> list[str]:
@@ -146,18 +141,17 @@ def devices_here() -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _FoldResult:
     bundle: Path
-    scores: tuple[LabelScores, ...]
-    trials: tuple[CleaningTrial, ...]
+    held_out: HeldOut
     subject_of: Mapping[str, str]
 
-    @property
-    def mean_dice(self) -> float:
-        """Return the mean over subjects and labels; NaN if no case holds any structure."""
-        mean = next(row for row in summarise(self.scores, self.subject_of) if row.label == MEAN_OVER_LABELS)
-        return mean.statistics[Measure.DICE].mean
+
+@dataclass(frozen=True, eq=False)
+class _Ended:
+    ending: Ending
+    scores: Sequence[tuple[LabelScores, ...]]
 
 
 def _kept(dealt: Manifest | None, job: TrainingJob) -> Path:
@@ -180,48 +174,105 @@ def _fold_jobs(job: TrainingJob, folds: int, devices: Sequence[str]) -> list[Tra
 
 
 def _train_fold(job: TrainingJob, progress: Progress | None = None) -> _FoldResult:
-    """Train one fold unless it is done, and score the cases that it has not seen, as the network gives them."""
+    """Train one fold unless it is done, and see what its network gives for the cases that it has not seen."""
     manifest = load_manifest(job.manifest, job.data_root)
     cases = part_cases(manifest, job.fold, Split.VALIDATION)
     if not is_sealed(job.out) or epochs_done(job.out) < (job.overrides or {}).get("epochs", 0):
-        train(replace(job, resume=job.out.exists()), progress=progress)
+        train(replace(job, resume=job.out.exists()), progress=progress, is_whole=False)
     if seen := read_seen(job.out).count(manifest, cases, {}):
         raise UsageError(
             f"{job.out.name} was trained on {seen} of the {len(cases)} cases that shall validate it, or on others of "
             "their subjects: the manifest is not the one it was trained with; train all folds anew into another folder"
         )
-    uncleaned = {"validate#postprocessing": read_configs(job.out, ["train"], {}).get("validate#postprocessing")}
-    settings = settings_of(job) | SCORE_CLEANINGS | uncleaned | {"output_dir": str(job.out / TRAINING)}
-    parser = run_workflow(job.out, ["train", "evaluate"], settings)
-    found = parser.get_parsed_content("score_cases")
     subject_of = {case.case_id: case.subject for case in cases}
-    return _FoldResult(job.out, tuple(found.scores), tuple(found.trials), subject_of)
+    return _FoldResult(job.out, try_endings(job.out, _settings_here(job)), subject_of)
 
 
-def _put_together(job: TrainingJob, done: Sequence[_FoldResult]) -> CrossValidation:
-    result = CrossValidation(
-        job.out,
-        tuple(score for fold in done for score in fold.scores),
-        tuple(trial for fold in done for trial in fold.trials),
-        tuple(fold.mean_dice for fold in done),
+def _settings_here(job: TrainingJob) -> dict[str, object]:
+    return settings_of(job) | {"output_dir": str(job.out / TRAINING)}
+
+
+def _ended(
+    done: Sequence[_FoldResult], jobs: Sequence[TrainingJob], executor: Executor | None
+) -> tuple[Ending, list[tuple[LabelScores, ...]]]:
+    """Return what helps on all cases, and the scores of each fold with it; offsets there are those of other folds."""
+    parts = [fold.held_out for fold in done]
+    ending = choose_ending(parts)
+    plan = planned(jobs[0].bundle)
+    if plan is None or (ending.cleaning == Cleaning() and not ending.offsets.values):
+        return ending, [part.scores for part in parts]
+    others = [choose_ending(parts[:fold] + parts[fold + 1 :]).offsets for fold in range(len(parts))]
+    plans = [ending.on(plan)] * len(jobs)
+    scored = (
+        map(_score_fold, jobs, plans, others) if executor is None else executor.map(_score_fold, jobs, plans, others)
     )
-    write_csv(without_names(result.scores), job.out / TRAINING / FOLD_SCORES, overwrite=True)
-    for number, fold in enumerate(done):
-        copy_file(fold.bundle / WEIGHTS, job.out / "models" / f"fold_{number}.pt")
-    best = max(range(len(done)), key=lambda number: (not isnan(result.mean_dice[number]), result.mean_dice[number]))
-    copy_file(done[best].bundle / WEIGHTS, job.out / WEIGHTS)
-    copy_file(done[best].bundle / SEEN, job.out / SEEN)
-    _clean_by_plan(job.out, choose_cleaning(result.trials))
-    write_measure(job.out, fmean(result.mean_dice))
-    (job.out / TRAINING / FOLD_MANIFEST).unlink(missing_ok=True)  # it names files, and a bundle is handed on
-    seal(job.out)
+    return ending, list(scored)
+
+
+def _score_fold(job: TrainingJob, plan: Plan, offsets: Offsets) -> tuple[LabelScores, ...]:
+    shifted = job.out / TRAINING / "held_out.pt"
+    with_offsets(job.out, offsets, {job.out / WEIGHTS: shifted})
+    scores = score_as_planned(job.out, _settings_here(job), plan, shifted)
+    shifted.unlink()
+    return scores
+
+
+def _train_final(job: TrainingJob, done: Sequence[_FoldResult], progress: Progress | None) -> Path:
+    """Train on all cases, unless that is done, with the schedule that validated best; return the bundle."""
+    out = job.out.with_name(FINAL)
+    schedule = chosen_schedule([validations_of(fold.bundle) for fold in done])
+    settings = _final_settings(job, schedule)
+    if not is_sealed(out) or epochs_done(out) < settings.get("epochs", 0):
+        logger.info("training on all cases: %s", schedule.reason)
+        final = replace(job, out=out, fold=ALL_FOLDS, resume=out.exists(), overrides=settings)
+        train(final, progress=progress)
+    return out
+
+
+def _final_settings(job: TrainingJob, schedule: Schedule) -> dict[str, Any]:
+    """Return the settings of the training on all cases, which validates once, for what it validates on it has seen."""
+    asked, stated = dict(job.overrides or {}), read_configs(job.bundle, ["train"], {})
+    changed: dict[str, Any] = {"validate_every": SELDOM}
+    for name in ("epochs", "minutes"):
+        value = asked.get(name, stated.get(name))
+        if schedule.share < 1 and value is not None:
+            changed[name] = schedule.of(value) if name == "epochs" else schedule.share * value
+    return asked | changed
+
+
+def _put_together(root: Path, done: Sequence[_FoldResult], final: Path | None, ended: _Ended) -> CrossValidation:
+    means = tuple(_mean_dice(scores, fold.subject_of) for scores, fold in zip(ended.scores, done, strict=True))
+    result = CrossValidation(
+        root,
+        tuple(score for scores in ended.scores for score in scores),
+        tuple(trial for fold in done for trial in fold.held_out.trials),
+        means,
+        tuple(score for fold in done for score in fold.held_out.scores),
+    )
+    write_csv(without_names(result.scores), root / TRAINING / FOLD_SCORES, overwrite=True)
+    write_csv(without_names(result.as_trained), root / TRAINING / UNENDED_SCORES, overwrite=True)
+    best = max(range(len(done)), key=lambda number: (not isnan(means[number]), means[number]))
+    chosen = done[best].bundle if final is None else final
+    files = {fold.bundle / WEIGHTS: root / "models" / f"fold_{number}.pt" for number, fold in enumerate(done)}
+    _write_ending(root, ended.ending, files, chosen / WEIGHTS)
+    copy_file(chosen / SEEN, root / SEEN)
+    write_measure(root, fmean(means))
+    (root / TRAINING / FOLD_MANIFEST).unlink(missing_ok=True)  # it names files, and a bundle is handed on
+    seal(root)
     return result
 
 
-def _clean_by_plan(root: Path, cleaning: Cleaning) -> None:
-    """Write what was found to help into plan and configs, unless somebody changed the configs by hand."""
-    path = root / "plan.json"
-    if not path.is_file() or not is_as_planned(plan := Plan.from_json(path), root):
-        logger.warning("%s: configs are not those of a plan, so cleaning is not written into them", root.name)
-        return
-    rewrite_bundle(cleaned(plan, cleaning), root)
+def _mean_dice(scores: Sequence[LabelScores], subject_of: Mapping[str, str]) -> float:
+    """Return the mean over subjects and labels; NaN if no case holds any structure."""
+    mean = next(row for row in summarise(scores, subject_of) if row.label == MEAN_OVER_LABELS)
+    return mean.statistics[Measure.DICE].mean
+
+
+def _write_ending(root: Path, ending: Ending, folds: Mapping[Path, Path], chosen: Path) -> None:
+    """Write the weights with what was found to help, and plan and configs, unless somebody changed these by hand."""
+    plan = planned(root)
+    offsets = Offsets() if plan is None else ending.offsets
+    shifted = with_offsets(root, offsets, folds)
+    with_offsets(root, offsets, {chosen: root / WEIGHTS})
+    if plan is not None:
+        write_plan(replace(ending, offsets=shifted).on(plan), root)

@@ -259,6 +259,7 @@ class KeepBest:
         self.best = -math.inf
         self.best_epoch = 0
         self.stale = 0
+        self.history: list[list[float]] = []
         self._seen_runs = 0
 
     def attach(self, engine: Engine) -> None:
@@ -269,12 +270,13 @@ class KeepBest:
         self.validator.add_event_handler(Events.COMPLETED, self._count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return best value, its epoch, and how many validations came since."""
-        return {"best": self.best, "best_epoch": self.best_epoch, "stale": self.stale}
+        """Return best value, its epoch, how many validations came since, and epoch and value of all of them."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "stale": self.stale, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self.best, self.best_epoch, self.stale = (state_dict[key] for key in ("best", "best_epoch", "stale"))
+        self.history = [list(one) for one in state_dict.get("history", [])]
 
     def __call__(self, engine: Engine) -> None:
         """Compare, save, count, and perhaps end the training."""
@@ -282,6 +284,7 @@ class KeepBest:
             return
         self._seen_runs = 0
         value = float(self.validator.state.metrics[self.metric])
+        self.history.append([float(engine.state.epoch), value])
         self.stale += 1
         if value > self.best:
             self.best, self.best_epoch, self.stale = value, engine.state.epoch, 0

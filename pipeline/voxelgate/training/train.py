@@ -17,14 +17,17 @@ from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.workflow import ConfigParser, read_configs, run_workflow
 from voxelgate.core.errors import BundleError, OutputError, UsageError
-from voxelgate.core.files import LOCK_NAME, locked
+from voxelgate.core.files import LOCK_NAME, locked, write_text
 from voxelgate.core.progress import Progress
 from voxelgate.datasets.check_manifest import check_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, ManifestCase, Split, datalist, load_manifest, part_cases
 from voxelgate.dicom.read.series_paths import series_at
 from voxelgate.evaluation.pairs import read_reference
 from voxelgate.evaluation.scores import LabelScores, score
+from voxelgate.training.configs.bundle_files import rewrite_bundle
 from voxelgate.training.distributed import STATE, UNREADABLE_STATE, first_weights
+from voxelgate.training.ending import PLAN, end_training, ended_early, put_back, without_offsets
+from voxelgate.training.planning.plan import Plan
 from voxelgate.training.seen import SEEN, Seen, contents_of, read_seen, seen_of, write_seen
 
 logger = logging.getLogger(__name__)
@@ -82,8 +85,11 @@ class TrainingJob:
             )
 
 
-def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
+def train(job: TrainingJob, *, progress: Progress | None = None, is_whole: bool = True) -> Path:
     """Run a training and return the folder of the trained bundle, sealed and ready to segment.
+
+    At its end it is found out on the validation cases which cleaning helps, and by which offsets of the classes volumes
+    come out right; both go into the bundle.
 
     Everything is checked before work starts: the bundle's seal, manifest, files, labels, folds, settings. A training
     that is killed leaves `out` with its last state, unsealed; run again with `resume`, it ends with the same weights
@@ -93,6 +99,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     Args:
         job: what to train.
         progress: told how many of how many cases are checked.
+        is_whole: find out what helps in the end; not for one of several folds, which are judged together.
 
     Raises:
         ManifestError: the manifest or its files are wrong; lists all problems.
@@ -121,11 +128,14 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> Path:
     prepare_folder(job)
     with locked(job.out):
         (job.out / CHECKSUMS).unlink(missing_ok=True)  # what changes its weights is not finished
+        put_back(job.out)
         trained = run_workflow(job.out, ["train"], settings)
         logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
         training = [case for case in manifest.cases if job.fold == ALL_FOLDS or case.fold != job.fold]
         write_seen(job.out, seen_of(manifest, training, content) | before)
         write_measure(job.out, None if job.fold == ALL_FOLDS else _best_dice(trained))
+        if is_whole and job.fold != ALL_FOLDS:
+            end_training(job.out, settings_of(job))
         seal(job.out)
     return job.out
 
@@ -315,7 +325,7 @@ def prepare_folder(job: TrainingJob) -> None:
     if job.out.exists():
         if not job.resume:
             raise OutputError(f"{job.out} exists already; name another folder, or take its training up with --resume")
-        _refuse_changed(job)
+        _take_up(job)
         return
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}-") as partial:
@@ -335,10 +345,12 @@ def copy_untrained(bundle: Path, to: Path) -> None:
     left = (TRAINING, f"{TRAINING}_*", CHECKSUMS, LOCK_NAME, "*.pt")
     shutil.copytree(bundle, to, ignore=shutil.ignore_patterns(*left))
     (to / "models").mkdir(exist_ok=True)
+    if (to / PLAN).is_file() and (plan := Plan.from_json(to / PLAN)).class_offsets:
+        write_text(to / PLAN, without_offsets(plan).to_json())
 
 
-def _refuse_changed(job: TrainingJob) -> None:
-    """Refuse to go on with configs that are not those of the sealed bundle.
+def _take_up(job: TrainingJob) -> None:
+    """Refuse to go on with configs that are not those of the sealed bundle; take back an ending that was half written.
 
     Raises:
         BundleError: names what differs.
@@ -347,13 +359,16 @@ def _refuse_changed(job: TrainingJob) -> None:
         verify(job.out)
         return
     configs = {path.name for root in (job.bundle, job.out) for path in root.glob("configs/*.json")}
-    files = ["plan.json", *(f"configs/{name}" for name in sorted(configs))]
+    files = [PLAN, *(f"configs/{name}" for name in sorted(configs))]
     changed = [name for name in files if _content(job.out / name) != _content(job.bundle / name)]
-    if changed:
+    if not changed:
+        return
+    if not ended_early(job.bundle, job.out, changed):
         raise BundleError(
             f"{job.out}: {', '.join(changed)} differ from those of {job.bundle.name}, so its training is not taken up; "
             "train into another folder"
         )
+    rewrite_bundle(without_offsets(Plan.from_json(job.bundle / PLAN)), job.out)
 
 
 def _content(path: Path) -> object:

@@ -32,6 +32,7 @@ def explain(plan: Plan) -> list[Explained]:
         "overlap": f"{plan.overlap:g}",
         "flip_test": "yes" if plan.flip_test else "no",
         "cleaning": _cleaning_text(plan),
+        "class_offsets": _offsets_text(plan),
         "folds": "by subject",
     }
     return [Explained(name, value, plan.reasons[name]) for name, value in rows.items() if name in plan.reasons]
@@ -51,3 +52,8 @@ def _cleaning_text(plan: Plan) -> str:
     steps = [f"largest piece of {names[value]}" for value in plan.cleaning.keep_largest]
     steps += [f"no holes in {names[value]}" for value in plan.cleaning.fill_holes]
     return ", ".join(steps) or "none"
+
+
+def _offsets_text(plan: Plan) -> str:
+    moved = [f"{name} {offset:+.2f}" for name, offset in zip(plan.labels, plan.class_offsets, strict=False) if offset]
+    return ", ".join(moved) or "none"

@@ -31,7 +31,7 @@ from voxelgate.training.planning.number_types import (
 )
 
 PLAN_VERSION = 3
-LEFT_OUT = ("adopted", "clock_s", "minutes")
+LEFT_OUT = ("adopted", "class_offsets", "clock_s", "minutes")
 """Fields that plans of before do not have; where they hold nothing, JSON is as it was."""
 
 _NO_OTHERS = ConfigDict(extra="forbid")
@@ -220,6 +220,8 @@ class Plan:
         augmentation: random changes while training.
         training: length and pace.
         cleaning: of the label maps that come out.
+        class_offsets: what was added to the logits of the classes after the training, so that mean volumes are right;
+            the weights hold it. Empty if nothing was.
         data: what is known of the training data: name, licence, reference; goes into metadata and docs.
         adopted: of an imported network that training goes on from: `from` which bundle, by name where it is kept, its
             `licence`, `preparation` and `inferer`; spacing and patch are then along the axes that the preparation
@@ -255,6 +257,7 @@ class Plan:
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: Training = field(default_factory=Training)
     cleaning: Cleaning = field(default_factory=Cleaning)
+    class_offsets: tuple[Number, ...] = ()
     data: dict[str, str] = field(default_factory=dict)
     adopted: dict[str, Any] = field(default_factory=dict)
     trained_on: dict[str, Any] = field(default_factory=dict)
