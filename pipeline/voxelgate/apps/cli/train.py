@@ -36,6 +36,9 @@ def run(
     folds: Annotated[
         int | None, typer.Option(min=2, help="Train so many folds, and put them together.", show_default=False)
     ] = None,
+    final: Annotated[
+        bool, typer.Option(help="With --folds: train on all cases in the end; else the best fold is taken.")
+    ] = True,
     engine: Annotated[
         str, typer.Option(help="With --folds: serial, processes:N, or dask:ADDRESS of a scheduler.")
     ] = "serial",
@@ -46,11 +49,11 @@ def run(
     overwrite: Overwrite = False,
     settings: Settings = None,
 ) -> None:
-    """Train a bundle; its best weights by validation Dice are kept."""
+    """Train a bundle; its best weights by validation Dice are kept, and what helps on validation cases is added."""
     if csv is not None:
         refuse_existing([csv], overwrite=overwrite)
     if folds is None:
-        refuse_given(context, ["engine"], "goes with --folds")
+        refuse_given(context, ["engine", "final"], "goes with --folds")
         if fold < 0:
             refuse_given(context, ["csv"], "needs a fold that validates")
     else:
@@ -64,7 +67,7 @@ def run(
 
     job = TrainingJob(bundle, manifest, own, data_root, fold, resume, overrides)
     if folds is not None:
-        _train_folds(job, folds, engine, csv)
+        _train_folds(job, folds, engine, csv, is_final=final)
         return
     with progress_bar("checking cases") as progress:
         trained = train(job, progress=progress)
@@ -74,16 +77,18 @@ def run(
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
-def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None) -> None:
+def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None, *, is_final: bool) -> None:
     from voxelgate.training.cross_validation import devices_here, train_folds
 
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
-        done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress)
+        done = train_folds(
+            job, folds, executor=executor, devices=devices_here(), progress=progress, is_final=is_final
+        )
     title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
     _show(list(done.scores), title, job, csv)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
     console.print(
-        f"{done.bundle}: the best fold; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
+        f"{done.bundle}: {'trained on all cases' if is_final else 'the best fold'}; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
         "together with --ensemble",
         soft_wrap=True,
     )
