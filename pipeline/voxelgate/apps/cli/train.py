@@ -81,14 +81,13 @@ def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None, 
     from voxelgate.training.cross_validation import devices_here, train_folds
 
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
-        done = train_folds(
-            job, folds, executor=executor, devices=devices_here(), progress=progress, is_final=is_final
-        )
+        done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress, is_final=is_final)
     title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
     _show(list(done.scores), title, job, csv)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
+    which = "trained on all cases" if is_final else "the best fold"
     console.print(
-        f"{done.bundle}: {'trained on all cases' if is_final else 'the best fold'}; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all "
+        f"{done.bundle}: {which}; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all folds "
         "together with --ensemble",
         soft_wrap=True,
     )
