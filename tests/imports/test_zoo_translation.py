@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigParser
 
 from tests.imports.zoo_bundles import (
     ARGMAX,
@@ -187,6 +188,50 @@ def test_another_config_of_the_bundle_is_read_by_its_name(tmp_path: Path) -> Non
 )
 def test_the_order_of_the_steps_after_the_network_is_kept(steps: list[dict[str, Any]], expected: list[str]) -> None:
     assert steps_of(*steps) == expected
+
+
+TWO = {"keys": ["t1", "t2"]}
+JOINED = {"_target_": "ConcatItemsd", **TWO, "name": "image"}
+
+
+def of_two(*steps: dict[str, Any]) -> Chain:
+    """Return the chain of a bundle that reads two images, takes some steps, and then joins them."""
+    read = [{"_target_": "LoadImaged", **TWO}, {"_target_": "EnsureChannelFirstd", **TWO}]
+    return chain_of(zoo_config(preprocessing=compose([*read, *steps, JOINED])))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"_target_": "NormalizeIntensityd", "nonzero": True},
+        {"_target_": "ScaleIntensityd", "minv": -1.0, "maxv": 1.0},
+        {"_target_": "ScaleIntensityRangePercentilesd", "lower": 1, "upper": 99, "b_min": 0, "b_max": 1},
+        {"_target_": "ScaleIntensityRanged", "a_min": 0, "a_max": 99, "b_min": 0, "b_max": 1},
+    ],
+    ids=lambda step: step["_target_"],
+)
+def test_images_that_are_joined_later_are_each_changed_by_their_own_values(step: dict[str, Any]) -> None:
+    dark, bright = torch.rand(1, 5, 6, 7), 100 * torch.rand(1, 5, 6, 7) + 50
+    steps = ConfigParser(
+        {"own": compose([{**step, **TWO}, JOINED]), "ours": compose([*of_two({**step, **TWO}).preparation])}
+    )
+
+    own = steps.get_parsed_content("own")({"t1": dark.clone(), "t2": bright.clone()})["image"]
+
+    assert torch.equal(steps.get_parsed_content("ours")({"image": torch.cat([dark, bright])})["image"], own)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"_target_": "CropForegroundd", "source_key": "t1"},
+        {"_target_": "NormalizeIntensityd", "subtrahend": 5.0},
+    ],
+    ids=lambda step: step["_target_"],
+)
+def test_what_is_asked_of_one_image_before_it_is_joined_is_refused(step: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match=rf"{step['_target_']} looks at each of several images"):
+        of_two({**step, **TWO})
 
 
 def test_label_numbers_are_never_interpolated_and_that_is_said() -> None:

@@ -40,6 +40,9 @@ INTENSITIES = frozenset(
     }
 )
 
+_BY_OWN_VALUES = frozenset({"ScaleIntensityd", "ScaleIntensityRangePercentilesd", "NormalizeIntensityd"})
+"""Steps that change an image by its own values, which of joined images are those of each channel (`channel_wise`)."""
+
 _NOT_NEEDED = frozenset(
     {
         "EnsureChannelFirstd",
@@ -179,9 +182,18 @@ class _Preparation:
         source = {"source_key": "image"} if "source_key" in arguments else {}
         name = _FLAT.get(step.name, step.name)
         labels = {"labels": None} if step.name == "Orientationd" and "labels" not in arguments else {}
-        config = Component(name, arguments).config(keys="image", allow_missing_keys=None, **source)
+        each = {"channel_wise": True} if self._looks_at_each(step) else {}
+        config = Component(name, arguments).config(keys="image", allow_missing_keys=None, **source, **each)
         self.steps.append(config | labels)  # of which MONAI would say at each start that they are its default
         self.changes_grid |= step.name in GEOMETRY
+
+    def _looks_at_each(self, step: Component) -> bool:
+        """Return whether a step changes each of several images by its own values, before they are joined."""
+        if len(self.images) == 1 or self.joined:
+            return False
+        if step.name == "CropForegroundd" or {"subtrahend", "divisor"} & step.arguments.keys():
+            raise BundleError(f"{self.where}: {step.name} looks at each of several images; {FAITHFUL}")
+        return step.name in _BY_OWN_VALUES
 
     def _check_sampling(self, step: Component) -> None:
         """Refuse what `voxelgate.ChainInferer` would refuse in every image."""
