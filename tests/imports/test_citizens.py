@@ -450,7 +450,7 @@ def test_structures_that_are_not_asked_for_again_leave_with_the_older_result(
     done(root, scan, tmp_path / "out", outputs=["structures"], roi_subset=["liver"], again=True)
 
     left = {path.name for path in (tmp_path / "out" / "scan.structures").iterdir()}
-    assert "liver.nii.gz" in left
+    assert left == {"liver.nii.gz"}
 
 
 def test_probabilities_of_each_structure_are_written_and_agree_with_the_labels(

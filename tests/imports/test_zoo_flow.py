@@ -124,5 +124,6 @@ def test_regions_of_several_channels_are_found_with_their_own_values(tmp_path: P
     assert bundle.series_rule.modality == ("MR",)
     assert bundle.labels.foreground == {1: "Tumor core", 2: "Whole tumor", 4: "Enhancing tumor"}
     assert sorted(found.volumes_ml) == ["Enhancing tumor", "Tumor core", "Whole tumor"]
-    assert {1, 2, 4} & set(np.unique(found.labels)) <= {1, 2, 4}
-    assert 3 not in found.labels
+    values = set(np.unique(found.labels))
+    assert len(values) > 1
+    assert values <= {0, 1, 2, 4}

@@ -76,11 +76,11 @@ def test_regions_are_those_of_the_whole_volume(
     assert np.array_equal(labels, expected)
 
 
-@given(sizes, sizes, st.tuples(*(st.sampled_from([0.3, 0.5, 0.8, 1.0]) for _ in range(1))))
+@given(sizes, sizes, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
 def test_windows_reach_both_ends_and_leave_no_gap(
-    size: tuple[int, int, int], window: tuple[int, int, int], step: tuple[float]
+    size: tuple[int, int, int], window: tuple[int, int, int], step: float
 ) -> None:
-    tiles = Tiles(size, window, step[0])
+    tiles = Tiles(size, window, step)
     for starts, n, length in zip(tiles.starts, tiles.padded_vox, window, strict=True):
         assert starts[0] == 0
         assert starts[-1] == n - length

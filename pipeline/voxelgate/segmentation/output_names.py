@@ -82,6 +82,12 @@ def structure_kind(kind: Output, name: str) -> str:
     return f"{kind}-{name}"
 
 
+def set_of_kind(kind: str) -> str:
+    """Return the output of which a file of this kind is one of many: masks or probabilities; empty for other kinds."""
+    output = kind.partition("-")[0]
+    return output if output in ONE_A_STRUCTURE else ""
+
+
 def staged_place(scratch: Path, path: Path) -> Path:
     """Return where a file is finished in a folder of its case before it gets its path; structures keep their folder."""
     is_of_structure = STRUCTURE_FOLDER.search(path.parent.name) is not None

@@ -25,7 +25,7 @@ from voxelgate.segmentation.batch.input_stamps import stamp_of_path
 from voxelgate.segmentation.batch.ledger import Ledger
 from voxelgate.segmentation.batch.ledger_records import Entry, FileRecord, PublishPlan, RunVersions
 from voxelgate.segmentation.faults import Fault, fault_of
-from voxelgate.segmentation.output_names import staged_place
+from voxelgate.segmentation.output_names import set_of_kind, staged_place
 from voxelgate.segmentation.report import CaseReport
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def publish_case(
     """Give the files of a case their names, and note that it is done.
 
     Other files of the case go if they are of another input or bundle, if their kind was asked for and there is nothing
-    to write of it, or if the result is not one to be written.
+    to write of it, if they are of structures that the new ones leave out, or if the result is not one to be written.
 
     Args:
         ledger: of the output folder.
@@ -141,10 +141,12 @@ def _outdated(
     old, kept = entry.versions, {file.path for file in files}
     is_same = (old.input_sha256, old.bundle_sha256) == (versions.input_sha256, versions.bundle_sha256)
     asked = old.asked == versions.asked or is_withheld
+    renewed = {one_of for file in files if (one_of := set_of_kind(file.kind))}
     for record in ledger.files_of(entry.case_id):
         if record.path in kept:
             continue
-        if (asked or not is_same) and is_intact(ledger, entry.case_id, ledger.out_dir / record.path):
+        is_contradicted = asked or not is_same or set_of_kind(record.kind) in renewed
+        if is_contradicted and is_intact(ledger, entry.case_id, ledger.out_dir / record.path):
             yield record.path
 
 
