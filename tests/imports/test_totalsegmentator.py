@@ -52,11 +52,13 @@ def test_with_the_rough_model_beside_single_structures_are_looked_for_where_it_f
     assert found.preparation == []
 
 
-def test_of_several_tasks_the_whole_body_is_taken_and_others_are_named(tmp_path: Path) -> None:
+def test_of_several_tasks_the_whole_body_is_taken_and_others_can_be_named(tmp_path: Path) -> None:
     root = write_weights(tmp_path / "results", PARTS | ROUGH)
 
     fast = imported(root, task="total_fast")
 
+    assert imported(root).name == "totalsegmentator_total"
+    assert fast.name == "totalsegmentator_total_fast"
     assert fast.labels.names == ("background", *EVERY)
     assert fast.inferer["inner"]["preprocessing"]["spacing_mm"] == [3.0] * 3
     assert "labels" not in fast.inferer["inner"]["inferer"]["parts"][0]
