@@ -92,8 +92,18 @@ def test_two_trainings_do_not_work_in_one_folder(job: TrainingJob) -> None:
         ("train#random_transforms#0#patch_vox", [16, 16, 16]),
         ("train#random_transforms#0", {}),
         ("validate#inferer#roi_size", [8, 8, 8]),
+        ("train#random_transforms#1#prob", 0.0),
+        ("train#random_transforms#1#axes", ["coronal"]),
         ("network_def#channels", [4, 4]),
+        ("network_def#attention", False),
+        ("network_def", {"_target_": "voxelgate.AttentionUNet"}),
         ("network", "$torch.nn.Identity()"),
+        ("train_network", "$torch.nn.Identity()"),
+        ("train#trainer#network", "$torch.nn.Identity()"),
+        ("train#dataset#transform", "$torch.nn.Identity()"),
+        ("validate#dataset#transform", "$torch.nn.Identity()"),
+        ("validate#postprocessing#classes", 3),
+        ("validate#evaluator#inferer", "$torch.nn.Identity()"),
     ],
 )
 def test_a_setting_that_inference_shares_is_refused(job: TrainingJob, name: str, value: Any) -> None:
@@ -105,11 +115,27 @@ def test_a_setting_that_inference_shares_is_refused(job: TrainingJob, name: str,
     assert not job.out.exists()
 
 
-@pytest.mark.parametrize("name", ["train#dataset#data", "validate#dataset", "train", "validate"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train#dataset#data",
+        "train#dataloader#dataset",
+        "validate#evaluator#val_data_loader",
+        "validate#dataset",
+        "train",
+    ],
+)
 def test_other_cases_than_those_of_the_manifest_are_no_setting(job: TrainingJob, name: str) -> None:
-    value: Any = [] if name.endswith("data") else {}
+    value: Any = {} if name in {"validate#dataset", "train"} else "$[]"
     with pytest.raises(UsageError, match=f"setting {name}: says otherwise which cases are trained on"):
         train(replace(job, overrides={name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("run", []), ("train#keep_best#path", "elsewhere.pt")])
+def test_a_training_that_would_leave_no_weights_is_not_begun(job: TrainingJob, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"setting {name}: says otherwise what is run, or where the weights go"):
+        train(replace(job, overrides={name: value}))
+    assert not job.out.exists()
 
 
 def test_settings_of_the_training_alone_are_taken(job: TrainingJob) -> None:

@@ -38,15 +38,33 @@ TRAINING = "training"
 OF_THE_JOB = ("manifest", "data_root", "fold", "resume", "bundle_root", "output_dir", "model_path", "started_s")
 """Settings that follow from a job; another value of one would train on or into something else than the job says."""
 
-SHARED = ("network_def", "network", "train#deterministic_transforms", "train#preprocessing", "validate#preprocessing",
-          "validate#inferer")  # fmt: skip
-"""Parts of `train.json` that say again what `inference.json` says, or build on it."""
+SHARED = (
+    "network_def", "network", "train_network", "averaged#model", "train#trainer#network", "validate#evaluator#network",
+    "train#deterministic_transforms", "train#preprocessing", "validate#preprocessing", "train#dataset#transform",
+    "validate#dataset#transform", "validate#inferer", "validate#evaluator#inferer", "validate#postprocessing",
+    "validate#evaluator#postprocessing",
+)  # fmt: skip
+"""Parts of `train.json` that say again what `inference.json` says, or build on it: network, preparation, labels."""
 
-DATA = ("train#dataset#data", "validate#dataset#data")
+DATA = ("train#dataset#data", "train#dataloader#dataset", "train#trainer#train_data_loader", "validate#dataset#data",
+        "validate#dataloader#dataset", "validate#evaluator#val_data_loader")  # fmt: skip
 """Parts of `train.json` that say which cases a training sees; they follow from the job."""
+
+PLACES = ("run", "train#keep_best#path")
+"""Parts of `train.json` that say that a training is run, and where it leaves its weights."""
 
 PATCH_SIZES = ("patch_vox", "margin_vox", "spatial_size")
 """Settings of random transforms that follow from the patch, as the windows of inference and the metadata do."""
+
+MIRROR_IMAGES = ("axes", "side_pairs", "unpaired_sides")
+"""Settings of random transforms that say which mirror images a network knows, which inference may show it."""
+
+OF_DATA = "says otherwise which cases are trained on, so that nobody could tell later; name them in the manifest"
+OF_PLACES = "says otherwise what is run, or where the weights go, which would then be missing; leave it out"
+OF_BOTH = (
+    "inference shares this with the training, and would keep what it has; change the plan (`voxelgate plan --override "
+    "FILE`), so that both get it"
+)
 
 
 @dataclass(frozen=True)
@@ -173,26 +191,24 @@ def refuse_settings(job: TrainingJob, settings: Mapping[str, Any]) -> None:
         UsageError: names the setting.
     """
     read_configs(job.bundle, ["train"], settings)
-    config = read_configs(job.bundle, ["train"], {})
-    plain, cases = _shared_parts(config), [config.get(part) for part in DATA]
+    before = _bound_parts(read_configs(job.bundle, ["train"], {}))
     for name, value in (job.overrides or {}).items():
-        changed = read_configs(job.bundle, ["train"], {name: value})
-        if [changed.get(part) for part in DATA] != cases:
-            raise UsageError(
-                f"setting {name}: says otherwise which cases are trained on, so that nobody could tell later; name "
-                "them in the manifest"
-            )
-        if _shared_parts(changed) != plain:
-            raise UsageError(
-                f"setting {name}: inference shares this with the training, and would keep what it has; change the plan "
-                "(`voxelgate plan --override FILE`), so that both get it"
-            )
+        after = _bound_parts(read_configs(job.bundle, ["train"], {name: value}))
+        for reason, part in after.items():
+            if part != before[reason]:
+                raise UsageError(f"setting {name}: {reason}")
 
 
-def _shared_parts(config: ConfigParser) -> list[Any]:
-    drawn = config.get("train#random_transforms") or []
-    sizes = [step.get(size) for step in drawn if isinstance(step, Mapping) for size in PATCH_SIZES]
-    return [*(config.get(part) for part in SHARED), sizes]
+def _bound_parts(config: ConfigParser) -> dict[str, list[Any]]:
+    """Return the parts of `train.json` that no setting may change, by the reason why."""
+    drawn = [step for step in config.get("train#random_transforms") or [] if isinstance(step, Mapping)]
+    sizes = [step.get(size) for step in drawn for size in PATCH_SIZES]
+    mirrored = [[step.get(name) for name in MIRROR_IMAGES] for step in drawn if "axes" in step and step.get("prob")]
+    return {
+        OF_DATA: [config.get(part) for part in DATA],
+        OF_BOTH: [*(config.get(part) for part in SHARED), sizes, mirrored],
+        OF_PLACES: [config.get(part) for part in PLACES],
+    }
 
 
 def _seen_before(job: TrainingJob) -> Seen:
