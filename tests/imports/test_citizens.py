@@ -19,7 +19,7 @@ from tests.batch_runs import start, start_to_die, tree
 from tests.dicom_files import stack, write_all
 from tests.imports.imported_bundles import imported_bundle
 from tests.imports.nnunet_files import write_data_set
-from tests.imports.parts_bundle import NAMES, thresholds, write_parts_bundle
+from tests.imports.parts_bundle import NAMES, WINDOW, parts_model, thresholds, write_parts_bundle
 from voxelgate.apps.cli.main import app
 from voxelgate.bundle.export import export
 from voxelgate.bundle.opened import open_bundle
@@ -309,9 +309,7 @@ def test_each_network_of_a_bundle_is_exported_by_its_number(root: Path, tmp_path
     window = torch.full((1, 1, 16, 16, 16), 350.0)
     loaded = [torch.jit.load(tmp_path / name)(window).argmax(1).unique().tolist() for name in ("first.ts", "second.ts")]  # type: ignore[no-untyped-call]
     assert loaded == [[2], [1]]
-    texts = {"export.json": ""}
-    torch.jit.load(tmp_path / "second.ts", _extra_files=texts)  # type: ignore[no-untyped-call]
-    about = json.loads(texts["export.json"])
+    about = told_in(tmp_path / "second.ts")
     assert (about["network"], about["networks"], about["licence"]) == (1, 2, "CC BY-NC 4.0")
     assert about["output"]["labels"] == {"0": "background", "1": "left kidney", "2": "right kidney"}
     with pytest.raises(UsageError, match="network 2: two_parts has networks 0 to 1"):
@@ -319,6 +317,38 @@ def test_each_network_of_a_bundle_is_exported_by_its_number(root: Path, tmp_path
     image = as_image(phantom()[None], Grid(SHAPE, np.eye(4)))
     with pytest.raises(UsageError, match="leave out --image"):
         export(open_bundle(root, "cpu"), "torchscript", tmp_path / "third.ts", image)
+
+
+def told_in(path: Path) -> Any:
+    """Return what an exported program tells of itself."""
+    texts = {"export.json": ""}
+    torch.jit.load(path, _extra_files=texts)  # type: ignore[no-untyped-call]
+    return json.loads(texts["export.json"])
+
+
+PARTS = parts_model().inferer
+ROUGH = {"_target_": "voxelgate.Part", "inferer": WINDOW, "networks": [0]}
+WHOLE = {"_target_": "voxelgate.Part", "inferer": PARTS, "networks": [0, 1]}
+KIDNEYS = {"0": "background", "1": "left kidney", "2": "right kidney"}
+
+
+@pytest.mark.parametrize(
+    ("inferer", "number", "labels"),
+    [
+        ({"_target_": "voxelgate.CroppedInferer", "rough": ROUGH, "inner": WHOLE}, 1, KIDNEYS),
+        ({"_target_": "voxelgate.CroppedInferer", "rough": ROUGH, "inner": WHOLE, "labels": [1]}, 0, {}),
+        (WINDOW | {"regions": [3, 1, 2]}, 0, {"0": "left kidney", "1": "liver", "2": "spleen"}),
+    ],
+    ids=["a part of the inner model", "a rough model of other structures", "regions"],
+)
+def test_an_exported_network_names_its_own_channels(
+    tmp_path: Path, inferer: dict[str, Any], number: int, labels: dict[str, str]
+) -> None:
+    bundle = open_bundle(write_parts_bundle(tmp_path, inferer=inferer), "cpu")
+
+    export(bundle, "torchscript", tmp_path / "network.ts", number=number)
+
+    assert told_in(tmp_path / "network.ts")["output"]["labels"] == labels
 
 
 def test_a_network_of_slices_is_exported_and_compared_on_an_image(flat: Path, tmp_path: Path) -> None:

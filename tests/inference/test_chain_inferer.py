@@ -461,6 +461,7 @@ def test_a_step_size_is_a_smaller_overlap() -> None:
         ChainInferer(steps=STEPS).adjusted(PassOptions(step_size=0.8))
 
 
-def test_it_tells_whether_channels_overlap() -> None:
-    assert ChainInferer(steps=["sigmoid", "invert", REGIONS]).regions == (4, 1, 2)
+def test_it_tells_the_label_of_each_channel_that_overlaps_others() -> None:
+    assert ChainInferer(steps=["sigmoid", "invert", REGIONS]).regions == (1, 2, 4)
+    assert ChainInferer(steps=[{"threshold": 0.5, "regions": [[2, 5], [1, 7]]}]).regions == (0, 7, 5)
     assert ChainInferer(steps=STEPS).regions is None

@@ -21,6 +21,8 @@ from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
 from voxelgate.core.files import make_folder, new_scratch, publish, refuse_existing, sync
 from voxelgate.core.geometry import Grid, triple
+from voxelgate.inference.composed.cropped_inferer import CroppedInferer
+from voxelgate.inference.composed.part import parts_in
 from voxelgate.inference.runtimes.agreement import Agreement, Evidence, central_patch, worst_of
 from voxelgate.inference.runtimes.calibration import UNRUNNABLE
 from voxelgate.inference.runtimes.formats import METADATA, Texts, require_format, sizes_of, write_format
@@ -319,11 +321,25 @@ def _about(bundle: Bundle, form: Format, sizes: Sizes, number: int) -> dict[str,
 
 
 def _labels_of_network(bundle: Bundle, number: int) -> dict[str, str]:
-    """Return the name of each class of a network; of a part of a model those of its own labels."""
-    for part in getattr(bundle.inferer, "parts", ()):
-        if number in part.networks and part.labels is not None:
-            return {str(place): bundle.labels.names[value] for place, value in enumerate(part.labels)}
-    return bundle.labels.to_mapping()
+    """Return the name of each channel of a network; none of one that finds what the bundle does not name."""
+    inferer = bundle.inferer
+    if isinstance(inferer, CroppedInferer) and not inferer.follows_restriction and number in inferer.rough.networks:
+        return {}
+    values = _values_of_channels(inferer, number)
+    if values is None:
+        return bundle.labels.to_mapping()
+    return {str(channel): bundle.labels.names[value] for channel, value in enumerate(values)}
+
+
+def _values_of_channels(inferer: object, number: int) -> Sequence[int] | None:
+    """Return the label value of each channel of a network; None where each channel has the label of its number."""
+    for part in parts_in(inferer):
+        if number in part.networks:
+            own = _values_of_channels(part.inferer, part.networks.index(number))
+            if own is None or part.labels is None:
+                return own if part.labels is None else part.labels
+            return [part.labels[value] for value in own]
+    return getattr(inferer, "regions", None)
 
 
 def _preprocessing_steps(bundle: Bundle) -> list[dict[str, Any]]:

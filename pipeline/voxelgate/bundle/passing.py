@@ -6,6 +6,7 @@ from typing import Any
 from voxelgate.core.errors import UsageError
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.terminology import normalised
+from voxelgate.inference.composed.part import parts_in
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.runtimes.kinds import Runtime
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
@@ -33,11 +34,8 @@ def adjusted_inferer(inferer: Inferer, asked: PassOptions, labels: LabelTable) -
 
 def averages_mirrorings(inferer: Inferer) -> bool:
     """Return whether an inferer, or one of the models that it joins, averages over mirrored images."""
-    inner = (getattr(inferer, name, None) or () for name in ("parts", "members"))
-    stages = (getattr(inferer, name, None) for name in ("first", "second", "rough", "inner"))
-    parts = [*(part for several in inner for part in several), *(stage for stage in stages if stage is not None)]
     own = getattr(inferer, "flip_axes", ()) or getattr(inferer, "mirror_axes", ())
-    return bool(own) or any(averages_mirrorings(part.inferer) for part in parts)
+    return bool(own) or any(averages_mirrorings(part.inferer) for part in parts_in(inferer))
 
 
 def structures_named(asked: PassOptions, labels: LabelTable) -> tuple[int, ...]:

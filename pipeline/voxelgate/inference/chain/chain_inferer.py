@@ -106,8 +106,9 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
 
     @property
     def regions(self) -> tuple[int, ...] | None:
-        """Return the labels of channels that overlap; None for classes that exclude each other."""
-        return tuple(label for _, label in self.chain.decision.regions) or None
+        """Return the label of each channel, 0 of one that gives none; None for classes that exclude each other."""
+        label_of = dict(reversed(self.chain.decision.regions))
+        return tuple(label_of.get(channel, 0) for channel in range(1 + max(label_of))) if label_of else None
 
     def __call__(self, inputs: MetaTensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
         """Return the label map of one image on the grid it was read from.

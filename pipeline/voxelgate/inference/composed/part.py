@@ -132,6 +132,12 @@ class Part:
         return replace(self, inferer=change(*args))
 
 
+def parts_in(inferer: object) -> list[Part]:
+    """Return the parts that an inferer joins; none of one that joins none."""
+    held = list(vars(inferer).values()) if hasattr(inferer, "__dict__") else []
+    return [one for value in held for one in (value if isinstance(value, list) else [value]) if isinstance(one, Part)]
+
+
 def ask_parts(inferer: Whole, method: str, *args: Any) -> Whole:
     """Return an inferer whose parts were all changed by a method of their own inferers."""
     changed = copy.copy(inferer)
