@@ -39,7 +39,8 @@ def test_its_commands_give_the_labels_of_nnunet(tmp_path: Path, run: Run, monkey
 
     for (path,) in images.values():
         theirs = predict(folder.of(), [path]).transpose(2, 1, 0)
-        ours = np.asarray(nib.load(tmp_path / "of_nnunet" / path.name).dataobj)
+        name = path.name.replace("_0000", "")
+        ours = np.asarray(nib.load(tmp_path / "of_nnunet" / name).dataobj)
         assert np.count_nonzero(ours) > 0
         assert np.count_nonzero(ours != theirs) == 0
 
