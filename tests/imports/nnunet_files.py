@@ -1,7 +1,7 @@
 """Small nnU-Net folders that are written here, without nnU-Net: plans, data set and checkpoints of random weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ UNET = "dynamic_network_architectures.architectures.unet."
 TRAINED = "nnUNetTrainer__nnUNetPlans__3d_fullres"
 
 
-def architecture(dims: int = 3) -> Json:
+def architecture(dims: int = 3, features: Sequence[int] = (4, 6)) -> Json:
+    levels = len(features)
     return {
         "network_class_name": f"{UNET}PlainConvUNet",
         "arch_kwargs": {
-            "n_stages": 2,
-            "features_per_stage": [4, 6],
+            "n_stages": levels,
+            "features_per_stage": list(features),
             "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-            "kernel_sizes": [[3] * dims, [3] * dims],
-            "strides": [[1] * dims, [2] * dims],
-            "n_conv_per_stage": [2, 2],
-            "n_conv_per_stage_decoder": [2],
+            "kernel_sizes": [[3] * dims for _ in features],
+            "strides": [[1] * dims, *([2] * dims for _ in features[1:])],
+            "n_conv_per_stage": [2] * levels,
+            "n_conv_per_stage_decoder": [2] * (levels - 1),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
             "norm_op_kwargs": {"eps": 1e-05, "affine": True},

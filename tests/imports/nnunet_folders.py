@@ -25,15 +25,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E4
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainers  # noqa: E402, N813
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name  # noqa: E402
 
-Json = dict[str, Any]
+from tests.imports.nnunet_files import UNET, Json, architecture  # noqa: E402
 
 PLANS = "nnUNetPlans"
 FULL = "3d_fullres"
 LOW = "3d_lowres"
 CASCADE = "3d_cascade_fullres"
 FLAT = "2d"
-
-UNET = "dynamic_network_architectures.architectures.unet."
 
 
 @dataclass(frozen=True)
@@ -250,26 +248,7 @@ def _configuration(kind: Kind, spacing: list[float], patch: list[int], dims: int
         "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
-        "architecture": {
-            "network_class_name": f"{UNET}PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": 3,
-                "features_per_stage": [8, 12, 16],
-                "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-                "kernel_sizes": [[3] * dims] * 3,
-                "strides": [[1] * dims, [2] * dims, [2] * dims],
-                "n_conv_per_stage": [2, 2, 2],
-                "n_conv_per_stage_decoder": [2, 2],
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "architecture": architecture(dims, (8, 12, 16)),
         "batch_dice": False,
     }
 

@@ -42,8 +42,8 @@ class Writes(nn.Module):
         return image
 
 
-class WritesWhenLoaded(nn.Module):
-    """Writes a file as soon as it is loaded."""
+class HasState(nn.Module):
+    """Does something as soon as it is loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,13 +53,15 @@ class WritesWhenLoaded(nn.Module):
     def __getstate__(self) -> tuple[Tensor, bool]:
         return torch.zeros(3), self.training
 
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+
+class WritesWhenLoaded(HasState):
     @torch.jit.export
     def __setstate__(self, state: tuple[Tensor, bool]) -> None:
         torch.save(state[0], "canary")
         self.training = state[1]
-
-    def forward(self, image: Tensor) -> Tensor:
-        return image
 
 
 class Reads(nn.Module):
@@ -75,26 +77,13 @@ class NeverEnds(nn.Module):
         return image
 
 
-class NeverLoads(nn.Module):
-    """Does not end before it is loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.training = False
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[Tensor, bool]:
-        return torch.zeros(3), self.training
-
+class NeverLoads(HasState):
     @torch.jit.export
     def __setstate__(self, state: tuple[Tensor, bool]) -> None:
         self.training = state[1]
         count = 0
         while count >= 0:
             count = (count + 1) % 7
-
-    def forward(self, image: Tensor) -> Tensor:
-        return image
 
 
 class TakesAllMemory(nn.Module):

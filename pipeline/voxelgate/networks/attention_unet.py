@@ -27,6 +27,7 @@ from voxelgate.networks.blocks import (
     Upsample,
     Upsampling,
     check_deepest_level,
+    check_levels,
     conv,
     crop_to,
     initialise,
@@ -207,11 +208,7 @@ class AttentionUNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(channels)
-        if spatial_dims not in (2, 3) or levels < 2 or not 0 <= deep_supervision <= levels - 2:
-            raise ValueError(
-                "an AttentionUNet has 2 or 3 spatial dimensions, at least 2 levels and deep supervision on at most "
-                f"levels - 2 of them, found {spatial_dims}, {levels} and {deep_supervision}"
-            )
+        check_levels("an AttentionUNet", spatial_dims, levels, deep_supervision)
         if not 0 < gate_fraction <= 1:
             raise ValueError(f"gate_fraction lies above 0 and at most at 1, found {gate_fraction}")
         if not 0 <= ungated_levels < levels - 1:

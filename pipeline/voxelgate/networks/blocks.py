@@ -187,6 +187,25 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def check_levels(name: str, spatial_dims: int, levels: int, deep_supervision: int) -> None:
+    """Refuse a U-Net that is none.
+
+    Args:
+        name: of the kind of network, with its article.
+        spatial_dims: 2 or 3.
+        levels: at least 2.
+        deep_supervision: how many coarser levels return logits too; the deepest never does.
+
+    Raises:
+        ValueError: other numbers.
+    """
+    if spatial_dims not in (2, 3) or levels < 2 or not 0 <= deep_supervision <= levels - 2:
+        raise ValueError(
+            f"{name} has 2 or 3 spatial dimensions, at least 2 levels and deep supervision on at most levels - 2 of "
+            f"them, found {spatial_dims}, {levels} and {deep_supervision}"
+        )
+
+
 def strides_per_axis(
     strides: Sequence[int | Sequence[int]] | None, levels: int, spatial_dims: int
 ) -> tuple[tuple[int, ...], ...]:

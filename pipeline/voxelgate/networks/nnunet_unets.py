@@ -21,6 +21,7 @@ from voxelgate.networks.blocks import (
     LEAKY_SLOPE,
     Norm,
     check_deepest_level,
+    check_levels,
     conv,
     crop_to,
     initialise,
@@ -239,11 +240,7 @@ class PlainConvUNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(channels)
-        if spatial_dims not in (2, 3) or levels < 2 or not 0 <= deep_supervision <= levels - 2:
-            raise ValueError(
-                "a U-Net of nnU-Net has 2 or 3 spatial dimensions, at least 2 levels and deep supervision on at most "
-                f"levels - 2 of them, found {spatial_dims}, {levels} and {deep_supervision}"
-            )
+        check_levels("a U-Net of nnU-Net", spatial_dims, levels, deep_supervision)
         self.strides = strides_per_axis(strides, levels, spatial_dims)
         self.deep_supervision = deep_supervision
         kernels = _kernels_per_axis(kernel_sizes, levels, spatial_dims)
