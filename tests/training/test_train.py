@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,9 +205,9 @@ def test_weights_that_do_not_fit_are_refused_with_a_sentence(copied: Path, damag
 # --- without our commands -----------------------------------------------------------------------------------------
 
 
-def run_plainly(command: Sequence[str], bundle: Path, job: TrainingJob) -> None:
-    """Run a command of the bundle's README in the folder of the bundle."""
-    options = ["--manifest", job.manifest, "--data_root", job.manifest.parent, "--precision", "float32"]
+def run_plainly(command: Sequence[str], bundle: Path, job: TrainingJob, *more: object) -> dict[str, Any]:
+    """Run a command of the bundle's README in the folder of the bundle; return the state that it leaves."""
+    options = ["--manifest", job.manifest, "--data_root", job.manifest.parent, "--precision", "float32", *more]
     done = subprocess.run(
         [sys.executable, "-m", *command, *map(str, options)],
         cwd=bundle,
@@ -217,9 +218,9 @@ def run_plainly(command: Sequence[str], bundle: Path, job: TrainingJob) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert torch.load(bundle / STATE, weights_only=True)["epoch"] == EPOCHS
     seal(bundle)
     open_bundle(bundle)
+    return dict(torch.load(bundle / STATE, weights_only=True))
 
 
 @pytest.fixture
@@ -252,11 +253,26 @@ def test_a_second_training_in_a_bundle_keeps_the_first_beside_and_resume_goes_on
 
 @pytest.mark.slow
 def test_plain_monai_trains_a_bundle(untrained: Path, job: TrainingJob) -> None:
-    run_plainly(["monai.bundle", "run", "--config_file", "configs/train.json"], untrained, job)
+    state = run_plainly(["monai.bundle", "run", "--config_file", "configs/train.json"], untrained, job)
+    assert state["epoch"] == EPOCHS
+
+
+TWO_PROCESSES = (
+    *("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "monai.bundle", "run", "--config_file"),
+    "['configs/train.json','configs/multi_gpu_train.json']",
+)
 
 
 @pytest.mark.slow
 def test_two_processes_train_a_bundle_together(untrained: Path, job: TrainingJob) -> None:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    configs = "['configs/train.json','configs/multi_gpu_train.json']"
-    run_plainly([*launcher, "monai.bundle", "run", "--config_file", configs], untrained, job)
+    assert run_plainly(TWO_PROCESSES, untrained, job)["epoch"] == EPOCHS
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_when_their_minutes_are_over(untrained: Path, job: TrainingJob) -> None:
+    minutes, epochs = 0.1, 1000
+    state = run_plainly(TWO_PROCESSES, untrained, job, "--minutes", minutes, "--epochs", epochs)
+    steps_per_epoch = state["identity"]["steps_per_epoch"]
+    assert state["keep_time"]["steps"] != epochs * steps_per_epoch
+    assert state["epoch"] == -(-state["keep_time"]["steps"] // steps_per_epoch)
+    assert state["lr_scheduler"]["_last_lr"][0] < 1e-3 * state["identity"]["learning_rate"]
