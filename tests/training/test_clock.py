@@ -21,12 +21,13 @@ from torch import nn
 from voxelgate.training import clock
 from voxelgate.training.clock import KeepTime
 from voxelgate.training.handlers import ResumeState, ValidateEpochs, growing_average
-from voxelgate.training.planning.rules import CLOSING_VALIDATIONS, MOST_CLOSING_SHARE
+from voxelgate.training.planning.rules import MOST_CLOSING_SHARE
 
 MINUTES = 10.0
 GRANTED_S = 60 * MINUTES
 EPOCH_STEPS = 50
 PEAK = 0.1
+CLOSING = 3.0
 CASES = [{"image": torch.zeros(1), "label": torch.zeros(1)}] * 2
 
 
@@ -79,7 +80,7 @@ def train(
         engine.add_event_handler(Events.EPOCH_STARTED(once=stop_at + 1), engine.terminate)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "time", SimpleNamespace(monotonic=time.monotonic))
-        keep = KeepTime(minutes=minutes, schedule=schedule, validator=validator, interval=2)
+        keep = KeepTime(minutes=minutes, schedule=schedule, validator=validator, interval=2, closing=CLOSING)
         if state is not None:
             objects = {"optimizer": optimizer, "lr_scheduler": schedule, "keep_time": keep}
             ResumeState(path=state, objects=objects, identity={"epochs": epochs}, resume=True).attach(engine)
@@ -91,7 +92,7 @@ def train(
 
 def closing_s(validation_s: float) -> float:
     """Return what is left for what comes after a training."""
-    return min(CLOSING_VALIDATIONS * validation_s, MOST_CLOSING_SHARE * GRANTED_S)
+    return min(CLOSING * validation_s, MOST_CLOSING_SHARE * GRANTED_S)
 
 
 def is_smooth(rates: list[float]) -> bool:

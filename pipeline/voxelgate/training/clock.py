@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from voxelgate.training.distributed import first_says, rank
 from voxelgate.training.handlers import SCHEDULE_LENGTH
-from voxelgate.training.planning.rules import CLOSING_VALIDATIONS, MOST_CLOSING_SHARE
+from voxelgate.training.planning.rules import MOST_CLOSING_SHARE
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class KeepTime:
         schedule: of the learning rate; goes on with each step, `t_total` in all.
         validator: runs between epochs.
         interval: epochs between its runs.
+        closing: what follows the last step, in runs of the validator; no more than a quarter of the minutes is kept.
         started_s: when the training began to read, by `time.monotonic()`; now if None.
 
     >>> optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)
@@ -53,12 +54,14 @@ class KeepTime:
         schedule: LRScheduler,
         validator: SupervisedEvaluator,
         interval: int = 1,
+        closing: float = 0.0,
         started_s: float | None = None,
     ) -> None:
         self.granted_s = None if minutes is None else 60 * minutes
         self.schedule = schedule
         self.validator = validator
         self.interval = interval
+        self.closing = closing
         self.steps = 0
         self._started_s = time.monotonic() if started_s is None else started_s
         self._pace = _Pace()
@@ -148,7 +151,7 @@ class KeepTime:
     def _fitting(self, granted_s: float, epoch_length: int, done: int) -> int:
         """Return the steps of the training if they end on time, else the most that do."""
         pace, spent_s = self._pace, self._spent_s()
-        closing_s = min(CLOSING_VALIDATIONS * pace.validation_s, MOST_CLOSING_SHARE * granted_s)
+        closing_s = min(self.closing * pace.validation_s, MOST_CLOSING_SHARE * granted_s)
 
         def end_s(steps: int) -> float:
             runs = _validations(done, steps, epoch_length, self.interval)

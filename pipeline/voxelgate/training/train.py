@@ -103,7 +103,9 @@ class TrainingJob:
             )
 
 
-def train(job: TrainingJob, *, progress: Progress | None = None, is_whole: bool = True) -> Path:
+def train(
+    job: TrainingJob, *, progress: Progress | None = None, is_whole: bool = True, started_s: float | None = None
+) -> Path:
     """Run a training and return the folder of the trained bundle, sealed and ready to segment.
 
     At its end it is found out on the validation cases which cleaning helps, and by which offsets of the classes volumes
@@ -118,6 +120,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None, is_whole: bool 
         job: what to train.
         progress: told how many of how many cases are checked.
         is_whole: find out what helps in the end; not for one of several folds, which are judged together.
+        started_s: when its minutes began, by `time.monotonic()`; now if None.
 
     Raises:
         ManifestError: the manifest or its files are wrong; lists all problems.
@@ -132,7 +135,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None, is_whole: bool 
     >>> vg.train(job).name
     'quick_trained'
     """
-    start_s = time.monotonic()
+    start_s = time.monotonic() if started_s is None else started_s
     verify(job.bundle)
     refuse_without_training(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)

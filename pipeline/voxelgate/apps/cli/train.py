@@ -1,6 +1,7 @@
 """Train a bundle, on one fold or on several."""
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,7 @@ def run(
     settings: Settings = None,
 ) -> None:
     """Train a bundle; its best weights by validation Dice are kept, and what helps on validation cases is added."""
+    started_s = time.monotonic()
     if csv is not None:
         refuse_existing([csv], overwrite=overwrite)
     if folds is None:
@@ -70,7 +72,7 @@ def run(
         _train_folds(job, folds, engine, csv, is_final=final)
         return
     with progress_bar("checking cases") as progress:
-        trained = train(job, progress=progress)
+        trained = train(job, progress=progress, started_s=started_s)
     if fold >= 0:
         title = f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic"
         _show(evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold), title, job, csv)

@@ -27,6 +27,10 @@ LAST_EPOCH = f"${LENGTH} if {LENGTH} % @validate_every else {LENGTH} + 1"
 CLOCKED = 3
 """Version of plans from which on a training can keep minutes."""
 
+CLOSING_PASSES = 2
+"""How often validation cases are segmented after the last step, with mirror images: for the ending, and the scores, of
+which distances take as long as another validation."""
+
 KEEP_BEST: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_best"]}
 KEEP_TIME: Config = {"_target_": "monai.utils.first", "iterable": ["@train#keep_time"]}
 """Handlers that `ResumeState` names too; no references, since MONAI Label 0.8.5 takes each handler for a mapping."""
@@ -254,7 +258,7 @@ def _train_section(plan: Plan) -> Config:
             "validator": "@validate#evaluator",
             "patience": "@patience",
         },
-        **({"keep_time": _keep_time()} if plan.plan_version >= CLOCKED else {}),
+        **({"keep_time": _keep_time(plan)} if plan.plan_version >= CLOCKED else {}),
         "handlers": _train_handlers(plan),
         "trainer": {
             "_target_": "SupervisedTrainer",
@@ -273,13 +277,15 @@ def _train_section(plan: Plan) -> Config:
     }
 
 
-def _keep_time() -> Config:
+def _keep_time(plan: Plan) -> Config:
+    views = 1 if plan.adopted else 2 ** len(inferer_config(plan)["flip_axes"])
     return {
         "_target_": "voxelgate.KeepTime",
         "minutes": "@minutes",
         "schedule": "@lr_scheduler",
         "validator": "@validate#evaluator",
         "interval": "@validate_every",
+        "closing": f"$0 if @fold < 0 else {CLOSING_PASSES * views + 1}",
         "started_s": "@started_s",
     }
 

@@ -49,8 +49,8 @@ VALIDATIONS = 4
 MOST_VALIDATION_SHARE = 1 / 3
 """Part of the minutes that validations may take; there are fewer of them where they would take more."""
 
-CLOSING_VALIDATIONS = 3.0
-"""Time after the last step, in validations: the table of scores is made with mirror images, and of distances too."""
+CLOSING_VALIDATIONS = 5.0
+"""Time after the last step, in validations: the ending is chosen and the scores are taken with mirror images."""
 
 MOST_CLOSING_SHARE = 1 / 4
 """Part of the minutes that is kept for it at most."""
