@@ -17,9 +17,10 @@ from voxelgate.core.findings import Finding, FindingCode, Severity, remark
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import Structure, StructureRange, measure_structures, structure_ranges
-from voxelgate.core.verdict import Quality, Verdict
+from voxelgate.core.verdict import PredictedDice, Quality, Verdict
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.evaluation.review import assess, doubts_about
+from voxelgate.evaluation.predicted_dice import Foretold
+from voxelgate.evaluation.review import assess, assess_foretold, doubts_about
 from voxelgate.images.volumes import read_volume
 from voxelgate.inference.sliding_window import RestoringSlidingWindowInferer
 
@@ -388,3 +389,50 @@ def test_a_side_without_a_partner_cannot_be_mirrored() -> None:
 
     with pytest.raises(UsageError, match="left kidney: has no structure of the other side"):
         flip_dice(image, Sides(), INFERER, np.zeros(shape, np.uint8), LabelTable(("background", "left kidney")))
+
+
+SURE, LOW, WRONG = PredictedDice(0.9, 0.8, 0.95), PredictedDice(0.6, 0.4, 0.8), PredictedDice(0.1, 0.0, 0.3)
+FLOORS = {"liver": 0.8, "spleen": 0.7}
+
+
+def foretold(liver: PredictedDice = SURE, spleen: PredictedDice = SURE, strangeness: float = 0.5) -> Quality:
+    expected = Expected(structures=tuple(USUAL.items()))
+    told = Foretold({"liver": liver, "spleen": spleen}, FLOORS, strangeness)
+    return assess_foretold(FOUND, TABLE, expected, told)
+
+
+def test_a_result_is_accepted_where_no_structure_is_foretold_below_what_is_usual() -> None:
+    assert foretold() == Quality(Verdict.ACCEPT, (), {"liver": SURE, "spleen": SURE})
+
+
+def test_a_dice_foretold_low_is_for_review_and_one_surely_wrong_is_refused() -> None:
+    assert foretold(spleen=LOW).verdict is Verdict.REVIEW
+    assert foretold(spleen=LOW).reasons == ("dice: foretold low: spleen 0.60 (0.40 to 0.80), usual 0.70 or more.",)
+    assert foretold(spleen=WRONG).verdict is Verdict.REFUSE
+    assert foretold(spleen=WRONG).reasons == ("dice: surely wrong: spleen 0.10 (0.00 to 0.30).",)
+
+
+def test_an_image_of_another_look_is_for_review_and_of_quite_another_refused() -> None:
+    assert [foretold(strangeness=times).verdict for times in (0.9, 1.5, 4.0)] == ORDER
+
+
+def test_what_the_foretold_dice_counts_already_is_no_doubt_of_its_own() -> None:
+    large = FOUND | {"liver": Structure(20.0, 0.1, outside_main=0.3, away_mm=50.0)}
+    absurd = FOUND | {"liver": Structure(66.0, 0.1)}
+    told = Foretold({"liver": SURE, "spleen": SURE}, FLOORS, 0.5)
+    expected = Expected(structures=tuple(USUAL.items()))
+
+    assert assess(large, TABLE, expected).verdict is Verdict.REVIEW
+    assert assess_foretold(large, TABLE, expected, told).verdict is Verdict.ACCEPT
+    assert assess_foretold(absurd, TABLE, expected, told).verdict is Verdict.REFUSE
+
+
+def test_a_missing_structure_and_a_warning_are_doubts_as_ever() -> None:
+    told = Foretold({"liver": SURE, "spleen": PredictedDice(0.0, 0.0, 0.0)}, FLOORS, 0.5)
+    warning = Finding(FindingCode.VOXEL_SIZE, Severity.WARN, "odd.")
+
+    missing = assess_foretold({"liver": FOUND["liver"]}, TABLE, None, told)
+    warned = assess_foretold(FOUND, TABLE, None, Foretold({}, FLOORS, 0.5), findings=[warning])
+
+    assert missing.reasons == ("missing: spleen.",)
+    assert warned.verdict is Verdict.REVIEW

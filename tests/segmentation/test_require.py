@@ -153,7 +153,7 @@ def test_json_carries_a_verdict_for_results_alone(tmp_path: Path, run: Run) -> N
     lines = run("segment", root, tmp_path / "in", "--out", tmp_path / "out", "--engine", "serial", "--json").stdout
 
     records = {one["case_id"]: one for one in map(json.loads, lines.splitlines())}
-    assert records["a"]["quality"] == {"verdict": "accept", "reasons": []}
+    assert records["a"]["quality"] == {"verdict": "accept", "reasons": [], "structures": {}}
     assert (records["b"]["status"], records["b"]["quality"]) == ("rejected", None)
 
 

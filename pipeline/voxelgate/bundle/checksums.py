@@ -21,9 +21,13 @@ SEALED = (
     "plan.json",
     "fingerprint.json",
     "seen.json",
+    "quality.json",
 )
 
 WEIGHTS = "models/model.pt"
+
+QUALITY = "quality.json"
+"""File in a bundle by which the Dice of its results is foretold; made by a cross-validation."""
 
 FOLD_WEIGHTS = "models/fold_*.pt"
 """Weights of the folds of a cross-validation, which can be averaged instead of using `WEIGHTS`."""

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import CastToTyped, Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged
 from torch import nn
 
-from voxelgate.bundle.checksums import FOLD_WEIGHTS, WEIGHTS, ensemble_fingerprint, verify
+from voxelgate.bundle.checksums import FOLD_WEIGHTS, QUALITY, WEIGHTS, ensemble_fingerprint, verify
 from voxelgate.bundle.frame import AS_IT_IS
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.predict import Bundle
@@ -23,6 +23,8 @@ from voxelgate.bundle.scripts import admit_scripts, read_scripts
 from voxelgate.bundle.shipped import find_bundle
 from voxelgate.bundle.workflow import read_configs
 from voxelgate.core.errors import BundleError, UsageError, VoxelgateError, reason_of
+from voxelgate.core.files import file_sha256
+from voxelgate.evaluation.predicted_dice import QualityModel
 from voxelgate.transforms import ResampleToSpacingd
 from voxelgate.transforms.canonical_zoom import CanonicalZoomd
 from voxelgate.transforms.flat_spacing import FlatSpacingd
@@ -84,9 +86,25 @@ def forget_opened() -> None:
     _open_once.cache_clear()
 
 
+def open_fold(root: Path, weights: Path) -> Bundle:
+    """Load a bundle that is being made, and is not sealed yet, with the weights of one of its folds.
+
+    Raises:
+        BundleError: configs do not define what is needed, or weights do not fit.
+    """
+    return _bundle_at(root, file_sha256(weights), None, weights)
+
+
 @functools.cache
 def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
     fingerprint = verify(root)
+    if is_ensemble:
+        return _bundle_at(root, ensemble_fingerprint(fingerprint), device, None)
+    return _bundle_at(root, fingerprint, device, root / WEIGHTS)
+
+
+def _bundle_at(root: Path, fingerprint: str, device: str | None, weights: Path | None) -> Bundle:
+    """Return a bundle as its configs describe it; without weights, with those of all folds."""
     admit_scripts(read_scripts(root))
     metadata = Metadata.read(root)
     parser = read_configs(
@@ -97,11 +115,10 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         raise BundleError(f"{root.name}: inference.json does not define {', '.join(missing)}")
     where = cast("torch.device", _built(parser, root, "device"))
     network = cast("nn.Module", _built(parser, root, "network_def"))
-    if is_ensemble:
+    if weights is None:
         network = _ensemble(network, root)
-        fingerprint = ensemble_fingerprint(fingerprint)
     else:
-        _load_weights(network, root / WEIGHTS)
+        _load_weights(network, weights)
     return Bundle(
         root=root,
         name=metadata.name,
@@ -118,7 +135,24 @@ def _open_once(root: Path, device: str | None, *, is_ensemble: bool) -> Bundle:
         image_spec=metadata.image_spec,
         is_imported=metadata.is_imported,
         licence=metadata.licence,
+        quality=_quality_of(root) if weights == root / WEIGHTS else None,
     )
+
+
+def _quality_of(root: Path) -> QualityModel | None:
+    """Return what a cross-validation taught of the quality of results; None if there was none.
+
+    Raises:
+        BundleError: the file holds something else.
+    """
+    path = root / QUALITY
+    try:
+        return QualityModel.from_json(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{root.name}: {QUALITY} does not say how good results are ({reason_of(error)}); remove it and seal the "
+            "bundle, whose verdicts then rest on fixed rules"
+        ) from error
 
 
 def _built(parser: ConfigParser, root: Path, name: str) -> Any:  # whatever the config describes

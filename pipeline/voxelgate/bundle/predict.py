@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from voxelgate.bundle.observing import observe
 from voxelgate.bundle.passing import adjusted_inferer, averages_mirrorings, labels_looked_for, structures_named
 from voxelgate.bundle.probabilities import probabilities_of
 from voxelgate.bundle.reading import Image, read_source, series_in, take_array
@@ -26,7 +27,10 @@ from voxelgate.core.verdict import Quality
 from voxelgate.dicom.choose import SeriesRule
 from voxelgate.dicom.read.series import Series
 from voxelgate.evaluation.expectations import Expected
-from voxelgate.evaluation.review import assess
+from voxelgate.evaluation.image_look import look_of
+from voxelgate.evaluation.observation import Observation
+from voxelgate.evaluation.predicted_dice import QualityModel
+from voxelgate.evaluation.review import assess, assess_foretold
 from voxelgate.images.pictures import is_picture
 from voxelgate.images.spec import ImageSpec
 from voxelgate.images.volumes import Voxels, is_volume
@@ -76,6 +80,7 @@ class Prediction:
             the first image; None of a pass that is not asked to be fast.
         probabilities: (I, J, K) float32 of each structure by name, if they were asked for.
         sums: (labels, `Sum`), what else scores and image say of each label; None if the inferer does not say.
+        look: numbers of the image as the network got it, if the inferer says `sums`.
     """
 
     labels: npt.NDArray[Any]
@@ -87,6 +92,7 @@ class Prediction:
     agreement: float | None = None
     probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     sums: Sums | None = None
+    look: Mapping[str, float] = field(default_factory=dict)
 
 
 class Segmentation(NamedTuple):
@@ -133,6 +139,7 @@ class Bundle:
         looked_for: label values of the structures that are looked for; empty for all.
         is_imported: whether others have trained it.
         licence: of an imported model, as its metadata state it.
+        quality: foretells the Dice of its results as it is run here; None if no cross-validation taught it that.
 
     >>> bundle = vg.open_bundle("my_bundle")
     >>> bundle.name, bundle.version
@@ -156,6 +163,7 @@ class Bundle:
     looked_for: tuple[int, ...] = ()
     is_imported: bool = False
     licence: str = ""
+    quality: QualityModel | None = None
 
     @property
     def sliding(self) -> RestoringSlidingWindowInferer | None:
@@ -256,6 +264,7 @@ class Bundle:
             _agreement_of(self, image, labels, grid) if stated is None else float(stated),
             probabilities_of(self.inferer, image, chosen.network, self.labels) if probabilities else {},
             sums,
+            {} if sums is None else look_of(prepared.as_tensor(), Grid.of(prepared)),
         )
 
     def _kept(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -317,17 +326,33 @@ class Bundle:
         measured = self._measured(found.labels, grid)
         volumes_ml = dict.fromkeys(self.labels.foreground.values(), 0.0)
         volumes_ml |= {name: round(one.volume_ml, 4) for name, one in measured.items()}
-        review = assess(
-            measured,
-            self.labels,
-            self.expected,
-            findings=findings,
-            confidence=found.confidence,
-            flip_dice=found.flip_dice,
-        )
+        review = self._judged(found, grid, measured, findings)
         if self.is_imported and not (self.expected and self.expected.structures):
             review = replace(review, reasons=(*review.reasons, WITHOUT_RANGES))
         return Segmentation(found.labels, grid, volumes_ml, review)
+
+    def observe(self, found: Prediction, grid: Grid) -> Observation | None:
+        """Return all that is measured of a result to foretell its quality; None if the inferer says too little.
+
+        Args:
+            found: from `predict`.
+            grid: of the labels, RAS+ mm.
+        """
+        return self._observed(found, grid, self._measured(found.labels, grid))
+
+    def _observed(self, found: Prediction, grid: Grid, measured: Mapping[str, Structure]) -> Observation | None:
+        if found.sums is None:
+            return None
+        return observe(found.labels, grid, self.labels, measured, (found.sums, found.look))
+
+    def _judged(
+        self, found: Prediction, grid: Grid, measured: Mapping[str, Structure], findings: Sequence[Finding]
+    ) -> Quality:
+        observation = None if self.quality is None else self._observed(found, grid, measured)
+        what, flips = (measured, self.labels, self.expected), found.flip_dice
+        if self.quality is None or observation is None:
+            return assess(*what, findings=findings, confidence=found.confidence, flip_dice=flips)
+        return assess_foretold(*what, self.quality.foretell(observation), findings=findings, flip_dice=flips)
 
     def _measured(self, labels: npt.NDArray[Any], grid: Grid) -> dict[str, Structure]:
         if (highest := int(labels.max())) >= len(self.labels.names):
@@ -408,6 +433,7 @@ class Bundle:
             labels=labels_looked_for(asked, self.labels),
             looked_for=structures_named(asked, self.labels),
             exact=exact if asked.fast else None,
+            quality=None,
         )
 
     def within(self, network_bytes: int | None) -> "Bundle":

@@ -1,8 +1,12 @@
 """Whether a result can be taken as it is: one of three words, and the reasons."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
+
+NOT_CALIBRATED = "not calibrated"
+"""Said in the place of a foretold Dice where no cross-validation has taught a bundle how good its results are."""
 
 
 class Verdict(StrEnum):
@@ -39,12 +43,29 @@ class Require(StrEnum):
 
 
 @dataclass(frozen=True)
+class PredictedDice:
+    """How well a structure is likely to match the truth, which nobody knows yet.
+
+    Args:
+        value: the Dice to be expected, 0 to 1.
+        low: below which nine in ten do not fall together with `high`.
+        high: above which they do not rise.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Quality:
     """Whether a result can be taken as it is.
 
     Args:
         verdict: accept, review (a person must look), or refuse (it is surely wrong).
         reasons: a sentence for each doubt; empty if accepted.
+        structures: Dice foretold of each structure; empty if the bundle was not calibrated in a cross-validation, and
+            the verdict rests on fixed rules.
 
     >>> vg.Quality().verdict
     <Verdict.ACCEPT: 'accept'>
@@ -52,13 +73,19 @@ class Quality:
 
     verdict: Verdict = Verdict.ACCEPT
     reasons: tuple[str, ...] = ()
+    structures: Mapping[str, PredictedDice] = field(default_factory=dict)
+
+    @property
+    def predicted_dice(self) -> float | None:
+        """Return the mean of what is foretold of the structures; None if nothing is."""
+        return fmean(one.value for one in self.structures.values()) if self.structures else None
 
     @classmethod
-    def of(cls, doubts: Iterable["Doubt"]) -> "Quality":
-        """Return the worst verdict of some doubts, with all their reasons."""
+    def of(cls, doubts: Iterable["Doubt"], structures: Mapping[str, PredictedDice] | None = None) -> "Quality":
+        """Return the worst verdict of some doubts, with all their reasons, and what is foretold."""
         known = list(doubts)
         worst = max((doubt.verdict for doubt in known), key=list(Verdict).index, default=Verdict.ACCEPT)
-        return cls(worst, tuple(doubt.reason for doubt in known))
+        return cls(worst, tuple(doubt.reason for doubt in known), structures or {})
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from voxelgate.core.findings import Finding, Severity
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.structures import VOLUME_DIGITS, Structure, StructureRange
-from voxelgate.core.verdict import Doubt, Quality, Verdict
+from voxelgate.core.verdict import Doubt, PredictedDice, Quality, Verdict
 from voxelgate.evaluation.expectations import Expected
+from voxelgate.evaluation.predicted_dice import Foretold
 
 FRAGMENTED = 0.1
 """Share of a volume outside the largest piece that is told; 1 of 410 hand-drawn structures has more."""
@@ -44,6 +45,15 @@ The hippocampus bundle, asked without its own mirroring, has 0.95 or more on 25 
 LOW_DICE = 0.7
 """Dice with true labels below which agreement is no good one (Zijdenbos 1994, doi:10.1109/42.363096)."""
 
+FOREIGN = 3.0
+"""Times the strangeness that one in a hundred sound images reaches, above which an image is of another kind."""
+
+SURELY_WRONG = 0.6
+"""Part of the Dice that nine in ten sound results reach, below which a structure is surely wrong."""
+
+FORETOLD_FROM = ("volume:", "fragments:")
+"""How sentences begin on what the foretold Dice counts already."""
+
 NAMED = 4
 """Structures that a sentence names before it counts the others."""
 
@@ -76,14 +86,75 @@ def assess(
         flip_dice: from `flip_dice`, by name of the structure.
     """
     known = expected or Expected()
-    ranges = dict(known.structures)
     doubts = [
         *_doubts_about_bundle(known),
-        *doubts_about(measured, table, ranges),
+        *doubts_about(measured, table, dict(known.structures)),
         *_doubts_about_network(table, confidence, flip_dice or {}),
-        *(Doubt(Verdict.REVIEW, f"image: {finding}") for finding in findings if finding.severity is Severity.WARN),
+        *_doubts_about_image(findings),
     ]
     return Quality.of(doubts)
+
+
+def assess_foretold(
+    measured: Mapping[str, Structure],
+    table: LabelTable,
+    expected: Expected | None,
+    foretold: Foretold,
+    *,
+    findings: Sequence[Finding] = (),
+    flip_dice: Mapping[str, float] | None = None,
+) -> Quality:
+    """Say whether a result can be taken as it is, where a cross-validation has taught how good results are.
+
+    The Dice that is foretold takes the place of the rules on volumes, fragments and confidence, from which it is
+    foretold; what is surely wrong by `assess` is so here too.
+
+    Args:
+        measured: as for `assess`.
+        table: as for `assess`.
+        expected: as for `assess`.
+        foretold: of the result.
+        findings: as for `assess`.
+        flip_dice: as for `assess`.
+    """
+    odd = doubts_about(measured, table, dict((expected or Expected()).structures))
+    kept = [one for one in odd if one.verdict is Verdict.REFUSE or not one.reason.startswith(FORETOLD_FROM)]
+    doubts = [
+        *_doubts_about_foretold(foretold, measured),
+        *kept,
+        *_doubts_about_network(table, None, flip_dice or {}),
+        *_doubts_about_image(findings),
+    ]
+    return Quality.of(doubts, foretold.structures)
+
+
+def _doubts_about_image(findings: Sequence[Finding]) -> Iterator[Doubt]:
+    for finding in findings:
+        if finding.severity is Severity.WARN:
+            yield Doubt(Verdict.REVIEW, f"image: {finding}")
+
+
+def _doubts_about_foretold(foretold: Foretold, measured: Mapping[str, Structure]) -> Iterator[Doubt]:
+    if foretold.strangeness > 1:
+        verdict = Verdict.REFUSE if foretold.strangeness > FOREIGN else Verdict.REVIEW
+        yield Doubt(
+            verdict,
+            "image: it looks unlike those that the bundle was trained on, by "
+            f"{foretold.strangeness:.1f} times what one in a hundred of them reaches.",
+        )
+    found = {name: one for name, one in foretold.structures.items() if name in measured}
+    wrong = [name for name, one in found.items() if one.high < SURELY_WRONG * foretold.floors[name]]
+    if wrong:
+        yield Doubt(Verdict.REFUSE, f"dice: surely wrong: {listed([_dice_in_words(name, found) for name in wrong])}.")
+    low = [name for name, one in found.items() if name not in wrong and one.value < foretold.floors[name]]
+    if low:
+        usual = listed([f"{_dice_in_words(name, found)}, usual {foretold.floors[name]:.2f} or more" for name in low])
+        yield Doubt(Verdict.REVIEW, f"dice: foretold low: {usual}.")
+
+
+def _dice_in_words(name: str, foretold: Mapping[str, PredictedDice]) -> str:
+    one = foretold[name]
+    return f"{name} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
 
 
 def _doubts_about_bundle(known: Expected) -> Iterator[Doubt]:

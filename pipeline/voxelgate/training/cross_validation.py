@@ -26,6 +26,7 @@ from voxelgate.training.cleaning import CleaningTrial
 from voxelgate.training.ending import Ending, choose_ending, planned, with_offsets, write_plan
 from voxelgate.training.held_out import HeldOut, score_as_planned, try_endings
 from voxelgate.training.planning.plan import Cleaning, Plan
+from voxelgate.training.quality import write_quality
 from voxelgate.training.schedule import SELDOM, Schedule, chosen_schedule, validations_of
 from voxelgate.training.seen import SEEN, read_seen
 from voxelgate.training.train import (
@@ -133,7 +134,10 @@ def train_folds(
         folds_done = list(done)
         ending, scores = _ended(folds_done, jobs, executor)
         final = _train_final(jobs[0], folds_done, progress) if is_final else None
-        return _put_together(job.out, folds_done, final, _Ended(ending, scores))
+        result = _put_together(job.out, folds_done, final, _Ended(ending, scores))
+        write_quality(job.out, dealt or manifest, folds, progress)
+        seal(job.out)
+        return result
 
 
 def devices_here() -> list[str]:
@@ -258,7 +262,6 @@ def _put_together(root: Path, done: Sequence[_FoldResult], final: Path | None, e
     copy_file(chosen / SEEN, root / SEEN)
     write_measure(root, fmean(means))
     (root / TRAINING / FOLD_MANIFEST).unlink(missing_ok=True)  # it names files, and a bundle is handed on
-    seal(root)
     return result
 
 

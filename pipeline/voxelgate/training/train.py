@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from voxelgate.bundle.checksums import CHECKSUMS, is_sealed, seal, verify
+from voxelgate.bundle.checksums import CHECKSUMS, QUALITY, is_sealed, seal, verify
 from voxelgate.bundle.metadata import Metadata
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.workflow import ConfigParser, read_configs, run_workflow
@@ -148,7 +148,8 @@ def train(
     content, before = check_manifest(manifest, progress=progress).content, _seen_before(job)
     prepare_folder(job)
     with locked(job.out):
-        (job.out / CHECKSUMS).unlink(missing_ok=True)  # what changes its weights is not finished
+        for stale in (CHECKSUMS, QUALITY):  # what changes its weights is not finished
+            (job.out / stale).unlink(missing_ok=True)
         put_back(job.out)
         trained = run_workflow(job.out, ["train"], settings)
         logger.info("trained in %.1f minutes", (time.monotonic() - start_s) / 60)
@@ -361,7 +362,7 @@ def prepare_folder(job: TrainingJob) -> None:
 
 def copy_untrained(bundle: Path, to: Path) -> None:
     """Copy a bundle without its weights, their checksums, and what its trainings have left."""
-    left = (TRAINING, f"{TRAINING}_*", CHECKSUMS, LOCK_NAME, "*.pt")
+    left = (TRAINING, f"{TRAINING}_*", CHECKSUMS, QUALITY, LOCK_NAME, "*.pt")
     shutil.copytree(bundle, to, ignore=shutil.ignore_patterns(*left))
     (to / "models").mkdir(exist_ok=True)
     if (to / PLAN).is_file() and (plan := Plan.from_json(to / PLAN)).class_offsets:

@@ -94,6 +94,11 @@ class RunFacts:
         return statistics.mean(self.mean_dice.values()) if self.mean_dice else None
 
     @property
+    def calibrated(self) -> int:
+        """Return how many results have a Dice that is foretold; the verdicts on the others rest on fixed rules."""
+        return sum(case.quality is not None and case.quality.predicted_dice is not None for case in self.cases)
+
+    @property
     def structures(self) -> list[str]:
         """Return the names of all structures, in the order of the first case that has them."""
         return list(dict.fromkeys(name for case in self.cases for name in case.volumes_ml))
@@ -135,6 +140,7 @@ def case_rows(
             "volumes": [
                 None if (ml := case.volumes_ml.get(name)) is None else _short(size * ml) for name in structures
             ],
+            "foretold": _foretold_row(case, structures),
             "seconds": {stage: _short(value) for stage, value in case.seconds.items()},
             "peak_mib": round(case.peak_mib),
             "gates": [str(gate) for gate in case.attention],
@@ -145,6 +151,16 @@ def case_rows(
             ],
             "preview": (places or {}).get(number, elsewhere),
         }
+
+
+def _foretold_row(case: CaseReport, structures: Sequence[str]) -> dict[str, Any] | None:
+    """Return the Dice that is foretold, with the interval of each structure; None if nothing is."""
+    if case.quality is None or not (of_structures := case.quality.structures):
+        return None
+    intervals = [
+        None if (one := of_structures.get(name)) is None else [one.value, one.low, one.high] for name in structures
+    ]
+    return {"dice": case.quality.predicted_dice, "structures": intervals}
 
 
 def link(path: Path, page_dir: Path) -> str:

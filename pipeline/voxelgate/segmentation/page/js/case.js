@@ -121,7 +121,7 @@ function below(one, preview) {
 function volumes(one, preview) {
   const positions = STRUCTURES.map((_, position) => position).filter((position) => one.volumes[position] !== null);
   if (!positions.length) return el("p", { class: "faint" }, `No ${MEASURE}s were measured.`);
-  const head = el("tr", {}, el("th", { scope: "col" }, "Structure"), el("th", { scope: "col", class: "number" }, UNIT), ...(one.truth ? [el("th", { scope: "col", class: "number" }, "Dice"), el("th", { scope: "col", class: "number" }, `HD95, ${UNIT === "px" ? "px" : "mm"}`)] : []), el("th", { scope: "col" }, "Place among all cases"));
+  const head = el("tr", {}, el("th", { scope: "col" }, "Structure"), el("th", { scope: "col", class: "number" }, UNIT), ...(one.foretold ? [el("th", { scope: "col", class: "number" }, "Predicted Dice")] : []), ...(one.truth ? [el("th", { scope: "col", class: "number" }, "Dice"), el("th", { scope: "col", class: "number" }, `HD95, ${UNIT === "px" ? "px" : "mm"}`)] : []), el("th", { scope: "col" }, "Place among all cases"));
   return el("table", {}, el("thead", {}, head), el("tbody", {}, ...positions.map((position) => structureRow(one, position, preview))));
 }
 
@@ -135,9 +135,18 @@ function structureRow(one, position, preview) {
     {},
     el("th", { scope: "row" }, el("span", { class: "structure" }, ...title)),
     el("td", { class: "number" }, size(volume), remark(position, volume)),
+    ...foretoldCells(one, position),
     ...trueCells(one, position),
     el("td", { class: "place" }, SPREADS[position].sorted.length ? stripPlot(position, volume > 0 ? volume : null) : null),
   );
+}
+
+function foretoldCells(one, position) {
+  if (!one.foretold) return [];
+  const interval = one.foretold.structures[position];
+  if (!interval) return [el("td", { class: "number" }, "–")];
+  const [value, low, high] = interval.map(dice);
+  return [el("td", { class: "number" }, value, el("div", {}, el("small", {}, `${low} to ${high}`)))];
 }
 
 function trueCells(one, position) {

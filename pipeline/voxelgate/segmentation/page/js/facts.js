@@ -6,6 +6,7 @@ const CASES = FACTS.cases;
 const UNIT = FACTS.unit;
 const MEASURE = UNIT === "px" ? "area" : "volume";
 const HAS_TRUTH = CASES.some((one) => one.truth);
+const HAS_FORETOLD = CASES.some((one) => one.foretold);
 CASES.forEach((one, number) => {
   one.number = number;
   one.time = Object.values(one.seconds).reduce((sum, value) => sum + value, 0);

@@ -20,6 +20,7 @@ function columns() {
     { key: "id", title: "Case", className: "name", value: (one) => one.id, cell: caseLink },
     { key: "outcome", title: "Outcome", value: (one) => SEVERITY_OF[one.outcome], cell: (one) => outcome(one.outcome) },
     { key: "why", title: "Why", className: "why", value: (one) => one.reasons.join(" ") || null, cell: (one) => one.reasons.join(" ") },
+    ...(HAS_FORETOLD ? [{ key: "foretold", title: "Predicted Dice", isNumber: true, value: (one) => one.foretold?.dice ?? null, cell: (one) => dice(one.foretold?.dice ?? null) }] : []),
     ...(HAS_TRUTH ? [{ key: "dice", title: "Dice", isNumber: true, value: (one) => one.truth?.dice ?? null, cell: (one) => dice(one.truth?.dice ?? null) }] : []),
     ...volumeColumns,
     { key: "time", title: "Time", isNumber: true, value: (one) => one.time || null, cell: (one) => (one.time ? seconds(one.time) : "–") },
