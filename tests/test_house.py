@@ -28,7 +28,8 @@ COMMANDS = SOURCE / "apps" / "cli"
 STAND_INS = SOURCE / "apps" / "label" / "stand_ins"
 PUBLIC = """
 AppendZerosd AttentionUNet BCEDiceLoss Budget Bundle BundleError CanonicalZoomd CascadeInferer CaseReport CaseStatus
-ChainInferer ChannelsReader CheckedDicomReader CroppedInferer CrossValidation Despeckled EngineError EnsembleInferer
+ChainInferer ChannelsReader CheckedDicomReader CroppedInferer CrossValidation Despeckled DrawCases EngineError
+EnsembleInferer
 Finding Fingerprint FlatNetwork FlatSpacingd ForegroundIndicesd Grid GuidedAttentionNet HeaderSizesd ImageOnGrid
 ImageSpec InputError InvertingInferer KeepBest KeepComponentsd KeepTime LabelMapWriter LabelScores LabelTable
 LoadLabeld Manifest ManifestError MixedPrecisionInferer NetworkLoss NnUNetInferer NnUNetPreprocessd NonLocalUNet

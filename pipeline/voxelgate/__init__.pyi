@@ -58,6 +58,7 @@ from .training.handlers import (
     growing_average,
 )
 from .training.held_out import ScoreCleanings
+from .training.pages.drawing_handler import DrawCases
 from .training.pages.progress_handler import WriteProgressPage
 from .training.planning.plan import Budget, Plan
 from .training.planning.rules import plan
@@ -91,6 +92,7 @@ __all__ = [
     "CroppedInferer",
     "CrossValidation",
     "Despeckled",
+    "DrawCases",
     "EngineError",
     "EnsembleInferer",
     "Finding",

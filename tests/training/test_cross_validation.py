@@ -33,6 +33,7 @@ from voxelgate.training.cross_validation import (
     train_folds,
 )
 from voxelgate.training.ending import Ending, write_plan
+from voxelgate.training.pages.folds_page import FOLDS_PAGE
 from voxelgate.training.planning import Cleaning, Plan
 from voxelgate.training.seen import read_seen
 from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold
@@ -57,6 +58,12 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def are_equal(first: Path, second: Path) -> bool:
     one, other = weights(first), weights(second)
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_page_shows_every_case_with_its_outlines(done: CrossValidation) -> None:
+    text = (done.bundle / TRAINING / FOLDS_PAGE).read_text(encoding="utf-8")
+    assert text.count("<article") == len(done.scores)
+    assert "not drawn" not in text
 
 
 def test_every_case_is_scored_once_by_the_network_of_its_fold(done: CrossValidation, job: TrainingJob) -> None:

@@ -25,6 +25,9 @@ from voxelgate.training.class_offsets import Offsets
 from voxelgate.training.cleaning import CleaningTrial
 from voxelgate.training.ending import Ending, choose_ending, planned, with_offsets, write_plan
 from voxelgate.training.held_out import HeldOut, score_as_planned, try_endings
+from voxelgate.training.pages.case_drawing import CaseDrawing
+from voxelgate.training.pages.drawing_handler import DRAWINGS_NAME, read_drawings
+from voxelgate.training.pages.folds_page import FOLDS_PAGE, CrossValidationFacts, write_folds_page
 from voxelgate.training.planning.plan import Cleaning, Plan
 from voxelgate.training.quality import write_quality
 from voxelgate.training.schedule import SELDOM, Schedule, chosen_schedule, validations_of
@@ -193,7 +196,10 @@ def _train_fold(job: TrainingJob, progress: Progress | None = None) -> _FoldResu
 
 
 def _settings_here(job: TrainingJob) -> dict[str, object]:
-    return settings_of(job) | {"output_dir": str(job.out / TRAINING)}
+    """Return the settings of a run over the cases that a fold has not seen, which are drawn, too."""
+    draw = {"_target_": "voxelgate.DrawCases", "path": str(job.out / TRAINING / DRAWINGS_NAME)}
+    known = read_configs(job.out, ["train", "evaluate"], {}).get("validate#handlers")
+    return settings_of(job) | {"output_dir": str(job.out / TRAINING), "validate#handlers": [*known, draw]}
 
 
 def _ended(
@@ -255,6 +261,7 @@ def _put_together(root: Path, done: Sequence[_FoldResult], final: Path | None, e
     )
     write_csv(without_names(result.scores), root / TRAINING / FOLD_SCORES, overwrite=True)
     write_csv(without_names(result.as_trained), root / TRAINING / UNENDED_SCORES, overwrite=True)
+    _show_cases(root, done, result.scores)
     best = max(range(len(done)), key=lambda number: (not isnan(means[number]), means[number]))
     chosen = done[best].bundle if final is None else final
     files = {fold.bundle / WEIGHTS: root / "models" / f"fold_{number}.pt" for number, fold in enumerate(done)}
@@ -263,6 +270,20 @@ def _put_together(root: Path, done: Sequence[_FoldResult], final: Path | None, e
     write_measure(root, fmean(means))
     (root / TRAINING / FOLD_MANIFEST).unlink(missing_ok=True)  # it names files, and a bundle is handed on
     return result
+
+
+def _show_cases(root: Path, done: Sequence[_FoldResult], scores: Sequence[LabelScores]) -> None:
+    """Write the page of all cases."""
+    drawings: dict[str, CaseDrawing] = {}
+    for fold in done:
+        drawings |= read_drawings(fold.bundle / TRAINING / DRAWINGS_NAME)
+    fold_of = {case_id: number for number, fold in enumerate(done) for case_id in fold.subject_of}
+    subject_of = {case_id: subject for fold in done for case_id, subject in fold.subject_of.items()}
+    labels = Metadata.read(root).labels
+    write_folds_page(
+        CrossValidationFacts(root.name, labels, scores, drawings, fold_of, subject_of), root / TRAINING / FOLDS_PAGE
+    )
+    logger.info("%s shows every case", root / TRAINING / FOLDS_PAGE)
 
 
 def _mean_dice(scores: Sequence[LabelScores], subject_of: Mapping[str, str]) -> float:

@@ -76,17 +76,21 @@ def run(
     if fold >= 0:
         title = f"fold {fold}, not seen in training but used to choose the best epoch: slightly optimistic"
         _show(evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold), title, job, csv)
+    console.print(f"{trained / TRAINING / 'progress.html'}: how the training went, with pictures", soft_wrap=True)
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
 def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None, *, is_final: bool) -> None:
     from voxelgate.training.cross_validation import devices_here, train_folds
+    from voxelgate.training.pages.folds_page import FOLDS_PAGE
+    from voxelgate.training.train import TRAINING
 
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
         done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress, is_final=is_final)
     title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
     _show(list(done.scores), title, job, csv)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
+    console.print(f"{done.bundle / TRAINING / FOLDS_PAGE}: every case, from the worst to the best", soft_wrap=True)
     which = "trained on all cases" if is_final else "the best fold"
     console.print(
         f"{done.bundle}: {which}; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all folds "

@@ -9,6 +9,9 @@ Point = tuple[float, float]
 NAME_PX = 13.0
 """Least distance between the names at the ends of lines."""
 
+LEAST_MARK_PX = 40.0
+"""About the least distance between marks of an axis upwards."""
+
 MOST_NAMES = 12
 """Lines that are named at their ends; of more, a table beside the chart tells the names."""
 
@@ -94,8 +97,17 @@ class LineChart:
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
         """Return marks of the axis upwards: where, and what they say."""
-        values = round_values(self.y_span, 2 if self.height < 120 else 5)
-        return [(self.y(value), f"{value:.4g}") for value in values]
+        return [(self.y(value), text) for value, text in self._y_marks]
+
+    @property
+    def _y_marks(self) -> list[tuple[float, str]]:
+        room = (self.bottom - self.top) / LEAST_MARK_PX
+        return [(value, f"{value:,.10g}") for value in round_values(self.y_span, max(2, min(5, int(room))))]
+
+    @property
+    def x_ticks_alike(self) -> list[tuple[float, str]]:
+        """Return marks of the axis to the right where both axes count the same: the marks of the other."""
+        return [(self.x(value), text) for value, text in self._y_marks]
 
     @property
     def names(self) -> list[tuple[ChartLine, float]]:
