@@ -25,7 +25,7 @@ from voxelgate.bundle.export import export
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.passing import averages_mirrorings
 from voxelgate.bundle.predict import WITHOUT_RANGES, Bundle
-from voxelgate.core.errors import UsageError
+from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.evaluation.pairs import label_maps_in
@@ -299,6 +299,13 @@ def test_an_imported_bundle_passes_the_checks_that_can_be_made(root: Path, flat:
         assert list(gates) == ["files", "metadata", "networks", "export", "inference"]
         assert how_to_go_on(bundle.name) in gates["files"]
         assert gates["inference"] == "inference.json segments an image alone"
+
+
+def test_a_network_that_takes_no_window_is_said_in_a_sentence(tmp_path: Path) -> None:
+    root = write_parts_bundle(tmp_path, channels=("CT", "PET"))
+
+    with pytest.raises(BundleError, match=r"^networks: two_parts: the network takes no window of 16x16x16 voxels \("):
+        list(pass_checks(root))
 
 
 def test_each_network_of_a_bundle_is_exported_by_its_number(root: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.imports.zoo_bundles import (
 )
 from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.imports.weights import read_arrays
+from voxelgate.bundle.imports.zoo import input_size_of
 from voxelgate.bundle.imports.zoo_chain import Chain, read_chain
 from voxelgate.bundle.imports.zoo_documents import read_foreign_config
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of
@@ -158,6 +159,21 @@ def test_a_bundle_is_read_with_all_that_it_says_of_itself(tmp_path: Path) -> Non
         "models/model.pt",
         "LICENSE",
     }
+
+
+@pytest.mark.parametrize(
+    ("inferer", "size"),
+    [
+        ({"_target_": "SimpleInferer"}, (96, 96, 96)),
+        ({"_target_": "SlidingWindowInferer", "roi_size": [16, 16, -1]}, (16, 16, 96)),
+        ({"_target_": "SlidingWindowInferer", "roi_size": 32}, (32, 32, 32)),
+        ({"_target_": "SliceInferer", "roi_size": [64, -1], "spatial_dim": 2}, (64, 96)),
+    ],
+)
+def test_a_window_of_which_nothing_is_said_gets_a_size_that_networks_take(
+    inferer: dict[str, Any], size: tuple[int, ...]
+) -> None:
+    assert input_size_of(chain_of(zoo_config(inferer=inferer))) == size
 
 
 def test_yaml_is_read_as_json_is(tmp_path: Path) -> None:

@@ -461,6 +461,11 @@ def test_a_step_size_is_a_smaller_overlap() -> None:
         ChainInferer(steps=STEPS).adjusted(PassOptions(step_size=0.8))
 
 
+def test_windows_as_large_as_the_image_have_no_size_of_their_own() -> None:
+    assert ChainInferer(steps=STEPS, roi_size=(8, 16, -1)).roi_size is None
+    assert ChainInferer(steps=STEPS, roi_size=(8, 16), slice_axis=1).roi_size == (8, 1, 16)
+
+
 def test_it_tells_the_label_of_each_channel_that_overlaps_others() -> None:
     assert ChainInferer(steps=["sigmoid", "invert", REGIONS]).regions == (1, 2, 4)
     assert ChainInferer(steps=[{"threshold": 0.5, "regions": [[2, 5], [1, 7]]}]).regions == (0, 7, 5)

@@ -25,7 +25,7 @@ from voxelgate.bundle.workflow import (
     read_configs,
     run_workflow,
 )
-from voxelgate.core.errors import BundleError, VoxelgateError
+from voxelgate.core.errors import BundleError, VoxelgateError, reason_of
 from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import Modality, manifest_from_document
 from voxelgate.images.pictures import is_picture, write_picture
@@ -150,8 +150,12 @@ def _networks_of_imported(root: Path) -> str:
     """Run the first network on a window of noise; others may take other channels."""
     bundle, window = open_bundle(root, "cpu"), Metadata.read(root).spatial_shape_vox
     image = torch.rand(1, len(bundle.image_spec.channels), *window, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = bundle.networks[0](image)
+    try:
+        with torch.no_grad():
+            logits = bundle.networks[0](image)
+    except (RuntimeError, ValueError) as error:
+        size = "x".join(map(str, window))
+        raise BundleError(f"{root.name}: the network takes no window of {size} voxels ({reason_of(error)})") from error
     if not bool(torch.isfinite(logits).all()):
         raise BundleError(f"{root.name}: the network gives values that are not finite; import the model again")
     return f"{len(bundle.networks)} of them, the first gives {'x'.join(map(str, logits.shape))}"

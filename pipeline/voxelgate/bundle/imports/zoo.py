@@ -34,6 +34,9 @@ from voxelgate.core.errors import BundleError, InputError, UsageError
 METADATA = "configs/metadata.json"
 """What a bundle says of itself."""
 
+UNSTATED_VOX = 96
+"""Size of an input along an axis of which nothing is said; networks that halve it five times take it too."""
+
 _PROMPTED = frozenset({"vista3d132", "VISTA3D", "Vista3dInferer", "VISTA3DInferer", "SAMJIT"})
 """Networks and inferers that segment what somebody points at or names for each image."""
 
@@ -180,12 +183,11 @@ def _channels_in(network: Config, where: str) -> int:
 
 
 def input_size_of(chain: Chain) -> tuple[int, ...]:
-    """Return the size of the network's input in voxels, as the inferer or the last resizing says; of neither 1."""
+    """Return the size of the network's input in voxels, as the inferer or the last resizing says."""
     inner = chain.inferer.get("inferer", chain.inferer)
     resized = [step.get("spatial_size") for step in chain.preparation if step["_target_"] == "Resized"]
-    for size in (inner.get("roi_size"), *reversed(resized)):
+    for stated in (inner.get("roi_size"), *reversed(resized)):
+        size = [stated] * 3 if isinstance(stated, int) else stated
         if isinstance(size, list) and all(isinstance(one, int) for one in size):
-            return tuple(size)
-        if isinstance(size, int):
-            return (size,) * 3
-    return (1, 1, 1)
+            return tuple(one if one > 0 else UNSTATED_VOX for one in size)
+    return (UNSTATED_VOX,) * 3

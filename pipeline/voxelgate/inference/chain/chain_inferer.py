@@ -101,8 +101,10 @@ class ChainInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
 
     @property
     def roi_size(self) -> tuple[int, int, int] | None:
-        """Return the window in voxels of the network grid; None if the network sees all at once."""
-        return None if self.windows is None else self.windows.window_vox((0, 0, 0))
+        """Return the window in voxels of the network grid; None if the network sees all at once along some axis."""
+        if self.windows is None or min(self.windows.roi_size) < 1:
+            return None
+        return self.windows.window_vox((0, 0, 0))
 
     @property
     def regions(self) -> tuple[int, ...] | None:
