@@ -193,8 +193,40 @@ def test_a_larger_machine_gets_larger_patches_and_more_channels() -> None:
 
 def test_the_ct_window_spans_the_structures_and_mri_takes_its_own_values() -> None:
     rule = plan(FACTS).intensity
-    assert rule == Intensity(low_hu=-60.0, high_hu=80.0)
+    assert rule == Intensity(low_hu=-90.0, high_hu=250.0)
     assert plan(replace(FACTS, modality=Modality.MRI)).intensity == Intensity()
+
+
+@pytest.mark.parametrize(
+    ("values", "window"),
+    [
+        ((-960.0, -900.0, -860.0, -780.0, -300.0), (-1090.0, -170.0)),  # lungs: their vessels are not white
+        ((20.0, 85.0, 105.0, 125.0, 180.0), (-10.0, 210.0)),  # a liver is darker than the kidneys beside it
+        ((0.0, 320.0, 670.0, 1050.0, 1560.0), (-60.0, 380.0)),  # a mandible; all that is brighter is bone too
+    ],
+    ids=["lungs", "liver", "mandible"],
+)
+def test_a_window_holds_all_values_of_a_structure_but_those_of_bone(
+    values: tuple[float, ...], window: tuple[float, float]
+) -> None:
+    rule = plan(replace(FACTS, structures=(structure("one", *values),))).intensity
+    assert (rule.low_hu, rule.high_hu) == window
+
+
+def test_blur_and_coarse_voxels_can_be_asked_for_and_leave_plans_of_before_as_they_were() -> None:
+    made = plan(FACTS, overrides={"augmentation": {"blur": 1.0, "low_resolution": 1.0, "gamma_inverted": 1.0}})
+    assert "blur" not in plan(FACTS).to_json()
+    for patch in ((16, 16, 8), (16, 16, 1)):
+        steps = parts.augmentation_steps(replace(made, patch_vox=patch))
+        names = [step["_target_"] for step in steps]
+        assert {"RandGaussianSmoothd", "RandSimulateLowResolutiond"} <= set(names)
+        assert names.count("RandAdjustContrastd") == 2
+        both = {
+            "image": MetaTensor(torch.rand(1, 20, 20, patch[2])),
+            "label": MetaTensor(torch.ones(1, 20, 20, patch[2])),
+        }
+        out = build_component({"_target_": "Compose", "transforms": steps})(both)
+        assert out["image"].shape == out["label"].shape == (1, *patch)
 
 
 def test_an_offset_of_the_stored_values_moves_no_window() -> None:

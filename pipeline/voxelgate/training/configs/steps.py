@@ -30,6 +30,13 @@ AXIS_ACROSS = {"sagittal": 0, "coronal": 1}
 ALL_MIRRORED = 3
 """Version of plans from which on pictures are mirrored along both axes at inference too, as in training."""
 
+FAR_TURN_DEG, TURNED_MARGIN = 30.0, 4
+"""Above such an angle a patch is cut larger by a quarter on each side."""
+
+BLUR_SIGMA_VOX = (0.5, 1.0)
+ZOOM_RANGE = (0.5, 1.0)
+"""Ranges of nnU-Net's blur and simulated low resolution (`nnUNetTrainer.get_training_transforms`)."""
+
 ELASTIC_SIGMA_VOX = (6.0, 9.0)
 ELASTIC_MAGNITUDE_VOX = (40.0, 120.0)
 
@@ -84,69 +91,70 @@ def _intensity_steps(plan: Plan) -> list[Config]:
 
 def augmentation_steps(plan: Plan) -> list[Config]:
     """Return the random steps from volume to training patch; those with probability 0 are left out."""
+    drawn = [*_shape_steps(plan), *_value_steps(plan)]
+    to_tensor = {"_target_": "ToTensord", "keys": ["image", "label"], "track_meta": False}
+    return [*(step for probability, step in drawn if probability > 0), to_tensor]
+
+
+def _shape_steps(plan: Plan) -> list[tuple[float, Config]]:
+    """Return what cuts, mirrors and bends patches, with probabilities."""
     change, both = plan.augmentation, ["image", "label"]
-    modes = ["bilinear", "nearest"]
-    margin_vox = [n // AFFINE_MARGIN for n in plan.patch_vox] if change.affine > 0 else [0, 0, 0]
-    is_flat = [n == 1 for n in plan.patch_vox]
+    bent: Config = {"keys": both, "mode": ["bilinear", "nearest"], "padding_mode": "zeros"}
+    margin = TURNED_MARGIN if change.rotation_deg > FAR_TURN_DEG else AFFINE_MARGIN
+    cut: Config = {
+        "_target_": "voxelgate.RandBalancedPatchd",
+        "keys": both,
+        "label_key": "label",
+        "patch_vox": list(plan.patch_vox),
+        "margin_vox": [n // margin for n in plan.patch_vox] if change.affine > 0 else [0, 0, 0],
+        "foreground_probability": plan.training.foreground_probability,
+    }
+    mirrored: Config = {
+        "_target_": "voxelgate.RandSideSafeFlipd",
+        "keys": both,
+        "label_key": "label",
+        "axes": _mirrored_planes(plan),
+        "side_pairs": [list(pair) for pair in plan.label_table.side_pairs],
+        "unpaired_sides": list(plan.label_table.unpaired_sides),
+        "prob": change.flip_sagittal,
+    }
+    turned: Config = {
+        "_target_": "RandAffined",
+        **bent,
+        "prob": change.affine,
+        "rotate_range": _turns(plan),
+        "scale_range": [0.0 if n == 1 else change.scaling for n in plan.patch_vox],
+        "spatial_size": list(plan.patch_vox),
+    }
+    elastic: Config = {
+        "_target_": "Rand3DElasticd",
+        **bent,
+        "prob": change.elastic,
+        "sigma_range": list(ELASTIC_SIGMA_VOX),
+        "magnitude_range": list(ELASTIC_MAGNITUDE_VOX),
+    }
+    return [(1.0, cut), (change.flip_sagittal, mirrored), (change.affine, turned), (change.elastic, elastic)]
+
+
+def _value_steps(plan: Plan) -> list[tuple[float, Config]]:
+    """Return what changes the values of patches, with probabilities."""
+    change = plan.augmentation
     by_channel = {"channel_wise": True} if plan.is_colour else {}
-    steps: list[Config] = [
-        {
-            "_target_": "voxelgate.RandBalancedPatchd",
-            "keys": both,
-            "label_key": "label",
-            "patch_vox": list(plan.patch_vox),
-            "margin_vox": margin_vox,
-            "foreground_probability": plan.training.foreground_probability,
-        },
-        {
-            "_target_": "voxelgate.RandSideSafeFlipd",
-            "keys": both,
-            "label_key": "label",
-            "axes": _mirrored_planes(plan),
-            "side_pairs": [list(pair) for pair in plan.label_table.side_pairs],
-            "unpaired_sides": list(plan.label_table.unpaired_sides),
-            "prob": change.flip_sagittal,
-        },
-        {
-            "_target_": "RandAffined",
-            "keys": both,
-            "prob": change.affine,
-            "rotate_range": _turns(plan),
-            "scale_range": [0.0 if flat else change.scaling for flat in is_flat],
-            "spatial_size": list(plan.patch_vox),
-            "mode": modes,
-            "padding_mode": "zeros",
-        },
-        {
-            "_target_": "Rand3DElasticd",
-            "keys": both,
-            "prob": change.elastic,
-            "sigma_range": list(ELASTIC_SIGMA_VOX),
-            "magnitude_range": list(ELASTIC_MAGNITUDE_VOX),
-            "mode": modes,
-            "padding_mode": "zeros",
-        },
-        {"_target_": "RandGaussianNoised", "keys": "image", "prob": change.noise, "std": change.noise_sd},
-        {"_target_": "RandAdjustContrastd", "keys": "image", "prob": change.gamma, "gamma": list(GAMMA_RANGE)},
-        {
-            "_target_": "RandScaleIntensityd",
-            "keys": "image",
-            "prob": change.contrast,
-            "factors": change.contrast_factor,
-            **by_channel,
-        },
-        {
-            "_target_": "RandShiftIntensityd",
-            "keys": "image",
-            "prob": change.contrast,
-            "offsets": change.shift,
-            **by_channel,
-        },
+    blurred = {
+        f"sigma_{axis}": list(BLUR_SIGMA_VOX) if n > 1 else [0.0, 0.0]
+        for axis, n in zip("xyz", plan.patch_vox, strict=True)
+    }
+    gamma: Config = {"_target_": "RandAdjustContrastd", "keys": "image", "gamma": list(GAMMA_RANGE)}
+    drawn: list[tuple[float, Config]] = [
+        (change.noise, {"_target_": "RandGaussianNoised", "std": change.noise_sd}),
+        (change.blur, {"_target_": "RandGaussianSmoothd", **blurred}),
+        (change.low_resolution, {"_target_": "RandSimulateLowResolutiond", "zoom_range": list(ZOOM_RANGE)}),
+        (change.gamma_inverted, gamma | {"invert_image": True, "retain_stats": True}),
+        (change.gamma, gamma),
+        (change.contrast, {"_target_": "RandScaleIntensityd", "factors": change.contrast_factor, **by_channel}),
+        (change.contrast, {"_target_": "RandShiftIntensityd", "offsets": change.shift, **by_channel}),
     ]
-    probabilities = (1.0, change.flip_sagittal, change.affine, change.elastic, change.noise, change.gamma)
-    drawn = (*probabilities, change.contrast, change.contrast)
-    kept = [step for step, prob in zip(steps, drawn, strict=True) if prob > 0]
-    return [*kept, {"_target_": "ToTensord", "keys": both, "track_meta": False}]
+    return [(probability, {**step, "keys": "image", "prob": probability}) for probability, step in drawn]
 
 
 def _turns(plan: Plan) -> list[float]:

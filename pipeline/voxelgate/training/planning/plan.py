@@ -31,7 +31,7 @@ from voxelgate.training.planning.number_types import (
 )
 
 PLAN_VERSION = 3
-LEFT_OUT = ("adopted", "class_offsets", "clock_s", "minutes")
+LEFT_OUT = ("adopted", "class_offsets", "clock_s", "minutes", "blur", "low_resolution", "gamma_inverted")
 """Fields that plans of before do not have; where they hold nothing, JSON is as it was."""
 
 _NO_OTHERS = ConfigDict(extra="forbid")
@@ -129,6 +129,9 @@ class Augmentation:
         contrast: probability of a change of scale, and of one of brightness.
         contrast_factor: largest relative change of scale.
         shift: largest change of brightness, in units of the network input.
+        blur: probability of Gaussian blur.
+        low_resolution: probability of coarser voxels and back.
+        gamma_inverted: probability of a gamma change of dark for bright, mean and deviation kept.
     """
 
     flip_sagittal: Share = 0.5
@@ -142,6 +145,9 @@ class Augmentation:
     contrast: Share = 0.3
     contrast_factor: Below1 = 0.25
     shift: Amount = 0.2
+    blur: Share = 0.0
+    low_resolution: Share = 0.0
+    gamma_inverted: Share = 0.0
 
     _reported = model_validator(mode="wrap")(_reported)
 

@@ -38,6 +38,9 @@ not turned from one axis to another whose voxels are so (nnU-Net from 3 on)."""
 WINDOW_MARGIN = 0.2
 """Part of the spread of the structures' HU that is added on both sides of the window, for what surrounds them."""
 
+DENSE_HU = 300.0
+"""From here on next to nothing but bone is brighter than a structure, so that a window need not hold all of it."""
+
 WINDOW_STEP_HU = 10.0
 MOST_FIELD_OF_VIEW = 2
 """Inference window in patches; only where the network cannot stream."""
@@ -221,15 +224,17 @@ def _intensity_choice(facts: Fingerprint) -> _Choice:
     if facts.modality is Modality.MRI:
         return _Choice(Intensity(), "MRI has no scale: each channel of each image to mean 0 and deviation 1")
     spreads = [channel for structure in facts.structures for channel in structure.intensity]
-    darkest, brightest = min(p1 for p1, *_ in spreads), max(p25 for _, p25, *_ in spreads)
+    bone = DENSE_HU + facts.hu_offset
+    darkest = min(p1 for p1, *_ in spreads)
+    brightest = max(min(p99, max(p25, bone)) for _, p25, *_, p99 in spreads)
     margin = WINDOW_MARGIN * (brightest - darkest)
     low, high = (
         round((limit - facts.hu_offset) / WINDOW_STEP_HU) * WINDOW_STEP_HU
         for limit in (darkest - margin, brightest + margin)
     )
     reason = (
-        f"HU from the darkest structure's first percentile to the brightest one's first quarter, and "
-        f"{WINDOW_MARGIN:.0%} more on both sides: nothing brighter must be told apart"
+        f"HU from the darkest structure's first percentile to the brightest one's last (above {DENSE_HU:g}, where bone "
+        f"is, its first quarter), and {WINDOW_MARGIN:.0%} more on both sides: nothing brighter must be told apart"
     )
     if facts.hu_offset:
         reason += f"; no image holds a negative value, so {facts.hu_offset:g} was added to HU"
