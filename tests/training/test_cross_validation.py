@@ -102,7 +102,7 @@ def test_without_a_last_training_the_bundle_has_the_weights_of_the_best_fold(
     done: CrossValidation, job: TrainingJob, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(done.bundle, tmp_path / "out"))
-    again = train_folds(replace(job, out=out, resume=True), FOLDS, is_final=False)
+    again = train_folds(replace(job, out=out, resume=True), FOLDS, final_minutes=0)
     best = int(np.argmax(again.mean_dice))
     assert are_equal(out / WEIGHTS, out / "models" / f"fold_{best}.pt")
 

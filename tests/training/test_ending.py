@@ -100,8 +100,7 @@ def test_a_plan_says_what_was_added_and_reads_back(tmp_path: Path, trained: Trai
     made = Ending(Cleaning(), OFFSETS).on(Plan.from_json(trained.bundle / "plan.json"))
     (tmp_path / "plan.json").write_text(made.to_json(), encoding="utf-8")
     assert Plan.from_json(tmp_path / "plan.json") == made
-    assert "ball +25.0%" in made.reasons["class_offsets"]
-    assert "mean Dice 0.8100, without 0.8000" in made.reasons["class_offsets"]
+    assert "ball by +1.0% instead of +25.0%; Dice +0.0100" in made.reasons["class_offsets"]
     assert "class_offsets" not in cleaned(replace(made, class_offsets=()), Cleaning()).to_json().partition("reasons")[0]
 
 

@@ -22,11 +22,14 @@ from voxelgate.training.planning.plan import Cleaning
 Numbers = npt.NDArray[np.floating]
 Amounts = npt.NDArray[np.float64]
 
-MOST_SHIFT = 2.0
-"""Largest offset of a logit; it multiplies the odds of a class by 7."""
+MOST_SHIFT = 4.0
+"""Largest offset of a logit; it multiplies the odds of a class by 55."""
 
-FACING_VOX = 300
-"""Voxels of a slab that are kept for each two classes that face each other; others of them are told by a weight."""
+FACING_VOX = 200
+"""Voxels of a slab that are kept for each two classes that face each other and each `LEAD_STEP`; others are weighed."""
+
+LEAD_STEP = 2.0
+"""Within which leads of a class over the next count as alike, as logits."""
 
 LEAST_PROBABILITY = 1e-6
 """Below the rounding of averaged float32 probabilities."""
@@ -127,15 +130,16 @@ class Border:
         truth = _on_grid(self._reference, self._grid, grid).reshape(-1)
         logs, truth = logs[:, truth != IGNORED], truth[truth != IGNORED]
         first, second = _leaders(logs)
-        is_open = np.take_along_axis(logs, first[None], 0)[0] - np.take_along_axis(logs, second[None], 0)[0]
-        is_open = is_open < 2 * MOST_SHIFT
+        lead = np.take_along_axis(logs, first[None], 0)[0] - np.take_along_axis(logs, second[None], 0)[0]
+        is_open = lead < 2 * MOST_SHIFT
         decided = np.where(is_open, len(logs), first)
         counts = np.bincount(decided, minlength=len(logs) + 1)[:-1] * grid.voxel_ml
         right = np.bincount(decided[decided == truth], minlength=len(logs) + 1)[:-1] * grid.voxel_ml
         if not len(self._decided):
             self._decided, self._right = np.zeros(len(logs)), np.zeros(len(logs))
         self._decided, self._right = self._decided + counts, self._right + right
-        chosen, weights = self._chosen(np.flatnonzero(is_open), first * len(logs) + second)
+        alike = (first * len(logs) + second) * math.ceil(2 * MOST_SHIFT / LEAD_STEP) + (lead // LEAD_STEP).astype(int)
+        chosen, weights = self._chosen(np.flatnonzero(is_open), alike)
         self._parts.append((logs[:, chosen].astype(np.float16), truth[chosen], weights * grid.voxel_ml))
 
     def of_case(self, subject: str, labels: npt.NDArray[np.int32], kept: Mapping[Step, Amounts]) -> Undecided | None:
@@ -168,12 +172,12 @@ class Border:
         )
 
     def _chosen(
-        self, voxels: npt.NDArray[np.int64], facing: npt.NDArray[np.int64]
+        self, voxels: npt.NDArray[np.int64], kind: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], Amounts]:
-        """Return at most `FACING_VOX` voxels for each two classes, and how many each of them stands for."""
+        """Return at most `FACING_VOX` voxels of each kind, and how many each of them stands for."""
         shuffled = self._rng.permutation(voxels)
-        order = shuffled[np.argsort(facing[shuffled], kind="stable")]
-        _, start, count = np.unique(facing[order], return_index=True, return_counts=True)
+        order = shuffled[np.argsort(kind[shuffled], kind="stable")]
+        _, start, count = np.unique(kind[order], return_index=True, return_counts=True)
         place = np.arange(len(order)) - np.repeat(start, count)
         is_kept = place < FACING_VOX
         each = np.repeat(count / np.minimum(count, FACING_VOX), count)
@@ -215,7 +219,8 @@ def fit_offsets(cases: Sequence[Undecided], cleaning: Cleaning | None = None) ->
     parts = [_Weighed(case, case.restored(cleaning or Cleaning())) for case in cases]
     zero = np.zeros(len(cases[0].decided_ml))
     bias, error = _bias(parts, zero)
-    sure = np.nan_to_num(bias**2 / (bias**2 + error**2))
+    with np.errstate(invalid="ignore"):
+        sure = np.nan_to_num(bias**2 / (bias**2 + error**2))
     target = _target_ml(parts, zero, sure)
     full = _solved(parts, target, sure > 0)
     before = _dice_over_classes(cases, zero)

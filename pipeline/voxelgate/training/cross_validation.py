@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import isnan
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +22,7 @@ from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, load_manifest, part_cases
 from voxelgate.evaluation.scores import LabelScores, Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, without_names, write_csv
-from voxelgate.training.class_offsets import Offsets
+from voxelgate.training.class_offsets import LOST_DICE, Offsets
 from voxelgate.training.cleaning import CleaningTrial
 from voxelgate.training.ending import Ending, choose_ending, planned, with_offsets, write_plan
 from voxelgate.training.held_out import HeldOut, score_as_planned, try_endings
@@ -93,7 +94,7 @@ def train_folds(
     executor: Executor | None = None,
     devices: Sequence[str] = (),
     progress: Progress | None = None,
-    is_final: bool = True,
+    final_minutes: float | None = None,
 ) -> CrossValidation:
     """Train every fold, find out what helps, and train the network that ships on all cases.
 
@@ -109,7 +110,8 @@ def train_folds(
             None.
         devices: where fold 0, 1, ... run, in turn, such as `cuda:0`; the bundle's own choice if empty.
         progress: told how many of how many cases are checked, anew for each fold.
-        is_final: train on all cases in the end; otherwise the weights of the best fold are those of the bundle.
+        final_minutes: that the training on all cases takes; as one of a fold if None. With 0 there is none, and the
+            weights of the best fold are those of the bundle.
 
     Raises:
         ManifestError: the manifest or its files are wrong; lists all problems.
@@ -127,7 +129,7 @@ def train_folds(
     refuse_without_training(job.bundle)
     manifest = load_manifest(job.manifest, job.data_root)
     refuse_other_labels(Metadata.read(job.bundle).labels.names, manifest)
-    refuse_settings(job, settings_of(job))
+    refuse_settings(job, settings_of(job) | ({"minutes": final_minutes} if final_minutes else {}))
     dealt = None if manifest.folds == tuple(range(folds)) else manifest.with_folds(folds)
     prepare_folder(job)
     with locked(job.out):
@@ -136,7 +138,7 @@ def train_folds(
         done = (_train_fold(one, progress) for one in jobs) if executor is None else executor.map(_train_fold, jobs)
         folds_done = list(done)
         ending, scores = _ended(folds_done, jobs, executor)
-        final = _train_final(jobs[0], folds_done, progress) if is_final else None
+        final = None if final_minutes == 0 else _train_final(jobs[0], folds_done, final_minutes, progress)
         result = _put_together(job.out, folds_done, final, _Ended(ending, scores))
         write_quality(job.out, dealt or manifest, folds, progress)
         seal(job.out)
@@ -205,7 +207,10 @@ def _settings_here(job: TrainingJob) -> dict[str, object]:
 def _ended(
     done: Sequence[_FoldResult], jobs: Sequence[TrainingJob], executor: Executor | None
 ) -> tuple[Ending, list[tuple[LabelScores, ...]]]:
-    """Return what helps on all cases, and the scores of each fold with it; offsets there are those of other folds."""
+    """Return what helps on all cases, and the scores of each fold with it.
+
+    Offsets there are those that other folds chose. What costs Dice is not taken.
+    """
     parts = [fold.held_out for fold in done]
     ending = choose_ending(parts)
     plan = planned(jobs[0].bundle)
@@ -216,7 +221,13 @@ def _ended(
     scored = (
         map(_score_fold, jobs, plans, others) if executor is None else executor.map(_score_fold, jobs, plans, others)
     )
-    return ending, list(scored)
+    scores = list(scored)
+    subject_of = {case: subject for fold in done for case, subject in fold.subject_of.items()}
+    before, after = (_mean_dice(list(chain(*of)), subject_of) for of in ([part.scores for part in parts], scores))
+    if after < before - LOST_DICE:
+        logger.info("neither cleaning nor offsets are taken: with them mean Dice is %.4f, without %.4f", after, before)
+        return Ending(Cleaning(), Offsets()), [part.scores for part in parts]
+    return ending, scores
 
 
 def _score_fold(job: TrainingJob, plan: Plan, offsets: Offsets) -> tuple[LabelScores, ...]:
@@ -227,11 +238,13 @@ def _score_fold(job: TrainingJob, plan: Plan, offsets: Offsets) -> tuple[LabelSc
     return scores
 
 
-def _train_final(job: TrainingJob, done: Sequence[_FoldResult], progress: Progress | None) -> Path:
+def _train_final(
+    job: TrainingJob, done: Sequence[_FoldResult], minutes: float | None, progress: Progress | None
+) -> Path:
     """Train on all cases, unless that is done, with the schedule that validated best; return the bundle."""
     out = job.out.with_name(FINAL)
     schedule = chosen_schedule([validations_of(fold.bundle) for fold in done])
-    settings = _final_settings(job, schedule)
+    settings = _final_settings(job, schedule, minutes)
     if not is_sealed(out) or epochs_done(out) < settings.get("epochs", 0):
         logger.info("training on all cases: %s", schedule.reason)
         final = replace(job, out=out, fold=ALL_FOLDS, resume=out.exists(), overrides=settings)
@@ -239,15 +252,17 @@ def _train_final(job: TrainingJob, done: Sequence[_FoldResult], progress: Progre
     return out
 
 
-def _final_settings(job: TrainingJob, schedule: Schedule) -> dict[str, Any]:
+def _final_settings(job: TrainingJob, schedule: Schedule, minutes: float | None) -> dict[str, Any]:
     """Return the settings of the training on all cases, which validates once, for what it validates on it has seen."""
-    asked, stated = dict(job.overrides or {}), read_configs(job.bundle, ["train"], {})
-    changed: dict[str, Any] = {"validate_every": SELDOM}
-    for name in ("epochs", "minutes"):
-        value = asked.get(name, stated.get(name))
-        if schedule.share < 1 and value is not None:
-            changed[name] = schedule.of(value) if name == "epochs" else schedule.share * value
-    return asked | changed
+    settings = {**(job.overrides or {}), "validate_every": SELDOM}
+    if minutes is not None:
+        return settings | {"minutes": minutes}
+    if schedule.share == 1:
+        return settings
+    parser = read_configs(job.bundle, ["train"], job.overrides or {})
+    granted = parser.get_parsed_content("minutes") if "minutes" in parser.get() else None
+    shorter = {} if granted is None else {"minutes": schedule.share * granted}
+    return settings | {"epochs": schedule.of(parser.get("epochs"))} | shorter
 
 
 def _put_together(root: Path, done: Sequence[_FoldResult], final: Path | None, ended: _Ended) -> CrossValidation:

@@ -142,13 +142,14 @@ def _reason(offsets: Offsets, plan: Plan) -> str:
     known = [value for value in range(1, len(offsets.bias_before)) if math.isfinite(offsets.bias_before[value])]
     if not known:
         return "none, since too few cases that were not seen show a structure"
-    before, after = (
-        ", ".join(f"{plan.labels[value]} {bias[value]:+.1%}" for value in known)
-        for bias in (offsets.bias_before, offsets.bias_after)
-    )
     if not offsets.values:
-        return f"none; mean volumes of cases that were not seen are off by {before}"
+        told = ", ".join(f"{plan.labels[value]} {offsets.bias_before[value]:+.1%}" for value in known)
+        return f"none; mean volumes of cases that were not seen are off by {told}"
+    told = ", ".join(
+        f"{plan.labels[value]} by {offsets.bias_after[value]:+.1%} instead of {offsets.bias_before[value]:+.1%}"
+        for value in known
+    )
+    gain = offsets.dice_after - offsets.dice_before
     return (
-        f"added to the logits, so that mean volumes are right: off by {after} of cases that were not seen, without by "
-        f"{before}; mean Dice {offsets.dice_after:.4f}, without {offsets.dice_before:.4f}"
+        f"added to the logits, so that mean volumes of cases that were not seen are off less: {told}; Dice {gain:+.4f}"
     )

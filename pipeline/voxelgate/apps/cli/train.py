@@ -37,9 +37,14 @@ def run(
     folds: Annotated[
         int | None, typer.Option(min=2, help="Train so many folds, and put them together.", show_default=False)
     ] = None,
-    final: Annotated[
-        bool, typer.Option(help="With --folds: train on all cases in the end; else the best fold is taken.")
-    ] = True,
+    final_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --folds: of the training on all cases in the end; 0 takes the best fold instead.",
+            show_default="as for a fold",
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="With --folds: serial, processes:N, or dask:ADDRESS of a scheduler.")
     ] = "serial",
@@ -55,7 +60,7 @@ def run(
     if csv is not None:
         refuse_existing([csv], overwrite=overwrite)
     if folds is None:
-        refuse_given(context, ["engine", "final"], "goes with --folds")
+        refuse_given(context, ["engine", "final_minutes"], "goes with --folds")
         if fold < 0:
             refuse_given(context, ["csv"], "needs a fold that validates")
     else:
@@ -69,7 +74,7 @@ def run(
 
     job = TrainingJob(bundle, manifest, own, data_root, fold, resume, overrides)
     if folds is not None:
-        _train_folds(job, folds, engine, csv, is_final=final)
+        _train_folds(job, folds, engine, csv, final_minutes)
         return
     with progress_bar("checking cases") as progress:
         trained = train(job, progress=progress, started_s=started_s)
@@ -80,18 +85,20 @@ def run(
     console.print(f"{trained}: trained bundle; use it with `voxelgate segment {trained} SCAN --out FOLDER`")
 
 
-def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None, *, is_final: bool) -> None:
+def _train_folds(job: "TrainingJob", folds: int, engine: str, csv: Path | None, final_minutes: float | None) -> None:
     from voxelgate.training.cross_validation import devices_here, train_folds
     from voxelgate.training.pages.folds_page import FOLDS_PAGE
     from voxelgate.training.train import TRAINING
 
     with progress_bar("checking cases") as progress, executor_named(engine) as executor:
-        done = train_folds(job, folds, executor=executor, devices=devices_here(), progress=progress, is_final=is_final)
+        done = train_folds(
+            job, folds, executor=executor, devices=devices_here(), progress=progress, final_minutes=final_minutes
+        )
     title = f"{folds} folds, none seen in training, each used to choose its best epoch: slightly optimistic"
     _show(list(done.scores), title, job, csv)
     console.print(f"mean Dice of each fold: {', '.join(f'{dice:.3f}' for dice in done.mean_dice)}")
     console.print(f"{done.bundle / TRAINING / FOLDS_PAGE}: every case, from the worst to the best", soft_wrap=True)
-    which = "trained on all cases" if is_final else "the best fold"
+    which = "the best fold" if final_minutes == 0 else "trained on all cases"
     console.print(
         f"{done.bundle}: {which}; use it with `voxelgate segment {done.bundle} SCAN --out FOLDER`, or all folds "
         "together with --ensemble",
