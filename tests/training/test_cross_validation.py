@@ -23,11 +23,12 @@ from voxelgate.segmentation.batch.run_batch import segment
 from voxelgate.segmentation.report import CaseStatus
 from voxelgate.training.class_offsets import Offsets
 from voxelgate.training.cleaning import choose_cleaning
-from voxelgate.training.configs.bundle_files import rewrite_bundle
+from voxelgate.training.configs.bundle_files import rewrite_bundle, write_bundle
 from voxelgate.training.cross_validation import (
     FINAL,
     FOLD_SCORES,
     CrossValidation,
+    _final_settings,
     _mean_dice,
     _train_fold,
     train_folds,
@@ -35,6 +36,7 @@ from voxelgate.training.cross_validation import (
 from voxelgate.training.ending import Ending, write_plan
 from voxelgate.training.pages.folds_page import FOLDS_PAGE
 from voxelgate.training.planning import Cleaning, Plan
+from voxelgate.training.schedule import Schedule
 from voxelgate.training.seen import read_seen
 from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold
 from voxelgate.transforms.io import as_image
@@ -112,6 +114,21 @@ def test_the_bundle_says_the_mean_dice_of_its_folds(done: CrossValidation) -> No
 
     assert known is not None
     assert known.validation_dice == pytest.approx(sum(done.mean_dice) / len(done.mean_dice), abs=1e-4)
+
+
+def test_the_last_training_takes_the_part_of_the_schedule_that_validated_best_or_the_minutes_that_were_asked_for(
+    job: TrainingJob, tmp_path: Path
+) -> None:
+    plan = Plan.from_json(job.bundle / "plan.json")
+    timed = replace(plan, training=replace(plan.training, epochs=10, minutes=30.0))
+    write_bundle(timed, tmp_path / "bundle")
+    asked = replace(job, bundle=tmp_path / "bundle")
+    half, whole = Schedule(0.5, "half"), Schedule(1.0, "whole")
+    settings = _final_settings(asked, half, None)
+    assert (settings["epochs"], settings["minutes"]) == (5, 15.0)
+    assert {"epochs", "minutes"}.isdisjoint(_final_settings(asked, whole, None))
+    assert _final_settings(asked, whole, 60.0)["minutes"] == 60.0
+    assert "minutes" not in _final_settings(replace(asked, overrides={"epochs": 4}), half, None)
 
 
 def test_an_ensemble_averages_the_probabilities_of_the_folds(done: CrossValidation, job: TrainingJob) -> None:
