@@ -331,7 +331,7 @@ def test_a_folder_of_one_configuration_holds_no_other(tmp_path: Path) -> None:
 def test_settings_that_no_component_follows_are_refused(tmp_path: Path) -> None:
     document = plans(resampling_fn_probabilities_kwargs={"is_seg": False, "order": 3})
 
-    with pytest.raises(BundleError, match=r"configuration 3d_fullres: .*orders 3 and 0"):
+    with pytest.raises(BundleError, match=r"configuration 3d_fullres: .*splines of order 3 and 0"):
         imported(folder(tmp_path, plans=document))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from tests.inference.prepared_images import Prepared
 from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
+from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
 
 predicting = pytest.importorskip("nnunetv2.inference.predict_from_raw_data", reason="nnU-Net is not installed here")
 exporting = pytest.importorskip("nnunetv2.inference.export_prediction", reason="nnU-Net is not installed here")
@@ -22,13 +23,14 @@ pytestmark = pytest.mark.peers
 LAST_BIT = 2.0**-23
 """PyTorch's softmax rounds otherwise where a vector register is not full, which depends on the size of the array."""
 
-RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+TORCH = {"function": "resample_torch_fornnunet"}
 PLAIN = Prepared((22, 30, 33), (1.0, 0.8, 0.7), (16, 20, 25), ((0, 22), (3, 30), (1, 31)))
 FINER = Prepared((40, 40, 30), (0.9, 0.7, 0.8), (31, 19, 22), ((2, 39), (0, 40), (4, 30)))
 COARSER = Prepared((9, 14, 20), (3.0, 2.5, 2.0), (20, 25, 30), ((0, 9), (2, 14), (0, 20)))
 SMALL = Prepared((10, 9, 33), (1.0, 1.0, 1.0), (7, 9, 25), ((0, 10), (0, 9), (0, 33)))
 APART = Prepared((9, 30, 33), (5.0, 0.8, 0.7), (14, 20, 25), ((0, 9), (3, 30), (1, 31)))
 TRANSPOSED = Prepared((22, 30, 33), (1.0, 0.8, 4.7), (16, 20, 25), ((0, 33), (3, 20), (1, 29)), (2, 0, 1), 2)
+LARGE = Prepared((40, 100, 90), (1.0, 0.8, 0.7), (30, 52, 47), ((0, 40), (3, 100), (1, 88)))
 SAME = Prepared((20, 22, 25), (1.0, 1.0, 1.0), (18, 20, 25), ((1, 19), (2, 22), (0, 25)))
 
 
@@ -58,8 +60,8 @@ def theirs(
     configuration = {
         "patch_size": list(inferer.patch_size),
         "spacing": list(inferer.spacing),
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {**RESAMPLING, "force_separate_z": inferer.resampling.force_separate_z},
+        "resampling_fn_probabilities": str(inferer.resampling.function),
+        "resampling_fn_probabilities_kwargs": arguments_of(inferer.resampling),
         "architecture": {},
     }
     forward = list(prepared.forward)
@@ -95,6 +97,14 @@ def theirs(
     return plain, found[1]
 
 
+def arguments_of(how: Resampling) -> dict[str, Any]:
+    """Return the arguments that plans have."""
+    if how.function is ResamplingFunction.NONE:
+        return {}
+    splines = {"order": how.order, "order_z": how.order_z} if how.function is ResamplingFunction.DEFAULT else {}
+    return {"is_seg": False, "force_separate_z": how.force_separate_z, **splines}
+
+
 def numbered(count: int) -> dict[str, Any]:
     return {"background": 0, **{f"structure {index}": index for index in range(1, count)}}
 
@@ -119,6 +129,14 @@ def numbered(count: int) -> dict[str, Any]:
         (SAME, 1, 3, {}),
         (PLAIN, 1, 61, {}),
         (PLAIN, 1, 40, {"mirror_axes": (2,)}),
+        (PLAIN, 1, 4, {"resampling": TORCH}),
+        (LARGE, 1, 3, {"resampling": TORCH, "patch_size": (16, 32, 32)}),
+        (APART, 1, 5, {"resampling": TORCH, "spacing": (3.2, 1.2, 0.9)}),
+        (APART, 1, 2, {"resampling": TORCH | {"force_separate_z": False}}),
+        (TRANSPOSED, 2, 3, {"resampling": TORCH, "spacing": (1.0, 1.5, 9.0)}),
+        (TRANSPOSED, 1, 3, {"resampling": TORCH}),
+        (SAME, 1, 3, {"resampling": TORCH}),
+        (SAME, 1, 3, {"resampling": {"function": "no_resampling_hack"}}),
     ],
 )
 @pytest.mark.parametrize("threads", [1, 2])
@@ -140,17 +158,17 @@ def test_labels_and_probabilities_are_those_of_nnunet(
 
 
 @pytest.mark.parametrize("prepared", [PLAIN, COARSER, APART])
-def test_regions_are_those_of_nnunet(prepared: Prepared) -> None:
+@pytest.mark.parametrize("resampling", [None, TORCH])
+def test_regions_are_those_of_nnunet(prepared: Prepared, resampling: dict[str, str] | None) -> None:
     made = networks(1, 1, 3)
-    inferer = NnUNetInferer(patch_size=(8, 12, 16), spacing=(1.3, 1.2, 1.1), regions=(1, 3, 2))
+    settings = {"patch_size": (8, 12, 16), "spacing": (1.3, 1.2, 1.1), "regions": (1, 3, 2), "resampling": resampling}
+    inferer = NnUNetInferer(**settings)
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "inside": [2], "ignore": 4}
     segmentation, probabilities = theirs(prepared, made, inferer, labels, regions=[1, 3, 2])
     ours = inferer(prepared.image(), made).numpy()[0, 0].transpose(2, 1, 0)
     assert len(np.unique(segmentation)) == 4
     assert np.count_nonzero(ours != segmentation) == 0
-    asked = NnUNetInferer(
-        patch_size=(8, 12, 16), spacing=(1.3, 1.2, 1.1), regions=(1, 3, 2), probabilities_of=(0, 1, 2)
-    )
+    asked = NnUNetInferer(**settings, probabilities_of=(0, 1, 2))
     found = asked(prepared.image(), made).numpy()[0].transpose(0, 3, 2, 1)
     assert np.abs(found - probabilities).max() <= LAST_BIT
 

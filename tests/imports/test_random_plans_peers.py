@@ -30,11 +30,13 @@ from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.core.errors import InputError
 from voxelgate.inference.pass_options import PassOptions
+from voxelgate.transforms.nnunet.resample import ResamplingFunction
 from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 
 pytestmark = pytest.mark.peers
 
 SEEDS = 24
+TORCH = ResamplingFunction.TORCH
 
 READERS = [reader for reader in NnUNetReader if reader is not NnUNetReader.PICTURE]
 SCHEMES = ["ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization"]
@@ -74,6 +76,10 @@ def drawn_plans(draw: Draw, channels: int) -> Json:
         "resampling_fn_data_kwargs": resampling | {"force_separate_z": draw.one([None, None, True, False])},
         "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": force},
     }
+    if draw.often(0.3):
+        by_torch = {"is_seg": False, "force_separate_z": force, "memefficient_seg_resampling": False}
+        for kind in ("data", "probabilities"):
+            stated |= {f"resampling_fn_{kind}": str(TORCH), f"resampling_fn_{kind}_kwargs": by_torch}
     if draw.often(0.4):
         arguments = stated["architecture"]["arch_kwargs"]
         arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from skimage.transform import resize
@@ -21,10 +21,12 @@ from voxelgate.inference.nnunet.source_box import source_box
 from voxelgate.inference.nnunet.source_planes import PlaneRestorer, neighbours
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles
+from voxelgate.inference.nnunet.torch_planes import TorchRestorer
 from voxelgate.inference.nnunet.window_scores import window_network
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.threads import LoneWorkers
 from voxelgate.networks import PlainConvUNet
+from voxelgate.transforms.nnunet.resample import resample_by_torch
 
 CASE = Prepared((12, 20, 22), (1.0, 0.8, 0.7), (9, 13, 15), ((0, 12), (2, 20), (1, 22)))
 
@@ -74,6 +76,35 @@ def test_regions_are_those_of_the_whole_volume(
     found = neighbours(logits.movedim(1, 0), taps[0], restorer.decision)
     labels = np.stack([restorer.labels(index, planes).numpy() for index, planes in enumerate(found)])
     assert np.array_equal(labels, expected)
+
+
+prepared_sizes = st.tuples(st.integers(1, 20), st.integers(2, 20), st.integers(2, 20))
+
+
+@settings(max_examples=20)
+@given(
+    prepared_sizes,
+    st.tuples(*(st.integers(1, 40) for _ in range(3))),
+    st.integers(2, 4),
+    st.sampled_from([None, 0, 1, 2]),
+)
+@example((9, 8, 7), (90, 80, 70), 2, None)
+@example((3, 8, 7), (9, 80, 70), 3, 0)
+@example((30, 20, 7), (90, 80, 9), 2, 2)
+@example((1, 20, 3), (60, 80, 9), 3, 1)
+def test_planes_that_pytorch_interpolates_have_the_bits_of_the_whole_volume(
+    network: tuple[int, int, int], source: tuple[int, int, int], classes: int, apart: int | None
+) -> None:
+    logits = noise(classes, *network)
+    restorer = TorchRestorer.of(network, source, apart, decision_of(None))
+    expected = torch.from_numpy(resample_by_torch(logits.numpy(), source, apart)).float()
+
+    found = list(neighbours(logits.movedim(1, 0), restorer.taps[0], restorer.decision))
+
+    restored = torch.stack([restorer.logits(index, planes) for index, planes in enumerate(found)], dim=1)
+    assert torch.equal(restored, expected)
+    labels = torch.stack([restorer.labels(index, planes) for index, planes in enumerate(found)])
+    assert torch.equal(labels, expected.argmax(dim=0))
 
 
 @given(sizes, sizes, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
@@ -161,12 +192,18 @@ def test_a_turned_image_is_refused() -> None:
         ({"spacing": (1.0, 1.0)}, "spacing"),
         ({"mirror_axes": (3,)}, "mirror_axes"),
         ({"regions": ()}, "regions"),
-        ({"resampling": {"function": "resample_data_or_seg_to_shape", "order": 3}}, "brought back by"),
+        ({"resampling": {"function": "resample_data_or_seg_to_shape", "order": 3}}, "splines of order 3"),
     ],
 )
 def test_values_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         NnUNetInferer(**{"patch_size": (4, 4, 4), "spacing": (1.0, 1.0, 1.0), **settings})
+
+
+def test_logits_that_stay_where_a_resampled_image_was_are_refused() -> None:
+    infer = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0), resampling={"function": "no_resampling_hack"})
+    with pytest.raises(BundleError, match="but its logits are not brought back"):
+        infer(CASE.image(), nn.Conv3d(1, 2, 1))
 
 
 def test_logits_beyond_float16_are_refused() -> None:

@@ -36,6 +36,10 @@ class LogitDecision(Protocol):
         """Return two maps of codes for logits (classes, H, W) float16; equal where the decision is clear."""
         ...
 
+    def codes(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the codes (H, W) of logits (classes, H, W) as they are."""
+        ...
+
     def lower(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Return the lower bound of voxels between two others."""
         ...
@@ -82,6 +86,10 @@ class LikeliestClass:
             codes.masked_fill_(is_higher, index)
         is_open = ahead <= best.abs().mul_(CLEAR_PART).add_(CLEAR_LEAST)
         return codes, codes.masked_fill(is_open, len(logits))
+
+    def codes(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the class with the highest logit, the first of equals."""
+        return logits.argmax(dim=0).int()
 
     def lower(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Return the lower class."""
@@ -148,6 +156,10 @@ class Regions:
     def bounds(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the regions that are surely there, and those that may be."""
         return self._bits(logits > CLEARLY_IN), self._bits(logits > 0)
+
+    def codes(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the regions whose sigmoid, in float32, is above one half."""
+        return self._bits(torch.sigmoid(logits.float()) > 0.5)
 
     def lower(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Return the regions that both have."""

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import nn
 
-from voxelgate.core.errors import InputError, UsageError
-from voxelgate.core.geometry import Grid
+from voxelgate.core.errors import BundleError, InputError, UsageError
+from voxelgate.core.geometry import Grid, Shape
 from voxelgate.core.machine import free_host_bytes
 from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probabilities_in
 from voxelgate.inference.nnunet.decisions import LogitDecision, decision_of
@@ -24,6 +24,7 @@ from voxelgate.inference.nnunet.source_box import SourceBox, source_box
 from voxelgate.inference.nnunet.source_planes import LogitPlane, PlaneRestorer, neighbours
 from voxelgate.inference.nnunet.taps import restoring_taps
 from voxelgate.inference.nnunet.tiles import Tiles, check_tiles
+from voxelgate.inference.nnunet.torch_planes import TorchRestorer
 from voxelgate.inference.nnunet.window_scores import Layer, WindowNetwork, window_network
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.restoring.placement import in_file_order
@@ -33,6 +34,8 @@ from voxelgate.inference.windows import is_finite
 from voxelgate.transforms.nnunet.preprocess import SOURCE_SPACING
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
 
+AnyRestorer: TypeAlias = PlaneRestorer | TorchRestorer
+
 
 @dataclass(frozen=True, eq=False)
 class _Way:
@@ -41,7 +44,7 @@ class _Way:
     image: torch.Tensor
     networks: Sequence[WindowNetwork]
     tiles: Tiles
-    restorer: PlaneRestorer
+    restorer: AnyRestorer
     source: Grid
     box: SourceBox
     max_bytes: int
@@ -58,8 +61,8 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
     """Run networks of nnU-Net v2 over a prepared image as its predictor does, and return labels on the source grid.
 
     On a CPU, with the same version and number of threads of PyTorch, the labels are those of `nnUNetPredictor` and its
-    export, voxel for voxel: windows, weights, mirroring, sums in float16, mean of the folds, order-1 resampling of the
-    logits and the decision are its own. Class scores exist for one row of windows and two planes at a time.
+    export, voxel for voxel: windows, weights, mirroring, sums in float16, mean of the folds, resampling of the logits
+    and the decision are its own. Class scores exist for one row of windows and two planes at a time.
 
     Args:
         patch_size: window in voxels of the prepared image; two sizes for a 2D network, which takes slices of the first
@@ -69,7 +72,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         mirror_axes: axes of the window along which it is mirrored too, in every combination.
         regions: labels of overlapping regions in the order of their channels (`regions_class_order`); None for classes.
         resampling: how logits are brought back: the plans' `resampling_fn_probabilities` under `function`, and its
-            keywords; order 1, the nearest plane along an axis that is resampled apart.
+            keywords; splines of order 1 only, with the nearest plane along an axis that is resampled apart.
         exact: whether networks compute as nnU-Net's do, to the last bit; if not, as fast as they can (`fast_body`).
         max_memory: bytes that the sums of one row of windows may take; None for what is free.
         probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
@@ -151,7 +154,8 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
             network: as for a call.
 
         Returns:
-            Logits (classes, b, c) float16 of each plane of the part that the prepared image covers, in its axes.
+            Logits (classes, b, c) of each plane of the part that the prepared image covers, in its axes; float16, or
+            float32 that PyTorch interpolated.
         """
         way = self._way(image, network)
         return Planes(way.box.view, way.restored(way.restorer.logits))
@@ -178,17 +182,28 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
                 "the image has voxels that are not finite (NaN or infinite); repair or leave out the file."
             )
         box = source_box(source, grid)
-        taps = restoring_taps(grid.shape, box.size_vox, self._separate_axis(inputs, source, box))
         networks = network if isinstance(network, Sequence | nn.ModuleList) else [network]
         return _Way(
             image,
             [self._windowed(one, image) for one in networks],
             Tiles(grid.shape, self.patch_size, self.step_size),
-            PlaneRestorer(taps, self._decision),
+            self._restorer(grid.shape, box.size_vox, self._separate_axis(inputs, source, box)),
             source,
             box,
             self.max_memory or free_host_bytes(),
         )
+
+    def _restorer(self, network: Shape, source: Shape, apart: int | None) -> AnyRestorer:
+        """Return what brings logits from the network grid to the source grid, in its axes."""
+        function = self.resampling.function
+        if function is ResamplingFunction.TORCH:
+            return TorchRestorer.of(network, source, apart, self._decision)
+        if function is ResamplingFunction.NONE and network != source:
+            raise BundleError(
+                f"an image of {source} voxels was resampled to {network}, but its logits are not brought back "
+                f"({function}); the plans contradict each other."
+            )
+        return PlaneRestorer(restoring_taps(network, source, apart), self._decision)
 
     def _windowed(self, network: nn.Module, image: torch.Tensor) -> WindowNetwork:
         """Return a network for windows of an image (1, C, a, b, c)."""
@@ -207,7 +222,7 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         current = self.spacing if len(self.spacing) == 3 else (spacing[0], *self.spacing)
         return self.resampling.separate_axis(current, spacing)
 
-    def _probabilities(self, restorer: PlaneRestorer, index: int, planes: tuple[LogitPlane, ...]) -> Probabilities:
+    def _probabilities(self, restorer: AnyRestorer, index: int, planes: tuple[LogitPlane, ...]) -> Probabilities:
         """Return the probabilities (classes, b, c) of a plane of the source grid."""
         return probabilities_in(restorer.logits(index, planes), are_regions=self.regions is not None)
 
@@ -224,8 +239,8 @@ def _labels_on_source(way: _Way) -> npt.NDArray[Any]:
 
 
 def _check_resampling(resampling: Resampling) -> None:
-    if resampling.function is not ResamplingFunction.DEFAULT or resampling.order != 1 or resampling.order_z != 0:
+    is_spline = resampling.function is ResamplingFunction.DEFAULT
+    if is_spline and (resampling.order != 1 or resampling.order_z != 0):
         raise UsageError(
-            f"logits brought back by {resampling.function} with orders {resampling.order} and {resampling.order_z}: "
-            f"expected {ResamplingFunction.DEFAULT} with orders 1 and 0."
+            f"logits brought back by splines of order {resampling.order} and {resampling.order_z}, expected 1 and 0."
         )

@@ -33,13 +33,19 @@ class Taps:
         return [(self.low, self.weight), (self.high, 1.0 - self.weight)]
 
 
+def picking_taps(index: npt.NDArray[np.int64]) -> Taps:
+    """Return taps of voxels that are those with an index (n,) in the other grid."""
+    low = torch.from_numpy(index)
+    return Taps(low, low, torch.ones(len(index), dtype=torch.float64), is_between=False)
+
+
 def linear_taps(size: int, count: int) -> Taps:
     """Return taps of an order-1 zoom from `size` to `count` voxels, as scipy's `zoom` in grid mode has them.
 
     Beyond the first and last centre both taps are the voxel at the edge (`NI_ZoomShift` in its ni_interpolation.c).
     """
     if size == count:
-        return _one(np.arange(size))
+        return picking_taps(np.arange(size))
     position = positions_of(count, size)
     low = np.floor(position)
     weight = 1.0 - (position - low)
@@ -49,12 +55,7 @@ def linear_taps(size: int, count: int) -> Taps:
 
 def nearest_taps(size: int, count: int) -> Taps:
     """Return taps of an order-0 resampling as `map_coordinates` of scipy has them, the upper of two equally near."""
-    return _one(np.floor(np.clip(positions_of(count, size), 0, size - 1) + 0.5).astype(np.int64))
-
-
-def _one(index: npt.NDArray[np.int64]) -> Taps:
-    low = torch.from_numpy(index)
-    return Taps(low, low, torch.ones(len(index), dtype=torch.float64), is_between=False)
+    return picking_taps(np.floor(np.clip(positions_of(count, size), 0, size - 1) + 0.5).astype(np.int64))
 
 
 def restoring_taps(network: Shape, source: Shape, apart: int | None) -> tuple[Taps, Taps, Taps]:
