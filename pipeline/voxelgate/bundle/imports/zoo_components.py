@@ -38,9 +38,9 @@ class Component:
         wanted = {**self.arguments, **changed}
         return {"_target_": self.name, **{name: plain(value) for name, value in wanted.items() if value is not None}}
 
-    def says(self, *names: str) -> bool:
-        """Return whether all of some flags are set; texts such as "True" are, as for MONAI."""
-        return all(bool(self.arguments.get(name)) for name in names)
+    def says(self, name: str) -> bool:
+        """Return whether a flag is set; a text such as "True" is, as for MONAI."""
+        return bool(self.arguments.get(name))
 
     def refuse_others(self, known: Iterable[str], where: str) -> None:
         """Refuse arguments that mean something which is not known here; None and False mean nothing.

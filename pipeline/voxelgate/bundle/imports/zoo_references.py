@@ -40,14 +40,6 @@ class ZooConfig:
         self._known: dict[str, Any] = {}
         self._asked: list[str] = []
 
-    def __contains__(self, key: object) -> bool:
-        """Return whether the config has this id at its top."""
-        return key in self._document
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the ids at the top."""
-        return iter(self._document)
-
     def get(self, reference: str, otherwise: Any = None) -> Any:
         """Return the worked-out value of an id at the top, or something else if it is not there."""
         return self.value(reference) if reference in self._document else otherwise

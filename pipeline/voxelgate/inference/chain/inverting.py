@@ -38,11 +38,9 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
 
     Args:
         inferer: MONAI's `SlidingWindowInferer`, `SliceInferer`, `SimpleInferer`, or another that gives class scores.
-        postprocessing: the bundle's steps up to the one that saves; they leave one channel of label values on the
-            source grid. `Invertd` among them names the preprocessing of the same config (`@preprocessing`).
-        image_key: where the steps look for the prepared image.
-        pred_key: where they look for the prediction.
-        amp: run under `torch.autocast("cuda")` as an evaluator with `amp` does; nothing on a CPU.
+        postprocessing: the bundle's steps up to the one that saves, on "image", as prepared, and "pred"; they leave one
+            channel of label values on the source grid. `Invertd` among them names the preprocessing of the same config
+            (`@preprocessing`).
         max_memory: bytes that scores and steps may take; None for nine tenths of what is free.
 
     Raises:
@@ -60,18 +58,12 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         *,
         inferer: Callable[..., Any],
         postprocessing: Callable[..., Any],
-        image_key: str = "image",
-        pred_key: str = "pred",
-        amp: bool = False,
         max_memory: int | None = None,
     ) -> None:
         super().__init__()
         check_limit(max_memory)
         self.inferer = inferer
         self.postprocessing = postprocessing
-        self.image_key = image_key
-        self.pred_key = pred_key
-        self.amp = amp
         self.max_memory = max_memory
 
     def __call__(self, inputs: MetaTensor, network: nn.Module, *args: Any, **kwargs: Any) -> MetaTensor:
@@ -93,8 +85,7 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         """
         source, _ = grids_of(inputs)
         check = functools.partial(self._check_memory, inputs, source)
-        amp = torch.autocast("cuda", enabled=self.amp and inputs.device.type == "cuda")
-        with torch.no_grad(), amp, _shown_first(network, check):
+        with torch.no_grad(), _shown_first(network, check):
             predicted = self.inferer(inputs, network, *args, **kwargs)
         if not isinstance(predicted, torch.Tensor):
             raise BundleError(f"the network gives a {type(predicted).__name__}, expected one tensor of class scores.")
@@ -128,7 +119,7 @@ class InvertingInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
 
     def _stepped(self, image: MetaTensor, scores: MetaTensor) -> object:
         try:
-            return self.postprocessing({self.image_key: image, self.pred_key: scores})[self.pred_key]
+            return self.postprocessing({"image": image, "pred": scores})["pred"]
         except torch.OutOfMemoryError:
             raise
         except STEP_FAULTS as error:
