@@ -1,5 +1,6 @@
 """Models of several networks: parts, crops and cascades, made of networks that are thresholds."""
 
+import shutil
 from typing import Any
 
 import nibabel as nib
@@ -345,6 +346,14 @@ def test_members_of_other_classes_are_refused() -> None:
 
     with pytest.raises(BundleError, match="gives 3 classes and the first one 2"):
         inferer(image_of(RAMP), nn.ModuleList([Slopes(0, 1), Slopes(0, 1, 2)]))
+
+
+def test_a_sum_that_the_disk_cannot_hold_is_refused_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    inferer = EnsembleInferer([Part(Planewise(axis), [0]) for axis in (0, 2)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20, 0))
+
+    with pytest.raises(UsageError, match=r"needs 0\.0 GiB on disk, 0\.0 GiB are free in .*set TMPDIR"):
+        inferer(image_of(RAMP), nn.ModuleList([Slopes(0, 1)]))
 
 
 def test_a_member_that_gives_labels_only_is_refused() -> None:

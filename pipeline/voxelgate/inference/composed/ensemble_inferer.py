@@ -1,8 +1,10 @@
 """Several models of the same structures, whose probabilities are averaged."""
 
+import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from monai.data import MetaTensor
@@ -10,10 +12,13 @@ from monai.inferers import Inferer
 
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape
+from voxelgate.core.machine import GIB
 from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probable
 from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.sliding_window import Networks
+
+FLOAT_BYTES = 4
 
 
 class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types that mypy may follow
@@ -33,7 +38,7 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
         probabilities_of: channels whose probability is returned, as float32 channels, instead of labels.
 
     Raises:
-        UsageError: fewer than two members.
+        UsageError: fewer than two members; at call, when the disk has no room for members that take turns.
         BundleError: at call, when members give different numbers of classes.
 
     >>> inferer = vg.NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0))
@@ -113,11 +118,22 @@ def _in_turns(members: Sequence[Planes], shape: Shape) -> Iterator[Probabilities
         for one in members:
             for number, values in enumerate(one.values):
                 if total is None:
-                    total = np.memmap(file, np.float32, mode="w+", shape=(len(values), *shape))
+                    total = _zeros_in(file, (len(values), *shape))
                 one.view(total)[:, number] += _of_same_classes(values, len(total))
         if total is not None:
             for number in range(shape[0]):
                 yield total[:, number] / np.float32(len(members))
+
+
+def _zeros_in(file: IO[bytes], shape: tuple[int, ...]) -> Probabilities:
+    """Return an array that is a temporary file; a disk that is full would end the process while it is written."""
+    needed, free = FLOAT_BYTES * math.prod(shape), shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > free:
+        raise UsageError(
+            f"the average of models that see an image along different axes needs {needed / GIB:.1f} GiB on disk, "
+            f"{free / GIB:.1f} GiB are free in {tempfile.gettempdir()}; free them, or set TMPDIR to another folder."
+        )
+    return np.memmap(file, np.float32, mode="w+", shape=shape)
 
 
 def _of_same_classes(values: Probabilities, classes: int) -> Probabilities:
