@@ -20,6 +20,7 @@ from voxelgate.core.errors import UsageError
 from voxelgate.datasets import build_manifest as manifest_build
 from voxelgate.datasets.manifest import load_manifest
 from voxelgate.datasets.survey import survey
+from voxelgate.inference import precision
 from voxelgate.training.configs.bundle_files import write_bundle
 from voxelgate.training.cross_validation import train_folds
 from voxelgate.training.planning import Plan, Training, plan
@@ -194,3 +195,13 @@ def test_a_cross_validation_is_lengthened_in_every_fold(whole: TrainingJob, tmp_
     train_folds(job, FOLDS)
     train_folds(replace(job, resume=True, overrides=short | {"epochs": 2}), FOLDS)
     assert [epochs_done(job.out / TRAINING / f"fold_{fold}") for fold in range(FOLDS)] == [2, 2]
+
+
+def test_a_training_goes_on_in_the_number_format_that_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = replace(tiny_job(tmp_path), overrides={"epochs": 1})
+    monkeypatch.setattr(precision, "_convolution_s", lambda dtype: 1.0 if dtype is torch.bfloat16 else 2.0)
+    train(job)
+    monkeypatch.setattr(precision, "_convolution_s", lambda _: 1.0)
+    train(replace(job, resume=True, overrides={"epochs": 2}))
+    state = torch.load(job.out / STATE, weights_only=True)
+    assert (state["epoch"], state["identity"]["precision"]) == (2, "bfloat16")

@@ -24,6 +24,7 @@ from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, ManifestCase, Split
 from voxelgate.dicom.read.series_paths import series_at
 from voxelgate.evaluation.pairs import read_reference
 from voxelgate.evaluation.scores import LabelScores, score
+from voxelgate.inference.precision import Precision
 from voxelgate.training.configs.bundle_files import rewrite_bundle
 from voxelgate.training.distributed import STATE, UNREADABLE_STATE, first_weights
 from voxelgate.training.ending import PLAN, end_training, ended_early, put_back, without_offsets
@@ -143,7 +144,7 @@ def train(
     _refuse_other_fold(job.fold, manifest)
     for part in (Split.TRAINING, Split.VALIDATION):
         datalist(job.manifest, data_root=job.data_root, fold=job.fold, part=part)
-    settings = settings_of(job) | {"resume": job.resume} | _began(job.bundle, start_s)
+    settings = settings_of(job) | {"resume": job.resume} | _began(job.bundle, start_s) | _format_before(job)
     refuse_settings(job, settings)
     content, before = check_manifest(manifest, progress=progress).content, _seen_before(job)
     prepare_folder(job)
@@ -165,6 +166,18 @@ def train(
 def _began(bundle: Path, start_s: float) -> dict[str, float]:
     """Return the setting from which on the minutes of a training count; bundles of before have none."""
     return {"started_s": start_s} if "started_s" in read_configs(bundle, ["train"], {}).get() else {}
+
+
+def _format_before(job: TrainingJob) -> dict[str, str]:
+    """Return the number format of a training that goes on as a setting; the machine might choose another now."""
+    asked = read_configs(job.bundle, ["train"], job.overrides or {}).get().get("precision")
+    if not job.resume or asked != Precision.AUTO:
+        return {}
+    try:
+        state = torch.load(job.out / TRAINING / STATE, map_location="cpu", weights_only=True)
+        return {"precision": str(Precision(state["identity"]["precision"]))}
+    except UNREADABLE_STATE:
+        return {}
 
 
 def write_measure(root: Path, mean_dice: float | None) -> None:
