@@ -531,14 +531,15 @@ def test_colours_under_a_grey_header_are_refused_before_a_decoder_ends_the_proce
         stored_pixels(header_of(with_pixel_data(path, encapsulate([bytes(stream)]))))
 
 
-@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name)
-@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(
+    ("syntax", "bits"),
+    [*((one, 8) for one in LOSSLESS), *((one, 32) for one in LOSSLESS if one != JPEG2000Lossless)],  # there 12 fit
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_a_header_of_other_bits_allocated_than_the_codestream_is_refused(
     tmp_path: Path, syntax: str, bits: int
 ) -> None:
     path = write(image(values(12, "u", (64, 80)), bits=12), tmp_path / "a", syntax)
-    if syntax == JPEG2000Lossless and bits == 32:
-        pytest.skip("JPEG 2000 of 12 bits fits into 32")
     dataset = dcmread(path)
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, min(bits, 12), min(bits, 12) - 1
     dataset.save_as(path)

@@ -49,6 +49,8 @@ def odd_slices_darker(voxels: np.ndarray) -> np.ndarray:
     return found
 
 
+IN_HU = "a scanner's own difference"
+
 SOUND = {
     "a body": body,
     "a body without noise": lambda: body(0),
@@ -56,17 +58,17 @@ SOUND = {
     "noise alone": lambda: np.random.default_rng(1).normal(0, 20, (40, 40, SLICES)).astype(np.float32),
     "one value": lambda: np.full((40, 40, SLICES), 7, np.float32),
     "a few slices": lambda: with_phases(body(count=6), 2, 60),
-    "a scanner's own difference": lambda: with_phases(body(), 2, 4),
+    IN_HU: lambda: with_phases(body(), 2, 4),
     "two blocks": lambda: np.concatenate([body()[:, :, :12], with_phases(body(), 1, 0)[:, :, 12:] + 60], axis=2),
     "steps of an edge": lambda: np.where(np.arange(SLICES) % 12 < 6, 400, 0) * np.ones((40, 40, 1), np.float32),
 }
 
 
-@pytest.mark.parametrize("name", SOUND)
-@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [(name, modality) for modality in ("CT", "MR", "PT") for name in SOUND if modality == "CT" or name != IN_HU],
+)
 def test_one_acquisition_is_one(name: str, modality: str) -> None:
-    if modality != "CT" and name == "a scanner's own difference":
-        pytest.skip("in HU")
     assert woven_finding(np.ascontiguousarray(SOUND[name](), np.float32), modality, is_suspect=False) is None
 
 

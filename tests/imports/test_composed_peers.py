@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-pytest.importorskip("nnunetv2", reason="nnU-Net is not installed here")
+pytest.importorskip("nnunetv2", reason="needs nnU-Net, in the environment that `make import-test` builds")
 
 from nnunetv2.ensembling.ensemble import average_probabilities
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation

@@ -8,7 +8,10 @@ from torch import nn
 
 from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
 
-peers = pytest.importorskip("dynamic_network_architectures.architectures.unet", reason="nnU-Net is not installed here")
+peers = pytest.importorskip(
+    "dynamic_network_architectures.architectures.unet",
+    reason="needs nnU-Net, in the environment that `make import-test` builds",
+)
 
 pytestmark = pytest.mark.peers
 

@@ -12,10 +12,15 @@ from voxelgate.inference.nnunet.nnunet_inferer import NnUNetInferer
 from voxelgate.networks import PlainConvUNet, ResidualEncoderUNet
 from voxelgate.transforms.nnunet.resample import Resampling, ResamplingFunction
 
-predicting = pytest.importorskip("nnunetv2.inference.predict_from_raw_data", reason="nnU-Net is not installed here")
-exporting = pytest.importorskip("nnunetv2.inference.export_prediction", reason="nnU-Net is not installed here")
+MISSING = "needs nnU-Net, in the environment that `make import-test` builds"
+predicting = pytest.importorskip(
+    "nnunetv2.inference.predict_from_raw_data",
+    reason=MISSING,
+)
+exporting = pytest.importorskip("nnunetv2.inference.export_prediction", reason=MISSING)
 handling = pytest.importorskip(
-    "nnunetv2.utilities.plans_handling.plans_handler", reason="nnU-Net is not installed here"
+    "nnunetv2.utilities.plans_handling.plans_handler",
+    reason=MISSING,
 )
 
 pytestmark = pytest.mark.peers

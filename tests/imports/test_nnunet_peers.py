@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("nnunetv2", reason="nnU-Net is not installed here")
+pytest.importorskip("nnunetv2", reason="needs nnU-Net, in the environment that `make import-test` builds")
 
 from tests.imports.nnunet_folders import Folder, kinds, make_folder, make_images, predict
 from voxelgate.bundle.imports.imported import ImportOptions

@@ -17,7 +17,7 @@ from voxelgate.transforms.nnunet.normalise import NormalizationScheme
 from voxelgate.transforms.nnunet.preprocess import NnUNetPreprocessd
 from voxelgate.transforms.nnunet.source_layout import NnUNetReader
 
-MISSING = "nnU-Net is not installed here"
+MISSING = "needs nnU-Net, in the environment that `make import-test` builds"
 preparing = pytest.importorskip("nnunetv2.preprocessing.preprocessors.default_preprocessor", reason=MISSING)
 handling = pytest.importorskip("nnunetv2.utilities.plans_handling.plans_handler", reason=MISSING)
 labelling = pytest.importorskip("nnunetv2.utilities.label_handling.label_handling", reason=MISSING)

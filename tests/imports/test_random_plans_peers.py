@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-pytest.importorskip("nnunetv2", reason="nnU-Net is not installed here")
+pytest.importorskip("nnunetv2", reason="needs nnU-Net, in the environment that `make import-test` builds")
 
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 

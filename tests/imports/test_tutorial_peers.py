@@ -13,7 +13,7 @@ from tests.docs.test_commands import blocks
 from tests.imports.totalseg_files import PARTS, ROUGH, write_weights
 from tests.imports.zoo_bundles import write_zoo_bundle
 
-pytest.importorskip("nnunetv2", reason="nnU-Net is not installed here")
+pytest.importorskip("nnunetv2", reason="needs nnU-Net, in the environment that `make import-test` builds")
 
 pytestmark = pytest.mark.peers
 
