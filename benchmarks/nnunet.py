@@ -126,7 +126,7 @@ def ours(given: Comparison, minutes: float) -> Result:
     spent_s = used_s() - start_s
     bundle, state = open_bundle(trained), torch.load(trained / TRAINING / STATE, weights_only=True)
     dice = given.measured(lambda case: bundle.segment(case.channels).labels)
-    return Result(minutes, spent_s / 60, state["clock"]["steps"], dice)
+    return Result(minutes, spent_s / 60, state["keep_time"]["steps"], dice)
 
 
 # --- nnU-Net ----------------------------------------------------------------------------------------------------------
