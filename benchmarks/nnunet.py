@@ -207,7 +207,7 @@ def _trainer(prepared: Path, configuration: str, out: Path) -> Any:
     os.environ |= {"nnUNet_results": str(out), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: PLC0415
 
-    plans = json.loads((prepared / f"{PLANS}.json").read_text(encoding="utf-8"))
+    plans = json.loads((prepared / f"{PLANS}.json").read_text(encoding="utf-8")) | {"continue_training": False}
     description = json.loads((prepared / "dataset.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  # from which nnU-Net draws
