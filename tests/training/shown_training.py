@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.handlers import MeanDice, from_engine
 
 from voxelgate.training.pages.progress_handler import WriteProgressPage
+from voxelgate.training.pages.training_record import read_record
 
 NAMES = {"0": "background", "1": "left ball", "2": "right ball", "3": "never there"}
 SHAPE = (20, 18, 16)
@@ -47,16 +48,26 @@ def validation_of(truths: Sequence[npt.NDArray[np.int64]]) -> Engine:
 
 
 def run_training(
-    folder: Path, truths: Sequence[npt.NDArray[np.int64]], *, epochs: int = EPOCHS, done: int = 0, fold: int = 0
-) -> WriteProgressPage:
-    """Run a training that goes on after `done` epochs, and that validates after each; return its handler."""
+    folder: Path,
+    truths: Sequence[npt.NDArray[np.int64]],
+    *,
+    epochs: int = EPOCHS,
+    done: int = 0,
+    fold: int = 0,
+    title: str = "balls",
+) -> list[int]:
+    """Run a training that goes on after `done` epochs, and that validates after each.
+
+    Returns:
+        The steps that the page has known of after each of them.
+    """
     validator, weight = validation_of(truths), torch.nn.Parameter(torch.zeros(1))
     page = WriteProgressPage(
         path=folder / "progress.html",
         validator=validator,
         optimizer=torch.optim.SGD([weight], lr=0.25),
         names=NAMES,
-        title="balls",
+        title=title,
         fold=fold,
     )
     trainer = Engine(lambda engine, _batch: {"loss": torch.tensor(2.0 / engine.state.iteration)})
@@ -68,5 +79,11 @@ def run_training(
             validator.run(list(enumerate(truths)), epoch_length=len(truths), max_epochs=engine.state.epoch)
 
     page.attach(trainer)
+    known: list[int] = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def look() -> None:
+        known.append(read_record(folder / "progress.json").steps)
+
     trainer.run([0] * 6, max_epochs=epochs)
-    return page
+    return known

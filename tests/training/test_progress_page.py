@@ -43,7 +43,7 @@ def test_the_page_tells_losses_structures_and_cases(tmp_path: Path) -> None:
     text = text_of(tmp_path)
     for part in ("training of <b>balls</b>, fold 0 validates", "left ball", "right ball", "case_0", "case_1"):
         assert part in text
-    assert "of 4 epochs" in text
+    assert "of 24 steps" in text
     assert text.count("<article") == 2
 
 
@@ -53,7 +53,7 @@ def test_the_record_holds_each_epoch_and_the_dice_of_each_structure_and_case(tmp
     record = read_record(tmp_path / "progress.json")
     assert len(record.epochs) == EPOCHS
     assert record.epochs[0].losses == pytest.approx([2 / step for step in range(1, 7)])
-    assert record.epochs[0].learning_rate == 0.25
+    assert record.epochs[0].learning_rates == (0.25,) * 6
     left, right, absent = record.validations[0].of_structures
     assert left == 1.0
     assert 0 < right < 1
@@ -82,8 +82,7 @@ def test_a_training_without_validation_has_a_page_too(tmp_path: Path) -> None:
 
 
 def test_a_name_that_would_be_markup_is_text(tmp_path: Path) -> None:
-    page = run_training(tmp_path, [balls()])
-    page.title = "<script>alert(1)</script>"
+    run_training(tmp_path, [balls()], title="<script>alert(1)</script>")
     assert "<script>alert" not in text_of(tmp_path)
 
 
@@ -108,7 +107,13 @@ def test_drawing_waits_where_it_has_taken_too_much_of_the_time(tmp_path: Path, m
     run_training(tmp_path, [balls()])
     drawn = [bool(one.paths) for one in read_record(tmp_path / "progress.json").validations]
     assert drawn == [True, False, False, False]
-    assert "after epoch 1" in text_of(tmp_path)
+    assert "After step 6" in text_of(tmp_path)
+
+
+def test_the_page_is_written_within_an_epoch_that_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_handler, "WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress_handler, "MOST_SHARE", 1e9)
+    assert run_training(tmp_path, [balls()], epochs=1) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_training_that_is_taken_up_again_goes_on_with_what_is_known(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ def test_outlines_of_older_validations_are_thinned_out_where_they_become_many(mo
     monkeypatch.setattr(training_record, "MOST_PATHS", 50)
     record = TrainingRecord()
     for epoch in range(1, 30):
-        record = record.with_validation(ValidationRecord(epoch, 0.5, ((0.5,),), (({1: "M0 0l10 0z"},),)))
+        record = record.with_validation(ValidationRecord(epoch, 10 * epoch, 0.5, ((0.5,),), (({1: "M0 0l10 0z"},),)))
     kept = [one.epoch for one in record.validations if one.paths]
     assert len(kept) <= 5
     assert kept[-1] == 29
@@ -219,17 +224,17 @@ def test_the_slider_shows_what_was_found_after_each_epoch(browser: object, tmp_p
     page.goto((tmp_path / "progress.html").as_uri())
     last = page.locator(".found path.s2").first.get_attribute("d")
 
-    page.locator("#epoch").focus()
+    page.locator("#step").focus()
     page.keyboard.press("Home")
 
-    assert page.locator("#epoch-name").inner_text() == "1"
+    assert page.locator("#step-name").inner_text() == "6"
     assert page.locator(".found path.s2").first.get_attribute("d") != last
     assert page.locator(".found path.s2").first.evaluate("path => getComputedStyle(path).stroke") == "rgb(86, 180, 233)"
     page.reload()
-    assert page.locator("#epoch-name").inner_text() == "1"
+    assert page.locator("#step-name").inner_text() == "6"
     page.keyboard.press("Tab")
     page.get_by_label("true labels").uncheck()
     assert not page.locator(".truth").first.is_visible()
     assert said == []
     assert all(url.startswith(("file:", "data:")) for url in asked)
-    assert json.loads(page.locator("#history").text_content())["epochs"] == [1, 2, 3, 4]
+    assert json.loads(page.locator("#history").text_content())["steps"] == [6, 12, 18, 24]

@@ -92,7 +92,7 @@ class LineChart:
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """Return marks of the axis to the right: where, and what they say."""
-        return [(self.x(value), f"{value:g}") for value in round_values(self.x_span, 7) if value.is_integer()]
+        return [(self.x(value), f"{value:,.10g}") for value in round_values(self.x_span, 6) if value.is_integer()]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:

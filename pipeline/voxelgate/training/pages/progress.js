@@ -4,13 +4,13 @@
   const QUIET_MIN = 10;
   const SVG = "http://www.w3.org/2000/svg";
   const history = JSON.parse(document.getElementById("history").textContent);
-  const slider = document.getElementById("epoch");
+  const slider = document.getElementById("step");
   const news = document.getElementById("news");
   const isDone = news.dataset.done === "true";
 
-  // Show what was found after one of the epochs.
+  // Show what was found at one of the validations.
   function show(at) {
-    document.getElementById("epoch-name").textContent = history.epochs[at];
+    document.getElementById("step-name").textContent = history.steps[at].toLocaleString("en");
     for (const element of document.querySelectorAll(".case")) {
       const { dice, paths } = history.cases[element.dataset.case][at];
       element.querySelector(".case-dice").textContent = dice === null ? "no true structure" : `Dice ${dice.toFixed(3)}`;
@@ -30,13 +30,13 @@
     if (!isDone && minutes >= QUIET_MIN) news.textContent = `nothing new for ${minutes} minutes: see whether the training still runs`;
   }
 
-  // The epoch that is looked at stays over a reload, unless it is the last one.
+  // The step that is looked at stays over a reload, unless it is the last one.
   function keep() {
-    location.replace(Number(slider.value) < history.epochs.length - 1 ? `#epoch=${history.epochs[slider.value]}` : "#");
+    location.replace(Number(slider.value) < history.steps.length - 1 ? `#step=${history.steps[slider.value]}` : "#");
   }
 
   if (slider) {
-    const kept = history.epochs.indexOf(Number(new URLSearchParams(location.hash.slice(1)).get("epoch")));
+    const kept = history.steps.indexOf(Number(new URLSearchParams(location.hash.slice(1)).get("step")));
     if (kept >= 0) {
       slider.value = kept;
       show(kept);

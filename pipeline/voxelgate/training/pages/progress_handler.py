@@ -42,6 +42,9 @@ DRAWN_CASES = 4
 MOST_SHARE = 0.015
 """Of the time of a training; drawing and writing wait where they have taken more."""
 
+WRITE_EVERY_S = 30.0
+"""How often the page is written within an epoch, which may last for many minutes."""
+
 EVENTS = "events"
 """Folder beside the page, with what TensorBoard shows."""
 
@@ -103,10 +106,11 @@ class WriteProgressPage:
         self._record: TrainingRecord | None = None
         self._writer: SummaryWriter | None = None
         self._losses: list[torch.Tensor] = []
+        self._rates: list[float] = []
         self._case_ids: list[str] = []
         self._cases: dict[int, _DrawnCase] = {}
         self._found: dict[int, list[Outlines]] = {}
-        self._started_s = self._spent_s = self._before_s = 0.0
+        self._started_s = self._spent_s = self._before_s = self._written_s = 0.0
         self._steps = 0
 
     def attach(self, engine: Engine) -> None:
@@ -123,41 +127,55 @@ class WriteProgressPage:
     # --- what the trainer says ------------------------------------------------------------------------------------
 
     def _begin(self, engine: Engine) -> None:
-        self._losses = []
+        self._losses, self._rates = [], []
         if self._record is not None:
             return
         self._record = read_record(self.path.with_suffix(".json")).until(engine.state.epoch - 1)
         self._before_s = self._record.epochs[-1].busy_s if self._record.epochs else 0.0
         self._writer = SummaryWriter(str(self.path.parent / EVENTS))
         self._started_s = time.monotonic()
-        self._write(engine)
+        self._write(engine, self._record)
         self._spent_s = 0.0  # once, for what must be loaded
         logger.info("%s shows the training as it goes on", self.path)
 
     def _step(self, engine: Engine) -> None:
         loss = engine.state.output["loss"].detach()
         self._losses.append(loss)
+        self._rates.append(float(self.optimizer.param_groups[0]["lr"]))
         self._steps += 1
         if self._writer is not None:
             self._writer.add_scalar("1_loss/step", loss, engine.state.iteration)
+        if self._elapsed_s - self._written_s >= WRITE_EVERY_S and self._has_time:
+            self._write(engine, self._with_losses(engine))
+
+    def _with_losses(self, engine: Engine) -> TrainingRecord:
+        """Return what is known, the epoch that runs included."""
+        record, parts = self._record or TrainingRecord(), min(LOSS_PARTS, len(self._losses))
+        losses, rates = torch.stack(self._losses).double().cpu(), torch.tensor(self._rates)
+        epoch = EpochRecord(
+            tuple(float(part.mean()) for part in losses.tensor_split(parts)),
+            tuple(float(part[-1]) for part in rates.tensor_split(parts)),
+            len(losses),
+            self._before_s + self._elapsed_s,
+        )
+        return replace(record, epochs=(*record.epochs[: engine.state.epoch - 1], epoch))
 
     def _note(self, engine: Engine) -> None:
         if self._record is None or not self._losses:
             return
         with self._timed():
-            losses = torch.stack(self._losses).double().cpu()
-            parts = tuple(float(part.mean()) for part in losses.tensor_split(min(LOSS_PARTS, len(losses))))
-            rate = float(self.optimizer.param_groups[0]["lr"])
-            epoch = EpochRecord(parts, rate, len(losses), self._before_s + self._elapsed_s)
-            self._record = replace(self._record, epochs=(*self._record.epochs[: engine.state.epoch - 1], epoch))
-            self._tell({"1_loss/epoch": epoch.loss, "3_learning_rate": rate}, engine.state.epoch)
+            self._record = self._with_losses(engine)
+            last = self._record.epochs[-1]
+            self._tell({"1_loss/epoch": last.loss, "3_learning_rate": last.learning_rates[-1]}, engine.state.epoch)
             if self._case_ids:
                 self._note_validation(engine.state.epoch)
             if self._has_time or len(self._record.validations) == 1:
-                self._write(engine)
+                self._write(engine, self._record)
 
     def _end(self, engine: Engine) -> None:
-        self._write(engine, is_done=True)
+        if self._record is not None:
+            self._write(engine, self._record, is_done=True)
+            logger.info("%s: took %.1f s of %.1f minutes", self.path.name, self._spent_s, self._elapsed_s / 60)
         if self._writer is not None:
             self._writer.close()
 
@@ -193,7 +211,8 @@ class WriteProgressPage:
         paths: tuple[PlanePaths, ...] = ()
         if self._found.keys() == self._cases.keys():
             paths = tuple(tuple(map(svg_paths, found)) for found in self._found.values())
-        validation = ValidationRecord(epoch, float(mean) if np.isfinite(mean) else None, dice, paths)
+        known_steps = 0 if self._record is None else self._record.steps
+        validation = ValidationRecord(epoch, known_steps, float(mean) if np.isfinite(mean) else None, dice, paths)
         record = replace(self._record or TrainingRecord(), case_ids=tuple(self._case_ids), drawings=drawings)
         self._record = record.with_validation(validation)
         known = zip(self.labels.names[1:], validation.of_structures, strict=False)
@@ -217,16 +236,15 @@ class WriteProgressPage:
             self._writer.add_image(f"cases/{self._case_ids[number]}", picture, epoch, dataformats="HWC")
         self._writer.flush()
 
-    def _write(self, engine: Engine, *, is_done: bool = False) -> None:
-        if self._record is None:
-            return
+    def _write(self, engine: Engine, record: TrainingRecord, *, is_done: bool = False) -> None:
         with self._timed():
-            done, all_steps = engine.state.iteration, engine.state.max_epochs * engine.state.epoch_length
-            left_s = self._elapsed_s / self._steps * max(0, all_steps - done) if self._steps else None
-            state = TrainingState(self.title, self.fold, engine.state.max_epochs, left_s, is_done=is_done)
+            self._written_s = self._elapsed_s
+            steps = record.steps if is_done else max(record.steps, engine.state.max_epochs * engine.state.epoch_length)
+            left_s = self._elapsed_s / self._steps * (steps - record.steps) if self._steps else None
+            state = TrainingState(self.title, self.fold, steps, engine.state.max_epochs, left_s, is_done=is_done)
             try:
-                write_record(self._record, self.path.with_suffix(".json"))
-                write_progress_page(self._record, state, self.labels, self.path)
+                write_record(record, self.path.with_suffix(".json"))
+                write_progress_page(record, state, self.labels, self.path)
             except OSError as error:
                 logger.warning("%s: cannot be written (%s); the training goes on", self.path.name, error.strerror)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ class TrainingState:
     Args:
         title: what is trained.
         fold: whose cases validate; below 0 all cases are trained on.
-        epochs: that it shall have.
+        steps: that it shall have.
+        epochs: the same.
         left_s: how long it will still take; None if nobody knows.
         is_done: whether it has ended.
     """
 
     title: str
     fold: int
+    steps: int
     epochs: int
     left_s: float | None
     is_done: bool = False
@@ -126,20 +129,22 @@ def _structure_rows(record: TrainingRecord, labels: LabelTable) -> list[Structur
 
 
 def _charts(record: TrainingRecord, state: TrainingState, labels: LabelTable) -> dict[str, LineChart]:
-    span = (0.0, float(max(state.epochs, len(record.epochs), 1)))
-    losses = [
-        (number + (part + 1) / len(epoch.losses), loss)
-        for number, epoch in enumerate(record.epochs)
-        for part, loss in enumerate(epoch.losses)
+    span = (0.0, float(max(state.steps, 1)))
+    starts = accumulate((epoch.steps for epoch in record.epochs), initial=0)
+    steps = [
+        start + epoch.steps * (part + 1) / len(epoch.losses)
+        for start, epoch in zip(starts, record.epochs, strict=False)
+        for part in range(len(epoch.losses))
     ]
-    rates = [(float(number), epoch.learning_rate) for number, epoch in enumerate(record.epochs, start=1)]
+    losses = list(zip(steps, chain.from_iterable(epoch.losses for epoch in record.epochs), strict=True))
+    rates = list(zip(steps, chain.from_iterable(epoch.learning_rates for epoch in record.epochs), strict=True))
     return {
         "loss": _loss_chart(losses, span),
         "rate": LineChart(
             (ChartLine("", "rate", thinned_out(rates, MOST_POINTS)),),
             span,
             (0.0, max((rate for _, rate in rates), default=1.0)),
-            "epoch",
+            "step",
             height=92,
         ),
         "dice": _dice_chart(record, span, labels),
@@ -151,22 +156,22 @@ def _loss_chart(losses: Sequence[Point], span: Point) -> LineChart:
     values = [loss for _, loss in points] or [0.0, 1.0]
     low, high = min(0.0, *values), max(values)
     lines = (ChartLine("", "raw", points), ChartLine("", "smooth", smoothed(points, SMOOTHING * len(points))))
-    return LineChart(lines, span, (low, high), "epoch", height=220)
+    return LineChart(lines, span, (low, high), "step", height=220)
 
 
 def _dice_chart(record: TrainingRecord, span: Point, labels: LabelTable) -> LineChart:
     lines = []
     for column, (value, name) in enumerate(zip(labels.foreground, labels.names[1:], strict=True)):
-        values = [(float(one.epoch), one.of_structures[column]) for one in record.validations]
+        values = [(float(one.step), one.of_structures[column]) for one in record.validations]
         lines.append(ChartLine(name, f"s{value}", tuple((x, dice) for x, dice in values if dice is not None)))
-    mean = tuple((float(one.epoch), one.mean_dice) for one in record.validations if one.mean_dice is not None)
+    mean = tuple((float(one.step), one.mean_dice) for one in record.validations if one.mean_dice is not None)
     if len(lines) > 1:
         lines.append(ChartLine("mean", "mean", mean))
     later = [y for line in lines for _, y in line.points[len(line.points) // 2 :]]
     low = max(0.0, DICE_STEP * (min(later, default=0.0) // DICE_STEP))
     names = max((len(line.name) for line in lines), default=0)
     return LineChart(
-        tuple(lines), span, (low, 1.0), "epoch", height=326, margins=(48, min(190, 22 + 6.2 * names), 10, 34)
+        tuple(lines), span, (low, 1.0), "step", height=326, margins=(48, min(190, 22 + 6.2 * names), 10, 34)
     )
 
 
@@ -192,7 +197,7 @@ def _history(record: TrainingRecord) -> dict[str, Any]:
     """Return the outlines and the Dice of each drawn case at each validation that has kept them."""
     kept = [one for one in record.validations if one.paths]
     return {
-        "epochs": [one.epoch for one in kept],
+        "steps": [one.step for one in kept],
         "cases": {
             number: [{"dice": one.of_cases[number], "paths": one.paths[place]} for one in kept]
             for place, number in enumerate(record.drawings)

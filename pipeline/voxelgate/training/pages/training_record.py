@@ -27,13 +27,13 @@ class EpochRecord:
 
     Args:
         losses: means of its parts, in their order.
-        learning_rate: at its end.
+        learning_rates: the same.
         steps: that it had.
         busy_s: that the training took until here, breaks left out.
     """
 
     losses: tuple[float, ...]
-    learning_rate: float
+    learning_rates: tuple[float, ...]
     steps: int
     busy_s: float
 
@@ -49,12 +49,14 @@ class ValidationRecord:
 
     Args:
         epoch: after which it came.
+        step: the same.
         mean_dice: by which the best weights are chosen; None if no case holds any structure.
         dice: of each case, in their order, and each structure, in the order of the labels; None if a case lacks it.
         paths: outlines of what was found, of each case that is drawn; empty if they were dropped.
     """
 
     epoch: int
+    step: int
     mean_dice: float | None
     dice: tuple[tuple[float | None, ...], ...]
     paths: tuple[PlanePaths, ...] = ()
@@ -85,6 +87,11 @@ class TrainingRecord:
     validations: tuple[ValidationRecord, ...] = ()
     case_ids: tuple[str, ...] = ()
     drawings: dict[int, CaseDrawing] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of all epochs."""
+        return sum(epoch.steps for epoch in self.epochs)
 
     @property
     def best(self) -> ValidationRecord | None:
