@@ -1,5 +1,7 @@
-// Lint the page's script as the browser sees it, all files joined, and the tests of it; name each fault by file and line.
+// Lint the report's script as the browser sees it, all files joined, the scripts of other pages, and the tests; name each
+// fault by file and line.
 
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import js from "@eslint/js";
@@ -10,8 +12,9 @@ import { scripts } from "./page.mjs";
 const globals = (...names) => Object.fromEntries(names.map((name) => [name, "readonly"]));
 const PAGE = globals(
   "atob", "Blob", "DecompressionStream", "devicePixelRatio", "document", "Image", "ImageData", "location", "Response",
-  "ResizeObserver", "window",
+  "ResizeObserver", "setInterval", "URLSearchParams", "window",
 );
+const OTHERS = ["training/pages/progress.js", "training/pages/folds.js"];
 const PARSING = ["innerHTML", "outerHTML", "insertAdjacentHTML", "write", "writeln"];
 const RULES = {
   "consistent-return": "off", // event handlers return nothing, or what another one does
@@ -56,9 +59,16 @@ function place(line) {
 
 const joined = ['"use strict"; {', ...scripts().map(([, text]) => text), "}"].join("\n");
 const [page] = await linter("script").lintText(joined);
+const others = OTHERS.map((name) => [name, readFileSync(new URL(`../../pipeline/voxelgate/${name}`, import.meta.url), "utf8")]);
+const otherFaults = [];
+for (const [name, text] of others) {
+  const [{ messages }] = await linter("script").lintText(text);
+  otherFaults.push(...messages.map((fault) => [`${name}:${fault.line}`, fault]));
+}
 const tests = await linter("module", { ...RULES, "no-eval": "off", "max-lines-per-function": "off" }).lintFiles(["*.mjs"]);
 const faults = [
   ...page.messages.map((fault) => [place(fault.line), fault]),
+  ...otherFaults,
   ...tests.flatMap(({ filePath, messages }) => messages.map((fault) => [`${filePath.split("/").at(-1)}:${fault.line}`, fault])),
 ];
 for (const [where, { message, ruleId }] of faults) console.log(`${where}: ${message} (${ruleId})`);
