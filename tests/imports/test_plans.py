@@ -1,14 +1,13 @@
 """What plans and data sets of nnU-Net say, and what is refused in them."""
 
-import copy
 import json
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.imports.nnunet_files import UNET, architecture, configuration, data_set, plans
+from tests.imports.odd_documents import refusals
 from voxelgate.bundle.imports.data_set import DataSet, read_data_set
 from voxelgate.bundle.imports.plans import Configuration, read_plans
 from voxelgate.core.errors import BundleError
@@ -243,39 +242,6 @@ def test_settings_that_cannot_be_matched_are_named(changes: Json, sentence: str)
 def test_what_holds_for_all_configurations_is_checked_too(changes: Json, sentence: str) -> None:
     with pytest.raises(BundleError, match=sentence):
         read(plans() | changes)
-
-
-def places_in(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    parts = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, part in parts:
-        yield (*path, key)
-        yield from places_in(part, (*path, key))
-
-
-ODD = [10**9, -1, 0, 10**400, 1e308, math.nan, math.inf, True, None, "", "x", [], {}, [[]], [None], {"x": None}]
-
-
-def changed(document: Json, path: tuple[Any, ...], value: Any) -> Json:
-    copied = copy.deepcopy(document)
-    place = copied
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = copy.deepcopy(value)
-    return copied
-
-
-def refusals(read: Callable[[Json], object], document: Json) -> list[str]:
-    """Return what is said where one place of a document holds something odd."""
-    said = []
-    for path in places_in(document):
-        for odd in ODD:
-            try:
-                read(changed(document, path, odd))
-            except BundleError as error:
-                said.append(str(error))
-    return said
 
 
 def test_whatever_stands_in_plans_they_are_read_or_refused_in_one_sentence() -> None:

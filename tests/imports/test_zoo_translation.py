@@ -1,14 +1,17 @@
 """Bundles of the zoo in our terms: the 14 real configs where they are at hand, and small ones made here."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from tests.imports.odd_documents import refusals
 from tests.imports.zoo_bundles import (
     ARGMAX,
     IMAGE,
@@ -32,6 +35,7 @@ from voxelgate.bundle.imports.weights import read_arrays
 from voxelgate.bundle.imports.zoo import input_size_of
 from voxelgate.bundle.imports.zoo_chain import Chain, read_chain
 from voxelgate.bundle.imports.zoo_documents import read_foreign_config
+from voxelgate.bundle.imports.zoo_faithful import read_own_chain
 from voxelgate.bundle.imports.zoo_labels import channels_of, labels_of
 from voxelgate.bundle.imports.zoo_networks import network_of
 from voxelgate.bundle.imports.zoo_references import ZooConfig
@@ -329,6 +333,34 @@ def test_what_is_not_understood_is_refused_in_a_sentence_and_nothing_runs(
 
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+ODD = [None, -1, 0.5, "", [], [1], [["a"]], {"a": 1}, "$torch.float32", "$torch.load('a')['k']", "$lambda x: 1"]
+OF_TWO = compose([{"_target_": "LoadImaged", **TWO, "reader": "ITKReader"}, JOINED, {"_target_": "Spacingd", **IMAGE}])
+SLICES = {"_target_": "SliceInferer", "roi_size": [8, 8], "spatial_dim": 2, "overlap": 0.5}
+
+
+@pytest.mark.parametrize("read", [read_chain, lambda config, *_: read_own_chain(config, Scripts({}))])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"preprocessing": OF_TWO, "inferer": SLICES}, {"postprocessing": compose([SIGMOID, INVERSE, THRESHOLD])}],
+    ids=["one image", "two images in slices", "regions"],
+)
+def test_whatever_stands_in_a_chain_it_is_read_or_refused_in_one_sentence(
+    changes: dict[str, Any], read: Callable[..., Chain]
+) -> None:
+    chain = {
+        key: value for key, value in zoo_config(**changes).items() if key.endswith(("processing", "inferer", "key"))
+    }
+
+    def look(document: dict[str, Any]) -> None:
+        config = ZooConfig(document, "configs/inference.json", lambda _: {"k": np.zeros((2, 2))})
+        input_size_of(read(config, 3, {}))
+
+    said = refusals(look, chain, ODD)
+
+    assert len(said) > 100
+    assert [one for one in said if "\n" in one or len(one) > 600] == []
 
 
 def test_weights_of_another_network_are_refused_without_room_for_what_the_config_asks(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ network is brought back slab by slab by `voxelgate.ChainInferer`.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from voxelgate.bundle.frame import Config
@@ -151,13 +151,13 @@ class _Preparation:
 
     def read(self, step: Component) -> None:
         """Note which images are read, labels aside, and by whom."""
-        self.is_read_by_itk = step.arguments.get("reader") in {"ITKReader", "itkreader"}
-        self.images = tuple(name for name in _key_names(step.arguments.get("keys")) if name != "label")
+        self.is_read_by_itk = is_read_by_itk(step)
+        self.images = tuple(name for name in step.names() if name != "label")
 
     def join(self, step: Component) -> None:
         """Note in which order images become channels."""
         merged, out = ("keys_merge", "keys_out") if "keys_merge" in step.arguments else ("keys", "name")
-        order = _key_names(step.arguments.get(merged))
+        order = step.names(merged)
         if not set(order) <= set(self.images):
             raise BundleError(f"{self.where}: joins {', '.join(order)}, which it has not read; restore the bundle")
         self.images, self.joined = order, str(step.arguments.get(out))
@@ -174,16 +174,16 @@ class _Preparation:
         self.steps.append({"_target_": "voxelgate.AppendZerosd", "keys": "image", "channels": self.clicks})
 
     def _keep(self, step: Component) -> None:
-        keys = _key_names(step.arguments.get("keys"))
-        if set(keys) != ({self.joined} if self.joined else set(self.images)):
+        keys = step.names()
+        if not keys or set(keys) != ({self.joined} if self.joined else set(self.images)):
             raise BundleError(f"{self.where}: {step.name} takes {', '.join(keys)} apart from the others; {FAITHFUL}")
         self._check_sampling(step)
         arguments = {name: _of_all(value, len(keys)) for name, value in step.arguments.items()}
         source = {"source_key": "image"} if "source_key" in arguments else {}
-        name = _FLAT.get(step.name, step.name)
+        kept = replace(step, name=_FLAT.get(step.name, step.name), arguments=arguments)
         labels = {"labels": None} if step.name == "Orientationd" and "labels" not in arguments else {}
         each = {"channel_wise": True} if self._looks_at_each(step) else {}
-        config = Component(name, arguments).config(keys="image", allow_missing_keys=None, **source, **each)
+        config = kept.config(keys="image", allow_missing_keys=None, **source, **each)
         self.steps.append(config | labels)  # of which MONAI would say at each start that they are its default
         self.changes_grid |= step.name in GEOMETRY
 
@@ -239,21 +239,21 @@ class _Restoring:
         """
         if step.name in _NOT_NEEDED or _is_cast_to_float(step):
             return
-        if step.name not in _RESTORED or _key_names(step.arguments.get("keys")) != ("pred",):
+        if step.name not in _RESTORED or step.names() != ("pred",):
             raise BundleError(f"{self.where}: {step.name} is no step that can be translated; {FAITHFUL}")
         arguments = {name: _of_all(value, 1) for name, value in step.arguments.items()}
-        _RESTORED[step.name](self, Component(step.name, arguments))
+        _RESTORED[step.name](self, replace(step, arguments=arguments))
 
     def activate(self, step: Component) -> None:
         """Make probabilities of scores."""
-        step.refuse_others(("keys", "sigmoid", "softmax"), self.where)
+        step.refuse_others(("keys", "sigmoid", "softmax"))
         if step.says("softmax") == step.says("sigmoid") or self.is_labels or self.threshold is not None:
             raise BundleError(f"{self.where}: {step.name} does not make probabilities of scores; {FAITHFUL}")
         self.steps.append("softmax" if step.says("softmax") else "sigmoid")
 
     def invert(self, step: Component) -> None:
         """Bring scores or labels back to the grid of the image."""
-        step.refuse_others(("keys", "transform", "orig_keys", "nearest_interp", *_INVERSE_REST), self.where)
+        step.refuse_others(("keys", "transform", "orig_keys", "nearest_interp", *_INVERSE_REST))
         is_nearest = bool(step.arguments.get("nearest_interp", True))
         if self.is_labels and self.is_resampled and not is_nearest:
             self.findings.append(
@@ -267,7 +267,7 @@ class _Restoring:
 
     def discretise(self, step: Component) -> None:
         """Make labels of probabilities, or regions that a later step merges."""
-        step.refuse_others(("keys", "argmax", "threshold"), self.where)
+        step.refuse_others(("keys", "argmax", "threshold"))
         threshold = step.arguments.get("threshold")
         if step.says("argmax") == (threshold is not None) or self.is_labels or self.threshold is not None:
             raise BundleError(f"{self.where}: {step.name} does not make labels of scores; {FAITHFUL}")
@@ -275,7 +275,7 @@ class _Restoring:
             self.steps.append("argmax")
             self.is_labels = True
         else:
-            self.threshold = float(threshold or 0.0)
+            self.threshold = float(step.number("threshold"))
 
     def merge(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Make labels of regions: the first channel that is on gives its value."""
@@ -290,7 +290,7 @@ class _Restoring:
 
     def merge_as_told(self, step: Component) -> None:
         """Merge regions as a lambda of a known form says."""
-        step.refuse_others(("keys", "func"), self.where)
+        step.refuse_others(("keys", "func"))
         told = step.arguments.get("func")
         pairs = first_wins(told.text) if isinstance(told, FunctionText) else None
         if pairs is None:
@@ -305,7 +305,7 @@ class _Restoring:
         """Keep the largest piece of each label."""
         if not self.is_labels:
             raise BundleError(f"{self.where}: {step.name} comes before there are labels; {FAITHFUL}")
-        self.steps.append(Component(step.name.removesuffix("d"), step.arguments).config(keys=None))
+        self.steps.append(replace(step, name=step.name.removesuffix("d")).config(keys=None))
 
     def finished(self) -> list[Any]:
         """Return the steps, which end with labels on the grid of the image.
@@ -364,17 +364,18 @@ def windows_of(inferer: Component, where: str) -> Config:
         return {}
     if inferer.name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt", "SliceInferer"}:
         raise BundleError(f"{where}: {inferer.name} is no inferer that can be translated; {FAITHFUL}")
-    inferer.refuse_others((*_WINDOWS, *_WINDOW_SPEED, "spatial_dim"), where)
+    inferer.refuse_others((*_WINDOWS, *_WINDOW_SPEED, "spatial_dim"))
     arguments = {name: plain(inferer.arguments[name]) for name in _WINDOWS if name in inferer.arguments}
     if isinstance(arguments.get("roi_size"), int):
         arguments["roi_size"] = [arguments["roi_size"]] * (2 if inferer.name == "SliceInferer" else 3)
     if inferer.name == "SliceInferer":
-        arguments["slice_axis"] = int(inferer.arguments.get("spatial_dim", 0))
+        arguments["slice_axis"] = int(inferer.number("spatial_dim"))
     return arguments
 
 
-def _key_names(keys: Any) -> tuple[str, ...]:
-    return (keys,) if isinstance(keys, str) else tuple(map(str, keys or ()))
+def is_read_by_itk(step: Component) -> bool:
+    """Return whether images are read by MONAI's `ITKReader`, which takes voxel sizes from the header."""
+    return "itkreader" in str(step.arguments.get("reader")).lower()
 
 
 def _of_all(value: Any, keys: int) -> Any:

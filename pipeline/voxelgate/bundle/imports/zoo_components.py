@@ -28,10 +28,35 @@ class Component:
         name: without the package for MONAI's, and with `d` at the end for dictionary transforms; with the path of the
             file for a bundle's own, such as `scripts.my_transforms.MergeClassesd`.
         arguments: worked out.
+        where: the file and the id, for messages.
     """
 
     name: str
     arguments: Mapping[str, Any]
+    where: str
+
+    def names(self, argument: str = "keys") -> tuple[str, ...]:
+        """Return the names of images that stand in an argument; none if it is not there.
+
+        Raises:
+            BundleError: they are no names.
+        """
+        stated = self.arguments.get(argument) or []
+        names = stated if isinstance(stated, list) else [stated]
+        if not all(isinstance(name, str) for name in names):
+            raise BundleError(f"{self.where}: {argument} of {self.name} names no images; correct it")
+        return tuple(names)
+
+    def number(self, name: str, otherwise: float = 0.0) -> float:
+        """Return a number among the arguments.
+
+        Raises:
+            BundleError: it is none.
+        """
+        value = self.arguments.get(name, otherwise)
+        if not isinstance(value, int | float):
+            raise BundleError(f"{self.where}: {name} of {self.name} is {str(value)[:80]!r}, expected a number")
+        return value
 
     def config(self, **changed: Any) -> Config:
         """Return it as a piece of our config, with arguments changed, or left out where they are None."""
@@ -42,7 +67,7 @@ class Component:
         """Return whether a flag is set; a text such as "True" is, as for MONAI."""
         return bool(self.arguments.get(name))
 
-    def refuse_others(self, known: Iterable[str], where: str) -> None:
+    def refuse_others(self, known: Iterable[str]) -> None:
         """Refuse arguments that mean something which is not known here; None and False mean nothing.
 
         Raises:
@@ -53,7 +78,7 @@ class Component:
         )
         if unknown:
             raise BundleError(
-                f"{where}: {self.name} is asked for {', '.join(unknown)}, which cannot be translated; {FAITHFUL}"
+                f"{self.where}: {self.name} is asked for {', '.join(unknown)}, which cannot be translated; {FAITHFUL}"
             )
 
 
@@ -74,10 +99,16 @@ def component(stated: Any, where: str, known: Mapping[str, str] | None = None) -
             f"{where}: expected a component with _target_, found {str(stated)[:80]!r}; restore the bundle"
         )
     name = target.rpartition(".")[2] if target.startswith("monai.") else (known or {}).get(target, target)
-    arguments = {str(key): value for key, value in stated.items() if key != "_target_"}
+    arguments = {str(key): _without_arrays(value) for key, value in stated.items() if key != "_target_"}
     if odd := next((key for key in arguments if key.startswith("_")), None):
         raise BundleError(f"{where}: {target} is asked for {odd}, which changes how MONAI builds it; leave it out")
-    return Component(re.sub(r"(?<=[a-z])(D|Dict)$", "d", name), arguments)
+    return Component(re.sub(r"(?<=[a-z])(D|Dict)$", "d", name), arguments, where)
+
+
+def _without_arrays(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_without_arrays(one) for one in value] if isinstance(value, list) else value
 
 
 def components(stated: Any, where: str, known: Mapping[str, str] | None = None) -> list[Component]:
@@ -107,8 +138,6 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, list):
         return [plain(one) for one in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
     if isinstance(value, Mapping) and all(isinstance(key, str) and not key.startswith("_") for key in value):
         return {str(plain(key)): plain(one) for key, one in value.items()}
     raise BundleError(f"the value {str(value)[:80]!r} is neither number, plain text, list nor object of these")

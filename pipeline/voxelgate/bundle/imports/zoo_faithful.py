@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from monai import transforms
 
 from voxelgate.bundle.frame import Config
-from voxelgate.bundle.imports.zoo_chain import HEADER_SIZES, Chain, first_wins
+from voxelgate.bundle.imports.zoo_chain import HEADER_SIZES, Chain, first_wins, is_read_by_itk
 from voxelgate.bundle.imports.zoo_components import SCRIPTS, Component, component, components
 from voxelgate.bundle.imports.zoo_expressions import FunctionText
 from voxelgate.bundle.imports.zoo_references import ZooConfig
@@ -42,12 +43,11 @@ def read_own_chain(config: ZooConfig, scripts: Scripts) -> Chain:
     """
     where = f"{config.name}: preprocessing"
     before = components(config.value("preprocessing"), where)
-    keys = [step.arguments.get("keys") for step in before if step.name == "LoadImaged"]
-    images = [key for one in keys for key in ([one] if isinstance(one, str) else one or [])]
+    images = [name for step in before if step.name == "LoadImaged" for name in step.names()]
     if len(images) != 1:
         raise BundleError(f"{where}: reads {', '.join(images) or 'no image'}; with --faithful it must be one image")
     own = _Own(images[0], scripts)
-    by_itk = any(step.arguments.get("reader") in {"ITKReader", "itkreader"} for step in before)
+    by_itk = any(map(is_read_by_itk, before))
     after = components(config.value("postprocessing"), f"{config.name}: postprocessing")
     inferer = component(config.value("inferer"), f"{config.name}: inferer")
     return Chain(
@@ -109,7 +109,7 @@ class _Own:
             BundleError: it may not.
         """
         if one.name.startswith(SCRIPTS):
-            return Component(self._scripts.own_target(one.name, where), one.arguments)
+            return replace(one, name=self._scripts.own_target(one.name, where))
         if not is_known:
             raise BundleError(f"{where}: {one.name} is no component of MONAI that may be named in a bundle here")
         return one

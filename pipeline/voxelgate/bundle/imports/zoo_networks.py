@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import monai
-import numpy as np
 import torch
 from monai.networks import nets
 from torch import Tensor, nn
@@ -110,7 +109,7 @@ def refuse_other_network(network: Config, state: Mapping[str, Tensor], where: st
 
 
 def _of_scripts(network: Component, where: str, scripts: Scripts) -> Config:
-    return Component(scripts.own_target(network.name, where), network.arguments).config()
+    return replace(network, name=scripts.own_target(network.name, where)).config()
 
 
 def _of_monai(network: Component, where: str) -> tuple[Config, tuple[str, ...]]:
@@ -126,7 +125,7 @@ def _of_monai(network: Component, where: str) -> tuple[Config, tuple[str, ...]]:
         arguments |= _searched(arguments, where)
         config = {"_target_": f"monai.networks.nets.{network.name}", **arguments}
     else:
-        config = Component(f"monai.networks.nets.{network.name}", arguments).config()
+        config = replace(network, name=f"monai.networks.nets.{network.name}", arguments=arguments).config()
     told = f"MONAI {monai.__version__} no longer takes {', '.join(gone)} of {network.name}; left out."
     return config, ((told,) if gone else ())
 
@@ -146,10 +145,10 @@ def _searched(arguments: Mapping[str, Any], where: str) -> Config:
         "dints_space": {
             "_target_": f"monai.networks.nets.{space.name}",
             **others,
-            "arch_code": [{"_target_": "numpy.array", "object": plain(np.asarray(one))} for one in code],
+            "arch_code": [{"_target_": "numpy.array", "object": plain(one)} for one in code],
             "device": "cpu",
         },
-        "node_a": {"_target_": "torch.tensor", "data": plain(np.asarray(arguments.get("node_a")))},
+        "node_a": {"_target_": "torch.tensor", "data": plain(arguments.get("node_a"))},
     }
 
 

@@ -112,7 +112,12 @@ class ZooConfig:
 
     def _is_left_out(self, part: Any, key: str) -> bool:
         """Return whether a component of a list is switched off."""
-        return isinstance(part, dict) and self._worked_out(part.get("_disabled_", False), key) in {True, "True", "true"}
+        if not isinstance(part, dict) or "_disabled_" not in part:
+            return False
+        stated = self._worked_out(part["_disabled_"], key)
+        if not isinstance(stated, bool | int | str):
+            raise BundleError(f"{self.name}: _disabled_ in {key} says neither true nor false; correct it")
+        return stated.strip().lower() == "true" if isinstance(stated, str) else bool(stated)
 
     def _of_text(self, text: str, key: str) -> Any:
         if (found := _REFERENCE.fullmatch(text)) or (found := _MACRO.fullmatch(text)):
