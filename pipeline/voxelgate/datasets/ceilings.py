@@ -1,14 +1,10 @@
 """How wide a structure is, and how well a network that makes no error could draw it on coarser voxels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
-
-from voxelgate.transforms.linear import interpolate_rows
 
 Mask = npt.NDArray[np.bool_]
 Sides = npt.NDArray[np.float64]
@@ -22,6 +18,9 @@ MEASURED_VOXELS = 2**24
 
 COMPARED_VOXELS = 500_000
 """Of a larger box this many voxels are compared; Dice is then known to better than 0.005."""
+
+HALF = 0.5001
+"""Part of a voxel above which the structure is the likelier class; just half is rounded alike on every machine."""
 
 WIDTH_CELLS = 200_000
 """Of a larger box every second, third ... voxel counts for the width."""
@@ -80,54 +79,43 @@ def measure_width_mm(mask: Mask, spacing_mm: npt.ArrayLike) -> float:
     return round(2 * float(ndimage.distance_transform_edt(padded, sampling=(sides * steps)[deep]).max()), 2)
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of the way to coarse voxels and back.
-
-    Args:
-        filled: (coarse, fine) part of each coarse voxel that each fine one fills.
-        compared: fine voxels that are compared.
-        places: of these among the coarse ones.
-    """
-
-    filled: npt.NDArray[np.float32]
-    compared: Voxels
-    places: Sides
-
-
 def _dice_after(mask: Mask, first_vox: Sequence[int], step_vox: Sides) -> float:
     """Return the Dice of a mask with itself after a way to voxels of so many of its own and back."""
     rng = np.random.default_rng(0)
     deep = len([n for n in mask.shape if n > 1])
     share = min(1.0, COMPARED_VOXELS / mask.size) ** (1.0 / float(max(1, deep)))
-    axes = [_axis(first, n, step, share, rng) for first, n, step in zip(first_vox, mask.shape, step_vox, strict=True)]
-    coarse = mask.astype(np.float32)
-    for number, axis in enumerate(axes):
-        coarse = np.moveaxis(np.tensordot(axis.filled, coarse, (1, number)), 0, number)
-    likely = interpolate_rows(torch.from_numpy(coarse.copy())[None], [axis.places for axis in axes])[0].numpy() > 0.5
-    truth = _taken(mask, [axis.compared for axis in axes])
+    filled, compared = mask.astype(np.float32), []
+    for axis, (first, step) in enumerate(zip(first_vox, step_vox, strict=True)):
+        margin = 0 if step == 1 else int(np.ceil(step))
+        voxels = _drawn(np.arange(-margin, mask.shape[axis] + margin), share, rng)
+        compared.append(voxels)
+        filled = np.moveaxis(
+            np.tensordot(_way(first, mask.shape[axis], float(step), voxels), filled, (1, axis)), 0, axis
+        )
+    likely, truth = filled > HALF, _taken(mask, compared)
     return 2 * float((likely & truth).sum()) / max(1.0, float(likely.sum()) + float(truth.sum()))
 
 
-def _axis(first: int, length: int, step_vox: float, share: float, rng: np.random.Generator) -> _Axis:
-    """Return the way along one axis; one coarse voxel more is taken on both sides.
+def _way(first: int, length: int, step_vox: float, compared: Voxels) -> npt.NDArray[np.float32]:
+    """Return the matrix that takes the voxels of one axis to coarse ones and back to some places among them.
 
-    Which voxels are compared is drawn, for every second one would always lie in the same place of a coarse voxel.
+    Args:
+        first: where in the image the axis begins, whose first voxel is the middle of the first coarse one.
+        length: voxels.
+        step_vox: side of a coarse voxel.
+        compared: the places.
     """
     fine = np.arange(length)
-    if step_vox == 1:
-        compared = _drawn(fine, share, rng)
-        return _Axis(np.eye(length, dtype=np.float32), compared, compared.astype(np.float64))
     last = int(np.ceil((first + length) / step_vox)) + 1
     centres = np.arange(int(np.floor(first / step_vox)) - 1, last + 1) * step_vox - first
     starts, ends = (centres - step_vox / 2)[:, None], (centres + step_vox / 2)[:, None]
-    filled = np.maximum(0, np.minimum(fine + 0.5, ends) - np.maximum(fine - 0.5, starts)) / step_vox
-    margin = int(np.ceil(step_vox))
-    compared = _drawn(np.arange(-margin, length + margin), share, rng)
-    return _Axis(filled.astype(np.float32), compared, (compared - centres[0]) / step_vox)
+    averaged = np.maximum(0, np.minimum(fine + 0.5, ends) - np.maximum(fine - 0.5, starts)) / step_vox
+    interpolated = np.maximum(0, 1 - np.abs(compared[:, None] - centres) / step_vox)
+    return np.asarray(interpolated @ averaged, dtype=np.float32)
 
 
 def _drawn(voxels: Voxels, share: float, rng: np.random.Generator) -> Voxels:
+    """Return a part of voxels, at random, for every second one would always lie in the same place of a coarse one."""
     if share == 1:
         return voxels
     return np.sort(rng.choice(voxels, max(1, round(share * len(voxels))), replace=False))
