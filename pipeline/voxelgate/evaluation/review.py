@@ -1,6 +1,6 @@
 """Whether a result can be taken as it is: what is odd about a label map, and about how it was made."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from voxelgate.core.findings import Finding, Severity
 from voxelgate.core.labels import LabelTable
@@ -120,7 +120,7 @@ def assess_foretold(
     odd = doubts_about(measured, table, dict((expected or Expected()).structures))
     kept = [one for one in odd if one.verdict is Verdict.REFUSE or not one.reason.startswith(FORETOLD_FROM)]
     doubts = [
-        *_doubts_about_foretold(foretold, measured),
+        *doubts_about_foretold(foretold, measured),
         *kept,
         *_doubts_about_network(table, None, flip_dice or {}),
         *_doubts_about_image(findings),
@@ -134,7 +134,13 @@ def _doubts_about_image(findings: Sequence[Finding]) -> Iterator[Doubt]:
             yield Doubt(Verdict.REVIEW, f"image: {finding}")
 
 
-def _doubts_about_foretold(foretold: Foretold, measured: Mapping[str, Structure]) -> Iterator[Doubt]:
+def doubts_about_foretold(foretold: Foretold, measured: Collection[str]) -> Iterator[Doubt]:
+    """Yield what is odd about what is foretold of a result, worst first.
+
+    Args:
+        foretold: of the result.
+        measured: names of the structures that were found.
+    """
     if foretold.strangeness > 1:
         verdict = Verdict.REFUSE if foretold.strangeness > FOREIGN else Verdict.REVIEW
         yield Doubt(
