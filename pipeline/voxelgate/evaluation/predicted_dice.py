@@ -70,6 +70,15 @@ BANDS = 4
 
 FEWEST_IN_BAND = 40
 
+LOOKED_AT = 0.3
+"""Part of sound cases that may have a structure below its floor, where each structure fails on its own."""
+
+LEAST_PART, MOST_PART = 0.02, 0.1
+"""Parts of the sound results of a structure between which those below its floor lie."""
+
+CLEARLY_LOWER = 0.05
+"""Dice below the median that matters; some structures hardly vary."""
+
 COVERAGE = 0.9
 """Part of all pairs whose Dice lies in its interval."""
 
@@ -80,7 +89,7 @@ class Foretold:
 
     Args:
         structures: Dice of each structure that the bundle knows; one that was not found has 0.
-        floors: Dice of each structure that nine in ten sound results reach.
+        floors: Dice of each structure that sound results usually reach.
         strangeness: how unlike those of the training the image is; 1 for what one in a hundred sound images reaches.
     """
 
@@ -99,7 +108,7 @@ class QualityModel:
         weights: of each sign, within the usual and beyond it.
         curve: from the sum of the signs to the logarithm of the error that was seen: points in order.
         bounds: centre of each band of errors, as a logarithm, and what is added for lower and upper bound.
-        floors: Dice of each structure that nine in ten sound results reach.
+        floors: Dice of each structure that sound results usually reach.
         strangest: strangeness of an image that one in a hundred sound ones reaches.
         cases: sound cases that it rests on.
         subjects: whose they are.
@@ -289,5 +298,11 @@ def _dice_of(logarithm: float) -> float:
 
 
 def _floors(sound: Sequence[QualityRow]) -> dict[str, float]:
+    """Return below which Dice a structure is to be looked at: so that not too many sound cases have one such."""
     names = dict.fromkeys(name for row in sound for name in row.dice)
-    return {name: float(np.quantile([row.dice[name] for row in sound if name in row.dice], 0.1)) for name in names}
+    part = float(np.clip(LOOKED_AT / len(names), LEAST_PART, MOST_PART))
+    floors = {}
+    for name in names:
+        low, middle = np.quantile([row.dice[name] for row in sound if name in row.dice], (part, 0.5)).tolist()
+        floors[name] = round(min(low, middle - CLEARLY_LOWER), 3)
+    return floors

@@ -49,7 +49,7 @@ FOREIGN = 3.0
 """Times the strangeness that one in a hundred sound images reaches, above which an image is of another kind."""
 
 SURELY_WRONG = 0.6
-"""Part of the Dice that nine in ten sound results reach, below which a structure is surely wrong."""
+"""Part of the Dice that sound results usually reach, below which a structure is surely wrong."""
 
 FORETOLD_FROM = ("volume:", "fragments:")
 """How sentences begin on what the foretold Dice counts already."""
