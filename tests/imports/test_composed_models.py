@@ -79,7 +79,7 @@ def test_the_folds_of_each_stage_of_a_cascade_are_told(tmp_path: Path) -> None:
 
     stages = "nnUNetTrainer, 3d_cascade_fullres, 1 fold, after nnUNetTrainer, 3d_lowres, 2 folds"
     assert found.description == f"liver, tumour in CT, by nnU-Net ({stages})."
-    assert "3d_lowres: folds 0, 1 are averaged, of 2 there." in found.findings
+    assert found.findings == ("3d_lowres: folds 0, 1 are averaged, of 2 there.",)
 
 
 def test_a_cascade_without_its_first_stage_is_refused(tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ def read_nnunet(source: ImportSource, options: ImportOptions) -> Imported:
         BundleError: plans, labels or weights cannot be matched; the sentence names the first of them.
         UsageError: an option asks for what is not there.
     """
-    folders, found = choose_folders(source, options)
+    folders, on_choice = choose_folders(source, options)
     members = [read_member(source, folder, options) for folder in folders]
     trained = [one for member in members for one in member.trained]
+    found = on_choice or _passed_over(source, [one.folder for one in trained])
     last = members[0].last
     cleaning, stated = postprocessing_of(source, folders, last.folds) if options.applies_postprocessing else ([], ())
     network, state = network_and_state(trained)
@@ -72,7 +73,7 @@ def _chain_of(members: Sequence[Member]) -> tuple[list[Config], Config]:
 
 
 def choose_folders(source: ImportSource, options: ImportOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the folders of the configurations that are wanted, and what else there was to choose.
+    """Return the folders of the configurations that are wanted, and who chose them if nobody here did.
 
     Several are averaged. Without a wish they are those that the data set says to predict best.
 
@@ -85,14 +86,14 @@ def choose_folders(source: ImportSource, options: ImportOptions) -> tuple[tuple[
     folders = source.configurations()
     if options.configurations:
         chosen = tuple(_wanted_folder(source, folders, wanted) for wanted in options.configurations)
-        return chosen, _passed_over(source, folders, chosen)
+        return chosen, ()
     best = stated_best(source)
     if best:
         return best, (f"{source.name}: {INFORMATION} says that {' and '.join(best)} predict best; taken so.",)
     fitting = [one for one in folders if configuration_of(one) == DEFAULT_CONFIGURATION] or folders
     if len(fitting) > 1:
         raise UsageError(f"{source.name}: holds {', '.join(fitting)}; say which one is meant with --configuration.")
-    return (fitting[0],), _passed_over(source, folders, fitting)
+    return (fitting[0],), ()
 
 
 def _refuse_other_configurations(source: ImportSource, options: ImportOptions) -> None:
@@ -103,11 +104,13 @@ def _refuse_other_configurations(source: ImportSource, options: ImportOptions) -
         )
 
 
-def _passed_over(source: ImportSource, folders: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
-    """Return what else there was to choose."""
-    if set(folders) <= set(chosen):
+def _passed_over(source: ImportSource, taken: Sequence[str]) -> tuple[str, ...]:
+    """Return what else there was to choose than what was taken, first stages of cascades among it."""
+    folders = source.configurations()
+    if source.kind is Kind.NNUNET_CONFIGURATION or set(folders) <= set(taken):
         return ()
-    return (f"{source.name} holds {', '.join(folders)}; {' and '.join(chosen)} was taken.",)
+    verb = "was" if len(taken) == 1 else "were"
+    return (f"{source.name} holds {', '.join(folders)}; {' and '.join(taken)} {verb} taken.",)
 
 
 def _wanted_folder(source: ImportSource, folders: Sequence[str], wanted: str) -> str:
