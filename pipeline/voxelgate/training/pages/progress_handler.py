@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 DRAWN_CASES = 4
 """Validation cases that are drawn, evenly spread over all."""
 
-MOST_SHARE = 0.015
-"""Of the time of a training; drawing and writing wait where they have taken more."""
+MOST_SHARE = 0.01
+"""Of the time of a training; drawing waits where it has taken more, and so does writing."""
 
 WRITE_EVERY_S = 30.0
 """How often the page is written within an epoch, which may last for many minutes."""
@@ -55,6 +55,26 @@ class _DrawnCase:
     pictures: list[Picture]
     truth: list[Outlines]
     drawing: CaseDrawing
+
+
+class _Allowance:
+    """Time that something may take, as a part of the time since it was made."""
+
+    def __init__(self) -> None:
+        self.started_s = time.monotonic()
+        self.spent_s = 0.0
+
+    @property
+    def is_left(self) -> bool:
+        """Return whether it may take more."""
+        return self.spent_s <= MOST_SHARE * (time.monotonic() - self.started_s)
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """Count what is done within."""
+        start_s = time.monotonic()
+        yield
+        self.spent_s += time.monotonic() - start_s
 
 
 class WriteProgressPage:
@@ -110,7 +130,8 @@ class WriteProgressPage:
         self._case_ids: list[str] = []
         self._cases: dict[int, _DrawnCase] = {}
         self._found: dict[int, list[Outlines]] = {}
-        self._started_s = self._spent_s = self._before_s = self._written_s = 0.0
+        self._drawing, self._writing = _Allowance(), _Allowance()
+        self._before_s = self._written_s = 0.0
         self._steps = 0
 
     def attach(self, engine: Engine) -> None:
@@ -133,9 +154,9 @@ class WriteProgressPage:
         self._record = read_record(self.path.with_suffix(".json")).until(engine.state.epoch - 1)
         self._before_s = self._record.epochs[-1].busy_s if self._record.epochs else 0.0
         self._writer = SummaryWriter(str(self.path.parent / EVENTS))
-        self._started_s = time.monotonic()
+        self._drawing, self._writing = _Allowance(), _Allowance()
         self._write(engine, self._record)
-        self._spent_s = 0.0  # once, for what must be loaded
+        self._writing.spent_s = 0.0  # once, for what must be loaded
         logger.info("%s shows the training as it goes on", self.path)
 
     def _step(self, engine: Engine) -> None:
@@ -145,7 +166,7 @@ class WriteProgressPage:
         self._steps += 1
         if self._writer is not None:
             self._writer.add_scalar("1_loss/step", loss, engine.state.iteration)
-        if self._elapsed_s - self._written_s >= WRITE_EVERY_S and self._has_time:
+        if self._elapsed_s - self._written_s >= WRITE_EVERY_S and self._writing.is_left:
             self._write(engine, self._with_losses(engine))
 
     def _with_losses(self, engine: Engine) -> TrainingRecord:
@@ -163,19 +184,20 @@ class WriteProgressPage:
     def _note(self, engine: Engine) -> None:
         if self._record is None or not self._losses:
             return
-        with self._timed():
-            self._record = self._with_losses(engine)
-            last = self._record.epochs[-1]
-            self._tell({"1_loss/epoch": last.loss, "3_learning_rate": last.learning_rates[-1]}, engine.state.epoch)
-            if self._case_ids:
+        self._record = self._with_losses(engine)
+        last = self._record.epochs[-1]
+        self._tell({"1_loss/epoch": last.loss, "3_learning_rate": last.learning_rates[-1]}, engine.state.epoch)
+        if self._case_ids:
+            with self._drawing.spent():
                 self._note_validation(engine.state.epoch)
-            if self._has_time or len(self._record.validations) == 1:
-                self._write(engine, self._record)
+        if self._writing.is_left or len(self._record.validations) == 1:
+            self._write(engine, self._record)
 
     def _end(self, engine: Engine) -> None:
         if self._record is not None:
             self._write(engine, self._record, is_done=True)
-            logger.info("%s: took %.1f s of %.1f minutes", self.path.name, self._spent_s, self._elapsed_s / 60)
+            spent_s = self._drawing.spent_s + self._writing.spent_s
+            logger.info("%s: took %.1f s of %.1f minutes", self.path.name, spent_s, self._elapsed_s / 60)
         if self._writer is not None:
             self._writer.close()
 
@@ -185,11 +207,13 @@ class WriteProgressPage:
         self._case_ids, self._found = [], {}
 
     def _see(self, engine: Engine) -> None:
-        with self._timed():
+        with self._drawing.spent():
             for row, case in zip(engine.state.output, engine.state.batch, strict=True):
                 number = len(self._case_ids)
                 self._case_ids.append(str(case["case_id"]))
-                if number in _spread_over(engine.state.epoch_length) and (self._has_time or number not in self._cases):
+                if number in _spread_over(engine.state.epoch_length) and (
+                    self._drawing.is_left or number not in self._cases
+                ):
                     self._draw(number, row)
 
     def _draw(self, number: int, row: Mapping[str, Any]) -> None:
@@ -237,7 +261,7 @@ class WriteProgressPage:
         self._writer.flush()
 
     def _write(self, engine: Engine, record: TrainingRecord, *, is_done: bool = False) -> None:
-        with self._timed():
+        with self._writing.spent():
             self._written_s = self._elapsed_s
             steps = record.steps if is_done else max(record.steps, engine.state.max_epochs * engine.state.epoch_length)
             left_s = self._elapsed_s / self._steps * (steps - record.steps) if self._steps else None
@@ -250,17 +274,7 @@ class WriteProgressPage:
 
     @property
     def _elapsed_s(self) -> float:
-        return time.monotonic() - self._started_s
-
-    @property
-    def _has_time(self) -> bool:
-        return self._spent_s <= MOST_SHARE * self._elapsed_s
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start_s = time.monotonic()
-        yield
-        self._spent_s += time.monotonic() - start_s
+        return time.monotonic() - self._writing.started_s
 
 
 def _spread_over(cases: int) -> set[int]:
