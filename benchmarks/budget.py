@@ -16,6 +16,7 @@ from voxelgate.datasets.manifest import load_manifest
 from voxelgate.evaluation.scores import Measure
 from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise
 from voxelgate.inference.precision import keep_large_buffers
+from voxelgate.training.distributed import STATE
 from voxelgate.training.planning import Budget, Plan
 from voxelgate.training.planning.make_bundle import make_bundle
 from voxelgate.training.train import TRAINING, TrainingJob, evaluate_fold, train
@@ -27,14 +28,16 @@ class Point:
 
     Args:
         minutes: granted.
-        used_minutes: by the clock, from the first case that is read to the last validation.
-        steps: optimiser steps.
-        step_s: as measured when the bundle was planned.
+        used_minutes: by the clock, from the first case that is read to the table of scores.
+        planned: optimiser steps.
+        steps: optimiser steps that the clock allowed.
+        step_s: as measured when the bundle was planned, in processor time.
         dice: mean over structures of the means over the subjects of the fold that was not seen.
     """
 
     minutes: float
     used_minutes: float
+    planned: int
     steps: int
     step_s: float
     dice: float
@@ -52,13 +55,20 @@ def measure(manifest: Path, data_root: Path, out: Path, minutes: float, fold: in
     plan = Plan.from_json(bundle / "plan.json")
     start_s = time.monotonic()
     trained = train(TrainingJob(bundle, manifest, folder / "trained", data_root=data_root, fold=fold))
-    used_minutes = (time.monotonic() - start_s) / 60
     scores = evaluate_fold(trained, manifest, trained / TRAINING, data_root=data_root, fold=fold)
+    used_minutes = (time.monotonic() - start_s) / 60
     subject_of = {case.case_id: case.subject for case in load_manifest(manifest, data_root).cases}
     mean = next(row for row in summarise(scores, subject_of) if row.label == MEAN_OVER_LABELS)
     pace = plan.training
-    steps = pace.epochs * pace.steps_per_epoch
-    point = Point(minutes, used_minutes, steps, plan.budget.step_s, mean.statistics[Measure.DICE].mean)
+    steps = int(torch.load(trained / TRAINING / STATE, weights_only=True)["keep_time"]["steps"])
+    point = Point(
+        minutes,
+        used_minutes,
+        pace.epochs * pace.steps_per_epoch,
+        steps,
+        plan.budget.step_s,
+        mean.statistics[Measure.DICE].mean,
+    )
     done.write_text(json.dumps(asdict(point)), encoding="utf-8")
     return point
 
@@ -76,11 +86,12 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     keep_large_buffers()
     points = []
-    print("| minutes | used | steps | s a step | Dice |\n|---|---|---|---|---|")
+    print("| minutes | used | steps planned | done | s a step | Dice |\n|---|---|---|---|---|---|")
     for minutes in sorted(given.minutes):
         point = measure(given.manifest, given.data_root, given.out, minutes, given.fold)
         points.append(point)
-        print(f"| {minutes:g} | {point.used_minutes:.1f} | {point.steps} | {point.step_s:.2f} | {point.dice:.4f} |")
+        told = f"| {minutes:g} | {point.used_minutes:.1f} | {point.planned} | {point.steps} | {point.step_s:.2f} "
+        print(told + f"| {point.dice:.4f} |")
     line = [(point.minutes, point.dice) for point in points]
     draw(given.out / "budget.svg", "Mean Dice of cases not seen, against minutes granted", {"voxelgate": line})
 

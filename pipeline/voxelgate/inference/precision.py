@@ -44,7 +44,8 @@ class Precision(StrEnum):
 def choose_precision(device: torch.device, asked: str = "auto") -> Precision:
     """Return the format to train in: bfloat16 where the hardware has it, float16 on older GPUs, else float32.
 
-    A CPU is asked by timing one convolution in both formats, since instruction flags do not tell whether it gains.
+    A CPU is asked by timing one convolution in both formats, in processor time, since instruction flags do not tell
+    whether it gains.
 
     >>> vg.choose_precision(torch.device("cpu"), "float32")
     <Precision.FLOAT32: 'float32'>

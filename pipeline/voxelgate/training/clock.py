@@ -25,6 +25,9 @@ free machine repeats it; else they become those that end at the one between."""
 LEARN_SHARE, LEARN_STEPS_SHARE = 0.04, 1 / 4
 """Part of the minutes over which a pace is measured, and part of the steps left after which it is in any case."""
 
+SHORTEST_EPOCH = 0.1
+"""Part of an epoch that is worth one; after fewer steps there would be a validation again."""
+
 
 class KeepTime:
     """End a training when its minutes are over, validations and all, with a schedule that is done by then.
@@ -38,7 +41,7 @@ class KeepTime:
         schedule: of the learning rate; goes on with each step, `t_total` in all.
         validator: runs between epochs.
         interval: epochs between its runs.
-        closing: what follows the last step, in runs of the validator; no more than a quarter of the minutes is kept.
+        closing: what follows the last step, in runs of the validator; at most a quarter of the minutes is kept.
         started_s: when the training began to read, by `time.monotonic()`; now if None.
 
     >>> optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)
@@ -160,7 +163,9 @@ class KeepTime:
         if EARLIEST * granted_s <= end_s(self.steps) <= LATEST * granted_s:
             return self.steps
         most = done + 1 + int(max(0.0, granted_s - spent_s) / pace.step_s)
-        return done + max(1, bisect.bisect_right(range(done + 1, most + 1), AIM * granted_s, key=end_s))
+        steps = done + max(1, bisect.bisect_right(range(done + 1, most + 1), AIM * granted_s, key=end_s))
+        rest = steps % epoch_length
+        return steps - rest if rest < SHORTEST_EPOCH * epoch_length and steps - rest > done else steps
 
 
 class _Pace:
