@@ -144,6 +144,14 @@ def test_a_plan_of_a_few_short_steps_becomes_longer_before_it_is_over() -> None:
     assert train(1, lambda _: 0.05).now_s >= 0.9 * GRANTED_S
 
 
+def test_no_training_ends_with_an_epoch_of_a_few_steps() -> None:
+    ends = {
+        train(12, lambda _, cost=cost: cost).steps % EPOCH_STEPS for cost in (1.15, 1.155, 1.16, 1.165, 1.17, 1.175)
+    }
+    assert ends
+    assert not ends & {1, 2, 3, 4}
+
+
 def test_a_change_of_steps_is_said_in_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger=clock.__name__):
         train(12, lambda _: 2.0, validation_s=5.0)
