@@ -25,11 +25,14 @@ Amounts = npt.NDArray[np.float64]
 MOST_SHIFT = 4.0
 """Largest offset of a logit; it multiplies the odds of a class by 55."""
 
-FACING_VOX = 200
-"""Voxels of a slab that are kept for each two classes that face each other and each `LEAD_STEP`; others are weighed."""
+SLAB_VOX = 4000
+"""Voxels of a slab that are kept, shared by the kinds of them; each stands for others of its kind by a weight."""
+
+LEAST_OF_KIND = 12
+"""Of each kind that are kept, however many kinds there are."""
 
 LEAD_STEP = 2.0
-"""Within which leads of a class over the next count as alike, as logits."""
+"""Voxels are of one kind where the same two classes lead and the lead, of logits, is alike within this."""
 
 LEAST_PROBABILITY = 1e-6
 """Below the rounding of averaged float32 probabilities."""
@@ -174,13 +177,14 @@ class Border:
     def _chosen(
         self, voxels: npt.NDArray[np.int64], kind: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], Amounts]:
-        """Return at most `FACING_VOX` voxels of each kind, and how many each of them stands for."""
+        """Return some voxels of each kind, and how many each of them stands for."""
         shuffled = self._rng.permutation(voxels)
         order = shuffled[np.argsort(kind[shuffled], kind="stable")]
         _, start, count = np.unique(kind[order], return_index=True, return_counts=True)
         place = np.arange(len(order)) - np.repeat(start, count)
-        is_kept = place < FACING_VOX
-        each = np.repeat(count / np.minimum(count, FACING_VOX), count)
+        most = max(LEAST_OF_KIND, SLAB_VOX // max(1, len(count)))
+        is_kept = place < most
+        each = np.repeat(count / np.minimum(count, most), count)
         return order[is_kept], each[is_kept]
 
 
@@ -279,30 +283,35 @@ def _target_ml(parts: Sequence[_Weighed], zero: Amounts, sure: Amounts) -> Amoun
 def _solved(parts: Sequence[_Weighed], target_ml: Amounts, is_moved: npt.NDArray[np.bool_]) -> Amounts:
     """Return the offsets with which the summed volumes are the wanted ones; each class in turn, several times."""
     offsets = np.zeros(len(target_ml))
+    logs = np.concatenate([part.case.log_probabilities for part in parts], axis=1).astype(np.float32)
+    shifted = logs.copy()
     for _ in range(SWEEPS):
-        for value in np.flatnonzero(is_moved):
-            offsets[value] = _reaching(parts, offsets, int(value), float(target_ml[value]))
+        for value in map(int, np.flatnonzero(is_moved)):
+            shifted[value] = -np.inf
+            leads = shifted.max(axis=0) - logs[value]
+            offsets[value] = _reaching(parts, leads, value, float(target_ml[value]))
+            shifted[value] = logs[value] + np.float32(offsets[value])
     return offsets
 
 
-def _reaching(parts: Sequence[_Weighed], offsets: Amounts, value: int, target_ml: float) -> float:
+def _reaching(parts: Sequence[_Weighed], leads: npt.NDArray[np.float32], value: int, target_ml: float) -> float:
     """Return the offset of one class with which it has a volume, while the others rest.
 
-    A voxel is won as soon as the offset is above the lead that the best other class has there.
+    Args:
+        parts: of all cases.
+        leads: of the best other class over this one at each voxel; one is won as soon as the offset is above.
+        value: the class.
+        target_ml: the wanted volume.
     """
-    needed, volume, least = [], [], 0.0
-    for part in (part for part in parts if part.case.counts[value]):
-        logs = part.case.log_probabilities.astype(np.float32)
-        shifted = logs + offsets[:, None].astype(np.float32)
-        shifted[value] = -np.inf
-        needed.append(shifted.max(axis=0) - logs[value])
-        volume.append(part.case.weight_ml * part.restored[value])
-        least += part.case.decided_ml[value] * part.restored[value]
-    leads, volumes = np.concatenate(needed), np.concatenate(volume)
-    order = np.argsort(leads)
-    place = int(np.searchsorted(least + np.cumsum(volumes[order]), target_ml))
-    lead = leads[order[min(place, len(order) - 1)]] if len(order) else 0.0
-    return float(np.clip(lead, -MOST_SHIFT, MOST_SHIFT))
+    volumes = np.concatenate([part.case.weight_ml * part.restored[value] * part.case.counts[value] for part in parts])
+    sure_ml = sum(part.case.decided_ml[value] * part.restored[value] * part.case.counts[value] for part in parts)
+    sure_ml += float(volumes[leads <= -MOST_SHIFT].sum())
+    open_ones = np.flatnonzero(np.abs(leads) < MOST_SHIFT)
+    order = open_ones[np.argsort(leads[open_ones])]
+    place = int(np.searchsorted(sure_ml + np.cumsum(volumes[order]), target_ml))
+    if place >= len(order):
+        return MOST_SHIFT if len(order) else 0.0
+    return float(leads[order[place]])
 
 
 def _dice_over_classes(cases: Sequence[Undecided], offsets: Amounts) -> float:
