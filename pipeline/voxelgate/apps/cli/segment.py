@@ -26,7 +26,7 @@ from voxelgate.apps.cli.terminal import console, errors, progress_bar, write_jso
 from voxelgate.core.errors import UsageError
 from voxelgate.core.files import refuse_file
 from voxelgate.core.findings import Allow
-from voxelgate.core.verdict import Require, Verdict
+from voxelgate.core.verdict import NOT_CALIBRATED, Require, Verdict
 from voxelgate.core.workers import EngineKind, engine_named
 from voxelgate.datasets.manifest import is_manifest
 from voxelgate.dicom.write.seg_kind import SegKind
@@ -305,6 +305,7 @@ def _print_reports(tally: _Tally, out: Path, passed_over: Mapping[str, int]) -> 
     table = Table(
         "case",
         *(f"{name} {'px' if in_pixels else 'ml'}" for name in (done[0].volumes_ml if done else ())),
+        "predicted Dice",
         "verdict",
         "seconds",
         box=box.SIMPLE_HEAD,
@@ -314,7 +315,9 @@ def _print_reports(tally: _Tally, out: Path, passed_over: Mapping[str, int]) -> 
             f"{value * PIXELS_PER_ML:.0f}" if in_pixels else f"{value:.2f}" for value in report.volumes_ml.values()
         )
         verdict = report.verdict.in_words if report.verdict else ""
-        table.add_row(report.case_id, *volumes, verdict, f"{sum(report.seconds.values()):.1f}")
+        dice = None if report.quality is None else report.quality.predicted_dice
+        foretold = NOT_CALIBRATED if dice is None else f"{dice:.3f}"
+        table.add_row(report.case_id, *volumes, foretold, verdict, f"{sum(report.seconds.values()):.1f}")
     if 0 < tally.done <= MOST_ROWS:
         console.print(table)
     told = f"; {refused} of the results {'is' if refused == 1 else 'are'} refused" if refused else ""
