@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.transforms import CastToTyped
 
 from tests.imports.nnunet_files import TRAINED, Json, checkpoint, configuration, data_set, network, plans, write_folder
 from voxelgate.bundle.imports.imported import Imported, ImportOptions
@@ -19,7 +20,9 @@ from voxelgate.bundle.imports.source import opened_source
 from voxelgate.bundle.opened import open_bundle
 from voxelgate.bundle.predict import Bundle
 from voxelgate.core.errors import BundleError, InputError, UsageError
-from voxelgate.images.file_facts import StoredOrder
+from voxelgate.core.geometry import Grid
+from voxelgate.images.file_facts import FileFacts, StoredOrder
+from voxelgate.transforms.io import as_image
 
 FINAL = "fold_0/checkpoint_final.pth"
 ENDS = {"in_channels": 1, "out_channels": 3}
@@ -242,6 +245,19 @@ def test_an_imported_bundle_gives_labels_on_the_grid_of_any_image(tmp_path: Path
     assert found.labels.shape == voxels.shape
     assert set(np.unique(found.labels)) <= {0, 1, 2}
     assert set(found.volumes_ml) == {"liver", "tumour"}
+
+
+@pytest.mark.parametrize("is_dicom", [False, True])
+def test_a_ct_of_16_bits_is_prepared_as_it_is_without_a_copy_of_32(tmp_path: Path, is_dicom: bool) -> None:
+    opened, facts = bundle(tmp_path), FileFacts(is_dicom=is_dicom)
+    voxels = np.random.default_rng(0).normal(50, 60, (1, 17, 15, 12)).astype(np.int16)
+    grid = Grid((17, 15, 12), np.diag([-0.9, -1.3, 2.1, 1.0]))
+
+    stored, converted = (opened.prepare(as_image(one, grid, facts)) for one in (voxels, voxels.astype(np.float32)))
+
+    assert not any(isinstance(step, CastToTyped) for step in opened.preprocessing.transforms)
+    assert stored.dtype == torch.float32
+    assert torch.equal(stored, converted)
 
 
 def test_an_image_of_which_nothing_would_be_left_is_refused(tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ from voxelgate.core.files import file_sha256
 from voxelgate.evaluation.predicted_dice import QualityModel
 from voxelgate.transforms import ResampleToSpacingd
 from voxelgate.transforms.canonical_zoom import CanonicalZoomd
+from voxelgate.transforms.dicom_order import OrderDicomd
 from voxelgate.transforms.flat_spacing import FlatSpacingd
+from voxelgate.transforms.nnunet.preprocess import NnUNetPreprocessd
 
-TAKE_INTEGERS = (ResampleToSpacingd, FlatSpacingd, CanonicalZoomd)
+TAKE_INTEGERS = (ResampleToSpacingd, FlatSpacingd, CanonicalZoomd, NnUNetPreprocessd)
 """Steps that need no float32 volume, but take a part of it at a time."""
 
 UNREADABLE_WEIGHTS = (
@@ -213,7 +215,7 @@ def _after_reading(steps: object, root: Path) -> Compose:
     if not transforms or not isinstance(transforms[0], LoadImaged):
         raise BundleError(f"{root.name}: preprocessing in inference.json must be a Compose that starts with LoadImaged")
     rest = list(itertools.dropwhile(lambda step: isinstance(step, LoadImaged | EnsureChannelFirstd), transforms))
-    turned = itertools.dropwhile(lambda step: isinstance(step, Orientationd), rest)
+    turned = itertools.dropwhile(lambda step: isinstance(step, Orientationd | OrderDicomd), rest)
     if isinstance(next(turned, None), TAKE_INTEGERS):
         return Compose(rest)
     return Compose([CastToTyped("image", np.float32), *rest])  # as `LoadImaged` would
