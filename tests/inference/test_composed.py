@@ -185,6 +185,7 @@ def test_only_the_surroundings_of_what_was_found_roughly_are_seen() -> None:
 
     assert inner.seen == [(1, 1, 6, 4, 2)]
     np.testing.assert_array_equal(labels_of(result), voxels > 5)  # 5.9 is cut to 5, and 4 lies outside
+    np.testing.assert_array_equal(np.ravel(result.meta["confidence"]), [np.nan, 0.75])
 
 
 def test_where_nothing_is_found_roughly_nothing_is_found() -> None:
@@ -276,14 +277,19 @@ def test_an_ensemble_averages_probabilities(axes: tuple[int, int], regions: tupl
     result = inferer(image, networks)
 
     logits = [network(image.as_tensor())[0].half().float() for network in networks]
+    confidence = [np.nan] * 4
     if regions is None:
-        expected = sum(torch.softmax(one, 0) for one in logits).argmax(0).numpy()
+        mean = sum(torch.softmax(one, 0) for one in logits) / 2
+        expected = mean.argmax(0).numpy()
+        confidence = [np.nan, *(mean[label].numpy()[expected == label].mean() for label in (1, 2))]
     else:
         mean, expected = sum(torch.sigmoid(one) for one in logits) / 2, np.zeros((5, 6, 7))
         for region, probability in zip(regions, mean, strict=True):
             expected[probability > 0.5] = region
+            confidence[region] = float(probability[probability > 0.5].mean())
     np.testing.assert_array_equal(labels_of(result), expected)
     assert len(np.unique(expected)) > 1
+    np.testing.assert_allclose(np.ravel(result.meta["confidence"]), confidence, rtol=1e-5)
 
 
 def test_a_cascade_can_be_a_member_of_an_ensemble() -> None:

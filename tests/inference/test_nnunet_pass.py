@@ -161,6 +161,24 @@ def test_a_mirrored_image_gives_its_labels_in_the_same_place() -> None:
     assert torch.equal(infer(mirrored, network), infer(image, network))
 
 
+@pytest.mark.parametrize("regions", [None, (3, 1, 2)])
+def test_the_confidence_is_the_mean_probability_of_what_was_found(regions: tuple[int, ...] | None) -> None:
+    image = Prepared((9, 13, 15), (1.0, 1.0, 1.0), (9, 13, 15), ((0, 9), (0, 13), (0, 15))).image()
+    infer = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0), regions=regions)
+    network = nn.Conv3d(1, 3, 1)
+    logits = torch.stack(list(infer.planes(image, network).values), dim=1).float()
+
+    told = infer(image, network).meta["confidence"]
+
+    if regions is None:
+        probabilities, labels = logits.softmax(dim=0), logits.argmax(dim=0)
+        expected = [np.nan, *(float(probabilities[label][labels == label].mean()) for label in (1, 2))]
+    else:
+        means = {label: float(one[one > 0.5].mean()) for label, one in zip(regions, logits.sigmoid(), strict=True)}
+        expected = [np.nan, *(means[label] for label in (1, 2, 3))]
+    np.testing.assert_allclose(np.ravel(told), expected, rtol=1e-5)
+
+
 def test_planes_of_logits_become_the_labels_in_the_view_of_a_prepared_image() -> None:
     image, network = CASE.image(), nn.Conv3d(1, 3, 1)
     infer = NnUNetInferer(patch_size=(8, 8, 8), spacing=(1.0, 1.0, 1.0))

@@ -1,6 +1,6 @@
 """Scores or probabilities of an image that come plane by plane, so that those of all planes never exist."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,32 @@ def probabilities_in(logits: torch.Tensor, *, are_regions: bool) -> Probabilitie
 def probable(planes: Planes, *, are_regions: bool) -> Planes:
     """Return the probabilities of logits; see `probabilities_in`."""
     return planes._replace(values=(probabilities_in(logits, are_regions=are_regions) for logits in planes.values))
+
+
+def certainty_in(probabilities: Probabilities, regions: Sequence[int] | None) -> npt.NDArray[np.float64]:
+    """Return (2, labels): the sum of each label's probability over the voxels that have it, and how many have it.
+
+    Args:
+        probabilities: (C, ...).
+        regions: labels of channels that may overlap; None for classes that exclude each other.
+    """
+    if regions is None:
+        highest, likeliest = probabilities.max(axis=0).ravel(), probabilities.argmax(axis=0).ravel()
+        size = len(probabilities)
+        return np.stack([np.bincount(likeliest, weights, size) for weights in (highest, np.ones_like(highest))])
+    sums = np.zeros((2, 1 + max(regions)))
+    for label, region in zip(regions, probabilities, strict=True):
+        inside = region[region > 0.5]
+        sums[:, label] += inside.sum(dtype=np.float64), len(inside)
+    return sums
+
+
+def confidence_of(certainty: Iterable[npt.NDArray[np.float64]]) -> torch.Tensor:
+    """Return the mean probability (labels,) float32 of each label; NaN for the background and what is nowhere."""
+    sums, counts = np.sum(list(certainty), axis=0)
+    means = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    means[0] = np.nan
+    return torch.from_numpy(means.astype(np.float32))
 
 
 def gathered(planes: Planes, shape: Shape, channels: Sequence[int], *, are_regions: bool) -> Probabilities:

@@ -63,8 +63,7 @@ class CascadeInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         if self.probabilities_of:
             return brought_back(self._probabilities(inputs, network), inputs, {})
         found = self.second.find(inputs, network, **self._previous(inputs, network))
-        facts = {} if found.confidence is None else {"confidence": torch.from_numpy(found.confidence)}
-        return brought_back(found.labels, inputs, facts)
+        return brought_back(found.labels, inputs, found.facts())
 
     def planes(self, inputs: MetaTensor, network: Networks) -> Planes:
         """Return the logits of the second stage for an image (1, C, i, j, k)."""

@@ -71,15 +71,15 @@ class CroppedInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types tha
         grid = Grid.of(inputs)
         if self.labels is None:
             found = self.inner.find(inputs, network)
-            return brought_back(found.labels, inputs, {})
+            return brought_back(found.labels, inputs, found.facts())
         box = _box_around(np.isin(self.rough.find(inputs, network).labels, sorted(self.labels)), grid, self.margin_mm)
-        labels: Labels = np.zeros(grid.shape, np.uint8)
-        if box is not None:
-            cut = torch.trunc(inputs.as_tensor()[0, :, *box].float())
-            inside = self.inner.find(on_own_grid(cut, grid.cropped(box))[None], network).labels
-            labels = labels.astype(inside.dtype, copy=False)
-            labels[box] = inside
-        return brought_back(labels, inputs, {})
+        if box is None:
+            return brought_back(np.zeros(grid.shape, np.uint8), inputs, {})
+        cut = torch.trunc(inputs.as_tensor()[0, :, *box].float())
+        inside = self.inner.find(on_own_grid(cut, grid.cropped(box))[None], network)
+        labels: Labels = np.zeros(grid.shape, inside.labels.dtype)
+        labels[box] = inside.labels
+        return brought_back(labels, inputs, inside.facts())
 
     def restricted_to(self, labels: Collection[int]) -> Self:
         """Return an inferer that finds nothing but these labels, and runs no part that knows none of them."""

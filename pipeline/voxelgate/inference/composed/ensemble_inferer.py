@@ -13,7 +13,7 @@ from monai.inferers import Inferer
 from voxelgate.core.errors import BundleError, UsageError
 from voxelgate.core.geometry import Grid, Shape
 from voxelgate.core.machine import GIB
-from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probable
+from voxelgate.inference.class_planes import Planes, Probabilities, certainty_in, confidence_of, gathered, probable
 from voxelgate.inference.composed.part import Labels, Part, ask_parts, brought_back
 from voxelgate.inference.pass_options import PassOptions
 from voxelgate.inference.sliding_window import Networks
@@ -65,8 +65,8 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
             network: the networks of all members, as a list.
 
         Returns:
-            (1, 1, I, J, K) uint8, or uint16 from label 256 on, on the grid of the source. With `probabilities_of`,
-            (1, asked, I, J, K) float32.
+            (1, 1, I, J, K) uint8, or uint16 from label 256 on, on the grid of the source. `meta["confidence"]` holds
+            the mean probability of each label where it was found. With `probabilities_of`, (1, asked, I, J, K) float32.
         """
         shape = Grid.of(inputs).shape
         means = self._means([part.planes(inputs, network) for part in self.members], shape)
@@ -75,9 +75,12 @@ class EnsembleInferer(Inferer):  # type: ignore[misc]  # MONAI ships no types th
             return brought_back(found, inputs, {})
         labels: Labels = np.zeros(shape, np.uint16)
         view = means.view(labels)
+        certainty = []
         for number, mean in enumerate(means.values):
-            view[number] = self._labels(mean)
-        return brought_back(labels.astype(np.uint8) if labels.max() < 256 else labels, inputs, {})
+            view[number] = plane = self._labels(mean)
+            certainty.append(certainty_in(mean[:, plane > 0], self.regions))
+        facts = {"confidence": confidence_of(certainty)}
+        return brought_back(labels.astype(np.uint8) if labels.max() < 256 else labels, inputs, facts)
 
     def adjusted(self, asked: PassOptions) -> Self:
         """Return an inferer whose members run as they are asked to."""

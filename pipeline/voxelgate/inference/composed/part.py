@@ -38,6 +38,10 @@ class PartResult(NamedTuple):
     labels: Labels
     confidence: Labels | None
 
+    def facts(self) -> dict[str, torch.Tensor]:
+        """Return what it says beside the labels, as the metadata of a result hold it."""
+        return {} if self.confidence is None else {"confidence": torch.from_numpy(self.confidence)}
+
 
 @dataclass(frozen=True, eq=False)
 class Part:

@@ -5,7 +5,7 @@ voxels around a source voxel agree, and clearly enough for float16, it has their
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,11 @@ MOST_REGIONS = 31
 
 class LogitDecision(Protocol):
     """How logits become labels. Codes are integers, int32, that `labels` translates."""
+
+    @property
+    def regions(self) -> tuple[int, ...] | None:
+        """Return the labels of channels that may overlap; None for classes."""
+        ...
 
     def bounds(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two maps of codes for logits (classes, H, W) float16; equal where the decision is clear."""
@@ -72,6 +77,8 @@ class LogitDecision(Protocol):
 @dataclass(frozen=True)
 class LikeliestClass:
     """The class with the highest logit after rounding, the first of equals; its number is code and label."""
+
+    regions: None = field(default=None, init=False)
 
     def bounds(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the class of each voxel, and the same or, unless it is clear of all classes before it, one beyond."""
@@ -141,17 +148,17 @@ class Regions:
     A code has one bit for each region.
 
     Args:
-        values: label of each channel's region (`regions_class_order`).
+        regions: label of each channel's region (`regions_class_order`).
 
     Raises:
         UsageError: no region, more than 31, or negative labels.
     """
 
-    values: tuple[int, ...]
+    regions: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.values) <= MOST_REGIONS or min(self.values) < 0:
-            raise UsageError(f"regions {self.values}: expected 1 to {MOST_REGIONS} labels of at least 0.")
+        if not 1 <= len(self.regions) <= MOST_REGIONS or min(self.regions) < 0:
+            raise UsageError(f"regions {self.regions}: expected 1 to {MOST_REGIONS} labels of at least 0.")
 
     def bounds(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the regions that are surely there, and those that may be."""
@@ -183,7 +190,7 @@ class Regions:
     def labels(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the label of the last region that is there, 0 where none is."""
         labels = torch.zeros_like(codes)
-        for bit, value in enumerate(self.values):
+        for bit, value in enumerate(self.regions):
             labels.masked_fill_(codes.bitwise_and(1 << bit) != 0, value)
         return labels
 
@@ -193,9 +200,9 @@ class Regions:
         Raises:
             BundleError: not one channel for each region.
         """
-        if channels != len(self.values):
-            raise BundleError(f"the network gives {channels} channels, expected {len(self.values)}, one a region.")
-        return max(self.values)
+        if channels != len(self.regions):
+            raise BundleError(f"the network gives {channels} channels, expected {len(self.regions)}, one a region.")
+        return max(self.regions)
 
     def _bits(self, is_there: torch.Tensor) -> torch.Tensor:
         """Return codes (...) of truths (regions, ...)."""

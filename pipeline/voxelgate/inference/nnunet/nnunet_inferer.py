@@ -16,7 +16,7 @@ from torch import nn
 from voxelgate.core.errors import BundleError, InputError, UsageError
 from voxelgate.core.geometry import Grid, Shape
 from voxelgate.core.machine import free_host_bytes
-from voxelgate.inference.class_planes import Planes, Probabilities, gathered, probabilities_in
+from voxelgate.inference.class_planes import Planes, Probabilities, confidence_of, gathered, probabilities_in
 from voxelgate.inference.nnunet.decisions import LogitDecision, decision_of
 from voxelgate.inference.nnunet.fast_networks import fast_body
 from voxelgate.inference.nnunet.logit_planes import logit_planes
@@ -127,8 +127,9 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
                 `ModuleList`, are folds.
 
         Returns:
-            (1, 1, I, J, K) on the source grid; uint8, int32 where a label above 255 is possible. With
-            `probabilities_of`, (1, asked, I, J, K) float32.
+            (1, 1, I, J, K) on the source grid; uint8, int32 where a label above 255 is possible. `meta["confidence"]`
+            holds the mean probability of each label on the network grid, where it was found. With `probabilities_of`,
+            (1, asked, I, J, K) float32.
 
         Raises:
             InputError: more than one volume, none, voxels that are not finite, or metadata without the source grid.
@@ -137,7 +138,8 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         """
         way = self._way(inputs, network)
         if not self.probabilities_of:
-            return on_source(torch.from_numpy(_labels_on_source(way)), inputs, way.source, {})
+            labels, confidence = _found_on_source(way)
+            return on_source(torch.from_numpy(labels), inputs, way.source, {"confidence": confidence})
         found = gathered(
             Planes(way.box.view, way.restored(partial(self._probabilities, way.restorer))),
             way.source.shape,
@@ -227,15 +229,24 @@ class NnUNetInferer(Inferer):  # type: ignore[misc]  # MONAI ships no stubs
         return probabilities_in(restorer.logits(index, planes), are_regions=self.regions is not None)
 
 
-def _labels_on_source(way: _Way) -> npt.NDArray[Any]:
-    """Return labels (1, I, J, K); 0 outside the part that was prepared."""
+def _found_on_source(way: _Way) -> tuple[npt.NDArray[Any], torch.Tensor]:
+    """Return labels (1, I, J, K), 0 outside the part that was prepared, and how sure the network is of each."""
     labels = view = np.zeros((0, 0, 0), np.uint8)
-    for index, plane in enumerate(way.restored(way.restorer.labels)):
+    certainty: dict[int, npt.NDArray[np.float64]] = {}
+    for index, (plane, of_planes) in enumerate(way.restored(partial(_labelled, way.restorer))):
+        certainty |= of_planes
         if not index:
             labels = in_file_order(1, way.source.shape, plane.numpy().dtype)
             view = way.box.view(labels)[0]
         view[index] = plane.numpy()
-    return labels
+    return labels, confidence_of(certainty.values())
+
+
+def _labelled(
+    restorer: AnyRestorer, index: int, planes: tuple[LogitPlane, ...]
+) -> tuple[torch.Tensor, dict[int, npt.NDArray[np.float64]]]:
+    """Return the labels of a plane of the source grid, and how certain the planes are that it is made of."""
+    return restorer.labels(index, planes), {plane.number: plane.certainty for plane in planes}
 
 
 def _check_resampling(resampling: Resampling) -> None:

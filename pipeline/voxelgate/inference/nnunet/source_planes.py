@@ -7,9 +7,11 @@ from itertools import product
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from voxelgate.inference.class_planes import certainty_in, probabilities_in
 from voxelgate.inference.nnunet.decisions import LogitDecision
 from voxelgate.inference.nnunet.taps import Taps
 
@@ -25,10 +27,12 @@ class LogitPlane:
     """A plane of the network grid; what several planes of the source grid need of it is computed once.
 
     Args:
+        number: of the plane.
         logits: (classes, H, W) float16.
         decision: how they become labels.
     """
 
+    number: int
     logits: torch.Tensor
     decision: LogitDecision
     _turn: Lock = field(default_factory=Lock, init=False, repr=False)
@@ -40,6 +44,12 @@ class LogitPlane:
     @cached_property
     def _columns(self) -> torch.Tensor:
         return self.logits.flatten(1).T.contiguous().float()
+
+    @cached_property
+    def _certainty(self) -> npt.NDArray[np.float64]:
+        regions, is_found = self.decision.regions, self._bounds[1] != 0
+        probabilities = probabilities_in(self.logits[:, is_found], are_regions=regions is not None)
+        return certainty_in(probabilities, regions)
 
     @cached_property
     def peak(self) -> float:
@@ -58,6 +68,12 @@ class LogitPlane:
         with self._turn:
             return self._columns
 
+    @property
+    def certainty(self) -> npt.NDArray[np.float64]:
+        """Return how probable what it shows is, all but the background (`certainty_in`)."""
+        with self._turn:
+            return self._certainty
+
 
 def neighbours(planes: Iterable[torch.Tensor], taps: Taps, decision: LogitDecision) -> Iterator[tuple[LogitPlane, ...]]:
     """Yield, for each plane of the source grid, the one or two planes of the network grid it is made of.
@@ -67,7 +83,7 @@ def neighbours(planes: Iterable[torch.Tensor], taps: Taps, decision: LogitDecisi
         taps: of the first axis.
         decision: how logits become labels.
     """
-    coming = (LogitPlane(plane, decision) for plane in planes)
+    coming = (LogitPlane(number, plane, decision) for number, plane in enumerate(planes))
     kept: dict[int, LogitPlane] = {}
     known = 0
     for low, high in zip(taps.low.tolist(), taps.high.tolist(), strict=True):
