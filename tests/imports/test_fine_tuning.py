@@ -152,6 +152,18 @@ def test_a_plan_takes_network_window_and_preparation_of_the_imported_model(impor
     assert overrides["patch_vox"] == configuration()["patch_size"]
     assert overrides["adopted"]["preparation"] == steps["transforms"][2:]
     assert overrides["adopted"]["inferer"]["mirror_axes"] == []
+    assert overrides["reasons"]["spacing_mm"] == "as blobs has it, from which the training goes on"
+
+
+def test_a_value_that_somebody_sets_is_not_said_to_be_that_of_the_imported_model(
+    imported: Path, manifest: Path, tmp_path: Path
+) -> None:
+    budget, own = Budget(minutes=1, step_s=1), {"overlap": 0.25}
+
+    made = make_bundle(manifest, tmp_path / "planned", budget, adopted=imported, overrides=own).plan
+
+    assert (made.overlap, made.reasons["overlap"]) == (0.25, "set by hand")
+    assert made.reasons["patch_vox"].startswith("as blobs has it")
 
 
 def test_only_a_model_of_one_configuration_can_be_gone_on_from(tmp_path: Path) -> None:

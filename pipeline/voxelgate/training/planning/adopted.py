@@ -1,5 +1,6 @@
 """Go on from an imported network of nnU-Net: its layers, its window and its own preparation, with other labels too."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ READING = ("LoadImaged", "EnsureChannelFirstd")
 VOLUME_AXES = 3
 
 
-def adopted_overrides(bundle: Path) -> dict[str, Any]:
+def adopted_overrides(bundle: Path, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the overrides of a plan whose training goes on from an imported bundle.
 
     Images are prepared as nnU-Net prepares them, and brought back so. They are not mirrored, in training or after: the
@@ -25,6 +26,7 @@ def adopted_overrides(bundle: Path) -> dict[str, Any]:
 
     Args:
         bundle: imported from one configuration of nnU-Net, of one fold or several.
+        own: overrides of somebody's own, which count before those.
 
     Raises:
         UsageError: it is something else.
@@ -41,7 +43,7 @@ def adopted_overrides(bundle: Path) -> dict[str, Any]:
     if len(patch) != VOLUME_AXES:
         raise UsageError(f"{bundle.name}: sees slices, and training goes on with volumes only; import a 3D model.")
     layers = {name: value for name, value in network.items() if name not in ("in_channels", "out_channels")}
-    return {
+    taken = {
         "network": layers,
         "channels": layers["channels"],
         "strides": layers["strides"],
@@ -59,6 +61,10 @@ def adopted_overrides(bundle: Path) -> dict[str, Any]:
             "inferer": {**inferer, "mirror_axes": [], "regions": None},
         },
     }
+    given = dict(own or {})
+    untouched = [name for name in taken if name not in given]
+    reasons = dict.fromkeys(untouched, f"as {bundle.name} has it, from which the training goes on")
+    return {**taken, **given, "reasons": {**reasons, **given.get("reasons", {})}}
 
 
 def _is_kept(bundle: Path) -> bool:

@@ -73,7 +73,7 @@ def make_bundle(  # noqa: PLR0913  # each is an option of the command
     refuse_existing_bundle(out)
     make_folder(out.parent)
     if adopted is not None:
-        overrides = adopted_overrides(adopted) | dict(overrides or {})
+        overrides = adopted_overrides(adopted, overrides)
     found = survey(load_manifest(manifest, data_root), cache=cache, progress=progress)
     first = plan(found.fingerprint, budget, overrides)
     made = plan(found.fingerprint, budget if budget.step_s else _budget_timed(first), overrides)
