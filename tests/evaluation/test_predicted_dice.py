@@ -140,6 +140,20 @@ def test_one_subject_teaches_nothing() -> None:
         fit_quality(rows_of(1))
 
 
+def test_results_without_any_structure_teach_nothing() -> None:
+    rows = [replace(row, observation=replace(row.observation, structures={})) for row in rows_of(12)]
+
+    with pytest.raises(ValueError, match="two subjects, found 0"):
+        fit_quality(rows)
+
+
+def test_some_results_without_any_structure_do_no_harm() -> None:
+    rows = rows_of(12)
+    empty = [replace(row, observation=replace(row.observation, structures={})) for row in rows[:4]]
+
+    assert set(fit_quality([*empty, *rows[4:]]).levels) == set(NAMES)
+
+
 def test_a_structure_that_no_result_holds_is_not_foretold_but_missed() -> None:
     rows = [
         replace(row, observation=Observation({"liver": row.observation.structures["liver"]}, row.observation.look))

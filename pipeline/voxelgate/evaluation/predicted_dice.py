@@ -162,12 +162,12 @@ def fit_quality(rows: Sequence[QualityRow]) -> QualityModel:
         rows: of at least two subjects; each by a network that has not seen its subject.
 
     Raises:
-        ValueError: fewer than two subjects have a sound row.
+        ValueError: of fewer than two subjects a sound row holds a structure.
     """
     sound = [row for row in rows if not row.damage]
-    subjects = sorted({row.subject for row in sound})
+    subjects = sorted({row.subject for row in sound if row.dice.keys() & row.observation.structures.keys()})
     if len(subjects) < 2:
-        raise ValueError(f"quality is learnt from at least two subjects, found {len(subjects)}")
+        raise ValueError(f"quality is learnt from found structures of at least two subjects, found {len(subjects)}")
     part_of = {subject: number % PARTS for number, subject in enumerate(subjects)}
     foretold, strange = [], []
     for part in sorted(set(part_of.values())):

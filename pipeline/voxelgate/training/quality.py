@@ -14,7 +14,7 @@ from voxelgate.bundle.opened import open_fold
 from voxelgate.bundle.predict import Bundle
 from voxelgate.bundle.reading import Image, read_source
 from voxelgate.core.dice import dice_of_labels
-from voxelgate.core.errors import InputError
+from voxelgate.core.errors import VoxelgateError
 from voxelgate.core.files import write_text
 from voxelgate.core.forms import measure_forms
 from voxelgate.core.labels import IGNORED
@@ -68,7 +68,7 @@ def _row(bundle: Bundle, read: Image, image: LabelledImage, case: ManifestCase, 
     try:
         prepared = bundle.prepare(as_image(image.voxels, image.grid, read.facts))
         found = bundle.predict(prepared, image.grid)
-    except InputError:
+    except VoxelgateError:
         return
     observation = bundle.observe(found, image.grid)
     counted = np.where(image.truth == IGNORED, 0, image.truth)
@@ -109,4 +109,9 @@ def write_quality(root: Path, manifest: Manifest, folds: int, progress: Progress
             rows.append(row)
             if progress is not None:
                 progress(len({one.case_id for one in rows}), len(manifest.cases))
-    write_text(root / QUALITY, fit_quality(rows).to_json())
+    try:
+        model = fit_quality(rows)
+    except ValueError as error:
+        logger.warning("%s: verdicts are not calibrated: %s", root.name, error)
+        return
+    write_text(root / QUALITY, model.to_json())
