@@ -20,7 +20,7 @@ COMMANDS = {
     "manifest": "Make a manifest from a folder of images and labels, and check every file.",
     "plan": "Make an untrained bundle whose numbers fit a data set and a budget, and give the reason of each.",
     "import": "Make a bundle of a model of nnU-Net, TotalSegmentator or MONAI's model zoo, or of a TorchScript file.",
-    "train": "Train a bundle; its best weights by validation Dice are kept.",
+    "train": "Train a bundle; its best weights by validation Dice are kept, with what helps on validation cases.",
     "evaluate": "Measure label maps against references: Dice, IoU, HD95, ASSD, MSSD, RAVD, volumes.",
     "inspect": "Say of every DICOM series whether it can be used, and why not; of a manifest, what is in its data.",
     "segment": "Segment volumes; each result lies on the very grid of its image. The same command goes on where it was "

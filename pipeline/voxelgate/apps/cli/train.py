@@ -55,7 +55,7 @@ def run(
     overwrite: Overwrite = False,
     settings: Settings = None,
 ) -> None:
-    """Train a bundle; its best weights by validation Dice are kept, and what helps on validation cases is added."""
+    """Train a bundle; its best weights by validation Dice are kept, with what helps on validation cases."""
     started_s = time.monotonic()
     if csv is not None:
         refuse_existing([csv], overwrite=overwrite)
