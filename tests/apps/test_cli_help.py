@@ -46,7 +46,7 @@ def test_every_option_that_the_pages_name_is_one_of_some_program() -> None:
     others |= {"--logdir", "--constraint", "--count", "--side", "--engines"}
     others |= {"--host", "--port", "--nthreads", "--minutes", "--clock", "--batch", "--channels", "--plot", "--steps"}
     others |= {"--epoch"}  # a mistake, shown as one
-    others |= {"--rows", "--foreign", "--variant"}  # of benchmarks
+    others |= {"--rows", "--foreign", "--variant", "--cases", "--seeds"}  # of benchmarks
     others |= {"--roi_subset", "--remove_small_blobs"}  # of TotalSegmentator
 
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", TEXT)) <= ours | others
