@@ -102,7 +102,16 @@ def write_csv(scores: Sequence[LabelScores], path: Path, *, overwrite: bool = Fa
 
 def without_names(scores: Iterable[LabelScores]) -> list[LabelScores]:
     """Return scores whose cases are called by a hash of their id, for tables that lie in a bundle and go with it."""
-    return [replace(one, case_id=hashlib.sha256(one.case_id.encode()).hexdigest()[:HASH_DIGITS]) for one in scores]
+    return [replace(one, case_id=without_name(one.case_id)) for one in scores]
+
+
+def without_name(case_id: str) -> str:
+    """Return what a case is called in a bundle: the first digits of the SHA-256 of its id.
+
+    >>> without_name("case_0")
+    'e3c05451f17d'
+    """
+    return hashlib.sha256(case_id.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def _columns(*, in_pixels: bool) -> dict[str, tuple[str, int]]:

@@ -21,7 +21,7 @@ from voxelgate.core.progress import Progress
 from voxelgate.datasets.build_manifest import write_manifest
 from voxelgate.datasets.manifest import ALL_FOLDS, Manifest, Split, load_manifest, part_cases
 from voxelgate.evaluation.scores import LabelScores, Measure
-from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, without_names, write_csv
+from voxelgate.evaluation.table import MEAN_OVER_LABELS, summarise, without_name, without_names, write_csv
 from voxelgate.training.class_offsets import LOST_DICE, Offsets
 from voxelgate.training.cleaning import CleaningTrial
 from voxelgate.training.ending import Ending, choose_ending, planned, with_offsets, write_plan
@@ -292,11 +292,12 @@ def _show_cases(root: Path, done: Sequence[_FoldResult], scores: Sequence[LabelS
     drawings: dict[str, CaseDrawing] = {}
     for fold in done:
         drawings |= read_drawings(fold.bundle / TRAINING / DRAWINGS_NAME)
-    fold_of = {case_id: number for number, fold in enumerate(done) for case_id in fold.subject_of}
-    subject_of = {case_id: subject for fold in done for case_id, subject in fold.subject_of.items()}
+    fold_of = {without_name(case_id): number for number, fold in enumerate(done) for case_id in fold.subject_of}
+    subject_of = {without_name(case_id): subject for fold in done for case_id, subject in fold.subject_of.items()}
     labels = Metadata.read(root).labels
     write_folds_page(
-        CrossValidationFacts(root.name, labels, scores, drawings, fold_of, subject_of), root / TRAINING / FOLDS_PAGE
+        CrossValidationFacts(root.name, labels, without_names(scores), drawings, fold_of, subject_of),
+        root / TRAINING / FOLDS_PAGE,
     )
     logger.info("%s shows every case", root / TRAINING / FOLDS_PAGE)
 

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from voxelgate.core.files import make_folder, read_text, write_text
 from voxelgate.core.geometry import Grid
 from voxelgate.evaluation.handler import values_of_channels
+from voxelgate.evaluation.table import without_name
 from voxelgate.training.pages.case_drawing import CaseDrawing, draw_case
 
 DRAWINGS = TypeAdapter(dict[str, CaseDrawing])
@@ -43,7 +44,8 @@ class DrawCases:
     def _draw_rows(self, engine: Engine) -> None:
         for row, case in zip(engine.state.output, engine.state.batch, strict=True):
             found, truth = (values_of_channels(row[key]).clip(min=0) for key in (self.pred_key, self.label_key))
-            self.drawings[str(case["case_id"])] = draw_case(row["image"], found, truth, Grid.of(row[self.pred_key]))
+            drawing = draw_case(row["image"], found, truth, Grid.of(row[self.pred_key]))
+            self.drawings[without_name(str(case["case_id"]))] = drawing
 
     def _write_drawings(self, engine: Engine) -> None:  # noqa: ARG002  # ignite's interface
         make_folder(self.path.parent)

@@ -18,6 +18,7 @@ from voxelgate.core.geometry import Grid
 from voxelgate.core.labels import LabelTable
 from voxelgate.core.palette import structure_colours
 from voxelgate.evaluation.handler import values_of_channels
+from voxelgate.evaluation.table import without_name
 from voxelgate.training.distributed import rank
 from voxelgate.training.pages.case_drawing import HIGHEST, CaseDrawing, Picture, cut_outlines, drawing_of, pictures_of
 from voxelgate.training.pages.painting import painted
@@ -210,7 +211,7 @@ class WriteProgressPage:
         with self._drawing.spent():
             for row, case in zip(engine.state.output, engine.state.batch, strict=True):
                 number = len(self._case_ids)
-                self._case_ids.append(str(case["case_id"]))
+                self._case_ids.append(without_name(str(case["case_id"])))
                 if number in _spread_over(engine.state.epoch_length) and (
                     self._drawing.is_left or number not in self._cases
                 ):
