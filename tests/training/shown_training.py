@@ -32,13 +32,13 @@ def one_hot(labels: npt.NDArray[np.int64]) -> MetaTensor:
     return MetaTensor(channels.float(), affine=torch.eye(4, dtype=torch.float64))
 
 
-def validation_of(truths: Sequence[npt.NDArray[np.int64]]) -> Engine:
-    """Return a validator of cases; after epoch 1 it finds the second ball 3 voxels beside, then nearer."""
+def validation_of(truths: Sequence[npt.NDArray[np.int64]], *, are_named: bool = True) -> Engine:
+    """Return a validator; after epoch 1 it finds the second ball 3 voxels beside, then nearer."""
 
     def step(engine: Engine, case: tuple[int, npt.NDArray[np.int64]]) -> list[dict[str, Any]]:
         number, truth = case
         found = one_hot(balls(max(0, EPOCHS - engine.state.epoch)))
-        engine.state.batch = [{"case_id": f"case_{number}"}]
+        engine.state.batch = [{"case_id": f"case_{number}"} if are_named else {}]
         return [{"image": MetaTensor(100.0 * found[1:2], affine=found.affine), "label": one_hot(truth), "pred": found}]
 
     validator = Engine(step)
@@ -55,13 +55,14 @@ def run_training(
     done: int = 0,
     fold: int = 0,
     title: str = "balls",
+    are_named: bool = True,
 ) -> list[int]:
     """Run a training that goes on after `done` epochs, and that validates after each.
 
     Returns:
         The steps that the page has known of after each of them.
     """
-    validator, weight = validation_of(truths), torch.nn.Parameter(torch.zeros(1))
+    validator, weight = validation_of(truths, are_named=are_named), torch.nn.Parameter(torch.zeros(1))
     page = WriteProgressPage(
         path=folder / "progress.html",
         validator=validator,

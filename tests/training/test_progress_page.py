@@ -39,6 +39,14 @@ def text_of(folder: Path) -> str:
 
 
 @pytest.mark.usefixtures("unhurried")
+def test_cases_of_a_data_set_that_names_none_are_numbered(tmp_path: Path) -> None:
+    run_training(tmp_path, [balls(), balls(1)], are_named=False)
+
+    assert "case 1" in text_of(tmp_path)
+    assert "case 2" in text_of(tmp_path)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_the_page_tells_losses_structures_and_cases(tmp_path: Path) -> None:
     run_training(tmp_path, [balls(), balls(1)])
     text = text_of(tmp_path)

@@ -211,7 +211,7 @@ class WriteProgressPage:
         with self._drawing.spent():
             for row, case in zip(engine.state.output, engine.state.batch, strict=True):
                 number = len(self._case_ids)
-                self._case_ids.append(without_name(str(case["case_id"])))
+                self._case_ids.append(without_name(str(case["case_id"])) if "case_id" in case else f"case {number + 1}")
                 if number in _spread_over(engine.state.epoch_length) and (
                     self._drawing.is_left or number not in self._cases
                 ):
