@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browsing import OpenedPage
 from tests.report_cases import (
     GATES,
     HOSTILE,
@@ -37,37 +38,13 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: 
 
 COLOURS = structure_colours(TABLE)
 
-SIZE = {"width": 1400, "height": 900}
 MANY = 1000
 MANY_OPEN_S = 20.0
 """A loose limit for a busy machine; about 1.3 s were measured on two slow cores."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    """Return Debian's Chromium without a window."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-class Visit:
-    """A page that was opened, and all that it said and asked for."""
-
-    def __init__(self, browser: "sync_api.Browser", path: Path, **options: object) -> None:
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page = browser.new_context(**({"viewport": SIZE} | options)).new_page()
-        self.page.set_default_timeout(20_000)
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
+class Visit(OpenedPage):
+    """The report page."""
 
     def names(self) -> list[str]:
         """Return the cases in the table, from top to bottom."""

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
+from tests.browsing import OpenedPage
 from tests.training.shown_training import NAMES, SHAPE, balls, one_hot
 from voxelgate.core.errors import OutputError
 from voxelgate.core.geometry import AXES_RAS, Grid
@@ -134,29 +133,11 @@ def test_drawings_that_are_missing_or_damaged_are_none(tmp_path: Path, content: 
 # --- in a browser -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    """Return Debian's Chromium without a window."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
 @pytest.mark.slow
 def test_cases_are_ordered_anew_and_a_dot_leads_to_its_case(browser: object, tmp_path: Path) -> None:
     write_folds_page(some_facts(), tmp_path / "page.html")
-    said: list[str] = []
-    asked: list[str] = []
-    page = browser.new_context().new_page()  # type: ignore[attr-defined]  # playwright is not always there
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto((tmp_path / "page.html").as_uri())
+    opened = OpenedPage(browser, tmp_path / "page.html")
+    page = opened.page
 
     page.locator("#direction").select_option("best")
     page.locator("#order").select_option("right ball")
@@ -167,5 +148,5 @@ def test_cases_are_ordered_anew_and_a_dot_leads_to_its_case(browser: object, tmp
     ranks = json.loads(page.locator(".case:target").get_attribute("data-dice"))
     assert ranks["1"] == 1
     assert ranks["3"] is None
-    assert said == []
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert opened.said == []
+    assert all(url.startswith(("file:", "data:")) for url in opened.asked)

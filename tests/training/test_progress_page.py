@@ -2,8 +2,6 @@
 
 import json
 import logging
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.browsing import OpenedPage
 from tests.training.shown_training import EPOCHS, balls, run_training
 from voxelgate.bundle.frame import Config
 from voxelgate.evaluation.table import without_name
@@ -213,30 +212,12 @@ def test_many_points_become_means_of_neighbours() -> None:
 # --- in a browser -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    """Return Debian's Chromium without a window."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("unhurried")
 def test_the_slider_shows_what_was_found_after_each_epoch(browser: object, tmp_path: Path) -> None:
     run_training(tmp_path, [balls()])
-    said: list[str] = []
-    asked: list[str] = []
-    page = browser.new_context().new_page()  # type: ignore[attr-defined]  # playwright is not always there
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto((tmp_path / "progress.html").as_uri())
+    opened = OpenedPage(browser, tmp_path / "progress.html")
+    page = opened.page
     last = page.locator(".found path.s2").first.get_attribute("d")
 
     page.locator("#step").focus()
@@ -250,6 +231,6 @@ def test_the_slider_shows_what_was_found_after_each_epoch(browser: object, tmp_p
     page.keyboard.press("Tab")
     page.get_by_label("true labels").uncheck()
     assert not page.locator(".truth").first.is_visible()
-    assert said == []
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert opened.said == []
+    assert all(url.startswith(("file:", "data:")) for url in opened.asked)
     assert json.loads(page.locator("#history").text_content())["steps"] == [6, 12, 18, 24]
