@@ -85,10 +85,7 @@ class _Turn:
         for axis, place in enumerate(positions):
             swept = self.axes.index(axis)
             inside = place.clamp(0, self.sampled_size[axis] - 1)
-            low, high = (
-                inside.floor(),
-                inside.ceil(),
-            )  # the same for a position on a voxel, whose neighbours may be gone
+            low, high = inside.floor(), inside.ceil()  # equal on a voxel, whose neighbours may be gone
             shares.append((low + 1 - inside, inside - low))
             sign, offset, (least, most) = self.signs[swept], self.offsets[swept], self.ends[swept]
             at_both = [(sign * end.long() + offset).clamp(least - 1, most + 1) for end in (low, high)]
